@@ -22,6 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from helpers.models import tensor_bytes
+
 FORMAT = 1
 
 
@@ -127,6 +129,11 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's bytes, as 64 hex digits."""
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
 def write_json(path: str | Path, value) -> None:

@@ -17,6 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
 from transformers.masking_utils import eager_mask
 from transformers.models.gpt_neo import modeling_gpt_neo as gpt_neo
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
 
 COURSE_ATTENTION = "course"
 
@@ -215,14 +218,21 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def choose_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the GPU computes in it, else float32.
+def choose_precision(asked: str, device: torch.device) -> str:
+    """"float32" or "bfloat16" for the matrix products of training.
 
-    Never float16: GPT-Neo's scores are not scaled and can overflow there. A T4 has no bfloat16.
+    "auto" gives bfloat16 where the GPU computes in it, else float32. Never float16: GPT-Neo's
+    scores are not scaled and can overflow there. A T4 has no bfloat16.
+
+    Raises:
+        ModelError: a precision that the course does not use.
     """
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+    if asked in ("float32", "bfloat16"):
+        return asked
+    if asked != "auto":
+        raise ModelError(f"Precision '{asked}' is not known. Choose float32, bfloat16 or auto.")
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if on_gpu else "float32"
 
 
 def n_positions(config) -> int | None:

@@ -1,0 +1,55 @@
+# Frozen Attention: one command runs the course, one proves it. `make help` lists all.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+PY := .venv/bin/python
+NOTEBOOK ?=
+TORCH_INDEX ?=
+REPO ?=
+ARGS ?=
+
+# Strict: each cell must print again what its notebook stores, within two minutes.
+NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=120 -q
+
+.DEFAULT_GOAL := help
+.PHONY: help venv course lab test test-machines notebooks evidence badges lint lock
+
+help: ## list the commands
+	@echo "make <command>:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: ## build .venv from requirements.lock, if it is not there [TORCH_INDEX=url: look for torch there too]
+	@test -n "$(PYTHON)" || { echo "The course needs Python 3.11 or newer, and found none."; \
+		echo "Install one, or name it: make course PYTHON=/path/to/python3.11"; exit 2; }
+	@"$(PYTHON)" scripts/build_venv.py --torch-index "$(TORCH_INDEX)"
+
+course: venv ## run the notebooks and show the claims table [NOTEBOOK=02_freezing: only that one]
+	@$(PY) scripts/run_course.py --notebook "$(NOTEBOOK)"
+
+lab: venv ## open the course in JupyterLab [ARGS="--no-browser"]
+	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
+
+test: venv ## unit and property tests, then every notebook against its stored outputs
+	@$(PY) -m pytest tests
+	@$(NBVAL)
+
+test-machines: venv ## the notebooks again with one thread, then with plain CPU instructions
+	@echo "One thread:"
+	@OMP_NUM_THREADS=1 $(NBVAL)
+	@echo "No vector instructions (ATEN_CPU_CAPABILITY=default):"
+	@ATEN_CPU_CAPABILITY=default $(NBVAL)
+
+notebooks: venv ## run the notebooks in place and store their outputs [NOTEBOOK=02_freezing: only that one]
+	@$(PY) scripts/refresh_notebooks.py $(NOTEBOOK)
+
+evidence: venv ## record the training runs behind the verdicts under data/evidence [ARGS=...]
+	@$(PY) scripts/record_evidence.py $(ARGS)
+
+badges: venv ## set the repository's name everywhere: REPO=owner/name
+	@$(PY) scripts/badges.py "$(REPO)"
+
+lint: venv ## check the style with ruff
+	@$(PY) -m ruff check .
+
+lock: ## write requirements.lock anew from requirements.txt [ARGS="name==version": hold that package there]
+	@"$(PYTHON)" scripts/write_lock.py $(ARGS)

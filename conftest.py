@@ -1,0 +1,12 @@
+"""Settings for both passes of `make test`: tests/ and the notebooks under nbval.
+
+They must be in place before a kernel starts or torch is imported. A variable that is set
+already wins, so `OMP_NUM_THREADS=1 make test` means what it says.
+"""
+
+import os
+
+from notebook_kernel import KERNEL_SETTINGS, OFFLINE
+
+for name, value in (KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny"}).items():
+    os.environ.setdefault(name, value)

@@ -1,0 +1,243 @@
+"""What each parameter of a decoder is for: one role per tensor, a tied tensor counted once.
+
+Names are read component by component ("attn", "c_proj"), never as substrings:
+GPT-2's ``c_proj`` is attention inside ``attn`` and MLP inside ``mlp``, and an
+"embed" rule would miss GPT-Neo's ``wte``. A name that no rule knows is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import pandas as pd
+from torch import nn
+
+ROLES = ("attention", "mlp", "norm", "token_embedding", "position_embedding", "head")
+
+_CONTAINERS = dict.fromkeys(("attn", "attention", "self_attn", "self_attention"), "attention")
+_CONTAINERS |= dict.fromkeys(("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe"), "mlp")
+
+# role -> part -> the modules that carry it in the families that transformers has
+_PARTS = {
+    "attention": {
+        "q": "q_proj q_a_proj q_b_proj", "k": "k_proj", "v": "v_proj",
+        "qkv": "c_attn query_key_value qkv_proj Wqkv",
+        "kv": "kv_a_proj_with_mqa kv_b_proj",
+        "attention-out": "out_proj o_proj c_proj dense",
+        "sinks": "sinks",
+    },
+    "mlp": {
+        "mlp-in": "c_fc fc1 fc_in up_proj dense_h_to_4h w3 gate_up_proj",
+        "mlp-gate": "gate_proj w1",
+        "mlp-out": "c_proj fc2 fc_out down_proj dense_4h_to_h w2",
+        "router": "gate router shared_expert_gate",
+    },
+}
+_INSIDE = {(role, module): part for role, parts in _PARTS.items()
+           for part, modules in parts.items() for module in modules.split()}
+_BARE = {"fc1": ("mlp", "mlp-in"), "fc2": ("mlp", "mlp-out")}  # OPT's MLP has no module of its own
+_OUTSIDE = {
+    **dict.fromkeys(("wte", "embed_tokens", "embed_in", "word_embeddings"), ("token_embedding", "token")),
+    **dict.fromkeys(("wpe", "embed_positions", "position_embeddings"), ("position_embedding", "position")),
+    **dict.fromkeys(("lm_head", "embed_out", "output_projection"), ("head", "head")),
+    # OPT-350m keeps its token vectors narrower than its blocks.
+    "project_in": ("token_embedding", "token"), "project_out": ("head", "head"),
+}
+_NORM = re.compile(r"(\w+_)?(ln|norm|layernorm)(_?\d+|_f|_attn|_mlp)?")  # ln_1, q_norm, post_attention_layernorm
+_DEFAULT_PART = {"attention": "attention", "mlp": "mlp", "norm": "norm", "token_embedding": "token",
+                 "position_embedding": "position", "head": "head"}
+
+
+class AnatomyError(ValueError):
+    """A parameter without a known role, or a name the model does not have. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter tensor of a model.
+
+    Attributes:
+        name: as in ``model.named_parameters()``.
+        role: one of `ROLES`.
+        layer: index of its block, or None outside the blocks.
+        part: finer than the role: "q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate",
+            "mlp-out", "norm", "token", "position", "head"; weight and bias share it.
+        aliases: other names of the same tensor, such as a tied "lm_head.weight".
+        tied_head: True for a token embedding that is the output head as well.
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    part: str
+    shape: tuple[int, ...]
+    n_parameters: int
+    aliases: tuple[str, ...] = ()
+    tied_head: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All parameters of a model, in the order of ``named_parameters()``."""
+
+    entries: tuple[Entry, ...]
+    n_layers: int
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(entry.n_parameters for entry in self.entries)
+
+    def count(self, role: str) -> int:
+        """Parameters with this role; 0 where the model has none."""
+        if role not in ROLES:
+            raise AnatomyError(f"Role '{role}' is not known. Roles: {', '.join(ROLES)}.")
+        return sum(entry.n_parameters for entry in self.entries if entry.role == role)
+
+    def counts(self) -> dict[str, int]:
+        """Role to its number of parameters, for the roles that the model has."""
+        present = {entry.role for entry in self.entries}
+        return {role: self.count(role) for role in ROLES if role in present}
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(entry.name for entry in self.entries)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Entry]:
+        return {name: entry for entry in self.entries for name in (entry.name, *entry.aliases)}
+
+    def entry(self, name: str) -> Entry:
+        """The entry with this name; a tied tensor is found under each of its names.
+
+        Raises:
+            AnatomyError: the model has no such parameter; the message lists the nearest names.
+        """
+        if name not in self._by_name:
+            near = difflib.get_close_matches(name, self._by_name, n=3)
+            hint = f" Nearest: {', '.join(near)}." if near else ""
+            raise AnatomyError(f"The model has no parameter '{name}'.{hint}")
+        return self._by_name[name]
+
+    def table(self) -> pd.DataFrame:
+        """One row per role: tensors, parameters, and share of all parameters (0 to 1)."""
+        return pd.DataFrame([
+            {"role": role, "tensors": sum(entry.role == role for entry in self.entries),
+             "parameters": n, "share": n / self.n_parameters}
+            for role, n in self.counts().items()
+        ]).set_index("role")
+
+
+def anatomy(model: nn.Module, roles: dict[str, str] | None = None) -> Anatomy:
+    """Give each parameter of a causal language model its role.
+
+    Args:
+        model: any decoder of transformers, on any device; shapes are enough, so the meta device serves.
+        roles: for names that the rules do not know: pattern to role, as in
+            ``{"transformer.h.*.adapter.*": "mlp"}`` (see `matches`). These win over the rules.
+
+    Raises:
+        AnatomyError: a parameter without a role, a pattern that matches nothing,
+            two patterns that disagree, or a role that does not exist.
+    """
+    tensors = _names_by_tensor(model)
+    given = _given_roles(roles or {}, [name for names, _ in tensors for name in names])
+    pairs = {name: given.get(name) or _known(name) for names, _ in tensors for name in names}
+    unknown = [name for name, pair in pairs.items() if pair is None]
+    if unknown:
+        raise AnatomyError(_unknown_message(unknown))
+    entries = tuple(_entry(names, parameter, {pairs[name] for name in names}) for names, parameter in tensors)
+    return Anatomy(entries, 1 + max((e.layer for e in entries if e.layer is not None), default=-1))
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Does a glob match a whole dotted name? ``*`` stays within one component, ``**`` is any number of them.
+
+    So "h.1.*" never takes "h.10.weight", and "norm" never takes "input_norm.weight".
+    """
+    return _match(pattern.split("."), name.split("."))
+
+
+def starred(names) -> list[str]:
+    """Names with each number replaced by ``*``, without repeats: one line for all blocks."""
+    return list(dict.fromkeys(".".join("*" if c.isdigit() else c for c in n.split(".")) for n in names))
+
+
+def _match(pattern: list[str], parts: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_match(pattern[1:], parts[i:]) for i in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _match(pattern[1:], parts[1:])
+
+
+def _names_by_tensor(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
+    """Each tensor once, with all its names. By identity: equal values do not tie two tensors."""
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return list(found.values())
+
+
+def _layer(name: str) -> int | None:
+    """The first number in a name: a later one counts experts, not blocks."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _known(name: str) -> tuple[str, str] | None:
+    """(role, part) by the rules, or None."""
+    parts = name.split(".")
+    if parts[-1] in ("weight", "bias"):
+        parts = parts[:-1]
+    module = parts[-1].removesuffix("_bias") if parts else ""
+    if _NORM.fullmatch(module):
+        return "norm", "norm"
+    if _layer(name) is None:
+        return _OUTSIDE.get(module)
+    container = next((_CONTAINERS[c] for c in reversed(parts[:-1]) if c in _CONTAINERS), None)
+    if container is None:
+        return _BARE.get(module)
+    part = _INSIDE.get((container, module))
+    return (container, part) if part else None
+
+
+def _entry(names: list[str], parameter: nn.Parameter, pairs: set[tuple[str, str]]) -> Entry:
+    """One tensor's entry, from the (role, part) that each of its names has."""
+    tied_head = {role for role, _ in pairs} == {"token_embedding", "head"}
+    if tied_head:
+        pairs = {("token_embedding", "token")}  # one tensor, and it is the embedding's
+    if len(pairs) > 1:
+        raise AnatomyError(f"{' and '.join(names)} are one tensor with {len(pairs)} roles, {sorted(pairs)}. "
+                           f'Give all its names one role: roles={{"{names[0]}": "mlp", …}}.')
+    role, part = next(iter(pairs))
+    return Entry(names[0], role, _layer(names[0]), part, tuple(parameter.shape), parameter.numel(),
+                 tuple(names[1:]), tied_head)
+
+
+def _given_roles(roles: dict[str, str], names: list[str]) -> dict[str, tuple[str, str]]:
+    """Name to (role, part) for the reader's own patterns."""
+    given: dict[str, tuple[str, str]] = {}
+    for pattern, role in roles.items():
+        if role not in ROLES:
+            raise AnatomyError(f"roles={{'{pattern}': '{role}'}}: role '{role}' is not known. "
+                               f"Roles: {', '.join(ROLES)}.")
+        hits = [name for name in names if matches(pattern, name)]
+        if not hits:
+            near = difflib.get_close_matches(pattern, starred(names), n=3, cutoff=0.4)
+            raise AnatomyError(f"roles={{'{pattern}': '{role}'}} matches no parameter. "
+                               f"Nearest: {', '.join(near or starred(names)[:3])}.")
+        for name in hits:
+            known = _known(name)
+            pair = known if known and known[0] == role else (role, _DEFAULT_PART[role])
+            if given.setdefault(name, pair) != pair:
+                raise AnatomyError(f"'{name}' gets two roles, '{given[name][0]}' and '{role}': "
+                                   "make the patterns narrower.")
+    return given
+
+
+def _unknown_message(unknown: list[str]) -> str:
+    lines = [f"{pattern} (first: {next(n for n in unknown if matches(pattern, n))})" for pattern in starred(unknown)]
+    return (f"Parameter names without a known role, {len(unknown)} in all: {'; '.join(lines)}. Name the role of each, "
+            f'for example roles={{"{starred(unknown)[0]}": "mlp"}}. Roles: {", ".join(ROLES)}.')

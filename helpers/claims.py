@@ -1,0 +1,248 @@
+"""The article's claims, the reader's predictions, and the verdicts that measurements give.
+
+A verdict never comes without a number, the model it was measured on, and how many seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.checkpoints import write_json
+from helpers.profiles import build_dir
+from helpers.comparison import Interval
+
+HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
+UNDECIDED, UNTESTED = "not decided", "not tested here"
+VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED)
+
+SMALLEST_LOSS = 0.02  # nats a token: 2% of perplexity, the smallest difference that counts
+SMALLEST_FORGETTING = 0.01  # nats a token
+
+
+class ClaimError(ValueError):
+    """A claim or verdict that cannot be recorded. The message says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the article says, in our words, and where the course tests it."""
+
+    id: str
+    statement: str
+    notebook: str
+
+
+CLAIMS = {c.id: c for c in (
+    Claim("C1", "A block computes h' = LN(x + MSA(x)), y = LN(h' + MLP(h')).", "01_transformer_block"),
+    Claim("C2", "Attention learns relations between tokens; the MLP transforms features.", "01_transformer_block"),
+    Claim("C3", "requires_grad = False makes the gradient of the attention weights zero.", "02_freezing"),
+    Claim("C4", "The share of parameters that train, R, is about 0.5.", "03_parameter_ratios"),
+    Claim("C5", "Of about 125 M parameters about 65 M train: almost 48% fewer.", "03_parameter_ratios"),
+    Claim("C6", "Matching names on 'attn' or 'embed' freezes attention and embeddings.", "03_parameter_ratios"),
+    Claim("C7", "The optimizer must get only the trainable parameters.", "02_freezing"),
+    Claim("C8", "The loss still falls steadily and converges.", "04_training"),
+    Claim("C9", "Gradients stay stable.", "04_training"),
+    Claim("C10", "Freezing attention reduces catastrophic forgetting.", "05_loss_and_forgetting"),
+    Claim("C11", "GPU memory falls by 25 to 30%.", "04_training"),
+    Claim("C12", "Training is slightly faster.", "04_training"),
+    Claim("C13", "On narrow tasks the quality equals full fine-tuning.", "05_loss_and_forgetting"),
+    Claim("C14", "Training the MLP is enough for style; attention holds grammar, the MLP facts.",
+          "05_loss_and_forgetting"),
+    Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "06_lora"),
+)}
+
+
+# --- verdicts ----------------------------------------------------------------------
+
+
+def decide(difference: Interval, smallest: float, claimed: str) -> str:
+    """Does a difference between two plans bear a claim out?
+
+    It *holds* if the interval lies on the claimed side of zero and the estimate reaches the
+    smallest difference that counts. It *does not hold* if the interval shuts out an effect of
+    that size on the claimed side. Else it is *not decided*. One pair decides nothing.
+
+    Args:
+        claimed: "lower" or "higher": the side on which the claim puts the difference.
+    """
+    sign = {"lower": -1.0, "higher": 1.0}[claimed]
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    if math.isnan(low):
+        return UNDECIDED
+    if low > 0 and sign * difference.mean >= smallest:
+        return HOLDS
+    return FAILS if high < smallest else UNDECIDED
+
+
+def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
+    """Are two plans equally good? Two one-sided tests (Schuirmann 1987).
+
+    *Holds* if the 90% interval lies inside the margin; *does not hold* if the 95% interval is above
+    zero and the estimate reaches the margin; else *not decided*.
+    """
+    if math.isnan(loss_90.low):
+        return UNDECIDED
+    if -margin < loss_90.low and loss_90.high < margin:
+        return HOLDS
+    return FAILS if loss_95.low > 0 and loss_95.mean >= margin else UNDECIDED
+
+
+def over_texts(verdicts: list[str]) -> str:
+    """One verdict from several texts: a claim holds only if it holds on each."""
+    kinds = set(verdicts)
+    if len(kinds) == 1:
+        return verdicts[0]
+    if HOLDS in kinds and FAILS not in kinds:
+        return IN_PART
+    return UNDECIDED
+
+
+# --- records -----------------------------------------------------------------------
+
+
+def record(claim: str, verdict: str, *, value: float | None, unit: str, model: str, model_hash: str, n_seeds: int,
+           source: str, low: float | None = None, high: float | None = None, note: str = "",
+           folder: Path | None = None) -> dict:
+    """Write ``build/claims/<id>.json`` and print the verdict in one line.
+
+    Args:
+        claim: an id of `CLAIMS`.
+        value: the number that decided; None only for *not tested here*.
+        low, high: its 95% interval, where there is one.
+        n_seeds: training runs per plan; 0 where nothing was trained.
+        source: "live" (measured by this notebook) or "recorded" (from data/evidence).
+        note: what was measured, in a few words; "on these two authors" where that is all.
+
+    Raises:
+        ClaimError: an unknown claim, verdict or source, or a verdict without a number.
+    """
+    if claim not in CLAIMS:
+        raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
+    if verdict not in VERDICTS:
+        raise ClaimError(f"Verdict '{verdict}' is not known. Verdicts: {', '.join(VERDICTS)}.")
+    if source not in ("live", "recorded"):
+        raise ClaimError(f"Source '{source}' is not known. Choose 'live' or 'recorded'.")
+    if verdict != UNTESTED and value is None:
+        raise ClaimError(f"{claim}: a verdict needs a number. Give value=, or say '{UNTESTED}'.")
+    entry = {"id": claim, "statement": CLAIMS[claim].statement, "verdict": verdict,
+             "value": plain(value), "low": plain(low), "high": plain(high), "unit": unit, "model": model,
+             "model_hash": model_hash, "n_seeds": n_seeds, "source": source,
+             "notebook": CLAIMS[claim].notebook, "note": note}
+    place = (folder or build_dir() / "claims") / f"{claim}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(place, entry)
+    print(f"{claim} {verdict}: {note}")
+    return entry
+
+
+def plain(number) -> float | None:
+    """A float for JSON: no numpy type, no NaN."""
+    return None if number is None or not math.isfinite(number) else float(number)
+
+
+def load_claims(folder: Path | None = None) -> list[dict]:
+    """All recorded verdicts, in the order of `CLAIMS`."""
+    place = folder or build_dir() / "claims"
+    found = {p.stem: json.loads(p.read_text("utf-8")) for p in place.glob("C*.json")}
+    return [found[c] for c in CLAIMS if c in found]
+
+
+def number_of(entry: dict) -> str:
+    """The number of a verdict with its interval and unit, e.g. ``-0.031 [-0.044, -0.018] nats``."""
+    if entry["value"] is None:
+        return "-"
+    text = f"{entry['value']:.3g}" if abs(entry["value"]) < 1000 else f"{entry['value']:,.0f}"
+    if entry["low"] is not None and entry["high"] is not None:
+        text += f" [{entry['low']:.3g}, {entry['high']:.3g}]"
+    return f"{text} {entry['unit']}".strip()
+
+
+def claims_frame(entries: list[dict]) -> pd.DataFrame:
+    """One row a claim: id, what the article says, verdict, number, model, seeds, source."""
+    return pd.DataFrame([{
+        "claim": e["id"], "the article says": e["statement"], "verdict": e["verdict"], "measured": number_of(e),
+        "what was measured": e["note"], "model": e["model"], "seeds": e["n_seeds"], "source": e["source"],
+    } for e in entries])
+
+
+def claims_table(entries: list[dict], width: int = 110) -> str:
+    """The verdicts as aligned text for a terminal: two lines a claim."""
+    if not entries:
+        return "No claim has been measured yet."
+    lines = []
+    for e in entries:
+        lines.append(f"{e['id']:<4} {e['verdict']:<15} {number_of(e):<34} {e['model']}, "
+                     f"{e['n_seeds']} seed{'s' if e['n_seeds'] != 1 else ''}, {e['source']}"[:width])
+        lines.append(f"     {e['statement']}"[:width])
+    return "\n".join(lines)
+
+
+# --- predictions -------------------------------------------------------------------
+
+
+def predict(claim: str, value: float | None, low: float | None = None, high: float | None = None) -> None:
+    """Note your own estimate and the range that you are 80% sure of, before you measure.
+
+    Kept in ``build/predictions.json`` on this machine alone. ``predict("C4", None)`` notes nothing.
+    """
+    if claim not in CLAIMS:
+        raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
+    if value is None:
+        print(f"{claim}: no prediction. Put a number in place of None to make one.")
+        return
+    low, high = (value if low is None else low), (value if high is None else high)
+    if not low <= value <= high:
+        raise ClaimError(f"Your value {value:g} is not inside your range {low:g} to {high:g}. Check the order.")
+    write_json(_predictions_file(), {**predictions(), claim: {"value": value, "low": low, "high": high}})
+    print(f"{claim}: you predict {value:g}, and are 80% sure of {low:g} to {high:g}.")
+
+
+def predictions() -> dict[str, dict]:
+    """All predictions so far, by claim."""
+    place = _predictions_file()
+    return json.loads(place.read_text("utf-8")) if place.exists() else {}
+
+
+def reveal(claim: str, measured: float, unit: str = "", article: str = "") -> None:
+    """Print article, prediction and measurement side by side. A miss is a question, not a mark."""
+    yours = predictions().get(claim)
+    said = "no prediction" if yours is None else f"{yours['value']:g} ({yours['low']:g} to {yours['high']:g})"
+    print(f"{claim}  article: {article or '-'} | you: {said} | measured: {measured:.3g} {unit}".rstrip())
+    if yours is not None and not yours["low"] <= measured <= yours["high"]:
+        print("Outside your range. Which assumption was different from what happened?")
+
+
+def prediction_ledger(entries: list[dict]) -> pd.DataFrame:
+    """Reader and measurement side by side, and whether the 80% range held."""
+    yours = predictions()
+    return pd.DataFrame([{
+        "claim": e["id"], "you": yours[e["id"]]["value"], "measured": e["value"], "unit": e["unit"],
+        "in your range": yours[e["id"]]["low"] <= e["value"] <= yours[e["id"]]["high"],
+    } for e in entries if e["id"] in yours and e["value"] is not None],
+        columns=["claim", "you", "measured", "unit", "in your range"])
+
+
+def _predictions_file() -> Path:
+    return build_dir() / "predictions.json"
+
+
+# --- printed numbers that survive another machine ----------------------------------
+
+
+def in_band(what: str, value: float, low: float, high: float, unit: str = "") -> bool:
+    """Print that a measured number lies where this page says it does, or that it does not.
+
+    The last digits of a training run differ between machines. A band says how much of the
+    number the page relies on; the prose around it claims no more.
+    """
+    inside = low <= value <= high
+    if inside:
+        print(f"{what}: between {low:g} and {high:g} {unit}".rstrip())
+    else:
+        print(f"{what}: {value:.4g} {unit}, outside {low:g} to {high:g}, which was seen when this page was made.")
+    return inside

@@ -1,0 +1,242 @@
+"""Measure a model: held-out loss, forgetting, style. Always with an interval.
+
+Loss is in nats a token: the natural logarithm, so a uniform guess over V tokens costs ln V.
+Forgetting is the mean KL divergence from the base model to the tuned one, on text that the
+base itself would write (Rebuffi and others measure accuracy instead; KL needs no task).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import nn
+
+from helpers.losses import token_losses
+from helpers.models import n_positions
+
+CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over windows of text with its 95% interval.
+
+    ``per_window`` holds the mean of each window, in text order.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n_windows: int
+    n_tokens: int
+    per_window: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def estimate(per_window: np.ndarray, n_tokens: int) -> Estimate:
+    """Mean and 95% interval over windows, by delete-one jackknife over blocks of neighbours.
+
+    Neighbouring windows share characters and scenes, so from 80 windows on a block is
+    four of them; below that, one. For a mean the jackknife equals t * SD / sqrt(blocks).
+
+    Args:
+        per_window: (n_windows,), in text order, at least two.
+    """
+    values = np.asarray(per_window, dtype=np.float64)
+    half = stats.t.ppf(0.975, len(blocks(values)) - 1) * block_error(values)
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half, len(values), n_tokens, values)
+
+
+def blocks(values: np.ndarray) -> list[np.ndarray]:
+    """Neighbouring windows grouped: by four from 80 windows on, else one by one."""
+    size = 4 if len(values) >= 80 else 1
+    return np.array_split(values, len(values) // size)
+
+
+def block_error(values: np.ndarray) -> float:
+    """Standard error of the mean by delete-one jackknife over `blocks` (Efron and Stein 1981)."""
+    groups = blocks(np.asarray(values, dtype=np.float64))
+    if len(groups) < 2:
+        raise ValueError(f"An interval needs at least two windows of text; found {len(groups)}. Give a longer text.")
+    total, count = sum(g.sum() for g in groups), sum(len(g) for g in groups)
+    left_out = np.array([(total - g.sum()) / (count - len(g)) for g in groups])
+    n = len(groups)
+    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+
+
+# --- held-out loss -----------------------------------------------------------------
+
+
+def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> Estimate:
+    """Mean next-token loss in nats a token, with its interval over windows.
+
+    Args:
+        windows: (n, length) token ids without padding. The first token of a window is only read.
+        batch: windows at a time; changes memory, not the result.
+    """
+    with evaluating(model):
+        rows = [token_losses(model, part.to(_device(model))).mean(1).cpu() for part in windows.split(batch)]
+    per_window = torch.cat(rows).double().numpy()
+    return estimate(per_window, windows.size(0) * (windows.size(1) - 1))
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b over the same windows: paired, so what makes a window hard cancels out.
+
+    Raises:
+        ValueError: the two were not measured on equally many windows.
+    """
+    if a.n_windows != b.n_windows:
+        raise ValueError(f"A paired difference needs the same windows; found {a.n_windows} and {b.n_windows}.")
+    return estimate(a.per_window - b.per_window, a.n_tokens)
+
+
+def perplexity(loss: float) -> float:
+    """e^loss: the number of equally likely tokens that would be as hard to guess."""
+    return float(np.exp(loss))
+
+
+class evaluating:
+    """``with evaluating(model):`` switches dropout off and back; it changes no requires_grad."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.was_training = model, model.training
+
+    def __enter__(self):
+        self.model.eval()
+
+    def __exit__(self, *error):
+        self.model.train(self.was_training)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# --- text that the model writes ----------------------------------------------------
+
+
+@torch.no_grad()
+def sample_windows(model: nn.Module, n_windows: int, length: int, seed: int, *, start: torch.Tensor | None = None,
+                   temperature: float = 1.0) -> torch.Tensor:
+    """Token ids that the model writes itself: (n_windows, length), on the CPU.
+
+    Args:
+        start: (tokens,) to begin every window with; None: the model's begin-of-text token.
+        temperature: 1 samples from the model's own distribution; lower is bolder.
+
+    Raises:
+        ValueError: length is beyond the model's positions.
+    """
+    limit = n_positions(model.config)
+    if limit and length > limit:
+        raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
+    device = _device(model)
+    dice = torch.Generator(device).manual_seed(seed)
+    first = torch.tensor([_begin_token(model.config)]) if start is None else start
+    ids = first.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
+    past, new = None, ids
+    with evaluating(model):
+        while ids.size(1) < length:
+            out = model(new, past_key_values=past, use_cache=True)
+            probs = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)  # (n_windows, vocab)
+            new, past = torch.multinomial(probs, 1, generator=dice), out.past_key_values
+            ids = torch.cat([ids, new], dim=1)
+    return ids.cpu()
+
+
+def _begin_token(config) -> int:
+    for token in (config.bos_token_id, config.eos_token_id):
+        if token is not None:
+            return token if isinstance(token, int) else token[0]
+    return 0
+
+
+def sample_text(model: nn.Module, tokenizer, prompt: str, n_tokens: int = 80, seed: int = 0,
+                temperature: float = 0.8) -> str:
+    """The prompt and how the model goes on with it."""
+    start = torch.tensor(tokenizer(prompt)["input_ids"])
+    ids = sample_windows(model, 1, len(start) + n_tokens, seed, start=start, temperature=temperature)
+    return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+# --- forgetting --------------------------------------------------------------------
+
+
+class Retention:
+    """What a base model predicts on text of its own, to see later how much of it is gone.
+
+    Args:
+        base: the untouched model; a copy is kept, so tuning it afterwards is safe.
+        windows: (n, length) token ids, best from `sample_windows(base, …)`.
+    """
+
+    def __init__(self, base: nn.Module, windows: torch.Tensor):
+        self.windows = windows
+        self.base = copy.deepcopy(base).eval().requires_grad_(False)
+        n_bytes = 4 * windows.numel() * base.config.vocab_size
+        self._kept = [self._predict(self.base, w) for w in windows] if n_bytes <= CACHE_LIMIT else None
+
+    @classmethod
+    def sampled_from(cls, base: nn.Module, n_windows: int, length: int, seed: int = 0) -> Retention:
+        """Retention on text that ``base`` samples at temperature 1."""
+        return cls(base, sample_windows(base, n_windows, length, seed))
+
+    @property
+    def text_hash(self) -> str:
+        return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
+
+    @staticmethod
+    @torch.no_grad()
+    def _predict(model: nn.Module, window: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of every next token: (length - 1, vocab)."""
+        logits = model(window.unsqueeze(0).to(_device(model)), use_cache=False).logits[0, :-1]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def forgetting(self, model: nn.Module) -> Estimate:
+        """F = mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
+
+        KL(p || q) = sum over the vocabulary of p * (ln p - ln q) (Kullback and Leibler 1951).
+        The base stands first: a token that it finds likely and the tuned model does not costs most.
+        """
+        with evaluating(model):
+            rows = [self._kl(i, model) for i in range(len(self.windows))]
+        return estimate(np.array(rows), self.windows.size(0) * (self.windows.size(1) - 1))
+
+    def _kl(self, index: int, model: nn.Module) -> float:
+        window = self.windows[index]
+        base = self._kept[index] if self._kept else self._predict(self.base, window)
+        tuned = self._predict(model, window)
+        return (base.exp() * (base - tuned)).sum(-1).mean().item()
+
+
+# --- style -------------------------------------------------------------------------
+
+
+def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """Held-out loss of each model (rows) on each author's text (columns), in nats a token."""
+    return pd.DataFrame({text: {name: held_out_loss(model, windows).mean for name, model in models.items()}
+                         for text, windows in texts.items()})
+
+
+def style_contrast(on_a: Mapping[str, Estimate], on_b: Mapping[str, Estimate]) -> float:
+    """S = half of [L_b(A) - L_a(A)] + [L_a(B) - L_b(B)], in nats a token.
+
+    L_x(Y) is the loss of the model tuned on author x, on author Y's text. A gain that any
+    story would bring appears in both terms of a bracket and cancels. 0: no style was learned.
+
+    Args:
+        on_a: losses on author A's text, keys "a" (tuned on A) and "b" (tuned on B).
+        on_b: the same on author B's text.
+    """
+    return 0.5 * ((on_a["b"].mean - on_a["a"].mean) + (on_b["a"].mean - on_b["b"].mean))

@@ -1,0 +1,164 @@
+"""A meter for one training step: the bytes alive by kind, and the FLOPs in three terms.
+
+It watches every operation that PyTorch runs, so it needs no list of a family's layers. It works
+on tensors without numbers (`torch._subclasses.FakeTensorMode`) as on real ones.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+KINDS = ("parameters", "buffers", "gradients", "optimizer", "activations", "logits")
+PRODUCTS = {aten.mm: (0, 1), aten.addmm: (1, 2), aten.bmm: (0, 1), aten.baddbmm: (1, 2)}  # where the factors stand
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs of one step. A product of (m, k) by (k, n) is 2·m·k·n; everything else is left out.
+
+    For one weight of n numbers each term is 2·n·tokens, so that 6·n·tokens is right only
+    where nothing is frozen (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
+
+    Attributes:
+        forward: all products of the forward pass.
+        backward_input: gradients with respect to activations. Attention's products cost twice
+            their forward pass, the whole square of scores counted, masked or not; that a fast
+            kernel computes the scores again is not counted, because no plan needs it.
+        backward_weight: gradients with respect to weights: zero for a frozen one.
+    """
+
+    forward: int
+    backward_input: int
+    backward_weight: int
+
+    @property
+    def step(self) -> int:
+        return self.forward + self.backward_input + self.backward_weight
+
+
+class StepMeter(TorchDispatchMode):
+    """Counts while it is entered. Set ``phase`` to "optimizer", "forward" or "backward".
+
+    A question about a value is answered with 1: without numbers there is none, and no size
+    depends on it.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.phase = "forward"
+        self.terms: Counter = Counter()
+        self.alive = dict.fromkeys(KINDS, 0)
+        self.at_peak, self.most_logits = dict(self.alive), 0
+        self._sizes: dict[int, tuple[str, int]] = {}  # of each storage: kind, bytes
+        self._vocabulary = model.get_output_embeddings().weight.size(0)
+        self._weights = {_key(p) for p in model.parameters()}
+        self._trained = {tuple(p.shape) for p in model.parameters() if p.requires_grad}
+        for tensor in model.parameters():
+            self._see(tensor, "parameters")
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(lambda p: self._see(p.grad, "gradients"))
+        for tensor in model.buffers():
+            self._see(tensor, "buffers")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is aten._local_scalar_dense.default:
+            return True if args[0].dtype is torch.bool else 1
+        out = func(*args, **(kwargs or {}))
+        term = self._count(func.overloadpacket, args)
+        kind = "gradients" if term == "backward_weight" else None
+        if func is aten._to_copy.default and _key(args[0]) in self._weights:  # autocast's copy of a weight
+            self._weights.add(_key(out))
+            kind = "parameters"
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor, kind)
+        return out
+
+    def flops(self) -> Flops:
+        return Flops(self.terms["forward"], self.terms["backward_input"], self.terms["backward_weight"])
+
+    # --- bytes -----------------------------------------------------------------
+
+    def start_from_here(self, phase: str) -> None:
+        """Forget the peak so far; what is alive stays."""
+        self.phase, self.at_peak, self.most_logits = phase, dict(self.alive), self.alive["logits"]
+
+    def _see(self, tensor: torch.Tensor, kind: str | None = None) -> None:
+        """Note a storage when it is new, or when ``kind`` says better what it is."""
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        if key in self._sizes:
+            if kind is None or self._sizes[key][0] not in ("activations", "logits"):
+                return
+            self._forget(key)
+        else:
+            weakref.finalize(storage, self._forget, key)
+        self._sizes[key] = (kind or self._kind_of(tensor), storage.nbytes())
+        self._add(*self._sizes[key])
+
+    def _kind_of(self, tensor: torch.Tensor) -> str:
+        if self.phase == "optimizer":
+            return "optimizer"
+        if self._vocabulary not in tensor.shape:
+            return "activations"
+        return "gradients" if tuple(tensor.shape) in self._trained else "logits"  # the head's, or the logits'
+
+    def _forget(self, key: int) -> None:
+        """Called when a storage is freed; its key may be used again."""
+        kind, size = self._sizes.pop(key)
+        self._add(kind, -size)
+        self._weights.discard(key)
+
+    def _add(self, kind: str, size: int) -> None:
+        self.alive[kind] += size
+        self.most_logits = max(self.most_logits, self.alive["logits"])
+        if sum(self.alive.values()) > sum(self.at_peak.values()):
+            self.at_peak = dict(self.alive)
+
+    # --- FLOPs -----------------------------------------------------------------
+
+    def _count(self, op, args) -> str | None:
+        """Add an operation's FLOPs to its term; None where it multiplies no matrices."""
+        if op in PRODUCTS:
+            a, b = (args[i] for i in PRODUCTS[op])  # (…, m, k), (…, k, n)
+            term, n = self._term(a, b), 2 * a.numel() * b.size(-1)
+        elif "scaled_dot_product" in op.__name__:
+            term, n = _attention(op, args)
+        else:
+            return None
+        self.terms[term] += n
+        return term
+
+    def _term(self, a: torch.Tensor, b: torch.Tensor) -> str:
+        """Which of the three a product belongs to.
+
+        Two activations that make something of a trained weight's shape are that weight's
+        gradient. The chunked loss goes backward within the forward pass: there the product sums
+        over the vocabulary, which no forward product does.
+        """
+        made = (*a.shape[:-1], b.size(-1))
+        if not {_key(a), _key(b)} & self._weights and {made, made[:-2] + made[:-3:-1]} & self._trained:
+            return "backward_weight"
+        forward = self.phase == "forward" and a.size(-1) != self._vocabulary
+        return "forward" if forward else "backward_input"
+
+
+def _key(tensor: torch.Tensor) -> int:
+    """What tells storages apart: views and tied tensors share one."""
+    return tensor.untyped_storage()._cdata
+
+
+def _attention(op, args) -> tuple[str, int]:
+    """A fused attention kernel: two products forward, four backward."""
+    backward = op.__name__.endswith("backward")
+    query, key, value = args[1:4] if backward else args[:3]  # (batch, heads, time, head_dim)
+    one_way = 2 * query[..., 0].numel() * key.size(-2) * (query.size(-1) + value.size(-1))
+    return ("backward_input", 2 * one_way) if backward else ("forward", one_way)

@@ -1,0 +1,147 @@
+"""Pictures of measurements. A title states what is to be seen; colours are safe for colour-blind readers.
+
+Every function returns a matplotlib figure; `show` displays it with its alternative text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+
+# Okabe and Ito (2008): told apart with every common form of colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+ROLE_COLOURS = {"attention": COLOURS[0], "mlp": COLOURS[1], "token_embedding": COLOURS[2],
+                "position_embedding": COLOURS[5], "norm": COLOURS[3], "head": COLOURS[4], "total": COLOURS[6]}
+MIB = 2**20
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure once, with alternative text for readers who cannot see it."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
+def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8)):
+    """A figure with one pair of labelled axes; units belong into the labels."""
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    ax.set_title(title, loc="left", fontsize=11)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
+
+
+def _line(ax, x, y, index: int, label: str, **style) -> None:
+    ax.plot(x, y, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], markersize=4,
+            label=label, **style)
+
+
+# --- counting ----------------------------------------------------------------------
+
+
+def shares(counts: Mapping[str, Mapping[str, float]], title: str, unit: str = "parameters (millions)",
+           scale: float = 1e6) -> Figure:
+    """Stacked horizontal bars: one bar a model or plan, one colour a role or kind.
+
+    Args:
+        counts: {bar: {part: amount}}.
+        scale: amounts are divided by it; 1e6 for millions, 2**20 for MiB.
+    """
+    figure, ax = axes(title, unit, "", (7, 1.2 + 0.5 * len(counts)))
+    parts = list(dict.fromkeys(p for bar in counts.values() for p in bar))
+    left = np.zeros(len(counts))
+    for i, part in enumerate(parts):
+        amounts = np.array([bar.get(part, 0.0) for bar in counts.values()]) / scale
+        colour = ROLE_COLOURS.get(part, COLOURS[i % len(COLOURS)])
+        ax.barh(list(counts), amounts, left=left, color=colour, label=part.replace("_", " "))
+        left += amounts
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.28 - 0.25 / len(counts)), frameon=False)
+    return figure
+
+
+def attention_maps(weights: np.ndarray, title: str, names: Sequence[str]) -> Figure:
+    """Attention maps side by side: rows are queries, columns are keys.
+
+    Args:
+        weights: (maps, time, time), each row summing to 1.
+        names: one a map.
+    """
+    figure, all_axes = plt.subplots(1, len(weights), figsize=(3.1 * len(weights), 3.3), layout="constrained",
+                                    squeeze=False)
+    for ax, one, name in zip(all_axes[0], weights, names, strict=True):
+        ax.imshow(np.sqrt(one), cmap="viridis", vmin=0, vmax=1)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel("key position")
+    all_axes[0][0].set_ylabel("query position")
+    figure.suptitle(title + " (square root of the weight)", fontsize=11)
+    return figure
+
+
+# --- training ----------------------------------------------------------------------
+
+
+def loss_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str,
+                y: str = "loss (nats a token)") -> Figure:
+    """Loss over steps. ``curves``: {label: (steps, losses)}; nothing is smoothed."""
+    figure, ax = axes(title, "optimizer step", y)
+    for i, (label, (steps, losses)) in enumerate(curves.items()):
+        dense = len(steps) > 40
+        ax.plot(steps, losses, color=COLOURS[i % len(COLOURS)], label=label, linewidth=1 if dense else 1.8,
+                marker=None if dense else MARKERS[i % len(MARKERS)], markersize=4, alpha=0.8 if dense else 1)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str,
+             level: float | None = None) -> Figure:
+    """Forgetting against gain: {label: (gains, forgetting)}; a dashed line marks the matched gain."""
+    figure, ax = axes(title, "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token")
+    for i, (label, (gains, forgotten)) in enumerate(points.items()):
+        _line(ax, gains, forgotten, i, label)
+    if level is not None:
+        ax.axvline(level, color="#666666", linestyle="--", linewidth=1)
+        ax.annotate("matched gain", (level, ax.get_ylim()[1]), fontsize=8, ha="right", va="top", rotation=90)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str, smallest: float | None = None) -> Figure:
+    """Means with their intervals, one a row: {label: (mean, low, high)}.
+
+    ``smallest`` shades the differences that are too small to count.
+    """
+    figure, ax = axes(title, x, "", (7, 1.2 + 0.45 * len(rows)))
+    for i, (label, (mean, low, high)) in enumerate(rows.items()):
+        ax.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt=MARKERS[i % len(MARKERS)],
+                    color=COLOURS[i % len(COLOURS)], capsize=4)
+    ax.axvline(0, color="#444444", linewidth=1)
+    if smallest:
+        ax.axvspan(-smallest, smallest, color="#999999", alpha=0.2, label="too small to count")
+        ax.legend(fontsize=8, loc="best")
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    return figure
+
+
+def matrix(table: pd.DataFrame, title: str, x: str, y: str) -> Figure:
+    """A small table as a heat map with its numbers in it."""
+    figure, ax = plt.subplots(figsize=(1.6 + 1.2 * table.shape[1], 1.3 + 0.6 * table.shape[0]), layout="constrained")
+    image = ax.imshow(table.to_numpy(), cmap="cividis", aspect="auto")
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        ax.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
+    ax.set_xticks(range(table.shape[1]), table.columns)
+    ax.set_yticks(range(table.shape[0]), table.index)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.set_title(title, loc="left", fontsize=11)
+    return figure

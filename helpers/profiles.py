@@ -1,0 +1,196 @@
+"""Which model, text, lengths, rates and step counts run where.
+
+`current` is the one place where the course asks which machine it is on, and this
+module is the only one that reads environment variables:
+
+    COURSE_PROFILE    tiny, gpt-neo or smoke; without it a CUDA GPU means gpt-neo, no GPU means tiny
+    COURSE_MODEL      another model: a folder, or a name on the model hub
+    COURSE_TEXTS      a folder with alice.txt and edgar.txt (and plain.txt, if you like)
+    COURSE_STEPS      at most so many training steps
+    COURSE_BUILD      where results go (default: build/ in the project)
+    COURSE_DATA       where downloaded books are kept (default: .downloads/ in the project)
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+PROFILES = ("tiny", "gpt-neo", "smoke")
+PRECISIONS = ("float32", "auto")  # auto: bfloat16 where the GPU computes in it, else float32
+
+
+class ProfileError(ValueError):
+    """A profile or a COURSE_… setting that cannot be used. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Gutenberg:
+    """Books of Project Gutenberg, by number, in the order in which they are joined."""
+
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One set of choices for the whole course.
+
+    Attributes:
+        name: "tiny", "gpt-neo" or "smoke".
+        model: a folder, or a name on the model hub.
+        model_name: the same for tables and file names.
+        texts: "alice", "edgar" and "plain" to a file, or to books that must be downloaded.
+        text_note: what the model may have seen of these texts before.
+        length: tokens in a window.
+        batch: windows in a step.
+        n_steps: training steps of a live run.
+        rate_main: learning rate of the main plan (attention and embeddings frozen).
+        rate_full: learning rate of full training.
+        warmup: steps over which the rate rises from 0.
+        retention_windows: windows sampled from the base model to measure forgetting.
+        held_out_windows: at most so many windows in an evaluation; None takes all.
+        precision: "float32", or "auto" (see `PRECISIONS`).
+        minutes: notebook to the minutes that its run is planned to take. A plan, not a measurement.
+        note: one line that says why this profile was chosen.
+    """
+
+    name: str
+    model: str
+    model_name: str
+    texts: dict[str, Path | Gutenberg]
+    text_note: str
+    length: int
+    batch: int
+    n_steps: int
+    rate_main: float
+    rate_full: float
+    warmup: int
+    retention_windows: int
+    held_out_windows: int | None
+    precision: str
+    minutes: dict[str, int]
+    note: str
+
+
+OWN_TEXTS = {"alice": DATA / "alice_style.txt", "edgar": DATA / "edgar_style.txt",
+             "plain": DATA / "plain_tales.txt"}
+# Volume 5 of Poe ends with his poems. It stands first, so that the held-out end is prose like the rest.
+BOOKS = {"alice": Gutenberg((11, 12)), "edgar": Gutenberg((2151, 2147, 2148, 2149, 2150)),
+         "plain": DATA / "plain_tales.txt"}
+NOTEBOOKS = ("00_start_here", "01_transformer_block", "02_freezing", "03_parameter_ratios",
+             "04_training", "05_loss_and_forgetting", "06_lora", "07_scaling_up")
+
+
+def _minutes(*values: int) -> dict[str, int]:
+    return dict(zip(NOTEBOOKS, values, strict=True))
+
+
+TINY = Profile(
+    name="tiny", model=str(DATA / "gpt-neo-mini"), model_name="gpt-neo-mini",
+    texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
+    length=256, batch=8, n_steps=80, rate_main=1e-3, rate_full=3e-4, warmup=5,
+    retention_windows=64, held_out_windows=None, precision="float32",
+    minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2), note="the shipped miniature on the CPU, no network needed")
+
+GPT_NEO = Profile(
+    name="gpt-neo", model="EleutherAI/gpt-neo-125M", model_name="gpt-neo-125M",
+    texts=BOOKS, text_note="real books, probably seen in pretraining",
+    length=512, batch=8, n_steps=120, rate_main=1e-4, rate_full=5e-5, warmup=5,
+    retention_windows=64, held_out_windows=64, precision="auto",
+    minutes=_minutes(2, 2, 2, 2, 10, 20, 10, 5), note="GPT-Neo 125M and real books")
+
+
+def current(name: str | None = None) -> Profile:
+    """The profile of this machine, with the settings of the environment applied.
+
+    Args:
+        name: a profile; None takes COURSE_PROFILE, or else chooses by the machine.
+
+    Raises:
+        ProfileError: a name or setting that is not known. The message says which.
+    """
+    asked = name or _setting("COURSE_PROFILE")
+    chosen = asked or ("gpt-neo" if torch.cuda.is_available() else "tiny")
+    profile = _named(chosen)
+    profile = replace(profile, note=f"Profile {profile.name}: {profile.note} ({_why(name, asked)}).")
+    return _capped(_with_texts(_with_model(profile)))
+
+
+def _named(name: str) -> Profile:
+    if name == "smollm2":
+        raise ProfileError(f"Profile 'smollm2' is planned but not built yet. Profiles: {', '.join(PROFILES)}.")
+    if name not in PROFILES:
+        near = difflib.get_close_matches(name.lower(), PROFILES, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ProfileError(f"Profile '{name}' is not known. Profiles: {', '.join(PROFILES)}.{hint}")
+    if name == "smoke":
+        return replace(TINY, name="smoke", batch=2, n_steps=4, warmup=1, retention_windows=4,
+                       held_out_windows=4, note="a few steps to see that everything runs, not to learn from")
+    if name == "gpt-neo" and not torch.cuda.is_available():
+        return replace(GPT_NEO, length=256, batch=4,
+                       note=f"{GPT_NEO.note}, in shorter windows and smaller batches for lack of a GPU, and slow")
+    return GPT_NEO if name == "gpt-neo" else TINY
+
+
+def _why(argument: str | None, asked: str | None) -> str:
+    if argument:
+        return "as you asked"
+    if asked:
+        return "set by COURSE_PROFILE"
+    return "a CUDA GPU was found" if torch.cuda.is_available() else "no CUDA GPU was found"
+
+
+def _with_model(profile: Profile) -> Profile:
+    """A folder is looked for from here, then from the project's root; any other name is the hub's."""
+    source = _setting("COURSE_MODEL")
+    if source is None:
+        return profile
+    for folder in (Path(source).expanduser(), ROOT / source):
+        if folder.is_dir():
+            return replace(profile, model=str(folder.resolve()), model_name=folder.resolve().name)
+    return replace(profile, model=source, model_name=Path(source).name)
+
+
+def _with_texts(profile: Profile) -> Profile:
+    folder = _setting("COURSE_TEXTS")
+    if folder is None:
+        return profile
+    place = Path(folder).expanduser().resolve()
+    missing = [f"{key}.txt" for key in ("alice", "edgar") if not (place / f"{key}.txt").is_file()]
+    if missing:
+        raise ProfileError(f"COURSE_TEXTS is '{folder}', which has no {' and no '.join(missing)}. "
+                           "Put alice.txt and edgar.txt there, or unset COURSE_TEXTS.")
+    found = {key: place / f"{key}.txt" for key in profile.texts if (place / f"{key}.txt").is_file()}
+    return replace(profile, texts={**profile.texts, **found},
+                   text_note=f"from {folder}; the model may have seen them in pretraining")
+
+
+def _capped(profile: Profile) -> Profile:
+    cap = _setting("COURSE_STEPS")
+    if cap is None:
+        return profile
+    if not (cap.isascii() and cap.isdigit() and int(cap) > 0):
+        raise ProfileError(f"COURSE_STEPS is '{cap}'. Give a whole number of steps, 1 or more.")
+    n_steps = min(profile.n_steps, int(cap))
+    return replace(profile, n_steps=n_steps, warmup=min(profile.warmup, n_steps - 1))
+
+
+def build_dir() -> Path:
+    """Where results are written: COURSE_BUILD, or ``build`` in the project. It may not exist yet."""
+    return Path(_setting("COURSE_BUILD") or ROOT / "build").expanduser().resolve()
+
+
+def downloads_dir() -> Path:
+    """Where downloaded books are kept: COURSE_DATA, or ``.downloads`` in the project."""
+    return Path(_setting("COURSE_DATA") or ROOT / ".downloads").expanduser().resolve()
+
+
+def _setting(name: str) -> str | None:
+    """An environment variable; an empty one counts as unset."""
+    return os.environ.get(name, "").strip() or None

@@ -1,0 +1,164 @@
+"""A run in progress: its settings, its history, and the folder it resumes from."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from helpers import checkpoints
+from helpers.anatomy import anatomy
+from helpers.freezing import FreezePlan
+from helpers.models import weight_hash
+
+MAX_RATE = 1.0
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All that decides a run besides model, plan and text.
+
+    Attributes:
+        n_steps: optimizer steps.
+        rate: learning rate after the warm-up; constant from there, so every point is a finished run.
+        batch: windows a step.
+        micro_batch: windows at a time in memory; None: the whole batch. Changes no result.
+        warmup: steps of linear increase.
+        weight_decay: AdamW's, on matrices and vectors alike.
+        clip: largest gradient norm; None: no clipping.
+        precision: "float32" or "bfloat16" (matrix products only; the weights stay float32).
+        evaluate_every: steps between evaluations; 0 and the last step are always evaluated.
+        save_every: steps between checkpoints.
+    """
+
+    n_steps: int
+    rate: float
+    batch: int = 8
+    micro_batch: int | None = None
+    seed: int = 0
+    warmup: int = 5
+    weight_decay: float = 0.0
+    clip: float | None = None
+    precision: str = "float32"
+    evaluate_every: int = 10
+    save_every: int = 20
+
+    def __post_init__(self):
+        for name in ("n_steps", "batch", "evaluate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be 1 or more; found {getattr(self, name)}.")
+        if not (math.isfinite(self.rate) and 0 < self.rate <= MAX_RATE):
+            raise TrainingError(f"The learning rate must be above 0 and at most {MAX_RATE:g}; found {self.rate:g}. "
+                                "Usual values are 3e-5 to 1e-3.")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise TrainingError(f"micro_batch must be 1 or more; found {self.micro_batch}.")
+        if self.precision not in ("float32", "bfloat16"):
+            raise TrainingError(f"Precision '{self.precision}' is not known. Choose float32 or bfloat16.")
+
+    def rate_at(self, step: int) -> float:
+        return self.rate * min(1.0, (step + 1) / self.warmup) if self.warmup else self.rate
+
+    def evaluates_at(self, step: int) -> bool:
+        return step % self.evaluate_every == 0 or step == self.n_steps
+
+    def saves_at(self, step: int) -> bool:
+        return step % self.save_every == 0 or step == self.n_steps
+
+
+@dataclass
+class History:
+    """What happened, step by step. ``steps`` and ``evaluations`` are exact across a resume; times are not."""
+
+    steps: list[dict] = field(default_factory=list)  # step, loss, rate, norms (by role)
+    evaluations: list[dict] = field(default_factory=list)  # step, held_out_loss, …
+    seconds: list[float] = field(default_factory=list)  # of each step, evaluations left out
+
+    def column(self, name: str) -> np.ndarray:
+        """One quantity over the evaluations, e.g. ``column("held_out_loss")``."""
+        return np.array([e[name] for e in self.evaluations], dtype=np.float64)
+
+    def norm(self, role: str) -> np.ndarray:
+        """The gradient norm of a role at each step; NaN where it had no gradient."""
+        return np.array([s["norms"].get(role, math.nan) for s in self.steps])
+
+
+class Run:
+    """A run in progress: where it stands, what it has seen, and its folder."""
+
+    def __init__(self, model, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, folder):
+        self.model, self.plan, self.settings = model, plan, settings
+        self.folder = None if folder is None else Path(folder)
+        self.parts, self.history, self.step = anatomy(model), History(), 0
+        self.names = {p: n for n, p in model.named_parameters()}
+        self.best, self.best_step, self.bar = {}, 0, None
+        self.identity = {"plan": plan.slug, "base": weight_hash(model), "settings": asdict(settings),
+                         "windows": list(windows.shape), "text": checkpoints.tensor_hash(windows)}
+
+    def resume(self, optimizer) -> None:
+        """Take up the newest intact checkpoint of the folder, if it is of this very run."""
+        saved = checkpoints.load_checkpoint(self.folder) if self.folder else None
+        if saved is None:
+            return
+        for line in saved.damaged:
+            print(line, file=sys.stderr)
+        other = [k for k, v in self.identity.items() if saved.state["identity"].get(k) != v]
+        if other:
+            raise TrainingError(f"The folder '{self.folder}' holds another run: it differs in {', '.join(other)}. "
+                                "Choose a new folder, or delete that one.")
+        put(self.model, {n[6:]: t for n, t in saved.tensors.items() if n.startswith("model/")})
+        self.best = {n[5:]: t for n, t in saved.tensors.items() if n.startswith("best/")}
+        inner = getattr(optimizer, "optimizer", optimizer)
+        checkpoints.restore_optimizer(inner, self.names, saved.tensors)
+        checkpoints.restore_random_state(saved.tensors)
+        self.step, self.best_step = saved.step, saved.state["best_step"]
+        self.history = History(**saved.state["history"])
+
+    def note(self, loss: float, norms: dict[str, float], seconds: float) -> None:
+        """One finished step."""
+        rate = self.settings.rate_at(self.step)
+        self.step += 1
+        self.history.steps.append({"step": self.step, "loss": loss, "rate": rate, "norms": norms})
+        self.history.seconds.append(seconds)
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {self.settings.batch * self.identity['windows'][1] / seconds:,.0f} "
+                                 "tokens/s", refresh=False)
+
+    def evaluate(self, measure) -> None:
+        """Measure where the settings ask for it, once a step, and remember the best weights."""
+        done = self.history.evaluations and self.history.evaluations[-1]["step"] == self.step
+        if done or not self.settings.evaluates_at(self.step):
+            return
+        found = measure(self.model) if measure else {}
+        self.history.evaluations.append({"step": self.step, **found})
+        losses = [e.get("held_out_loss", -e["step"]) for e in self.history.evaluations]
+        if losses[-1] <= min(losses):
+            self.best, self.best_step = trainable_copy(self.model), self.step
+
+    def save(self, optimizer) -> None:
+        if self.folder is None or not self.settings.saves_at(self.step):
+            return
+        inner = getattr(optimizer, "optimizer", optimizer)
+        tensors = {f"model/{n}": t for n, t in trainable_copy(self.model).items()}
+        tensors |= {f"best/{n}": t for n, t in self.best.items()}
+        tensors |= checkpoints.optimizer_tensors(inner, self.names) | checkpoints.random_state()
+        checkpoints.save_checkpoint(self.folder, self.step, tensors, {
+            "identity": self.identity, "history": asdict(self.history), "best_step": self.best_step})
+
+
+def trainable_copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trainable tensors by name, copied: ``clone`` matters, or they would go on changing."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def put(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        model.get_parameter(name).copy_(tensor)

@@ -1,0 +1,180 @@
+"""One training loop that fits on a screen, and the small helpers it calls.
+
+The loop trains what a `FreezePlan` leaves trainable, and nothing else. It resumes from a
+run folder bit for bit (on a CPU), stops at the first non-finite loss, and proves afterwards
+that what was frozen did not move.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from tqdm import tqdm
+
+from helpers import checkpoints
+from helpers.anatomy import Anatomy
+from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
+from helpers.losses import next_token_loss
+from helpers.runs import History, Run, TrainingError, TrainSettings, put, trainable_copy
+
+__all__ = ["FitResult", "History", "TrainSettings", "TrainingError", "batch_rows", "fit", "train"]
+
+
+@dataclass
+class FitResult:
+    """A finished run. The model holds the last weights; `use_best` puts the best ones in."""
+
+    history: History
+    best: dict[str, torch.Tensor]
+    best_step: int
+    proof: Proof
+    n_tokens: int
+    device_peak_bytes: int | None
+
+    def use_best(self, model: nn.Module) -> None:
+        put(model, self.best)
+
+
+def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, *,
+        evaluate: Callable[[nn.Module], dict] | None = None, folder: str | Path | None = None,
+        progress: bool = True) -> FitResult:
+    """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
+
+    When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
+    last checkpoint. The gradient is a sum over tokens, so the result does not change.
+
+    Args:
+        windows: (n, length) token ids to train on.
+        evaluate: called with the model at each evaluation; returns numbers to record. The
+            key "held_out_loss" decides which weights are best.
+        folder: where to keep checkpoints; None keeps none.
+
+    Raises:
+        TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
+        PlanError: the plan does not fit the model.
+    """
+    plan.apply(model)
+    start = trainable_copy(model)
+    micro = settings.micro_batch or settings.batch
+    while True:
+        try:
+            return train(model, plan, windows, settings, micro, evaluate, folder, progress)
+        except torch.cuda.OutOfMemoryError as error:
+            if micro == 1:
+                raise TrainingError("The GPU is full even with one window at a time. Use shorter windows, a plan "
+                                    "that trains less, or a smaller model.") from error
+            micro = micro // 2
+            print(f"GPU memory ran out: going on with {micro} windows at a time instead of {2 * micro}. "
+                  "The result is the same.", file=sys.stderr)
+            model.zero_grad(set_to_none=True)
+            put(model, start)
+            torch.cuda.empty_cache()
+
+
+def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> FitResult:
+    """The loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
+    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    set_seed(settings.seed)
+    run = Run(model, plan, windows, settings, folder)
+    before, optimizer = snapshot(model), build_optimizer(model, settings)
+    optimizer = accelerator.prepare(optimizer)
+    run.resume(optimizer)
+    run.evaluate(evaluate)
+    for step in progress_bar(run, progress):
+        began = time.perf_counter()
+        set_rate(optimizer, settings.rate_at(step))
+        batch = windows[batch_rows(len(windows), settings.batch, step, settings.seed)].to(accelerator.device)
+        n_tokens = batch.size(0) * (batch.size(1) - 1)
+        loss = 0.0
+        for part in batch.split(micro):  # several small parts give the gradient of one big batch
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                total, _ = next_token_loss(model, part)
+            accelerator.backward(total / n_tokens)
+            loss += total.item() / n_tokens
+        norms = gradient_norms(model, run.parts)
+        stop_if_not_finite(loss, norms["total"], step, settings, folder)
+        if settings.clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        run.note(loss, norms, time.perf_counter() - began)
+        run.evaluate(evaluate)
+        run.save(optimizer)
+    return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer),
+                     n_tokens=run.step * settings.batch * (windows.size(1) - 1), device_peak_bytes=peak_bytes())
+
+
+# --- what the loop calls -----------------------------------------------------------
+
+
+def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters only: a frozen one never meets decay or momentum."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trainable, lr=settings.rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def set_rate(optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def batch_rows(n_windows: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Which windows make up the batch of a step: (batch,).
+
+    Epoch after epoch in a new order. A function of the step and the seed alone, so a resumed
+    run sees the same batches and nothing has to be remembered.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    orders = {e: np.random.default_rng([seed, e]).permutation(n_windows) for e in np.unique(places // n_windows)}
+    return np.array([orders[p // n_windows][p % n_windows] for p in places])
+
+
+def gradient_norms(model: nn.Module, parts: Anatomy) -> dict[str, float]:
+    """Euclidean norm of the gradient, by role and in all ("total"); roles without one are absent."""
+    squares: dict[str, float] = {}
+    for entry in parts.entries:
+        grad = model.get_parameter(entry.name).grad
+        if grad is not None:
+            squares[entry.role] = squares.get(entry.role, 0.0) + grad.double().square().sum().item()
+    squares["total"] = sum(squares.values())
+    return {role: math.sqrt(s) for role, s in squares.items()}
+
+
+def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSettings, folder) -> None:
+    """Stops before the weights are touched.
+
+    Raises:
+        TrainingError: with the step, the likely cause and what is left.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    cause = (f"the rate {settings.rate:g} is too high" if settings.rate > 1e-3 else
+             "a number overflowed: check the text, the starting weights and the precision")
+    saved = checkpoints.load_checkpoint(folder) if folder else None
+    left = f"The last good checkpoint is step {saved.step} in '{folder}'." if saved else "No checkpoint was kept."
+    raise TrainingError(f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
+                        f"{left} Try a third of the rate.")
+
+
+def progress_bar(run: Run, show: bool):
+    """The steps that are left; beside them loss and tokens a second, written to stderr."""
+    steps = range(run.step, run.settings.n_steps)
+    bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
+               leave=False, disable=not show, mininterval=0.5)
+    run.bar = bar
+    return bar
+
+
+def peak_bytes() -> int | None:
+    """Most memory that the GPU's allocator held; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

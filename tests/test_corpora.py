@@ -1,0 +1,499 @@
+"""Reading, splitting, windows and downloads; each bad input has its one clear line."""
+
+import hashlib
+import http.server
+import json
+import re
+import socket
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helpers import downloads
+from helpers.corpora import (
+    DownloadError, TextError, chapters, fetch, gutenberg, load_corpus, read_text, split_text, strip_licence,
+    tensor_of, text_path, windows)
+from helpers.downloads import course_form
+from helpers.profiles import DATA, Gutenberg
+
+
+def byte_tokenizer():
+    """Every byte of a text is one token, so that counts can be worked out by hand."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=16)
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def book(n_chapters, size=400, heading="{roman}. The {n}th Part"):
+    romans = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII"]
+    return "\n\n".join(heading.format(roman=romans[n], n=n + 1) + "\n\n" + f"Words of part {n + 1}. " * (size // 17)
+                       for n in range(n_chapters)) + "\n"
+
+
+# --- reading -----------------------------------------------------------------------
+
+
+def folder_with_a_text(path):
+    path.mkdir()
+    write(path / "inside.txt", "Words.")
+
+
+BAD_TEXTS = {
+    "missing": (lambda p: None, "there is no such file"),
+    "empty": (lambda p: write(p, b""), "is empty: 0 bytes"),
+    "only blanks": (lambda p: write(p, b" \n\n\t "), "is empty"),
+    "only a byte order mark": (lambda p: write(p, b"\xef\xbb\xbf\n"), "is empty"),
+    "a folder": (folder_with_a_text, "is a folder, not a text: it holds inside.txt"),
+    "binary": (lambda p: write(p, b"PK\x03\x04\x00\x00words"), "binary file, not a text: byte 0x03 at offset 2"),
+    "a NUL byte": (lambda p: write(p, b"words\x00words"), "byte 0x00 at offset 5"),
+    "Latin-1": (lambda p: write(p, "A fine caf\xe9 indeed".encode("latin-1")), "not UTF-8: byte 0xe9 at offset 10"),
+    "UTF-16": (lambda p: write(p, "Words".encode("utf-16")), "begins like UTF-16"),
+    "too short for one window": (lambda p: write(p, "Only a few words."), "too short for one window: found .* need 64"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TEXTS)
+def test_a_bad_text_gets_one_line_that_names_the_file(case, tmp_path):
+    prepare, message = BAD_TEXTS[case]
+    path = tmp_path / "story.txt"
+    prepare(path)
+    with pytest.raises(TextError, match=message) as caught:
+        load_corpus(path, TOKENIZER, 64)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert re.search(r"\. (Give|Save) ", str(caught.value)), "it says what to do"
+
+
+def test_a_text_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "story.txt", "Words.")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(path), "read_bytes", refuse)
+    with pytest.raises(TextError, match="Cannot read the text .*story.txt': Permission denied"):
+        read_text(path)
+
+
+def test_line_ends_and_the_byte_order_mark_change_nothing(tmp_path):
+    plain = book(6)
+    unix = write(tmp_path / "unix.txt", plain)
+    windows_text = write(tmp_path / "dos.txt", b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode())
+    mac = write(tmp_path / "mac.txt", plain.replace("\n", "\r"))
+    assert read_text(unix) == read_text(windows_text) == read_text(mac) == plain
+    assert load_corpus(windows_text, TOKENIZER, 64).split == load_corpus(unix, TOKENIZER, 64).split
+
+
+def test_letters_beyond_ascii_are_kept(tmp_path):
+    assert read_text(write(tmp_path / "t.txt", "Na\xefve caf\xe9s \u2014 \u6f22\u5b57")) == "Na\xefve caf\xe9s \u2014 \u6f22\u5b57"
+
+
+# --- chapters and split ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", ["I. The Clock", "IV. Who Stole the Tarts?", "XII. A", "3. The Farm", "CHAPTER I.",
+                                  "CHAPTER I. Down", "Chapter 3. Title", "Chapter 12", "CHAPTER XL", "Chapter One",
+                                  "Chapter Two: The Sea", "CHAPTER I.\nDown the Hole"])
+def test_a_heading_is_seen(line):
+    found = chapters(f"Before.\n\n{line}\n\nText.\n")
+    assert [c.title for c in found] == [line.replace("\n", " ")]
+    assert found[0].text == f"{line}\n\nText.\n"
+
+
+@pytest.mark.parametrize("line", ["I was there.", "I. e., not here.", "V. Yes.", "Civil. Words", "1863. A year of war",
+                                  "I. " + "word " * 30, "Chapter and verse were quoted.", "IIII. Wrong", "IV", "Mr. Hill",
+                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words"])
+def test_a_line_that_only_looks_like_a_heading_is_none(line):
+    assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
+
+
+def test_headings_in_a_row_make_one_chapter():
+    contents = "I. One\n\nII. Two\n\nI. One\n\nText.\n\nII. Two\n\nMore.\n"
+    assert [c.title for c in chapters(contents)] == ["I. One II. Two I. One", "II. Two"]
+
+
+def test_the_last_two_chapters_are_the_test_and_the_one_before_is_dev():
+    text = "Preface.\n\n" + book(8)
+    found, split = chapters(text), split_text(text)
+    assert split.test == found[6].text + found[7].text
+    assert split.dev == found[5].text
+    assert split.train.startswith("Preface.") and split.train.endswith(found[4].text)
+    assert split.how.startswith("by chapter: 8 found; dev is 'VI. The 6th Part'")
+
+
+def test_fewer_than_five_chapters_are_cut_between_paragraphs_by_size():
+    text = "".join(f"Paragraph {i} says this.\n\n" for i in range(300))
+    split = split_text(text)
+    assert "between paragraphs (0 chapter headings found, 5 needed)" in split.how
+    assert split.dev.startswith("Paragraph ") and split.test.startswith("Paragraph ")
+    assert [round(len(p) / len(text), 2) for p in (split.train, split.dev, split.test)] == [0.80, 0.08, 0.12]
+
+
+def test_four_chapters_are_too_few_and_five_are_enough():
+    assert "4 chapter headings found" in split_text(book(4, size=4000)).how
+    assert split_text(book(5)).how.startswith("by chapter")
+
+
+def test_a_book_whose_last_chapter_is_one_line_is_not_split_by_chapter():
+    text = book(11, size=3000) + "\n\nXII. Which Was It?\n\nNobody knew.\n"
+    assert "chapter 'XII. Which Was It?' has 33 characters" in split_text(text).how
+
+
+def test_one_enormous_line_is_cut_between_sentences():
+    text = "This is a sentence of some length. " * 5000
+    split = split_text(text)
+    assert "between sentences" in split.how
+    assert split.dev.startswith("This is") and split.test.startswith("This is")
+
+
+def test_one_enormous_line_without_an_end_is_cut_between_characters():
+    split = split_text("x" * 1000)
+    assert [len(p) for p in (split.train, split.dev, split.test)] == [800, 80, 120]
+    assert "between characters" in split.how
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(["\n", "\n\n", "I. One", "II. Two", "Chapter 3.", "Words here. ", "x", "\u2014", " "])
+                | st.text(max_size=5), max_size=60))
+def test_the_three_parts_always_join_to_the_text(pieces):
+    text = "".join(pieces)
+    split = split_text(text)
+    assert split.train + split.dev + split.test == text
+    assert all(c.text == text[c.start : c.start + len(c.text)] for c in chapters(text))
+
+
+# --- windows -----------------------------------------------------------------------
+
+
+def test_windows_follow_each_other_without_overlap_and_the_tail_is_dropped():
+    text = "".join(chr(97 + i % 26) for i in range(70))
+    rows = tensor_of(windows(TOKENIZER, text, 16))
+    assert rows.shape == (4, 16) and rows.dtype == torch.int64
+    assert TOKENIZER.decode(rows.flatten()) == text[:64]
+
+
+def test_exactly_one_window_is_enough():
+    assert len(windows(TOKENIZER, "x" * 16, 16)) == 1
+    with pytest.raises(TextError, match="too short for one window: found 15 tokens, need 16"):
+        windows(TOKENIZER, "x" * 15, 16)
+
+
+@pytest.mark.parametrize("length", [1, 0, -5])
+def test_a_window_must_have_something_to_predict(length):
+    with pytest.raises(TextError, match=f"A window of {length} tokens"):
+        windows(TOKENIZER, "x" * 100, length)
+
+
+def test_a_row_of_a_dataset_is_a_tensor():
+    assert windows(TOKENIZER, "x" * 40, 16)[0]["input_ids"].shape == (16,)
+
+
+def test_a_long_text_makes_no_warning(caplog, recwarn, capfd):
+    windows(TOKENIZER, "x" * 5000, 16)
+    assert not recwarn.list and not caplog.records and "longer" not in capfd.readouterr().err
+
+
+def test_a_corpus_holds_its_three_parts_and_the_files_hash(tmp_path):
+    path = write(tmp_path / "tales.txt", book(8))
+    corpus = load_corpus(path, TOKENIZER, 64)
+    assert corpus.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (corpus.name, corpus.path) == ("tales", str(path))
+    assert corpus.n_tokens == {p: tensor_of(getattr(corpus, p)).numel() for p in ("train", "dev", "test")}
+    for part in ("train", "dev", "test"):
+        text = TOKENIZER.decode(tensor_of(getattr(corpus, part)).flatten())
+        whole = getattr(corpus.split, part)
+        assert whole.startswith(text) and len(whole) - len(text) < 64
+    assert load_corpus(path, TOKENIZER, 64, name="mine").name == "mine"
+    assert "train 3" in str(corpus) or "windows of 64 tokens" in str(corpus)
+
+
+def test_a_part_that_is_too_short_is_named(tmp_path):
+    path = write(tmp_path / "t.txt", "x" * 1000)
+    with pytest.raises(TextError, match=r"The dev part of '.*t.txt' is too short for one window: found 80 tokens"):
+        load_corpus(path, TOKENIZER, 100)
+
+
+def test_one_enormous_line_works(tmp_path):
+    corpus = load_corpus(write(tmp_path / "line.txt", "x" * 1_000_000), TOKENIZER, 256)
+    assert corpus.n_tokens["train"] == 800_000
+
+
+def test_the_shipped_texts_load():
+    corpus = load_corpus(DATA / "alice_style.txt", TOKENIZER, 256)
+    assert corpus.split.how.startswith("by chapter")
+    assert len(corpus.test) > 22
+
+
+# --- Project Gutenberg's form ------------------------------------------------------
+
+
+LICENSED = ("The Project Gutenberg eBook of Tales\n\n*** START OF THE PROJECT GUTENBERG EBOOK TALES ***\n\n\n{}\n\n"
+            "*** END OF THE PROJECT GUTENBERG EBOOK TALES ***\n\nTerms of use, at length.\n")
+
+
+def test_the_licence_is_left_out_and_other_texts_stay_as_they_are():
+    assert strip_licence(LICENSED.format("Body.")) == "Body.\n"
+    assert strip_licence(LICENSED.format("Body.").replace("THE PROJECT", "THIS PROJECT")) == "Body.\n"
+    assert strip_licence("*** START OF something\n") == "*** START OF something\n"
+
+
+def test_a_readers_own_gutenberg_file_is_not_tested_on_its_licence(tmp_path):
+    path = write(tmp_path / "t.txt", LICENSED.format(book(8)))
+    split = load_corpus(path, TOKENIZER, 64).split
+    assert "Terms of use" not in split.test and "START OF" not in split.train
+
+
+def test_course_form_unwraps_prose_keeps_verse_and_writes_plain_quotes():
+    raw = "\u201cIt\u2019s a _long_\nline\u201d\u2014he said.\n\n  How doth\n  the tide\n\n\n\nEnd."
+    assert course_form(raw) == '"It\'s a long line"--he said.\n\nHow doth\nthe tide\n\nEnd.'
+
+
+# --- downloads, from a server on this machine ---------------------------------------
+
+TITLE = "The Book of Tests"
+GOOD = (f"{TITLE.replace(' ', chr(10), 1)}\n\n" + "A line of the book, as long as it must be.\n" * 400).encode()
+URL_ERRORS_KEEP = dict(title=TITLE, wait=0.0)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Sends ``body``; ``script`` holds what to do wrong, one entry a request."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body, self.script, self.requests, self.etag = GOOD, [], [], '"v1"'
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/book.txt"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server = self.server
+        server.requests.append(dict(self.headers))
+        action = server.script.pop(0) if server.script else "send"
+        if isinstance(action, int):
+            return self.send_error(action)
+        body, start = server.body, 0
+        if "Range" in self.headers and self.headers["If-Range"] == server.etag:
+            start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+        if start >= len(body):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if server.etag:
+            self.send_header("ETag", server.etag)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start : start + 5000] if action == "cut" else body[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(downloads, "TIMEOUT", 5)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def get(server, folder, **options):
+    return fetch(server.url, folder, **{**URL_ERRORS_KEEP, **options})
+
+
+def test_a_book_is_downloaded_and_its_hash_remembered(server, tmp_path):
+    path = get(server, tmp_path / "new" / "folder")
+    assert path.read_bytes() == GOOD and path.name == "book.txt"
+    record = json.loads((path.parent / "book.txt.json").read_text())
+    assert record == {"url": server.url, "sha256": hashlib.sha256(GOOD).hexdigest(), "bytes": len(GOOD)}
+    assert sorted(p.name for p in path.parent.iterdir()) == ["book.txt", "book.txt.json"]
+
+
+def test_the_second_time_nothing_is_downloaded(server, tmp_path):
+    assert get(server, tmp_path) == get(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(server, tmp_path):
+    server.script = ["cut", "cut", "send"]
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert [r.get("Range") for r in server.requests] == [None, "bytes=5000-", "bytes=10000-"]
+
+
+def test_a_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
+    server.script = ["cut"]
+    with pytest.raises(DownloadError, match=r"cut after 5,000 of 17,\d+ bytes. Tried 1 times"):
+        get(server, tmp_path, tries=1)
+    assert not (tmp_path / "book.txt").exists()
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert server.requests[1]["Range"] == "bytes=5000-"
+
+
+def test_a_file_that_changed_on_the_server_is_not_patched_together(server, tmp_path):
+    server.script = ["cut"]
+    with pytest.raises(DownloadError):
+        get(server, tmp_path, tries=1)
+    server.body, server.etag = GOOD.replace(b"A line", b"A word"), '"v2"'
+    assert get(server, tmp_path).read_bytes() == server.body
+
+
+def test_without_a_version_from_the_server_a_cut_download_starts_again(server, tmp_path):
+    server.etag, server.script = "", ["cut", "send"]
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert [r.get("Range") for r in server.requests] == [None, None]
+
+
+def test_a_partial_file_that_is_already_whole_starts_again(server, tmp_path):
+    write(tmp_path / ".book.txt.part", GOOD + b"more")
+    write(tmp_path / ".book.txt.part.mark", '"v1"')
+    assert get(server, tmp_path).read_bytes() == GOOD
+
+
+def test_a_missing_page_is_not_tried_again(server, tmp_path):
+    server.script = [404]
+    with pytest.raises(DownloadError, match="404 Not Found.*COURSE_PROFILE=tiny"):
+        get(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_busy_server_is_tried_again(server, tmp_path):
+    server.script = [503, 429, "send"]
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_stays_busy_is_given_up(server, tmp_path):
+    server.script = [503] * 9
+    with pytest.raises(DownloadError, match="503 Service Unavailable. Tried 3 times.*COURSE_PROFILE=tiny"):
+        get(server, tmp_path)
+    assert len(server.requests) == 3
+
+
+def test_between_tries_the_wait_doubles(server, tmp_path, monkeypatch):
+    waits, server.script = [], [503, 503, "send"]
+    monkeypatch.setattr(downloads.time, "sleep", waits.append)
+    get(server, tmp_path, wait=1.5)
+    assert waits == [1.5, 3.0]
+
+
+@pytest.mark.parametrize("body, message", [
+    (b"<html>Come back later</html>", "28 bytes, at least 10,000 were expected; it begins b'<html>Come"),
+    (b"Another book altogether.\n" * 800, 'title "The Book of Tests" does not occur in it'),
+    (b"\xff" + GOOD, "not UTF-8: byte 0xff at offset 0"),
+])
+def test_what_is_not_the_book_is_not_kept(server, tmp_path, body, message):
+    server.body = body
+    with pytest.raises(DownloadError, match=message):
+        get(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_title_may_have_typographic_quotes(server, tmp_path):
+    server.body = "Alice\u2019s\r\n  ADVENTURES\n".encode() + GOOD
+    assert get(server, tmp_path, title="Alice's Adventures").exists()
+
+
+def test_a_kept_file_that_was_changed_is_reported_and_left_alone(server, tmp_path):
+    path = get(server, tmp_path)
+    changed = write(path, GOOD + b"An addition.").read_bytes()
+    with pytest.raises(DownloadError, match="has changed.*Delete book.txt to download it again"):
+        get(server, tmp_path)
+    assert path.read_bytes() == changed and len(server.requests) == 1
+    path.unlink()
+    assert get(server, tmp_path).read_bytes() == GOOD
+
+
+def test_another_text_at_the_same_address_is_reported(server, tmp_path):
+    get(server, tmp_path).unlink()
+    server.body = GOOD + b"A new edition."
+    with pytest.raises(DownloadError, match="has changed.*and book.txt.json as well to accept another"):
+        get(server, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["book.txt.json"]
+
+
+def test_a_file_put_there_by_hand_is_checked_and_used(server, tmp_path):
+    write(tmp_path / "book.txt", GOOD)
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert server.requests == [] and (tmp_path / "book.txt.json").exists()
+    (tmp_path / "book.txt.json").unlink()
+    write(tmp_path / "book.txt", b"short")
+    with pytest.raises(DownloadError, match="book.txt' is not the book: it has 5 bytes.*Delete it"):
+        get(server, tmp_path)
+    assert (tmp_path / "book.txt").exists()
+
+
+def test_a_damaged_record_is_named(server, tmp_path):
+    get(server, tmp_path)
+    write(tmp_path / "book.txt.json", "{")
+    with pytest.raises(DownloadError, match="book.txt.json' cannot be read"):
+        get(server, tmp_path)
+
+
+def test_an_unreachable_server_is_named_and_tiny_offered(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(DownloadError, match=rf"127.0.0.1:{port} cannot be reached.*Tried 2 times.*COURSE_PROFILE=tiny"):
+        fetch(f"http://127.0.0.1:{port}/book.txt", tmp_path, tries=2, wait=0.0)
+
+
+@pytest.mark.parametrize("url", ["book.txt", "file:///etc/hosts", "https://example.org/"])
+def test_what_is_not_an_address_is_refused(url, tmp_path):
+    with pytest.raises(DownloadError, match="is not the address of a file"):
+        fetch(url, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+    write(tmp_path / "taken", "a file, not a folder")
+    with pytest.raises(DownloadError, match="Cannot keep .*COURSE_DATA"):
+        get(server, tmp_path / "taken")
+
+
+def test_books_are_joined_in_order_without_licence(server, tmp_path):
+    server.body = LICENSED.format("A tale,\nin two lines.").encode()
+    url = server.url.replace("book", "pg{number}")
+    joined = gutenberg((7, 5), tmp_path, url=url, min_bytes=10)
+    assert joined.name == "gutenberg-7-5.txt"
+    assert joined.read_text() == "A tale, in two lines.\n\nA tale, in two lines.\n"
+    assert (tmp_path / "pg7.txt").exists() and (tmp_path / "pg5.txt").exists()
+
+
+def test_a_known_number_must_have_its_title(server, tmp_path):
+    server.body = LICENSED.format("Another book.").encode()
+    with pytest.raises(DownloadError, match="title \"Alice's Adventures in Wonderland\" does not occur"):
+        gutenberg((11,), tmp_path, url=server.url, min_bytes=10)
+
+
+def test_a_book_without_its_marks_is_refused(server, tmp_path):
+    with pytest.raises(DownloadError, match="has no .*START OF"):
+        gutenberg((7,), tmp_path, url=server.url)
+
+
+def test_the_text_of_a_profile_is_a_file_or_is_downloaded(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    monkeypatch.setattr(downloads, "gutenberg", lambda numbers, folder: asked.append((numbers, folder)) or tmp_path)
+    assert text_path(tmp_path / "a.txt") == tmp_path / "a.txt"
+    assert text_path(Gutenberg((11, 12))) == tmp_path
+    assert asked == [((11, 12), tmp_path.resolve())]
