@@ -3,7 +3,7 @@
 A run folder holds ``step-00000040/`` folders. Each has two files:
 
     tensors.safetensors   weights, optimizer moments, random state
-    state.json            everything else, and the SHA-256 of the tensors
+    state.json            everything else, and the SHA-256 of both
 
 A folder is written under a temporary name, flushed to disk, then renamed. So
 ``step-…`` is complete, or it is not there.
@@ -65,7 +65,7 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
         save_file(plain, partial / "tensors.safetensors")
         record = {"format": FORMAT, "step": step, "sha256": file_hash(partial / "tensors.safetensors"),
                   "state": state}
-        write_json(partial / "state.json", record)
+        write_json(partial / "state.json", {**record, "own_sha256": _record_hash(record)})
         _flush(partial / "tensors.safetensors")
         if final.exists():
             shutil.rmtree(final)
@@ -103,6 +103,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
 
 def _read(place: Path, damaged: list[str]) -> Checkpoint:
     record = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    if record.pop("own_sha256", None) != _record_hash(record):
+        raise ValueError("state.json was changed")
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']}, this course reads {FORMAT}")
     found = file_hash(place / "tensors.safetensors")
@@ -110,6 +112,10 @@ def _read(place: Path, damaged: list[str]) -> Checkpoint:
         raise ValueError(f"hash {found[:12]}, expected {record['sha256'][:12]}")
     tensors = load_file(place / "tensors.safetensors")
     return Checkpoint(record["step"], tensors, record["state"], list(damaged))
+
+
+def _record_hash(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _step_folders(folder: Path) -> list[Path]:

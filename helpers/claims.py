@@ -92,6 +92,15 @@ def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_
     return FAILS if loss_95.low > 0 and loss_95.mean >= margin else UNDECIDED
 
 
+def decide_at_least(ratio: Interval, least: float) -> str:
+    """Is a ratio at least ``least``? *Holds* if its whole interval is; *does not hold* if none of it is."""
+    if math.isnan(ratio.low):
+        return UNDECIDED
+    if ratio.low >= least:
+        return HOLDS
+    return FAILS if ratio.high < least else UNDECIDED
+
+
 def over_texts(verdicts: list[str]) -> str:
     """One verdict from several texts: a claim holds only if it holds on each."""
     kinds = set(verdicts)

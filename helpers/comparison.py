@@ -7,7 +7,7 @@ what it forgets for what it has learned. So forgetting is read off at the same g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +104,11 @@ def paired_interval(differences: Sequence[float], window_error: float = 0.0, n_b
     return Interval(float(d.mean()), float(d.mean() - half), float(d.mean() + half), len(d), seed_half, window_half)
 
 
+def chosen(runs: Sequence[dict], plan: str, text: str, choice: str) -> list[dict]:
+    """The recorded runs of a plan (its slug) on a text, at its rate for a purpose ("keep", "learn", "tuning")."""
+    return [r for r in runs if r["plan"] == plan and r["text"] == text and choice in r["rate_choice"]]
+
+
 def pairs_by_seed(runs_a: Sequence[dict], runs_b: Sequence[dict]) -> list[tuple[dict, dict]]:
     """Recorded runs of two plans with equal text and seed, side by side.
 
@@ -157,11 +162,37 @@ def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, l
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)), level)
 
 
-def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar") -> dict[int, float]:
-    """S of `evaluation.style_contrast` by seed, from recorded runs of one plan on both authors."""
-    loss = {(r["text"], r["seed"]): {t: float(np.mean(w)) for t, w in r["test_windows"].items()} for r in runs}
+def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar",
+                    leave_out: Mapping[str, np.ndarray] | None = None) -> dict[int, float]:
+    """S of `evaluation.style_contrast` by seed, from recorded runs of one plan on both authors.
+
+    Args:
+        leave_out: text to the windows (indices) that are left out of its mean; for the jackknife.
+    """
+    leave_out = leave_out or {}
+    loss = {(r["text"], r["seed"]): {t: float(np.mean(np.delete(w, leave_out.get(t, []))))
+                                     for t, w in r["test_windows"].items()} for r in runs}
     seeds = sorted(s for t, s in loss if t == a and (b, s) in loss)
+    if not seeds:
+        raise ComparisonError(f"The style contrast needs runs on both '{a}' and '{b}' with one seed; found none.")
     return {s: 0.5 * ((loss[b, s][a] - loss[a, s][a]) + (loss[a, s][b] - loss[b, s][b])) for s in seeds}
+
+
+def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar") -> Interval:
+    """S(plan) / S(reference): the share of the style that a plan learns, over seeds, with its interval."""
+
+    def ratios(leave_out=None) -> list[float]:
+        top, below = (style_contrasts(r, a, b, leave_out) for r in (runs, reference))
+        return [top[s] / below[s] for s in top if s in below]
+
+    variance, n_blocks = 0.0, []
+    for text in (a, b):
+        groups = blocks(np.arange(len(runs[0]["test_windows"][text])))
+        left_out = np.array([np.mean(ratios({text: g})) for g in groups])
+        n = len(groups)
+        variance += (n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()
+        n_blocks.append(n)
+    return paired_interval(ratios(), float(np.sqrt(variance)), min(n_blocks))
 
 
 def spikes(norms: np.ndarray, warmup: int = 5, width: int = 21) -> float:

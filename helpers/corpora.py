@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from helpers.downloads import (  # noqa: F401 (a text's whole story is in reach from here)
-    DownloadError, TextError, fetch, gutenberg, strip_licence, text_path)
+from helpers.downloads import DownloadError, TextError, fetch, gutenberg, strip_licence, text_path  # noqa: F401
 
 PARTS = ("train", "dev", "test")
 MIN_CHAPTERS = 5
 MAX_HEADING = 80  # characters
+NEAR = 0.02  # a cut may miss its place by this share of the text
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
 
 # --- read --------------------------------------------------------------------------
@@ -46,7 +46,8 @@ def _read_bytes(path: str | Path) -> bytes:
     except FileNotFoundError as error:
         raise TextError(f"No text at '{path}': there is no such file. Give a UTF-8 text file.") from error
     except OSError as error:
-        raise TextError(f"Cannot read the text '{path}': {error.strerror or error}. Give a file you may read.") from error
+        raise TextError(f"Cannot read the text '{path}': {error.strerror or error}. Give a file that you may "
+                        "read.") from error
 
 
 def _decode(raw: bytes, path: str | Path) -> str:
@@ -148,16 +149,21 @@ def _why_not_by_chapter(found: list[Chapter]) -> str | None:
 
 
 def _contiguous(text: str, why: str) -> Split:
-    for unit, pattern in (("paragraphs", r"\n\s*\n"), ("sentences", r"[.!?][\"')\]]*\s+")):
-        places = [m.end() for m in re.finditer(pattern, text)]
-        cuts = [min(places, key=lambda p: abs(p - share * len(text)), default=0) for share in (0.80, 0.88)]
-        # A few long paragraphs can leave no cut near the place where one is wanted.
-        if all(abs(c - share * len(text)) <= 0.02 * len(text) for c, share in zip(cuts, (0.80, 0.88), strict=True)):
-            break
-    else:
-        unit, cuts = "characters", [len(text) * 80 // 100, len(text) * 88 // 100]
+    unit, (dev, test) = _cuts(text)
     how = f"80% train, 8% dev, 12% test, in this order, cut between {unit} ({why})"
-    return Split(text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :], how)
+    return Split(text[:dev], text[dev:test], text[test:], how)
+
+
+def _cuts(text: str) -> tuple[str, list[int]]:
+    """Where 80% and 88% of the text end, in the largest unit that has ends near enough."""
+    goals = [len(text) * 80 // 100, len(text) * 88 // 100]
+    for unit, end in (("paragraphs", r"\n\s*\n"), ("sentences", r"[.!?][\"')\]]*\s+")):
+        places = [m.end() for m in re.finditer(end, text)] or [0]
+        cuts = [min(places, key=lambda place: abs(place - goal)) for goal in goals]
+        # A few long paragraphs can leave no cut near the place where one is wanted.
+        if all(abs(cut - goal) <= NEAR * len(text) for cut, goal in zip(cuts, goals, strict=True)):
+            return unit, cuts
+    return "characters", goals
 
 
 # --- windows -----------------------------------------------------------------------

@@ -98,11 +98,10 @@ def _download(url: str, final: Path, tries: int, wait: float) -> Path:
 def _receive(url: str, part: Path) -> None:
     """One attempt. What arrives is added to ``part``, if the server says it is still the same file."""
     mark = part.with_name(part.name + ".mark")  # the server's name for this version of the file
-    have = part.stat().st_size if part.exists() and mark.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "frozen-attention-course"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", mark.read_text("utf-8"))
+    version = mark.read_text("utf-8") if part.exists() and mark.exists() else ""
+    have = part.stat().st_size if version else 0
+    resume = {"Range": f"bytes={have}-", "If-Range": version} if have else {}
+    request = urllib.request.Request(url, headers={"User-Agent": "frozen-attention-course", **resume})
     with _open(request, part) as response:
         resumed = response.status == 206
         start = have if resumed else 0
@@ -143,10 +142,7 @@ def _remember_version(response, mark: Path) -> None:
     """A weak ETag may not be used to resume; without any mark the next try starts again."""
     etag = response.headers.get("ETag", "")
     version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-    if version:
-        mark.write_text(version, "utf-8")
-    else:
-        mark.unlink(missing_ok=True)
+    mark.write_text(version or "", "utf-8")
 
 
 def _check(path: Path, final: Path, url: str, title: str | None, min_bytes: int) -> None:
@@ -161,8 +157,8 @@ def _check(path: Path, final: Path, url: str, title: str | None, min_bytes: int)
     if path != final and (problem or known not in (None, found)):
         path.unlink()
     if problem:
-        what = f"'{final}'" if path == final else f"What {url} sent"
-        advice = "Delete it to download it again" if path == final else "Check the address"
+        what, advice = ((f"'{final}'", "Delete it to download it again") if path == final
+                        else (f"What {url} sent", "Check the address"))
         raise DownloadError(f"{what} is not the book: {problem}. {advice}. {OFFLINE}")
     if known not in (None, found):
         raise DownloadError(f"The text of '{final}' has changed: its SHA-256 is {found[:12]}…, and {known[:12]}… was "
@@ -261,6 +257,6 @@ def plain_quotes(text: str) -> str:
 
 
 def _unwrapped(paragraph: str) -> str:
-    lines = [line.rstrip() for line in paragraph.splitlines() if line.strip()]
-    verse = len(lines) > 1 and all(line.startswith(" ") for line in lines)
-    return "\n".join(line.strip() for line in lines) if verse else " ".join(line.strip() for line in lines)
+    lines = [line for line in paragraph.splitlines() if line.strip()]
+    is_verse = all(line.startswith(" ") for line in lines)
+    return ("\n" if is_verse else " ").join(line.strip() for line in lines)

@@ -65,7 +65,7 @@ class StepMeter(TorchDispatchMode):
         for tensor in model.parameters():
             self._see(tensor, "parameters")
             if tensor.requires_grad:
-                tensor.register_post_accumulate_grad_hook(lambda p: self._see(p.grad, "gradients"))
+                tensor.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
         for tensor in model.buffers():
             self._see(tensor, "buffers")
 
@@ -74,13 +74,11 @@ class StepMeter(TorchDispatchMode):
             return True if args[0].dtype is torch.bool else 1
         out = func(*args, **(kwargs or {}))
         term = self._count(func.overloadpacket, args)
-        kind = "gradients" if term == "backward_weight" else None
-        if func is aten._to_copy.default and _key(args[0]) in self._weights:  # autocast's copy of a weight
-            self._weights.add(_key(out))
-            kind = "parameters"
+        if func is aten._to_copy.default and _key(args[0]) in self._weights:
+            self._weights.add(_key(out))  # autocast's copy of a weight
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self._see(tensor, kind)
+                self._see(tensor, self._kind_of(tensor, func.overloadpacket, args, term))
         return out
 
     def flops(self) -> Flops:
@@ -92,24 +90,33 @@ class StepMeter(TorchDispatchMode):
         """Forget the peak so far; what is alive stays."""
         self.phase, self.at_peak, self.most_logits = phase, dict(self.alive), self.alive["logits"]
 
-    def _see(self, tensor: torch.Tensor, kind: str | None = None) -> None:
-        """Note a storage when it is new, or when ``kind`` says better what it is."""
+    def _see(self, tensor: torch.Tensor, kind: str) -> None:
+        """Note a storage, once, until it is freed."""
         storage, key = tensor.untyped_storage(), _key(tensor)
-        if key in self._sizes:
-            if kind is None or self._sizes[key][0] not in ("activations", "logits"):
-                return
-            self._forget(key)
-        else:
+        if key not in self._sizes:
+            self._sizes[key] = (kind, storage.nbytes())
+            self._add(kind, storage.nbytes())
             weakref.finalize(storage, self._forget, key)
-        self._sizes[key] = (kind or self._kind_of(tensor), storage.nbytes())
-        self._add(*self._sizes[key])
 
-    def _kind_of(self, tensor: torch.Tensor) -> str:
+    def _rename(self, tensor: torch.Tensor, kind: str) -> None:
+        old, size = self._sizes[_key(tensor)]
+        self._sizes[_key(tensor)] = (kind, size)
+        self.alive[old] -= size
+        self.alive[kind] += size
+
+    def _kind_of(self, tensor: torch.Tensor, op, args, term) -> str:
+        """What a new storage is, from the operation that made it. Shapes alone would mix up
+        a batch of 4,096 tokens with a vocabulary of 4,096."""
         if self.phase == "optimizer":
             return "optimizer"
-        if self._vocabulary not in tensor.shape:
-            return "activations"
-        return "gradients" if tuple(tensor.shape) in self._trained else "logits"  # the head's, or the logits'
+        if _key(tensor) in self._weights:
+            return "parameters"
+        source = _key(args[0]) if args and isinstance(args[0], torch.Tensor) else None
+        like_a_gradient = self._sizes.get(source, ("",))[0] == "gradients" and tensor.shape == args[0].shape
+        like_a_weight = op is aten.zeros_like and source in self._weights  # the chunked loss adds up in it
+        if term == "backward_weight" or op is aten.embedding_dense_backward or like_a_gradient or like_a_weight:
+            return "gradients"
+        return "logits" if tensor.ndim and tensor.size(-1) == self._vocabulary else "activations"
 
     def _forget(self, key: int) -> None:
         """Called when a storage is freed; its key may be used again."""

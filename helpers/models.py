@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
@@ -141,7 +142,7 @@ def load_config(source: str | Path):
     try:
         return AutoConfig.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_why_not(source, error)) from error
+        raise ModelError(_why_not(source, error, part="config")) from error
 
 
 def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtype = torch.float32,
@@ -167,7 +168,7 @@ def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtyp
         model = AutoModelForCausalLM.from_pretrained(
             str(source), config=config, dtype=dtype, use_safetensors=True,
             attn_implementation=attention_for(config.model_type, attention))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_why_not(source, error)) from error
     return model.to(device or choose_device())
 

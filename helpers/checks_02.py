@@ -1,0 +1,126 @@
+"""Checks of notebook 02: what is frozen, what moves all the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from helpers.checks import Reply, exercise, judge_number, number, right, wrong
+from helpers.museum import EXHIBITS
+
+# --- 02a: the museum ---------------------------------------------------------------
+
+DIAGNOSES = "ECBABADD"  # exhibit 1 first
+FAULTS = {"A": "freezes nothing", "B": "freezes less than its title", "C": "freezes more than its title",
+          "D": "the flags are right and the weights move", "E": "its own check cannot fail"}
+
+# (exhibit, letter given) to what probably happened
+_MISREAD = {
+    (1, "A"): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: weight.data "
+              "kept without clone() is the weight itself, so the check always says unmoved.",
+    (1, "D"): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without clone().",
+    (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
+    (2, "B"): "You have the direction turned round: all promised tensors have the flag, and others too. \".h.\" is in the "
+              "name of everything inside a block.",
+    (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
+    (3, "D"): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
+    (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
+              "requires_grad_(False) would have reached the parameters.",
+    (4, "D"): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
+    (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
+    (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
+    (6, "B"): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches nothing.",
+    (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
+              "transformer.wte.weight.",
+    (7, "A"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (7, "B"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (8, "A"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
+    (8, "B"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
+}
+
+
+@exercise("02a")
+def broken_freezes(answer: Any) -> Reply:
+    """Eight letters: text, a list, or a dict from number or name to letter."""
+    letters = _letters(answer)
+    errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
+    if not errors:
+        return right("All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth its six lines.")
+    n, given = errors[0]
+    reason = _MISREAD.get((n, given), f'"{FAULTS[given]}" does not fit the evidence. Count the flags first, then what moved.')
+    return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
+
+
+def _letters(answer: Any) -> list[str]:
+    if isinstance(answer, dict):
+        keys = {**{e.number: e.number for e in EXHIBITS}, **{e.name: e.number for e in EXHIBITS}}
+        unknown = [key for key in answer if key not in keys]
+        if unknown:
+            raise ValueError(f"no exhibit {unknown[0]!r}; exhibits: 1 to 8")
+        answer = [letter for _, letter in sorted((keys[key], letter) for key, letter in answer.items())]
+    letters = [str(letter).strip().upper() for letter in answer if str(letter).strip(" ,;")]
+    odd = [letter for letter in letters if letter not in FAULTS]
+    if odd:
+        raise ValueError(f"{odd[0]!r} is no letter from A to E")
+    if len(letters) != len(EXHIBITS):
+        raise ValueError(f"{len(letters)} letters, and there are {len(EXHIBITS)} exhibits")
+    return letters
+
+
+# --- 02b: which gradients exist ----------------------------------------------------
+
+TENSORS = ("wte", "h.0.ln_1", "h.0 q_proj", "h.0 mlp.c_fc", "last out_proj", "ln_f")
+STATES = ("nonzero", "nonzero", "absent", "nonzero", "absent", "nonzero")
+_FROZEN, _BEFORE = (2, 4), (0, 1)  # places in TENSORS: attention, and what stands before all attention
+
+
+@exercise("02b")
+def gradients_with_frozen_attention(answer: Any) -> Reply:
+    """Six words, in order; None, 0 and other numbers are read as absent, zero and nonzero."""
+    found = [_state(value) for value in (answer.values() if isinstance(answer, dict) else answer)]
+    if len(found) != len(TENSORS):
+        raise ValueError(f"{len(TENSORS)} words are asked for, found {len(found)}")
+    if tuple(found) == STATES:
+        return right("Only the frozen weights have no gradient. It still passes through them to all that stands before.")
+    if any(found[i] == "zero" for i in _FROZEN):
+        return wrong("you took None for 0. PyTorch stores no number for a frozen weight: its gradient is absent. A weight "
+                     "whose gradient is zero still moves under weight decay.")
+    if any(found[i] != "nonzero" for i in _BEFORE):
+        return wrong("you think that a frozen layer stops the gradient for what stands before it. detach() does that. "
+                     "Freezing does not: look at the first layer in the table of section 3.")
+    if any(found[i] == "nonzero" for i in _FROZEN):
+        return wrong("the slope along a frozen weight exists in mathematics, but PyTorch does not compute it. What did .grad "
+                     "hold for the frozen weight a in section 1?")
+    place = next(i for i, state in enumerate(found) if state != STATES[i])
+    return wrong(f"{TENSORS[place]} is no attention weight, so it is not frozen and has a gradient.")
+
+
+def _state(value: Any) -> str:
+    if value is None:
+        return "absent"
+    if isinstance(value, str):
+        word = value.strip().lower().replace("non-zero", "nonzero")
+        word = "absent" if word == "none" else word
+        if word not in set(STATES) | {"zero"}:
+            raise ValueError(f"{value!r} is none of 'absent', 'zero', 'nonzero'")
+        return word
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        return "nonzero" if value.any() else "zero"
+    return "nonzero" if number(value) else "zero"
+
+
+# --- 02c: a zeroed gradient --------------------------------------------------------
+
+
+@exercise("02c")
+def zeroed_gradient(answer: Any) -> Reply:
+    """w = 2, gradient filled with zeros, AdamW with rate 0.1 and decay 0.1, three steps."""
+    return judge_number(answer, 2 * 0.99**3, "Decay asks for no gradient: 2 · 0.99³ = 1.9406.", {
+        2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the weight, and "
+             "weight decay shrinks it.",
+        1.94: "almost: you took 1% of the *first* value three times. Each step takes 1% of what is left.",
+        2 * 0.9**3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
+        1.98: "that is the weight after one step; three are asked for.",
+        1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
+    }, within=1e-4, otherwise="Only weight decay acts here: find the factor of one step.")
