@@ -1,0 +1,275 @@
+"""The loop: short, exact, resumable, and it stops where it must."""
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import training
+from helpers.checkpoints import load_checkpoint
+from helpers.freezing import FreezePlan, PlanError
+from helpers.losses import next_token_loss
+from helpers.models import build_model, mini_config, weight_hash
+from helpers.runs import TrainingError, TrainSettings
+from helpers.training import batch_rows, build_optimizer, fit
+
+CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
+                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+MAIN = FreezePlan.freeze("attention", "embeddings")
+
+
+def make_windows(n=10, seed=0):
+    return torch.randint(97, (n, 24), generator=torch.Generator().manual_seed(seed))
+
+
+def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **changes):
+    model = model or build_model(CONFIG, seed=1)
+    settings = TrainSettings(**{"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2, **changes})
+    result = fit(model, plan, make_windows() if windows is None else windows, settings, evaluate=evaluate,
+                 folder=folder, progress=False)
+    return model, result
+
+
+def test_the_loop_is_forty_lines_or_fewer():
+    assert len(inspect.getsource(training.train).splitlines()) <= 40
+
+
+def test_one_batch_is_learned_by_heart():
+    _, result = train(FreezePlan.full(), n_steps=80, windows=make_windows(4))
+    assert result.history.steps[-1]["loss"] < 0.5 * result.history.steps[0]["loss"]
+
+
+def test_what_is_frozen_stays_and_the_proof_says_so():
+    model, result = train()
+    base = build_model(CONFIG, seed=1)
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    assert result.proof.ok and frozen
+    assert all(torch.equal(model.get_parameter(n), base.get_parameter(n)) for n in frozen)
+
+
+def test_a_plan_that_does_not_fit_stops_before_training():
+    with pytest.raises(PlanError):
+        train(FreezePlan.freeze("name:transformer.h.7.*"))
+
+
+def test_the_optimizer_holds_the_trainable_parameters_only():
+    model = build_model(CONFIG)
+    MAIN.apply(model)
+    held = [p for group in build_optimizer(model, TrainSettings(1, 1e-3)).param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_the_same_seed_repeats_and_another_does_not():
+    one, two, other = (weight_hash(train(seed=s)[0]) for s in (0, 0, 1))
+    assert one == two != other
+
+
+def test_a_micro_batch_changes_nothing_but_memory():
+    whole, parts = train(batch=4)[0], train(batch=4, micro_batch=1)[0]
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_every_window_is_seen_once_an_epoch_in_a_new_order():
+    rows = np.concatenate([batch_rows(10, 4, step, seed=0) for step in range(5)])
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert list(rows[:10]) != list(rows[10:])
+
+
+def test_a_batch_larger_than_the_text_is_filled_from_the_next_epochs():
+    assert len(batch_rows(3, 8, 0, seed=0)) == 8
+
+
+def test_the_history_holds_losses_norms_and_evaluations():
+    _, result = train(evaluate=lambda m: {"held_out_loss": 1.0})
+    assert [s["step"] for s in result.history.steps] == list(range(1, 7))
+    assert [e["step"] for e in result.history.evaluations] == [0, 2, 4, 6]
+    assert set(result.history.steps[0]["norms"]) == {"mlp", "norm", "total"}
+    norms = result.history.steps[0]["norms"]
+    assert norms["total"] == pytest.approx((norms["mlp"] ** 2 + norms["norm"] ** 2) ** 0.5)
+    assert np.isnan(result.history.norm("attention")).all()
+
+
+def test_best_weights_are_those_of_the_lowest_held_out_loss():
+    losses = iter([3.0, 1.0, 2.0, 2.5])
+    seen = {}
+
+    def evaluate(model):
+        loss = next(losses)
+        seen[loss] = model.transformer.h[0].mlp.c_fc.weight.detach().clone()
+        return {"held_out_loss": loss}
+
+    model, result = train(evaluate=evaluate)
+    assert result.best_step == 2
+    result.use_best(model)
+    assert torch.equal(model.transformer.h[0].mlp.c_fc.weight, seen[1.0])
+
+
+def test_clipping_bounds_the_step():
+    free, clipped = train(rate=1e-3)[0], train(rate=1e-3, clip=1e-6)[0]
+    base = build_model(CONFIG, seed=1)
+    moved = [(m.transformer.ln_f.weight - base.transformer.ln_f.weight).norm() for m in (free, clipped)]
+    assert moved[0] > 0 and weight_hash(free) != weight_hash(clipped)
+
+
+def test_bfloat16_trains_close_to_float32():
+    exact, rough = (train(rate=1e-3, precision=p)[1].history.steps[-1]["loss"] for p in ("float32", "bfloat16"))
+    assert rough == pytest.approx(exact, rel=0.02)
+
+
+# --- faults ------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_cause_and_checkpoint(tmp_path, monkeypatch):
+    calls = iter(range(100))
+
+    def sometimes_nan(model, ids):
+        total, n = next_token_loss(model, ids)
+        return total * (float("nan") if next(calls) == 5 else 1.0), n
+
+    monkeypatch.setattr(training, "next_token_loss", sometimes_nan)
+    with pytest.raises(TrainingError, match=r"step 5 .*nan.*rate.*step 4 in") as caught:
+        train(folder=tmp_path, n_steps=20)
+    assert str(tmp_path) in str(caught.value)
+    monkeypatch.undo()
+    _, again = train(folder=tmp_path, n_steps=20)
+    assert again.history.steps == train(n_steps=20)[1].history.steps
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched():
+    model = build_model(CONFIG, seed=1)
+    model.transformer.h[1].mlp.c_fc.bias.register_hook(lambda g: g * float("inf"))
+    before = weight_hash(model)
+    with pytest.raises(TrainingError, match="gradient norm"):
+        train(model=model)
+    assert weight_hash(model) == before
+
+
+def test_a_full_gpu_halves_the_micro_batch_and_says_so(monkeypatch, capsys):
+    real = training.next_token_loss
+
+    def crowded(model, ids):
+        if len(ids) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(model, ids)
+
+    monkeypatch.setattr(training, "next_token_loss", crowded)
+    model, _ = train(batch=4)
+    said = capsys.readouterr().err
+    assert "2 windows at a time instead of 4" in said and "1 windows at a time instead of 2" in said
+    monkeypatch.undo()
+    assert weight_hash(model) == weight_hash(train(batch=4, micro_batch=1)[0])
+
+
+def test_a_gpu_too_small_for_one_window_is_an_error(monkeypatch):
+    def crowded(model, ids):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "next_token_loss", crowded)
+    with pytest.raises(TrainingError, match="one window at a time"):
+        train(batch=2)
+
+
+@pytest.mark.parametrize("bad, words", [
+    ({"n_steps": 0}, "n_steps"), ({"rate": 0.0}, "rate"), ({"rate": -1.0}, "rate"), ({"rate": float("nan")}, "nan"),
+    ({"rate": 50.0}, "50"), ({"batch": 0}, "batch"), ({"precision": "float16"}, "float16"), ({"micro_batch": 0}, "micro"),
+])
+def test_settings_that_make_no_sense_are_refused(bad, words):
+    with pytest.raises(TrainingError, match=words):
+        TrainSettings(**{"n_steps": 1, "rate": 1e-3, **bad})
+
+
+# --- resume ------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, 6])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, at):
+    def measure(model):
+        return {"held_out_loss": next_token_loss(model, make_windows(3, seed=9))[0].item()}
+
+    unbroken, expected = train(n_steps=8, evaluate=measure)
+    seen = []
+
+    def stopping(model):
+        if len(seen) == at // 2:
+            raise Stop
+        seen.append(1)
+        return measure(model)
+
+    with pytest.raises(Stop):
+        train(n_steps=8, folder=tmp_path, evaluate=stopping)
+    model, result = train(n_steps=8, folder=tmp_path, evaluate=measure)
+    assert weight_hash(model) == weight_hash(unbroken)
+    assert result.history.steps == expected.history.steps
+    assert result.history.evaluations == expected.history.evaluations
+    assert all(torch.equal(result.best[n], t) for n, t in expected.best.items())
+
+
+def test_a_finished_run_is_only_read_again(tmp_path):
+    first, _ = train(folder=tmp_path)
+    second, result = train(folder=tmp_path)
+    assert weight_hash(first) == weight_hash(second) and result.proof.ok
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path):
+    train(folder=tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for changes in ({"rate": 3e-3}, {"seed": 5}, {"plan": FreezePlan.full()}, {"windows": make_windows(seed=3)},
+                    {"model": build_model(CONFIG, seed=2)}):
+        with pytest.raises(TrainingError, match="another run"):
+            train(folder=tmp_path, **changes)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, capsys):
+    train(folder=tmp_path)
+    weights = tmp_path / "step-00000006" / "tensors.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    model, _ = train(folder=tmp_path)
+    assert "step-00000006 is damaged" in capsys.readouterr().err
+    assert weight_hash(model) == weight_hash(train()[0])
+
+
+SCRIPT = textwrap.dedent("""
+    import sys
+    sys.path.insert(0, {tests!r})
+    import test_training as t
+    model, result = t.train(n_steps=40, folder={folder!r}, save_every=1, evaluate=lambda m: {{"held_out_loss": 1.0}})
+    print(t.weight_hash(model))
+""")
+
+
+def test_killed_at_random_moments_the_run_ends_as_if_unbroken(tmp_path):
+    script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "run"))
+    rng, kills = np.random.default_rng(0), 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = newest(tmp_path / "run")
+        deadline = time.monotonic() + 120
+        while newest(tmp_path / "run") < before + 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 0.05)))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert kills >= 2, "the runs ended before they could be killed"
+    expected, _ = train(n_steps=40, evaluate=lambda m: {"held_out_loss": 1.0})
+    assert done.stdout.split()[-1] == weight_hash(expected), done.stderr
+    assert load_checkpoint(tmp_path / "run").step == 40
+
+
+def newest(folder) -> int:
+    return max((int(p.name[5:]) for p in folder.glob("step-*")), default=0)
