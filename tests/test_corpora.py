@@ -11,23 +11,38 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from helpers import downloads
 from helpers.corpora import (
-    DownloadError, TextError, chapters, fetch, gutenberg, load_corpus, read_text, split_text, strip_licence,
-    tensor_of, text_path, windows)
+    DownloadError,
+    TextError,
+    chapters,
+    fetch,
+    gutenberg,
+    load_corpus,
+    read_text,
+    split_text,
+    strip_licence,
+    tensor_of,
+    text_path,
+    windows,
+)
 from helpers.downloads import course_form
 from helpers.profiles import DATA, Gutenberg
 
 
 def byte_tokenizer():
-    """Every byte of a text is one token, so that counts can be worked out by hand."""
+    """Every byte of a text is one token, so that counts can be worked out by hand.
+
+    Like Llama's, it puts a start token before each text, if asked to.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
+    bpe.post_processor = processors.TemplateProcessing(single="Z $A", special_tokens=[("Z", alphabet.index("Z"))])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=16)
 
 
@@ -100,7 +115,8 @@ def test_line_ends_and_the_byte_order_mark_change_nothing(tmp_path):
 
 
 def test_letters_beyond_ascii_are_kept(tmp_path):
-    assert read_text(write(tmp_path / "t.txt", "Na\xefve caf\xe9s \u2014 \u6f22\u5b57")) == "Na\xefve caf\xe9s \u2014 \u6f22\u5b57"
+    text = "Na\xefve caf\xe9s \u2014 \u6f22\u5b57"
+    assert read_text(write(tmp_path / "t.txt", text)) == text
 
 
 # --- chapters and split ------------------------------------------------------------
@@ -116,8 +132,8 @@ def test_a_heading_is_seen(line):
 
 
 @pytest.mark.parametrize("line", ["I was there.", "I. e., not here.", "V. Yes.", "Civil. Words", "1863. A year of war",
-                                  "I. " + "word " * 30, "Chapter and verse were quoted.", "IIII. Wrong", "IV", "Mr. Hill",
-                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words"])
+                                  "I. " + "word " * 30, "Chapter and verse were quoted.", "IIII. Wrong", "IV", ". Dot",
+                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words", "Mr. Hill"])
 def test_a_line_that_only_looks_like_a_heading_is_none(line):
     assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
 
@@ -159,6 +175,11 @@ def test_one_enormous_line_is_cut_between_sentences():
     split = split_text(text)
     assert "between sentences" in split.how
     assert split.dev.startswith("This is") and split.test.startswith("This is")
+
+
+def test_a_few_huge_paragraphs_are_cut_between_sentences():
+    text = ("This is a sentence of some length. " * 500 + "\n\n") * 4
+    assert "between sentences" in split_text(text).how
 
 
 def test_one_enormous_line_without_an_end_is_cut_between_characters():
@@ -204,7 +225,7 @@ def test_a_row_of_a_dataset_is_a_tensor():
 
 
 def test_a_long_text_makes_no_warning(caplog, recwarn, capfd):
-    windows(TOKENIZER, "x" * 5000, 16)
+    windows(byte_tokenizer(), "x" * 5000, 16)  # a new tokenizer: each warns only once
     assert not recwarn.list and not caplog.records and "longer" not in capfd.readouterr().err
 
 
@@ -267,7 +288,6 @@ def test_course_form_unwraps_prose_keeps_verse_and_writes_plain_quotes():
 
 TITLE = "The Book of Tests"
 GOOD = (f"{TITLE.replace(' ', chr(10), 1)}\n\n" + "A line of the book, as long as it must be.\n" * 400).encode()
-URL_ERRORS_KEEP = dict(title=TITLE, wait=0.0)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -318,7 +338,7 @@ def server(monkeypatch):
 
 
 def get(server, folder, **options):
-    return fetch(server.url, folder, **{**URL_ERRORS_KEEP, **options})
+    return fetch(server.url, folder, **{"title": TITLE, "wait": 0.0, **options})
 
 
 def test_a_book_is_downloaded_and_its_hash_remembered(server, tmp_path):
@@ -355,6 +375,17 @@ def test_a_file_that_changed_on_the_server_is_not_patched_together(server, tmp_p
         get(server, tmp_path, tries=1)
     server.body, server.etag = GOOD.replace(b"A line", b"A word"), '"v2"'
     assert get(server, tmp_path).read_bytes() == server.body
+
+
+def test_a_weak_version_from_the_server_is_not_trusted(server, tmp_path):
+    server.etag, server.script = 'W/"v1"', ["cut", "send"]
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert [r.get("Range") for r in server.requests] == [None, None]
+
+
+def test_at_least_one_try_is_needed(server, tmp_path):
+    with pytest.raises(DownloadError, match="tries is 0"):
+        get(server, tmp_path, tries=0)
 
 
 def test_without_a_version_from_the_server_a_cut_download_starts_again(server, tmp_path):

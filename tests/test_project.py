@@ -156,6 +156,7 @@ def test_the_order_of_modules_is_complete():
 @pytest.mark.parametrize("path", HELPERS, ids=lambda p: p.stem)
 def test_a_module_imports_only_from_those_before_it(path):
     order = module_order()
+    assert path.stem in order, f"helpers/__init__.py does not say where {path.stem} stands"
     before = order[:order.index(path.stem)]
     late = helpers_imported(path) - set(before)
     assert not late, f"{path.stem} imports {sorted(late)}, which stand after it"
@@ -302,7 +303,8 @@ def test_every_badge_has_the_name_of_pyproject():
 
 @each_notebook
 def test_a_notebook_opens_in_colab(book):
-    assert badges.badge(book.stem, badges.repository()) in "".join(json.loads(book.read_text("utf-8"))["cells"][0]["source"])
+    first = "".join(json.loads(book.read_text("utf-8"))["cells"][0]["source"])
+    assert badges.badge(book.stem, badges.repository()) in first
 
 
 def small_project(folder: Path) -> Path:
