@@ -95,7 +95,8 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
 
     Raises:
         BudgetError: batch or length below what a step needs, a length over the model's
-            positions, an unknown loss, optimizer or dtype, or a model whose shapes depend on its input.
+            positions, an unknown loss, optimizer or dtype, or a model whose shapes depend on the
+            text (a mixture of experts).
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
     """
     _check(config, batch, length, dtype, loss, optimizer)
@@ -105,9 +106,9 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
         meter = StepMeter(model)
         try:
             _run_step(model, meter, batch, length, dtype, loss)
-        except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
-            raise BudgetError(f"The step of a '{config.model_type}' model cannot be predicted from shapes alone: "
-                              f"the size of a tensor depends on the text ({error}).") from error
+        except RuntimeError as error:
+            raise BudgetError(f"A step of this '{config.model_type}' model cannot be run on shapes alone "
+                              f"({str(error).strip().splitlines()[0]}). Measure a step instead.") from error
     return _summary(model, meter, plan, batch, length)
 
 
@@ -169,17 +170,15 @@ def _run_step(model, meter: StepMeter, batch, length, dtype, loss) -> None:
     trainable = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trainable, fused=True)
     with meter:
-        meter.phase = "optimizer"
         _make_moments(adamw, trainable)
+        meter.enter("forward")
         ids = torch.zeros(batch, length, dtype=torch.long)  # (batch, time)
-        meter.start_from_here("forward")
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
             if loss == "chunked":
                 total, _ = next_token_loss(model, ids)
             else:
                 total = model(input_ids=ids, labels=ids, use_cache=False).loss
-        meter.saved = dict(meter.alive)
-        meter.phase = "backward"
+        meter.enter("backward")
         total.backward()
         adamw.step()
 
@@ -196,8 +195,7 @@ def _summary(model, meter: StepMeter, plan, batch, length) -> Budget:
     sizes = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
     n_parameters, n_trainable = sum(n for n, _, _ in sizes), sum(n for n, _, trains in sizes if trains)
     trained = sum(size for _, size, trains in sizes if trains)
-    full = {"parameters": sum(size for _, size, _ in sizes), "buffers": meter.saved["buffers"], "gradients": trained,
-            "optimizer": meter.saved["optimizer"], "activations": meter.saved["activations"],
-            "logits": meter.most_logits}
+    full = meter.kept | {"parameters": sum(size for _, size, _ in sizes), "gradients": trained,
+                         "logits": meter.at_most["logits"]}
     return Budget(plan, batch, length, n_parameters, n_trainable, n_trainable / n_parameters,
                   full, meter.at_peak, meter.flops())

@@ -151,7 +151,7 @@ def _one_ln_twice(x, ln_1, attention, ln_2, mlp):
 MISWIRED: tuple[tuple[Wiring, str], ...] = (
     (_post_ln, "you normalise after the sum. That is the article's formula (post-LN), not GPT-Neo's."),
     (_skip_after_ln, "you took the skip after the LayerNorm. The skip carries x itself, before it is normalised."),
-    (_second_skip_from_x, "your second skip starts at x. It must start at h, or attention's result is lost on the way."),
+    (_second_skip_from_x, "your second skip starts at x. It must start at h, or attention's result is lost."),
     (_parallel, "your MLP reads x, beside attention. In GPT-Neo it reads h, which already holds attention's result."),
     (_no_ln, "no LayerNorm is used. Each part reads a normalised copy."),
     (_no_skip, "nothing is added to x: both skips are missing."),
@@ -193,7 +193,7 @@ def residual_error(found: torch.Tensor, real: torch.Tensor) -> float:
 
 def _practice_block() -> tuple[nn.Module, torch.Tensor]:
     """A small GPT-Neo block in which every weight matters, LayerNorm's too, and an input (2, 8, 24)."""
-    config = mini_config(hidden_size=24, num_heads=2, num_layers=2, intermediate_size=48, max_position_embeddings=16)
+    config = mini_config(hidden_size=24, num_heads=2, intermediate_size=48, max_position_embeddings=16)
     config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)

@@ -16,13 +16,14 @@ FAULTS = {"A": "freezes nothing", "B": "freezes less than its title", "C": "free
           "D": "the flags are right and the weights move", "E": "its own check cannot fail"}
 
 # (exhibit, letter given) to what probably happened
-_MISREAD = {
-    (1, "A"): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: weight.data "
-              "kept without clone() is the weight itself, so the check always says unmoved.",
-    (1, "D"): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without clone().",
+MISREAD = {
+    (1, "A"): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
+              "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
+    (1, "D"): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
+              "clone().",
     (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
-    (2, "B"): "You have the direction turned round: all promised tensors have the flag, and others too. \".h.\" is in the "
-              "name of everything inside a block.",
+    (2, "B"): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
+              "the name of everything inside a block.",
     (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
     (3, "D"): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
     (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
@@ -30,7 +31,8 @@ _MISREAD = {
     (4, "D"): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
     (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
     (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
-    (6, "B"): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches nothing.",
+    (6, "B"): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
+              "nothing.",
     (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
               "transformer.wte.weight.",
     (7, "A"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
@@ -46,9 +48,10 @@ def broken_freezes(answer: Any) -> Reply:
     letters = _letters(answer)
     errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
     if not errors:
-        return right("All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth its six lines.")
+        return right("All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it.")
     n, given = errors[0]
-    reason = _MISREAD.get((n, given), f'"{FAULTS[given]}" does not fit the evidence. Count the flags first, then what moved.')
+    reason = MISREAD.get((n, given), f"'{FAULTS[given]}' does not fit the evidence. Count the flags first, then "
+                                     "look at what moved.")
     return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
 
 
@@ -82,16 +85,16 @@ def gradients_with_frozen_attention(answer: Any) -> Reply:
     if len(found) != len(TENSORS):
         raise ValueError(f"{len(TENSORS)} words are asked for, found {len(found)}")
     if tuple(found) == STATES:
-        return right("Only the frozen weights have no gradient. It still passes through them to all that stands before.")
+        return right("Only the frozen weights have no gradient. It passes through them to all that stands before.")
     if any(found[i] == "zero" for i in _FROZEN):
-        return wrong("you took None for 0. PyTorch stores no number for a frozen weight: its gradient is absent. A weight "
-                     "whose gradient is zero still moves under weight decay.")
+        return wrong("you took None for 0. PyTorch stores no number for a frozen weight: its gradient is absent. A "
+                     "weight whose gradient is zero still moves under weight decay.")
     if any(found[i] != "nonzero" for i in _BEFORE):
         return wrong("you think that a frozen layer stops the gradient for what stands before it. detach() does that. "
                      "Freezing does not: look at the first layer in the table of section 3.")
     if any(found[i] == "nonzero" for i in _FROZEN):
-        return wrong("the slope along a frozen weight exists in mathematics, but PyTorch does not compute it. What did .grad "
-                     "hold for the frozen weight a in section 1?")
+        return wrong("the slope along a frozen weight exists in mathematics, but PyTorch does not compute it. What did "
+                     ".grad hold for the frozen weight a in section 1?")
     place = next(i for i, state in enumerate(found) if state != STATES[i])
     return wrong(f"{TENSORS[place]} is no attention weight, so it is not frozen and has a gradient.")
 
@@ -117,8 +120,8 @@ def _state(value: Any) -> str:
 def zeroed_gradient(answer: Any) -> Reply:
     """w = 2, gradient filled with zeros, AdamW with rate 0.1 and decay 0.1, three steps."""
     return judge_number(answer, 2 * 0.99**3, "Decay asks for no gradient: 2 · 0.99³ = 1.9406.", {
-        2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the weight, and "
-             "weight decay shrinks it.",
+        2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the "
+             "weight, and weight decay shrinks it.",
         1.94: "almost: you took 1% of the *first* value three times. Each step takes 1% of what is left.",
         2 * 0.9**3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
         1.98: "that is the weight after one step; three are asked for.",

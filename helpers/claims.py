@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.checkpoints import write_json
-from helpers.profiles import build_dir
 from helpers.comparison import Interval
+from helpers.profiles import build_dir
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNTESTED = "not decided", "not tested here"

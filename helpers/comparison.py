@@ -55,8 +55,8 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
     for share in (0.80, 0.65, 0.50, 0.35):
         if reached >= share * full_gain:
             return share * full_gain, share
-    raise ComparisonError(f"Not comparable: a run reaches a gain of {reached:.3f} nats, less than 35% of {full_gain:.3f}. "
-                     "Train longer, or tune its rate.")
+    raise ComparisonError(f"Not comparable: a run reaches a gain of {reached:.3f} nats, less than 35% of "
+                          f"{full_gain:.3f}. Train longer, or tune its rate.")
 
 
 # --- pairs and intervals -----------------------------------------------------------
@@ -157,7 +157,8 @@ def without(run: dict, keep: np.ndarray | None) -> list[dict]:
 def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, level: float = 0.95) -> Interval:
     """Test loss of a minus b over paired runs, on the windows of ``text``, in nats a token."""
     pairs = pairs_by_seed(runs_a, runs_b)
-    rows = np.array([np.subtract(a["test_windows"][text], b["test_windows"][text]) for a, b in pairs])  # (pairs, windows)
+    tests = [(a["test_windows"][text], b["test_windows"][text]) for a, b in pairs]
+    rows = np.array([np.subtract(a, b) for a, b in tests])  # (pairs, windows)
     windows = rows.mean(0)
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)), level)
 

@@ -92,7 +92,7 @@ def _download(url: str, final: Path, tries: int, wait: float) -> Path:
                 raise DownloadError(f"Could not download {url}: {error}. Tried {tries} times. Check the connection "
                                     f"and run again: it goes on where it stopped. {OFFLINE}") from error
         time.sleep(wait * 2 ** (attempt - 1))
-    raise DownloadError(f"tries is {tries}; give 1 or more.")
+    raise DownloadError(f"tries is {tries}. Give 1 or more.")
 
 
 def _receive(url: str, part: Path) -> None:
@@ -105,7 +105,9 @@ def _receive(url: str, part: Path) -> None:
     with _open(request, part) as response:
         resumed = response.status == 206
         start = have if resumed else 0
-        _remember_version(response, mark)
+        if not resumed:
+            part.unlink(missing_ok=True)  # before the mark: a kill in between must not pair old bytes with a new mark
+            mark.write_text(_version(response), "utf-8")
         expected = response.headers.get("Content-Length")
         with open(part, "ab" if resumed else "wb") as file:
             while block := _read(response):
@@ -138,11 +140,10 @@ def _read(response) -> bytes:
         raise _Temporary(f"the connection broke ({error or type(error).__name__})") from error
 
 
-def _remember_version(response, mark: Path) -> None:
-    """A weak ETag may not be used to resume; without any mark the next try starts again."""
+def _version(response) -> str:
+    """What the server calls this version; "" if it does not say, or only weakly: then nothing can be resumed."""
     etag = response.headers.get("ETag", "")
-    version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-    mark.write_text(version or "", "utf-8")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
 
 
 def _check(path: Path, final: Path, url: str, title: str | None, min_bytes: int) -> None:

@@ -46,23 +46,28 @@ class Flops:
 
 
 class StepMeter(TorchDispatchMode):
-    """Counts while it is entered. Set ``phase`` to "optimizer", "forward" or "backward".
+    """Counts while it is active (``with meter:``); say with `enter` where the step stands.
 
-    A question about a value is answered with 1: without numbers there is none, and no size
-    depends on it.
+    A question about a value is answered with 1: without numbers there is none, and the sizes
+    of a decoder's tensors do not depend on it.
+
+    Attributes:
+        alive: bytes by kind, now.
+        kept: the same when the forward pass had ended: what waits for the backward pass.
+        at_peak: the same at the fullest moment since the forward pass began.
+        at_most: of each kind alone, the most since then.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.phase = "forward"
+        self.phase = "optimizer"  # first its state is made
         self.terms: Counter = Counter()
-        self.alive = dict.fromkeys(KINDS, 0)
-        self.at_peak, self.most_logits = dict(self.alive), 0
+        self.alive, self.kept, self.at_peak, self.at_most = (dict.fromkeys(KINDS, 0) for _ in range(4))
         self._sizes: dict[int, tuple[str, int]] = {}  # of each storage: kind, bytes
         self._vocabulary = model.get_output_embeddings().weight.size(0)
         self._weights = {_key(p) for p in model.parameters()}
         self._trained = {tuple(p.shape) for p in model.parameters() if p.requires_grad}
-        for tensor in model.parameters():
+        for tensor in model.parameters():  # a tied one once
             self._see(tensor, "parameters")
             if tensor.requires_grad:
                 tensor.register_post_accumulate_grad_hook(lambda p: self._rename(p.grad, "gradients"))
@@ -72,6 +77,8 @@ class StepMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1
+        if self.phase == "backward" and func is aten.add.Tensor and args[0].shape == getattr(args[1], "shape", None):
+            return args[0]  # autograd adds up two gradients of one tensor in place, but not under a mode like this
         out = func(*args, **(kwargs or {}))
         term = self._count(func.overloadpacket, args)
         if func is aten._to_copy.default and _key(args[0]) in self._weights:
@@ -86,9 +93,13 @@ class StepMeter(TorchDispatchMode):
 
     # --- bytes -----------------------------------------------------------------
 
-    def start_from_here(self, phase: str) -> None:
-        """Forget the peak so far; what is alive stays."""
-        self.phase, self.at_peak, self.most_logits = phase, dict(self.alive), self.alive["logits"]
+    def enter(self, phase: str) -> None:
+        """The step goes on to "forward" or "backward"."""
+        self.phase = phase
+        if phase == "forward":
+            self.at_peak, self.at_most = dict(self.alive), dict(self.alive)
+        else:
+            self.kept = dict(self.alive)
 
     def _see(self, tensor: torch.Tensor, kind: str) -> None:
         """Note a storage, once, until it is freed."""
@@ -101,8 +112,8 @@ class StepMeter(TorchDispatchMode):
     def _rename(self, tensor: torch.Tensor, kind: str) -> None:
         old, size = self._sizes[_key(tensor)]
         self._sizes[_key(tensor)] = (kind, size)
-        self.alive[old] -= size
-        self.alive[kind] += size
+        self._add(old, -size)
+        self._add(kind, size)
 
     def _kind_of(self, tensor: torch.Tensor, op, args, term) -> str:
         """What a new storage is, from the operation that made it. Shapes alone would mix up
@@ -126,7 +137,7 @@ class StepMeter(TorchDispatchMode):
 
     def _add(self, kind: str, size: int) -> None:
         self.alive[kind] += size
-        self.most_logits = max(self.most_logits, self.alive["logits"])
+        self.at_most[kind] = max(self.at_most[kind], self.alive[kind])
         if sum(self.alive.values()) > sum(self.at_peak.values()):
             self.at_peak = dict(self.alive)
 

@@ -14,8 +14,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoConfig,
+)
 from transformers.masking_utils import eager_mask
 from transformers.models.gpt_neo import modeling_gpt_neo as gpt_neo
 from transformers.utils import logging as transformers_logging

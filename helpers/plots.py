@@ -114,13 +114,14 @@ def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
-def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str, smallest: float | None = None) -> Figure:
+def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str,
+              smallest: float | None = None) -> Figure:
     """Means with their intervals, one a row: {label: (mean, low, high)}.
 
     ``smallest`` shades the differences that are too small to count.
     """
     figure, ax = axes(title, x, "", (7, 1.2 + 0.45 * len(rows)))
-    for i, (label, (mean, low, high)) in enumerate(rows.items()):
+    for i, (mean, low, high) in enumerate(rows.values()):
         ax.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt=MARKERS[i % len(MARKERS)],
                     color=COLOURS[i % len(COLOURS)], capsize=4)
     ax.axvline(0, color="#444444", linewidth=1)

@@ -27,7 +27,6 @@ from helpers.models import weight_hash
 from helpers.profiles import ROOT
 from helpers.training import FitResult, TrainSettings, fit
 
-
 # --- runs --------------------------------------------------------------------------
 
 

@@ -23,18 +23,27 @@ from safetensors.torch import save_file
 
 from helpers import profiles
 from helpers.anatomy import AnatomyError
-from helpers.budget import Budget, budget
+from helpers.budget import Budget, BudgetError, budget
 from helpers.checkpoints import CheckpointError, write_json
 from helpers.corpora import Corpus, TextError, load_corpus, tensor_of
 from helpers.evaluation import Estimate, Retention, held_out_loss, perplexity, sample_text
-from helpers.freezing import FreezingError, FreezePlan, PlanError
+from helpers.freezing import FreezePlan
 from helpers.models import (
-    ModelError, choose_device, choose_precision, load_config, load_model, load_tokenizer, n_positions, weight_hash)
+    ModelError,
+    choose_device,
+    choose_precision,
+    load_config,
+    load_model,
+    load_tokenizer,
+    n_positions,
+    weight_hash,
+)
 from helpers.profiles import ProfileError
+from helpers.selectors import PlanError
 from helpers.study import machine_class, versions
 from helpers.training import FitResult, TrainingError, TrainSettings, fit
 
-BAD_INPUT = (AnatomyError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError)
+BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError)
 MIB = 2**20
 
 
@@ -70,6 +79,7 @@ class Setup:
     settings: TrainSettings
     predicted: Budget
     out: Path
+    memory_before: int  # bytes, before the model was loaded
 
 
 def prepare(args: argparse.Namespace) -> Setup:
@@ -88,7 +98,8 @@ def prepare(args: argparse.Namespace) -> Setup:
     tokenizer = load_tokenizer(source)
     corpus = load_corpus(args.text, tokenizer, length, name=Path(args.text).stem)
     predicted = budget(config, plan, settings.micro_batch or settings.batch, length)  # the plan meets the model here
-    return Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out)
+    memory = peak_memory()
+    return Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
 
 
 def check_out(out: Path) -> Path:
@@ -139,7 +150,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     print(setup.plan.explain(model))
     dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
     retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
-    before, base_hash, base_memory = held_out_loss(model, test), weight_hash(model), peak_memory()
+    before, base_hash = held_out_loss(model, test), weight_hash(model)
     untouched = copy.deepcopy(model.state_dict())
     began = time.perf_counter()
     result = fit(model, setup.plan, tensor_of(corpus.train), setup.settings,
@@ -152,8 +163,8 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "plan": setup.plan.slug, "n_trainable": setup.predicted.n_trainable,
         "n_parameters": setup.predicted.n_parameters, "held_out_loss_before": as_dict(before),
         "held_out_loss_after": as_dict(after), "forgetting": as_dict(forgotten), "proof_ok": result.proof.ok,
-        "predicted_bytes": setup.predicted.bytes, "predicted_total_bytes": setup.predicted.total_bytes,
-        "measured_bytes": result.device_peak_bytes or peak_memory(), "measured_bytes_before": base_memory,
+        "predicted_bytes": setup.predicted.at_peak, "predicted_peak_bytes": setup.predicted.peak_bytes,
+        "measured_growth_bytes": peak_memory() - setup.memory_before,
         "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
         "seed": setup.settings.seed, "rate": setup.settings.rate, "n_steps": setup.settings.n_steps,
         "best_step": result.best_step, "model_hash": base_hash, "tuned_hash": weight_hash(model),
@@ -192,10 +203,10 @@ def print_report(report: dict, result: FitResult, before: Estimate, after: Estim
           f"best at step {report['best_step']}")
     print(f"forgetting            {forgotten} nats a token, KL(base || tuned) on text of the base's own")
     kinds = ", ".join(f"{k} {v / MIB:,.1f}" for k, v in report["predicted_bytes"].items())
-    print(f"memory predicted      {report['predicted_total_bytes'] / MIB:,.0f} MiB ({kinds})")
-    grown = (report["measured_bytes"] - report["measured_bytes_before"]) / MIB
-    print(f"memory measured       {report['measured_bytes'] / MIB:,.0f} MiB at the peak of the process; "
-          f"training added {grown:,.0f} MiB to what loading and measuring the base had taken")
+    print(f"memory predicted      {report['predicted_peak_bytes'] / MIB:,.0f} MiB at the peak of a step ({kinds})")
+    print(f"memory measured       {report['measured_growth_bytes'] / MIB:,.0f} MiB: growth of the "
+          f"{'GPU allocator' if result.device_peak_bytes else 'process'} since before the model was loaded, "
+          "the measuring of loss and forgetting included")
     print(f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
           f"({report['machine']})")
     print(f"proof                 {result.proof}")

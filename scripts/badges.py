@@ -25,7 +25,7 @@ def repository(root: Path = ROOT) -> str:
 
 def badge(notebook: str, slug: str) -> str:
     """Markdown of the badge that opens ``notebooks/<notebook>.ipynb`` in Colab."""
-    return (f"[![Open In Colab]({COLAB}/assets/colab-badge.svg)]"
+    return (f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
             f"({COLAB}/github/{slug}/blob/main/notebooks/{notebook}.ipynb)")
 
 

@@ -83,7 +83,7 @@ def install(place: Path, n_packages: int, arguments: list[str]) -> None:
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
         for line in pip.stdout:
             last.append(line.rstrip())
-            n_found += line.startswith("Collecting ")
+            n_found += line.startswith(("Collecting ", "Processing "))
             show_progress(line.strip(), n_found, n_packages)
     if sys.stdout.isatty():
         print("\r\033[K", end="")

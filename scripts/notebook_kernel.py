@@ -79,6 +79,7 @@ def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, 
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(book, kernel_manager_class=OwnKernelManager, timeout=timeout, coalesce_streams=True,
                             store_widget_state=False, record_timing=False,
+                            extra_arguments=["--log-level=ERROR"],  # not a warning about its own sockets
                             resources={"metadata": {"path": str(folder)}})
     positions = {id(cell): index for index, cell in enumerate(book.cells)}
     with client.setup_kernel(env=os.environ | settings):
@@ -112,7 +113,7 @@ def plain(text: str) -> str:
 
 def place(traceback: str) -> str:
     """The cell's line and, where the error arose deeper, the last file and line."""
-    frames = re.findall(r"^(?:Cell In\[\d+\], line (\d+)|File (\S+?):(\d+), in (\w+))", traceback, re.MULTILINE)
+    frames = re.findall(r"^(?:Cell In\[\d+\], line (\d+)|File (\S+?):(\d+), in ([\w.]+))", traceback, re.MULTILINE)
     in_cell = [f"line {line} of the cell" for line, *_ in frames if line]
     deeper = [f"{Path(file).name} line {number}, in {name}" for _, file, number, name in frames if file]
     last_is_deeper = frames and frames[-1][1]

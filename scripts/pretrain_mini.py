@@ -26,7 +26,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from helpers.checkpoints import (
-    file_hash, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, write_json)
+    file_hash,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    write_json,
+)
 from helpers.losses import next_token_loss, token_losses
 from helpers.models import build_model, mini_config, weight_hash
 

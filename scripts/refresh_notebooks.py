@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+
 from notebook_kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
 from run_course import ROOT, CourseError, lessons
 
@@ -88,17 +89,18 @@ def refresh(path: Path) -> bool:
     return True
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run the notebooks and keep their outputs in place.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these, such as 02_freezing")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         paths = [path for name in options.names or [""] for path in lessons(options.folder.resolve(), name)]
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2
-    return 0 if all([refresh(path) for path in paths]) else 1
+    refreshed = [refresh(path) for path in paths]  # a failing one does not keep the others back
+    return 0 if all(refreshed) else 1
 
 
 if __name__ == "__main__":

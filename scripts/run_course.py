@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-from notebook_kernel import KERNEL_SETTINGS, OFFLINE, Failure, code_cells, run_notebook
-from offline_html import notebook_html
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from notebook_kernel import KERNEL_SETTINGS, OFFLINE, Failure, code_cells, run_notebook
+from offline_html import notebook_html
 
 ROOT = Path(__file__).resolve().parent.parent
 

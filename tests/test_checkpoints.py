@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from helpers.checkpoints import (
-    CheckpointError, load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint, tensor_hash, write_json)
+    CheckpointError,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    tensor_hash,
+    write_json,
+)
 
 
 def save(folder, step, keep=3):

@@ -23,7 +23,7 @@ def test_the_uniform_guess_is_right_in_every_form(answer):
 
 @pytest.mark.parametrize("answer, words", [
     (12, "bits"), (3.61, "log10"), (4096, "perplexity"), (-8.318, "sign"), (math.log10(4096), "log10"),
-    (1 / 4096, "probability"), (0.002, "divided by 4,096"), (5, "hints"), ([1, 2], "cannot be read")])
+    (1 / 4096, "probability"), (5, "hints"), ([1, 2], "cannot be read")])
 def test_each_mistake_about_the_uniform_guess_is_named(answer, words):
     reply = reply_to("00a", answer)
     assert reply.ok is False and words in reply.message
@@ -55,7 +55,8 @@ def test_the_roles_are_read_however_they_are_written():
 @pytest.mark.parametrize("changed, words", [
     ({"B": "retention", "C": "held-out"}, "swapped"), ({"A": "held-out", "B": "train"}, "changes the weights"),
     ({"B": "train"}, "Ask of each"), ({"leaks": ["d"]}, "shared tokens"), ({"leaks": "e"}, "chapter 5"),
-    ({"leaks": ["d", "e", "f"]}, "token *numbers*"), ({"leaks": "deg"}, "chapter 9"), ({"leaks": "a, d"}, "held-out side"),
+    ({"leaks": ["d", "e", "f"]}, "token *numbers*"), ({"leaks": "deg"}, "chapter 9"),
+    ({"leaks": "a, d"}, "held-out side"),
     ({"leaks": []}, "Two held-out windows"), ({"leaks": "xyz"}, "a to g"), ({"leaks": 3}, "cannot be read")])
 def test_each_mistake_about_roles_and_leaks_is_named(changed, words):
     reply = reply_to("00c", ROLES | {"leaks": ["d", "e"]} | changed)

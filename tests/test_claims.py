@@ -5,7 +5,16 @@ import json
 import pytest
 
 from helpers import claims
-from helpers.claims import ClaimError, claims_table, in_band, load_claims, predict, prediction_ledger, record, reveal
+from helpers.claims import (
+    ClaimError,
+    claims_table,
+    in_band,
+    load_claims,
+    predict,
+    prediction_ledger,
+    record,
+    reveal,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,20 @@ from hypothesis import strategies as st
 
 from helpers.claims import FAILS, HOLDS, UNDECIDED, decide, decide_equal, over_texts
 from helpers.comparison import (
-    ComparisonError, Interval, chosen, forgetting_at, forgetting_difference, frontier, loss_difference, matched_gain,
-    paired_interval, pairs_by_seed, spikes, style_contrasts, style_ratio)
+    ComparisonError,
+    Interval,
+    chosen,
+    forgetting_at,
+    forgetting_difference,
+    frontier,
+    loss_difference,
+    matched_gain,
+    paired_interval,
+    pairs_by_seed,
+    spikes,
+    style_contrasts,
+    style_ratio,
+)
 
 
 def evaluations(points, windows=None):

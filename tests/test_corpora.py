@@ -377,6 +377,19 @@ def test_a_file_that_changed_on_the_server_is_not_patched_together(server, tmp_p
     assert get(server, tmp_path).read_bytes() == server.body
 
 
+def test_a_kill_cannot_leave_old_bytes_under_a_new_mark(server, tmp_path, monkeypatch):
+    write(tmp_path / ".book.txt.part", b"old bytes")
+    write(tmp_path / ".book.txt.part.mark", '"v0"')
+
+    def kill(response):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(downloads, "_version", kill)
+    with pytest.raises(KeyboardInterrupt):
+        get(server, tmp_path)
+    assert not (tmp_path / ".book.txt.part").exists()
+
+
 def test_a_weak_version_from_the_server_is_not_trusted(server, tmp_path):
     server.etag, server.script = 'W/"v1"', ["cut", "send"]
     assert get(server, tmp_path).read_bytes() == GOOD

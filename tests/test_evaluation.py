@@ -9,8 +9,17 @@ from scipy import stats
 
 from helpers import evaluation
 from helpers.evaluation import (
-    Retention, author_matrix, block_error, difference, estimate, held_out_loss, perplexity, sample_text,
-    sample_windows, style_contrast)
+    Retention,
+    author_matrix,
+    block_error,
+    difference,
+    estimate,
+    held_out_loss,
+    perplexity,
+    sample_text,
+    sample_windows,
+    style_contrast,
+)
 from helpers.models import build_model, mini_config
 
 CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,

@@ -10,8 +10,16 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from helpers.losses import next_token_loss
 from helpers.models import (
-    ModelError, build_model, choose_precision, gpt_neo_125m_config, load_model, load_tokenizer, mini_config,
-    n_positions, weight_hash)
+    ModelError,
+    build_model,
+    choose_precision,
+    gpt_neo_125m_config,
+    load_model,
+    load_tokenizer,
+    mini_config,
+    n_positions,
+    weight_hash,
+)
 
 CONFIG = mini_config(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96,
                      max_position_embeddings=40, window_size=8, attention_types=[[["global", "local"], 1]])

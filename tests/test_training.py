@@ -31,7 +31,8 @@ def make_windows(n=10, seed=0):
 
 def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **changes):
     model = model or build_model(CONFIG, seed=1)
-    settings = TrainSettings(**{"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2, **changes})
+    usual = {"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}
+    settings = TrainSettings(**{**usual, **changes})
     result = fit(model, plan, make_windows() if windows is None else windows, settings, evaluate=evaluate,
                  folder=folder, progress=False)
     return model, result
@@ -179,7 +180,8 @@ def test_a_gpu_too_small_for_one_window_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("bad, words", [
     ({"n_steps": 0}, "n_steps"), ({"rate": 0.0}, "rate"), ({"rate": -1.0}, "rate"), ({"rate": float("nan")}, "nan"),
-    ({"rate": 50.0}, "50"), ({"batch": 0}, "batch"), ({"precision": "float16"}, "float16"), ({"micro_batch": 0}, "micro"),
+    ({"rate": 50.0}, "50"), ({"batch": 0}, "batch"), ({"precision": "float16"}, "float16"),
+    ({"micro_batch": 0}, "micro"),
 ])
 def test_settings_that_make_no_sense_are_refused(bad, words):
     with pytest.raises(TrainingError, match=words):
