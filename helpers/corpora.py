@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 
 from helpers.downloads import DownloadError, TextError, fetch, gutenberg, strip_licence, text_path  # noqa: F401
+from helpers.profiles import Gutenberg
 
 PARTS = ("train", "dev", "test")
 MIN_CHAPTERS = 5
@@ -192,17 +193,19 @@ class Corpus:
         return f"{self.name}: windows of {self.length} tokens: {sizes}; {self.split.how}"
 
 
-def load_corpus(path: str | Path, tokenizer, length: int, name: str | None = None) -> Corpus:
+def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None) -> Corpus:
     """Read, split and tokenize a text. Project Gutenberg's licence is left out, where there is one.
 
     Args:
+        path: a file; or a profile's books, which are downloaded first if they are not there yet.
         tokenizer: a transformers tokenizer.
         length: tokens in a window.
         name: for tables; None takes the file's name.
 
     Raises:
-        TextError: as `read_text`; or a part too short for one window.
+        TextError: as `read_text`; or a part too short for one window; or a failed download.
     """
+    path = text_path(path)
     raw = _read_bytes(path)
     split = split_text(strip_licence(_decode(raw, path)))
     parts = {part: windows(tokenizer, getattr(split, part), length, what=f"The {part} part of '{path}'")

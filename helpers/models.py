@@ -1,8 +1,4 @@
-"""Load or build a decoder, choose its device and precision, and hash its weights.
-
-GPT-Neo has no SDPA attention in transformers. This module adds one under the
-name ``"course"``: the same numbers as eager attention, less time and memory.
-"""
+"""Load or build a decoder, choose its device and precision, and hash its weights."""
 
 from __future__ import annotations
 
@@ -11,80 +7,23 @@ import json
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GPTNeoConfig,
 )
-from transformers.masking_utils import eager_mask
-from transformers.models.gpt_neo import modeling_gpt_neo as gpt_neo
 from transformers.utils import logging as transformers_logging
 
-transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
+from helpers.attention import COURSE_ATTENTION
 
-COURSE_ATTENTION = "course"
+transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
 
 
 class ModelError(ValueError):
     """A model that cannot be loaded or used. The message says what to do."""
-
-
-# --- attention ---------------------------------------------------------------------
-
-
-class CourseGPTNeoAttention(gpt_neo.GPTNeoSelfAttention):
-    """GPT-Neo's attention through ``scaled_dot_product_attention``.
-
-    Only the product is replaced; the four projections stay GPT-Neo's own.
-    It returns no attention weights: load with ``attention="eager"`` to see maps.
-    """
-
-    def _attn(self, query, key, value, attention_mask=None):
-        n_queries, n_keys = query.size(-2), key.size(-2)
-        mask = self._visible(n_queries, n_keys, attention_mask)
-        context = F.scaled_dot_product_attention(
-            query, key, value,
-            attn_mask=mask,
-            # "causal" is only right when every key has its query: not in cached decoding.
-            is_causal=mask is None,
-            dropout_p=self.attn_dropout.p if self.training else 0.0,
-            scale=1.0,  # GPT-Neo does not divide by sqrt(head_dim)
-        )  # (batch, heads, queries, head_dim)
-        return context, None
-
-    def _visible(self, n_queries, n_keys, padding_mask):
-        """What each query may see, or None where plain causal attention is enough."""
-        is_local = self.attention_type == "local" and n_keys > self.config.window_size
-        if padding_mask is None and n_queries == n_keys and not is_local:
-            return None
-        allowed = self.bias[:, :, n_keys - n_queries : n_keys, :n_keys]  # (1, 1, queries, keys)
-        if padding_mask is None:
-            return allowed
-        # A large finite number, as in eager: a row of -inf alone would give NaN.
-        return padding_mask.masked_fill(~allowed, torch.finfo(padding_mask.dtype).min)
-
-
-def _course_mask(*args, attention_mask=None, allow_is_causal_skip=True, **kwargs):
-    """Additive mask for padded batches; None where no token is padding."""
-    nothing_padded = attention_mask is None or bool(attention_mask.all())
-    if allow_is_causal_skip and nothing_padded:
-        return None
-    return eager_mask(*args, attention_mask=attention_mask, **kwargs)
-
-
-def _never_called(*args, **kwargs):
-    raise RuntimeError("GPT-Neo looks its attention up by class, so this function is never called")
-
-
-gpt_neo.GPT_NEO_ATTENTION_CLASSES[COURSE_ATTENTION] = CourseGPTNeoAttention
-AttentionInterface.register(COURSE_ATTENTION, _never_called)  # lets the config accept the name
-AttentionMaskInterface.register(COURSE_ATTENTION, _course_mask)  # without it padding is ignored
 
 
 # --- build and load ----------------------------------------------------------------
@@ -186,9 +125,24 @@ def load_tokenizer(source: str | Path):
         ModelError: the source has no tokenizer files.
     """
     try:
-        return AutoTokenizer.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(_why_not(source, error, part="tokenizer")) from error
+    if len(tokenizer) < 2:  # transformers makes an empty one where the files are missing
+        raise ModelError(f"'{source}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
+                         "Save the tokenizer beside the model with save_pretrained.")
+    return tokenizer
+
+
+def require_weights(source: str | Path) -> None:
+    """Say at once, before anything slow, that a folder holds no weights. A hub name passes.
+
+    Raises:
+        ModelError: the folder has no safetensors file.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        raise ModelError(_why_not(source, OSError("no weights")))
 
 
 def _why_not(source, error: Exception, part: str = "model") -> str:

@@ -36,6 +36,7 @@ from helpers.models import (
     load_model,
     load_tokenizer,
     n_positions,
+    require_weights,
     weight_hash,
 )
 from helpers.profiles import ProfileError
@@ -94,6 +95,7 @@ def prepare(args: argparse.Namespace) -> Setup:
     out = check_out(Path(args.out))
     source = args.model or profile.model
     config = load_config(source)
+    require_weights(source)
     length = checked_length(args.length or profile.length, config)
     tokenizer = load_tokenizer(source)
     corpus = load_corpus(args.text, tokenizer, length, name=Path(args.text).stem)

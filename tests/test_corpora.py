@@ -541,3 +541,10 @@ def test_the_text_of_a_profile_is_a_file_or_is_downloaded(tmp_path, monkeypatch)
     assert text_path(tmp_path / "a.txt") == tmp_path / "a.txt"
     assert text_path(Gutenberg((11, 12))) == tmp_path
     assert asked == [((11, 12), tmp_path.resolve())]
+
+
+def test_a_corpus_of_books_is_downloaded_first(tmp_path, monkeypatch):
+    joined = write(tmp_path / "joined.txt", book(8))
+    monkeypatch.setattr(downloads, "gutenberg", lambda numbers, folder: joined)
+    corpus = load_corpus(Gutenberg((11, 12)), TOKENIZER, 64, name="alice")
+    assert (corpus.name, corpus.path) == ("alice", str(joined))

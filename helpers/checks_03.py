@@ -1,0 +1,119 @@
+"""Checks for the exercises of ``03_parameter_ratios``: counts of GPT-Neo 125M, and what a plan saves.
+
+The counts stand here as numbers, so that a check is instant; a test compares them with the config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from helpers.checks import Reply, exercise, judge_number, number, right, wrong
+
+COUNTS = {"attention": 28_320_768, "mlp": 56_669_184, "norm": 38_400, "token_embedding": 38_597_376,
+          "position_embedding": 1_572_864}
+MAIN = COUNTS["mlp"] + COUNTS["norm"]
+TOTAL = sum(COUNTS.values())
+HEAD = COUNTS["token_embedding"]  # tied: the same tensor
+
+
+@exercise("03a")
+def trainable_of_the_main_plan(answer: Any) -> Reply:
+    """Parameters that train with attention and embeddings frozen."""
+    return judge_number(answer, MAIN, "56,707,584: the MLPs (56,669,184) and 25 LayerNorms (38,400).", {
+        MAIN + HEAD: "you counted the head as a trainable tensor of its own. It is tied to the token embedding: one "
+                     "tensor, and frozen.",
+        COUNTS["mlp"]: "the MLPs are right. The LayerNorms train as well, and their 38,400 parameters are missing.",
+        MAIN - 2 * 768: "almost: the LayerNorm after the last block is missing. There are 25, not 24.",
+        MAIN - 25 * 768: "a LayerNorm has a scale and a shift: 2 x 768 numbers, not 768.",
+        MAIN - 12 * (4 * 768 + 768): "the matrices and the LayerNorms are right. The biases of the MLP's two layers "
+                                     "are missing.",
+        12 * 2 * 4 * 768**2: "the MLP's matrices are right. Its biases and the LayerNorms are missing.",
+        MAIN / 12: "this is divided by 12. The model has 12 blocks, and each has its own MLP.",
+        MAIN + COUNTS["position_embedding"]: "you left the position embedding (wpe) trainable. The plan freezes both "
+                                             "embeddings.",
+        TOTAL - MAIN: "this is what the plan freezes. Asked is what trains.",
+        COUNTS["attention"] + COUNTS["norm"]: "this is attention and LayerNorm: the opposite plan. Freezing the "
+                                              "attention trains the MLP.",
+        TOTAL: "this is the whole model.",
+        TOTAL + HEAD: "163,795,968 is the whole model with the tied head counted twice; named_parameters() lists it "
+                      "once. Asked is what trains.",
+    }, otherwise="Write down the shapes of one MLP and one LayerNorm, and multiply.")
+
+
+# --- 03b ---------------------------------------------------------------------------
+
+_NEAREST = {"attention", "token_embedding"}
+_SPOKEN = {"wte": "token_embedding", "wpe": "position_embedding", "norms": "norm", "layernorm": "norm", "attn": "attention",
+           "token embedding": "token_embedding", "position embedding": "position_embedding"}
+
+
+@exercise("03b")
+def whole_roles_nearest_65_million(answer: Any) -> Reply:
+    """The trained roles: a list, tuple or set of names, or text such as "attention + token_embedding"."""
+    if not isinstance(answer, (str, Iterable)):
+        return _judge_sum(number(answer))
+    roles = _roles(answer)
+    n = sum(COUNTS[role] for role in roles)
+    if roles == _NEAREST:
+        return right("66,918,144: the roles that the article says it freezes. No choice of whole roles gives 65 M.")
+    if roles in ({"attention", "mlp"}, {"attention", "mlp", "norm"}):
+        return wrong(f"{n:,} is 48% less than 163.8 M, but that total counts the tied head twice, and {n / 1e6:.0f} M "
+                     "is far from 65 M. Compare counts, not shares.")
+    if roles == _NEAREST | {"norm"}:
+        return wrong(f"very near: {n:,}. But the LayerNorms take it a little further away from 65 M.")
+    if roles == set(COUNTS) - _NEAREST:
+        return wrong(f"these sum to {n:,}, which is too little by 6.7 M. If you meant what stays *frozen*, give what "
+                     "trains. If you wanted attention frozen: asked is the nearest choice of all.")
+    if roles == {"mlp", "norm"}:
+        return wrong(f"this is the plan as the article describes it, {n:,}. Other choices come nearer to 65 M.")
+    return wrong(f"these sum to {n:,}, {abs(n - 65_000_000):,} away from 65 M. Another choice is nearer: try all 31.")
+
+
+def _roles(answer: Any) -> set[str]:
+    words = answer.replace("+", ",").replace(" and ", ",").split(",") if isinstance(answer, str) else list(answer)
+    names = [str(word).strip().lower() for word in words]
+    roles = {_SPOKEN.get(name, name) for name in names}
+    unknown = sorted(roles - set(COUNTS))
+    if unknown or not roles:
+        raise ValueError(f"the roles are {', '.join(COUNTS)}; found {', '.join(unknown) or 'none'}")
+    return roles
+
+
+def _judge_sum(n: float) -> Reply:
+    if n == sum(COUNTS[role] for role in _NEAREST):
+        return wrong("this is the right sum. Give the names of the roles that make it, as a list.")
+    return wrong("give the names of the roles that train, as a list.")
+
+
+# --- 03c ---------------------------------------------------------------------------
+
+FALL = 9.1  # percent: the peak in the stock setting at 8 x 512 tokens (helpers/budget.py; a test compares)
+
+_MISTAKES = (  # (low, high) in percent, and what probably happened
+    (4.9, 5.9, None),  # the optimizer state alone
+    (53, 57, "you multiplied everything by R. Activations and logits are most of the peak, and they do not depend on R."),
+    (44, 46.5, "0.45 is R itself. Which lines of the table are multiplied by R?"),
+    (39.5, 42.5, "you left out the activations and the logits: this is the fall of parameters, gradients and optimizer "
+                 "state alone. At the peak there is much more."),
+    (10.5, 12.2, "you counted gradients. At the fullest moment they are not made yet: look at the second column."),
+    (24, 31, "this is the article's number, or a guess. Work it out from the table, kind by kind."),
+    (20, 23, "this is the fall with the course's engine. Asked is the stock setting."),
+    (87, 96, "this is what *remains* of the peak. Asked is by how much it falls."),
+)
+
+
+@exercise("03c")
+def fall_of_the_peak(answer: Any) -> Reply:
+    """Percent by which the peak falls, stock setting; a share such as 0.09 and either sign are read as well."""
+    size = abs(number(answer))
+    size = 100 * size if size < 1 else size
+    if abs(size - FALL) <= 1.2:
+        return right(f"The budget says {FALL}%: the optimizer state shrinks with R, the activations by a little, the "
+                     "rest not at all.")
+    for low, high, reason in _MISTAKES:
+        if low <= size <= high:
+            return wrong(reason) if reason else right("A good estimate from the optimizer state alone. The activations "
+                                                      f"shrink a little as well: the budget says {FALL}%.")
+    return wrong(f"{size:.3g}% is not near. Only what there is once for each trainable parameter shrinks with R. Divide "
+                 "what is saved by the whole peak.")

@@ -1,0 +1,70 @@
+"""The README says what the notebooks and the evidence say."""
+
+import json
+import re
+from pathlib import Path
+
+import refresh_readme
+from badges import repository
+from helpers.claims import CLAIMS, VERDICTS
+from helpers.models import load_model
+from helpers.profiles import ROOT, TINY
+from helpers.study import read_runs, weight_hash
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_lessons_and_verdicts_are_up_to_date():
+    assert refresh_readme.rendered(README) == README, "run: python scripts/refresh_readme.py"
+
+
+def test_every_notebook_has_a_row_and_a_badge_that_opens_it():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        assert f"/{repository(ROOT)}/blob/main/notebooks/{path.name}" in README
+    for name in re.findall(r"notebooks/([\w]+\.ipynb)", README):
+        assert (ROOT / "notebooks" / name).exists()
+
+
+def test_every_file_that_the_readme_names_exists():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"`(data/[\w./]+|\.github/[\w./]+|LICENSE[\w-]*|requirements[\w.-]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_command_of_the_readme_is_a_make_target():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
+
+
+def test_the_recorded_verdicts_are_of_the_shipped_miniature():
+    entries = json.loads(refresh_readme.RECORDED.read_text("utf-8"))
+    mini = weight_hash(load_model(TINY.model, device="cpu"))
+    assert [e["id"] for e in entries] == [c for c in CLAIMS if c in {e["id"] for e in entries}]
+    assert {f"C{i}" for i in range(1, 15)} <= {e["id"] for e in entries}
+    assert {e["verdict"] for e in entries} <= set(VERDICTS)
+    assert all(e["model_hash"] == mini for e in entries if e["model"] == TINY.model_name)
+
+
+def test_a_new_miniature_would_make_the_evidence_stale():
+    runs = read_runs(ROOT / "data" / "evidence" / "runs")
+    mini = weight_hash(load_model(TINY.model, device="cpu"))
+    assert runs and all(r["model_hash"] == mini for r in runs), "record the evidence again: make evidence"
+    style = json.loads((ROOT / "data" / "evidence" / "style.json").read_text("utf-8"))
+    assert style["model_hash"] == mini
+
+
+def test_at_least_three_seeds_and_every_proof_passed():
+    runs = read_runs(ROOT / "data" / "evidence" / "runs")
+    for plan in {r["plan"] for r in runs}:
+        for text in ("alice", "edgar"):
+            own = [r for r in runs if r["plan"] == plan and r["text"] == text and "keep" in r["rate_choice"]]
+            assert len({r["seed"] for r in own}) >= 3, (plan, text)
+    assert all(r["proof_ok"] for r in runs)
+
+
+def test_evidence_names_what_it_was_made_with():
+    needed = {"model", "model_hash", "plan", "text", "text_hash", "seed", "rate", "batch", "length", "n_steps",
+              "n_trainable", "n_parameters", "versions", "machine", "commit", "evaluations"}
+    for run in read_runs(Path(ROOT) / "data" / "evidence" / "runs"):
+        assert needed <= set(run)
