@@ -107,7 +107,7 @@ def kept_without_clone(model, batches, frozen_now):
     frozen_now()
     optimizer = train(model, AdamW(trainable(model), lr=RATE), batches)
     change = max((model.get_parameter(name).data - kept[name]).abs().max() for name in kept)
-    print(f"its own check: largest change of an attention weight {change:.1f}")
+    print(f"its own check: largest change of an attention weight {change.item()}")
     return optimizer
 
 

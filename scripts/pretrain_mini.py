@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import math
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -149,6 +151,7 @@ def train(args) -> None:
     first = resume(out, model, optimizers, names)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_tokens):,} tokens, "
           f"steps {first:,} to {args.steps:,}", flush=True)
+    recipe = {k: getattr(args, k) for k in ("batch", "rate", "warmup", "decay", "seed", "bfloat16", "steps")}
     began = saved = time.monotonic()
     running = None
     for step in range(first, args.steps):
@@ -174,7 +177,7 @@ def train(args) -> None:
         if done % args.evaluate_every == 0 or done == args.steps:
             log(out, {"step": done, "held_out_loss": round(held_out_loss(model, held_out), 4)})
         if now - saved > 60 * args.save_every or done == args.steps:
-            save(out, done, model, optimizers, names)
+            save(out, done, model, optimizers, names, recipe)
             saved = now
 
 
@@ -207,11 +210,11 @@ def resume(out: Path, model, optimizers, names) -> int:
     return checkpoint.step
 
 
-def save(out: Path, step: int, model, optimizers, names) -> None:
+def save(out: Path, step: int, model, optimizers, names, recipe: dict) -> None:
     tensors = {f"model/{n}": p for n, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         tensors |= {f"{i}/{n}": t for n, t in optimizer_tensors(optimizer, names).items()}
-    save_checkpoint(out, step, tensors, {})
+    save_checkpoint(out, step, tensors, {"recipe": recipe})
 
 
 def log(out: Path, entry: dict) -> None:
@@ -230,15 +233,73 @@ def export(run: Path, target: Path) -> None:
     model.load_state_dict(weights, strict=False)
     model.half().save_pretrained(target)
     PreTrainedTokenizerFast.from_pretrained(run / "tokenizer").save_pretrained(target)
+    shutil.copy(run / "log.jsonl", target / "training_log.jsonl")
     config = json.loads((target / "config.json").read_text("utf-8"))
     config["dtype"] = "float32"  # what from_pretrained makes of the float16 file
     write_json(target / "config.json", config)
-    held_out = np.load(run / "tokens.npz")["held_out"]
-    report = {"steps": checkpoint.step, "n_parameters": sum(p.numel() for p in model.parameters()),
-              "weight_hash": weight_hash(model.float()), "file_sha256": file_hash(target / "model.safetensors"),
-              "held_out_loss": round(held_out_loss(model, held_out), 4)}
-    write_json(target / "training.json", {**report, "books": json.loads((run / "books.json").read_text("utf-8"))})
-    print(json.dumps(report, indent=1))
+    tokens = np.load(run / "tokens.npz")
+    loss, text = held_out_loss(model.float(), tokens["held_out"]), tokens["held_out"].reshape(-1, LENGTH)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
+    n_characters = sum(len(tokenizer.decode(row[1:].tolist())) for row in text)
+    steps = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    report = {"steps": checkpoint.step, "recipe": checkpoint.state.get("recipe", {}),
+              "n_parameters": sum(p.numel() for p in model.parameters()), "n_train_tokens": len(tokens["train"]),
+              "weight_hash": weight_hash(model), "file_sha256": file_hash(target / "model.safetensors"),
+              "held_out_loss": round(loss, 4), "held_out_windows": len(text),
+              "bits_a_character": round(loss / math.log(2) * text[:, 1:].size / n_characters, 4),
+              "held_out_history": [[e["step"], e["held_out_loss"]] for e in steps if "held_out_loss" in e],
+              "books": json.loads((run / "books.json").read_text("utf-8"))}
+    write_json(target / "training.json", report)
+    (target / "README.md").write_text(model_card(report), encoding="utf-8")
+    print(json.dumps({k: v for k, v in report.items() if k != "books"}, indent=1))
+
+
+def model_card(report: dict) -> str:
+    """What the miniature is, what made it, and what it is not good for."""
+    recipe = report["recipe"]
+    n_tokens = report["steps"] * recipe.get("batch", 16) * LENGTH
+    books = "\n".join(f"- {b['title']} ({b['author']}, {b['year']})" for b in report["books"])
+    return f"""---
+license: mit
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# A miniature GPT-Neo
+
+{report["n_parameters"]:,} parameters: 4 layers (global, local, global, local attention; window 64), width 192, 6 heads,
+context 256, vocabulary 4,096 (byte-level BPE), tied head, `gelu_pytorch_tanh`. Its shares by role are close to those
+of GPT-Neo 125M. float16 on disk, float32 when loaded.
+
+```python
+from transformers import GPTNeoForCausalLM
+model = GPTNeoForCausalLM.from_pretrained("data/gpt-neo-mini")
+```
+
+| | |
+| --- | --- |
+| held-out loss | {report["held_out_loss"]:.3f} nats a token, {report["bits_a_character"]:.3f} bits a character, on {report["held_out_windows"]} windows of 256 tokens from 40 segments across all books |
+| training text | {report["n_train_tokens"]:,} tokens of the books below, shuffled by book |
+| steps | {report["steps"]:,} of {recipe.get("batch", 16)} windows of 256 tokens: {n_tokens / 1e6:.1f} million tokens |
+| optimizer | Muon (blocks' matrices, `match_rms_adamw`) and AdamW (the rest), peak rate {recipe.get("rate", 3e-3):g}, weight decay 0.1 on matrices, clipping at 1.0 |
+| rate | {recipe.get("warmup", 100)} steps of warm-up, constant, linear decay to 1% over the last {recipe.get("decay", 0.4):.0%} |
+| precision | {"matrix products in bfloat16, weights in float32" if recipe.get("bfloat16") else "float32"} |
+| script | `scripts/pretrain_mini.py`; its log is `training_log.jsonl` beside this file |
+| weight hash | `{report["weight_hash"]}` (`helpers.models.weight_hash`) |
+| file | `model.safetensors`, SHA-256 `{report["file_sha256"]}` |
+
+**Good for:** mechanics, pictures, tests, and studies of fine-tuning that a laptop can repeat with many seeds.
+**Not good for:** facts, long coherence, instructions, any language but old-fashioned English, anything a reader would
+trust. Its books are a century old, and so are their views of people. It is no stand-in for a large model: a finding on
+it is a finding on it.
+
+## Books
+
+All published before 1931, in the public domain in the United States. None by Lewis Carroll or Edgar Allan Poe.
+
+{books}
+"""  # noqa: E501 (a table row is one line)
 
 
 def main() -> None:

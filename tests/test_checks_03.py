@@ -62,7 +62,7 @@ def test_each_mistake_about_the_roles_is_named(answer, words):
     assert reply.ok is False and words in reply.message
 
 
-@pytest.mark.parametrize("answer", [9, 9.1, -9, 0.09, "9", torch.tensor(9.09), [9.1], 5.8, -0.058])
+@pytest.mark.parametrize("answer", [9, 9.1, -9, 0.09, "9", torch.tensor(9.09), [9.1], 5.8, -0.058, 7])
 def test_the_fall_of_the_peak_is_right_in_every_form(answer):
     assert reply_to("03c", answer).ok
 

@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_anatomy import FAMILIES, family, with_adapters
 from torch import nn
@@ -224,6 +224,8 @@ def test_a_model_with_unknown_parameters_needs_their_roles():
      'FreezePlan.only("mlp-out")', "--only mlp-out"),
     (FreezePlan.freeze("layers:0-5"), "freeze-layers0-5", "layers:0-5 frozen",
      'FreezePlan.freeze("layers:0-5")', "--freeze layers:0-5"),
+    (FreezePlan.only("name:**.wpe.*"), "only-name.wpe.-03f7b219", "only name:**.wpe.* trains",
+     'FreezePlan.only("name:**.wpe.*")', "--only 'name:**.wpe.*'"),
 ])
 def test_a_plan_has_one_spelling_for_each_use(plan, slug, title, code, flag):
     assert (plan.slug, plan.title, plan.code, plan.flag) == (slug, title, code, flag)
@@ -240,6 +242,7 @@ def test_the_order_of_words_makes_no_other_plan():
     plan = FreezePlan.freeze("embeddings", "attention", "attention")
     assert plan == MAIN == FreezePlan.freeze("embeddings+attention") == FreezePlan.parse(freeze="embeddings+attention")
     assert hash(plan) == hash(MAIN)
+    assert FreezePlan.only("norm") == FreezePlan.only("norms") and FreezePlan.only("norm@1").slug == "only-norms@1"
 
 
 def test_the_ledger_prints_counts_both_directions_and_the_tie():
@@ -324,6 +327,7 @@ def test_different_plans_have_different_file_names(first, second, a, b):
     assert len(one.slug) <= 80 and not set(one.slug) & set('/\\:*?"<>| ')
 
 
+@settings(max_examples=40)
 @given(some_selectors, some_selectors, st.lists(st.booleans(), min_size=len(DEEP.entries), max_size=len(DEEP.entries)))
 def test_apply_sets_what_is_named_and_undo_restores_what_was(first, second, flags):
     for p, flag in zip(TWELVE.parameters(), flags, strict=True):
