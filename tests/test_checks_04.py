@@ -173,6 +173,7 @@ def test_anything_but_two_functions_is_explained(answer):
 
 
 def test_the_check_leaves_the_readers_random_state_alone():
+    torch.manual_seed(123)
     before = torch.get_rng_state()
     reply_to("04b", (save, load))
     assert torch.equal(before, torch.get_rng_state())

@@ -44,3 +44,10 @@ def test_three_hints_unfold_and_the_folded_solution_is_right(cell, after, monkey
     space: dict = {}
     exec(code[1], space)  # noqa: S102 (the course's own text)
     assert reply_to(name, space[f"answer_{name}"]).ok, reply_to(name, space[f"answer_{name}"]).message
+
+
+def test_every_notebook_opens_with_the_same_short_set_up_cell():
+    opening = {next(c.source for c in nbformat.read(p, as_version=4).cells if c.cell_type == "code")
+               for p in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    assert len(opening) == 1
+    assert len(opening.pop().splitlines()) <= 4
