@@ -114,5 +114,5 @@ def fall_of_the_peak(answer: Any) -> Reply:
     for low, high, reason in _MISTAKES:
         if low <= size <= high:
             return wrong(reason)
-    return wrong(f"{size:.3g}% is not near. Only what there is once for each trainable parameter shrinks with R. Divide "
-                 "what is saved by the whole peak.")
+    return wrong(f"{size:.3g}% is not near. Only what there is once for each trainable parameter shrinks with R. "
+                 "Divide what is saved by the whole peak.")
