@@ -78,7 +78,7 @@ def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, 
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(book, kernel_manager_class=OwnKernelManager, timeout=timeout, coalesce_streams=True,
-                            store_widget_state=False, record_timing=False,
+                            record_timing=False,
                             extra_arguments=["--log-level=ERROR"],  # not a warning about its own sockets
                             resources={"metadata": {"path": str(folder)}})
     positions = {id(cell): index for index, cell in enumerate(book.cells)}

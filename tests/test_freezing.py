@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_anatomy import FAMILIES, family, with_adapters
 from torch import nn
 from transformers import AutoConfig
 
@@ -17,6 +16,7 @@ from helpers.anatomy import ROLES, AnatomyError, anatomy
 from helpers.freezing import COURSE_PLANS, FreezePlan, FreezingError, PlanError, freezing_proof, snapshot, undo
 from helpers.models import build_model, build_on_meta, gpt_neo_125m_config, mini_config, tensor_bytes
 from helpers.selectors import GROUPS, PARTS, WORDS
+from test_anatomy import FAMILIES, family, with_adapters
 
 BIG = anatomy(build_on_meta(gpt_neo_125m_config()))
 TWELVE = family("gpt_neo", num_layers=12, attention_types=[[["global", "local"], 6]])  # on meta: layers 1, 10, 11
@@ -229,6 +229,10 @@ def test_a_model_with_unknown_parameters_needs_their_roles():
 ])
 def test_a_plan_has_one_spelling_for_each_use(plan, slug, title, code, flag):
     assert (plan.slug, plan.title, plan.code, plan.flag) == (slug, title, code, flag)
+
+
+def test_patterns_that_differ_only_in_stars_have_different_file_names():
+    assert FreezePlan.only("name:**.wpe.*").slug != FreezePlan.only("name:**.wpe.**").slug
 
 
 def test_the_label_says_both_directions():
@@ -470,6 +474,8 @@ def test_the_proof_accepts_several_optimizers():
     for optimizer in optimizers:
         optimizer.step()
     freezing_proof(before, model, optimizers).check()
+    stale = [optimizers[0], torch.optim.AdamW([model.transformer.wpe.weight])]
+    assert named(broken(before, model, stale), "frozen but the optimizer holds") == {"transformer.wpe.weight"}
 
 
 def test_the_proof_accepts_what_accelerate_wraps():

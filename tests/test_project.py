@@ -371,6 +371,20 @@ def test_an_environment_that_was_moved_is_built_again(tmp_path):
     assert not build_venv.is_current(moved)
 
 
+def test_only_torch_is_looked_for_in_the_extra_index(tmp_path, monkeypatch):
+    (tmp_path / "requirements.lock").write_text("numpy==2.4.6\ntorch==2.13.0\n")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "left-over").touch()
+    calls = []
+    monkeypatch.setattr(build_venv, "install", lambda place, n, arguments: calls.append(arguments))
+    build_venv.build(tmp_path, "https://example.org/cpu")
+    lock = str(tmp_path / "requirements.lock")
+    assert calls[0] == ["--extra-index-url", "https://example.org/cpu", "-c", lock, "torch==2.13.0"]
+    assert calls[1] == ["-r", lock]
+    assert calls[2][:2] == ["--no-deps", "--no-build-isolation"] and len(calls) == 3
+    assert build_venv.is_current(tmp_path) and not (tmp_path / ".venv" / "left-over").exists()
+
+
 def test_a_build_that_fails_says_why_and_leaves_no_stamp(tmp_path):
     (tmp_path / "requirements.lock").write_text("no-such-package-anywhere==1.0\n")
     (tmp_path / "empty").mkdir()

@@ -176,7 +176,9 @@ def test_the_kernel_is_this_python_whatever_is_registered(tmp_path, monkeypatch)
     assert book.cells[0].outputs[0].text.strip() == sys.executable
 
 
-def test_the_kernel_gets_the_settings_of_the_course(tmp_path):
+def test_the_kernel_gets_the_settings_of_the_course(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     ask = "import os\nprint(os.environ['OMP_WAIT_POLICY'], os.environ['HF_HUB_OFFLINE'], os.getcwd())"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(ask)])
     notebook_kernel.run_notebook(book, tmp_path, notebook_kernel.KERNEL_SETTINGS | notebook_kernel.OFFLINE)
