@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from helpers.editions import course_form, plain_quotes, strip_licence
 from helpers.profiles import Gutenberg, downloads_dir
 
 GUTENBERG_URL = "https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt"
@@ -231,33 +232,3 @@ def gutenberg(numbers: tuple[int, ...], folder: str | Path, url: str = GUTENBERG
     joined = folder / f"gutenberg-{'-'.join(map(str, numbers))}.txt"
     _write_whole(joined, "\n\n".join(books) + "\n")
     return joined
-
-
-def strip_licence(text: str) -> str:
-    """The book between Project Gutenberg's START and END lines; any other text unchanged."""
-    lines = re.compile(r"^\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*$", re.M | re.I)
-    marks = {m.group(1).upper(): m for m in lines.finditer(text)}
-    if set(marks) != {"START", "END"}:
-        return text
-    return text[marks["START"].end() : marks["END"].start()].strip("\n") + "\n"
-
-
-def course_form(text: str) -> str:
-    """One paragraph a line, straight quotes, ``--`` for dashes; indented lines (verse) keep their breaks.
-
-    Authors must differ in style, not in the typography of their editions.
-    """
-    paragraphs = re.split(r"\n\s*\n", plain_quotes(text).replace("_", "").strip("\n"))
-    return "\n\n".join(_unwrapped(p) for p in paragraphs if p.strip())
-
-
-def plain_quotes(text: str) -> str:
-    """Typographic quotes and dashes as plain ones."""
-    return text.translate(str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
-                                         "\u2014": "--", "\u2013": "-", "\u00a0": " "}))
-
-
-def _unwrapped(paragraph: str) -> str:
-    lines = [line for line in paragraph.splitlines() if line.strip()]
-    is_verse = all(line.startswith(" ") for line in lines)
-    return ("\n" if is_verse else " ").join(line.strip() for line in lines)
