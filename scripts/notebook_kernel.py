@@ -78,9 +78,8 @@ def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, 
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(book, kernel_manager_class=OwnKernelManager, timeout=timeout, coalesce_streams=True,
-                            record_timing=False,
-                            extra_arguments=["--log-level=ERROR"],  # not a warning about its own sockets
-                            resources={"metadata": {"path": str(folder)}})
+                            record_timing=False, resources={"metadata": {"path": str(folder)}},
+                            extra_arguments=["--log-level=ERROR"])  # no warning about its own sockets
     positions = {id(cell): index for index, cell in enumerate(book.cells)}
     with client.setup_kernel(env=os.environ | settings):
         for number, cell in enumerate(cells, start=1):
@@ -121,13 +120,11 @@ def place(traceback: str) -> str:
 
 
 def tidy_outputs(cell: nbformat.NotebookNode) -> None:
-    """Drop what only lives while the kernel does: widget ids, timings, colour codes in tracebacks."""
+    """Drop what only lives while the kernel does: widget ids and timings."""
     kept = []
     for output in cell.outputs:
         if "data" in output:
             output.data.pop(WIDGET_VIEW, None)
-        if output.output_type == "error":
-            output.traceback = [plain(line) for line in output.traceback]
         if output.get("data", True):
             kept.append(output)
     cell.outputs = kept

@@ -243,6 +243,12 @@ def test_the_three_terms_follow_the_formula(name, loss, predicted_tokens):
     assert found.backward_weight == cost(e for e in [*matrices, head] if e.name in trained)
 
 
+def test_a_batch_of_as_many_tokens_as_a_weight_has_rows_is_no_weight_gradient():
+    two, four = (budget(NEO, FULL, batch, 48, loss="whole").flops for batch in (2, 4))  # 4 x 48 = the MLP's 192
+    assert four.forward == 2 * two.forward
+    assert four.backward_weight == 2 * two.backward_weight
+
+
 def test_a_frozen_prefix_costs_no_backward_pass():
     full, half = (budget(NEO, COURSE_PLANS[name], 3, 40).flops for name in ("full", "first-half"))
     assert half.forward == full.forward
