@@ -9,7 +9,7 @@ REPO ?=
 CELL_SECONDS ?= 300
 ARGS ?=
 
-# Strict: each cell must print again what its notebook stores, within CELL_SECONDS.
+# Strict: each cell must print again what its notebook stores, within five minutes.
 NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) -q
 
 .DEFAULT_GOAL := help

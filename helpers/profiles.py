@@ -94,7 +94,7 @@ def _minutes(*values: int) -> dict[str, int]:
 TINY = Profile(
     name="tiny", model=str(DATA / "gpt-neo-mini"), model_name="gpt-neo-mini",
     texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
-    length=256, batch=8, n_steps=80, rate_main=1e-3, rate_full=3e-4, warmup=5,
+    length=256, batch=8, n_steps=80, rate_main=3e-4, rate_full=1e-4, warmup=5,
     retention_windows=64, held_out_windows=None, precision="float32",
     minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2), note="the shipped miniature on the CPU, no network needed")
 

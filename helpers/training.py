@@ -110,7 +110,7 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> 
         run.note(loss, norms, time.perf_counter() - began)
         run.evaluate(evaluate)
         run.save(optimizer)
-    return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer),
+    return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer, plan),
                      n_tokens=run.step * settings.batch * (windows.size(1) - 1), device_peak_bytes=peak_bytes())
 
 

@@ -78,7 +78,7 @@ def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, 
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     client = NotebookClient(book, kernel_manager_class=OwnKernelManager, timeout=timeout, coalesce_streams=True,
-                            record_timing=False, resources={"metadata": {"path": str(folder)}},
+                            record_timing=False, startup_timeout=300, resources={"metadata": {"path": str(folder)}},
                             extra_arguments=["--log-level=ERROR"])  # no warning about its own sockets
     positions = {id(cell): index for index, cell in enumerate(book.cells)}
     with client.setup_kernel(env=os.environ | settings):
