@@ -10,7 +10,8 @@ CELL_SECONDS ?= 300
 ARGS ?=
 
 # Strict: each cell must print again what its notebook stores, within five minutes.
-NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) -q
+NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) \
+	--nbval-kernel-startup-timeout=300 -q
 
 .DEFAULT_GOAL := help
 .PHONY: help venv course lab test nbval test-machines notebooks evidence badges lint lock

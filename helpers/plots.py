@@ -117,7 +117,7 @@ def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
 def frontiers(paths: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], title: str) -> Figure:
     """As `frontier`, with several runs a plan: {label: [(gains, forgetting), …]}, one colour a plan."""
     figure, ax = axes(title, "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token")
-    ax.title.set_fontsize(10)
+    ax.set_title(title, loc="left", fontsize=9)
     for i, (label, runs) in enumerate(paths.items()):
         for k, (gains, forgotten) in enumerate(runs):
             _line(ax, gains, forgotten, i, label if k == 0 else "_nolegend_", linewidth=1, alpha=0.8)

@@ -18,7 +18,7 @@ from pathlib import Path
 from badges import badge, repository
 from helpers import plots, profiles
 from helpers.claims import claims_table, load_claims, number_of
-from helpers.comparison import chosen, frontier
+from helpers.comparison import chosen, forgetting_at, frontier
 from helpers.freezing import COURSE_PLANS
 from helpers.study import read_runs
 
@@ -60,11 +60,15 @@ def draw() -> None:
     """Forgetting against gain over all recorded seeds, one colour a plan."""
     runs = read_runs(ROOT / "data" / "evidence" / "runs")
     seeds = sorted({r["seed"] for r in runs})
-    title = f"What four plans forget for what they learn (GPT-Neo miniature, text 'alice', {len(seeds)} seeds each)"
-    paths = {}
-    for plan in PLANS:
-        own = [frontier(r["evaluations"]) for r in chosen(runs, COURSE_PLANS[plan].slug, "alice", "keep")]
-        paths[COURSE_PLANS[plan].title] = own
+    paths, at_level = {}, {}
+    kept = {plan: chosen(runs, COURSE_PLANS[plan].slug, "alice", "keep") for plan in PLANS}
+    level = min(frontier(r["evaluations"])[0][-1] for own in kept.values() for r in own)
+    for plan, own in kept.items():
+        paths[COURSE_PLANS[plan].title] = [frontier(r["evaluations"]) for r in own]
+        at_level[COURSE_PLANS[plan].title] = sum(forgetting_at(r["evaluations"], level) for r in own) / len(own)
+    title = (f"At a gain of {level:.2f}, '{max(at_level, key=at_level.get)}' forgets most and "
+             f"'{min(at_level, key=at_level.get)}' least\n"
+             f"(GPT-Neo miniature, text 'alice', {len(seeds)} seeds, each plan at its own rate)")
     figure = plots.frontiers(paths, title)
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=110, metadata={"Software": None})

@@ -8,11 +8,11 @@ import time
 import warnings
 
 import numpy as np
-import pretrain_mini as script
 import pytest
 import torch
 from transformers import AutoTokenizer, GPTNeoForCausalLM
 
+import pretrain_mini as script
 from helpers.checkpoints import load_checkpoint, tensor_hash
 from helpers.profiles import ROOT
 
