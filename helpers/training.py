@@ -170,7 +170,7 @@ def progress_bar(run: Run, show: bool):
     """The steps that are left; beside them loss and tokens a second, written to stderr."""
     steps = range(run.step, run.settings.n_steps)
     bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
-               leave=False, disable=not show, mininterval=0.5)
+               leave=False, mininterval=0.5, **({} if show else {"disable": True}))  # else TQDM_DISABLE decides
     run.bar = bar
     return bar
 

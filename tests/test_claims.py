@@ -37,7 +37,8 @@ def test_a_verdict_is_written_whole_and_printed_in_one_line(own_build, capsys):
 
 
 @pytest.mark.parametrize("claim, verdict, changes, words", [
-    ("C99", "holds", {}, "C99.*C1, C2"), ("C4", "true", {}, "holds in part"), ("C4", "holds", {"value": None}, "number"),
+    ("C99", "holds", {}, "C99.*C1, C2"), ("C4", "true", {}, "holds in part"),
+    ("C4", "holds", {"value": None}, "number"),
     ("C4", "holds", {"source": "memory"}, "recorded")])
 def test_what_is_no_verdict_is_refused(claim, verdict, changes, words):
     with pytest.raises(ClaimError, match=words):

@@ -107,8 +107,9 @@ def test_loss_differences_are_over_pairs_not_windows():
 def style_runs(own):
     """Both authors' runs of one plan: tuned on the own author is ``own`` nats better."""
     noise = np.linspace(-0.01, 0.01, 24)
-    return [a_run(s, [(0.1, 0.1)], text=t, tests={u: list(3.5 - (own if t == u else 0) + noise) for u in ("alice", "edgar")})
-            for s in range(3) for t in ("alice", "edgar")]
+    authors = ("alice", "edgar")
+    return [a_run(s, [(0.1, 0.1)], text=t, tests={u: list(3.5 - (own if t == u else 0) + noise) for u in authors})
+            for s in range(3) for t in authors]
 
 
 def test_the_style_contrast_and_its_ratio():
