@@ -107,8 +107,14 @@ def test_01c_says_what_is_wrong_with_something_else(answer, named):
     assert named in reply.message
 
 
-def test_01c_leaves_the_block_as_it_was_when_the_answer_changes_its_input():
-    assert reply_to("01c", lambda x, *parts: x.zero_()).ok is False
+def post_ln_in_place(x, ln_1, attention, ln_2, mlp):
+    x += attention(x)
+    h = ln_1(x)
+    return ln_2(h + mlp(h))
+
+
+def test_01c_names_the_mistake_of_a_function_that_changes_its_input():
+    assert "after the sum" in reply_to("01c", post_ln_in_place).message
     assert reply_to("01c", wire).ok is True
 
 
