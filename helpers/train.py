@@ -99,6 +99,7 @@ def prepare(args: argparse.Namespace) -> Setup:
     length = checked_length(args.length or profile.length, config)
     tokenizer = load_tokenizer(source)
     corpus = load_corpus(args.text, tokenizer, length, name=Path(args.text).stem)
+    require_intervals(corpus, length)
     predicted = budget(config, plan, settings.micro_batch or settings.batch, length)  # the plan meets the model here
     memory = peak_memory()
     return Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
@@ -123,6 +124,15 @@ def checked_length(length: int, config) -> int:
         raise TrainingError(f"--length {length} is more than the model has positions ({limit}). "
                             f"Choose {limit} or fewer.")
     return length
+
+
+def require_intervals(corpus: Corpus, length: int) -> None:
+    """Raises TextError where a held-out part is too short for an interval over windows."""
+    for part in ("dev", "test"):
+        n_windows = len(getattr(corpus, part))
+        if n_windows < 2:
+            raise TextError(f"The {part} part of '{corpus.path}' is too short for an interval: it has {n_windows} "
+                            f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length.")
 
 
 def claim_folder(setup: Setup, args: argparse.Namespace) -> None:

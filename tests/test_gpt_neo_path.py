@@ -50,7 +50,7 @@ def test_the_profile_takes_folder_texts_and_steps_from_its_settings(stand_in, se
 def test_the_main_plan_trains_the_125m_on_a_real_book_and_proves_it(stand_in, settings, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(profiles, "GPT_NEO", profiles.replace(profiles.GPT_NEO, retention_windows=2))
     short = stand_in / "texts" / "short.txt"
-    short.write_text((stand_in / "texts" / "alice.txt").read_text("utf-8")[:12_000], encoding="utf-8")
+    short.write_text((stand_in / "texts" / "alice.txt").read_text("utf-8")[:24_000], encoding="utf-8")
     code = train.main(["--text", str(short), "--freeze", "attention+embeddings", "--steps", "2",
                        "--batch", "1", "--length", "128", "--out", str(tmp_path / "run")])
     assert code == 0, capsys.readouterr().err

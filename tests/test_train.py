@@ -48,6 +48,7 @@ def bad_files(folder):
              "short.txt": b"A few words."}
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
+    (folder / "one-window.txt").write_text(TEXT.read_text("utf-8")[:9_000], encoding="utf-8")
     (folder / "file").write_text("x")
     (folder / "full").mkdir()
     (folder / "full" / "other.txt").write_text("x")
@@ -68,6 +69,7 @@ BAD = {
     "binary text": (["--text", "{folder}/binary.txt"], "binary"),
     "not UTF-8": (["--text", "{folder}/latin.txt"], "UTF-8"),
     "text too short": (["--text", "{folder}/short.txt"], "short.txt"),
+    "one window of held-out text": (["--text", "{folder}/one-window.txt"], "too short"),
     "a folder as text": (["--text", "{folder}"], "folder"),
     "rate 0": (["--lr", "0"], "rate"),
     "negative rate": (["--lr", "-1"], "rate"),
