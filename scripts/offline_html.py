@@ -34,6 +34,10 @@ LESSON_LINK = re.compile(r"(href=\"(?:\./)?\d\d_\w+)\.ipynb")
 class OfflineRenderer(IPythonRenderer):
     """nbconvert's Markdown, with formulas as MathML."""
 
+    def block_html(self, html: str) -> str:
+        """HTML as it stands. The parent would parse it piece by piece and close each ``<details>`` at once."""
+        return html if "<img" not in html else super().block_html(html)
+
     def inline_math(self, body: str) -> str:
         return mathml(body, "inline")
 

@@ -289,3 +289,11 @@ def test_normalising_removes_what_means_nothing():
     refresh_notebooks.normalise(book)
     assert book.metadata == refresh_notebooks.KERNEL
     assert book.cells[0].metadata == {"tags": ["keep"], "reason": "r"} and book.cells[0].source == "x = 1"
+
+
+def test_hints_stay_folded_in_the_page(tmp_path):
+    text = "<details><summary>Hint 1</summary>\n\nLook *here*.\n\n</details>"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    page = offline_html.notebook_html(book, "hints", tmp_path)
+    inside = page[page.index("<summary>Hint 1"):]
+    assert inside.index("Look") < inside.index("</details>")
