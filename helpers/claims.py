@@ -171,14 +171,6 @@ def number_of(entry: dict) -> str:
     return f"{text} {entry['unit']}".strip()
 
 
-def claims_frame(entries: list[dict]) -> pd.DataFrame:
-    """One row a claim: id, what the article says, verdict, number, model, seeds, source."""
-    return pd.DataFrame([{
-        "claim": e["id"], "the article says": e["statement"], "verdict": e["verdict"], "measured": number_of(e),
-        "what was measured": e["note"], "model": e["model"], "seeds": e["n_seeds"], "source": e["source"],
-    } for e in entries])
-
-
 def claims_table(entries: list[dict], width: int = 110) -> str:
     """The verdicts as aligned text for a terminal: two lines a claim."""
     if not entries:

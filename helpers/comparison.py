@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 from scipy.interpolate import PchipInterpolator
 
-from helpers.evaluation import block_error, blocks
+from helpers.evaluation import block_error, blocks, jackknife_error
 
 
 class ComparisonError(ValueError):
@@ -142,9 +142,7 @@ def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: 
     windows = np.arange(len(pairs[0][0]["evaluations"][0]["forgetting_windows"]))
     groups = blocks(windows)
     left_out = np.array([np.mean(mean_difference(np.setdiff1d(windows, g))) for g in groups])
-    n = len(groups)
-    error = float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
-    return paired_interval(mean_difference(), error, n)
+    return paired_interval(mean_difference(), jackknife_error(left_out), len(groups))
 
 
 def without(run: dict, keep: np.ndarray | None) -> list[dict]:
@@ -190,9 +188,8 @@ def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice
     for text in (a, b):
         groups = blocks(np.arange(len(runs[0]["test_windows"][text])))
         left_out = np.array([np.mean(ratios({text: g})) for g in groups])
-        n = len(groups)
-        variance += (n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()
-        n_blocks.append(n)
+        variance += jackknife_error(left_out) ** 2
+        n_blocks.append(len(groups))
     return paired_interval(ratios(), float(np.sqrt(variance)), min(n_blocks))
 
 

@@ -70,7 +70,12 @@ def block_error(values: np.ndarray) -> float:
         raise ValueError(f"An interval needs at least two windows of text; found {len(groups)}. Give a longer text.")
     total, count = sum(g.sum() for g in groups), sum(len(g) for g in groups)
     left_out = np.array([(total - g.sum()) / (count - len(g)) for g in groups])
-    n = len(groups)
+    return jackknife_error(left_out)
+
+
+def jackknife_error(left_out: np.ndarray) -> float:
+    """Standard error of a statistic from its values with one block left out at a time: (blocks,)."""
+    n = len(left_out)
     return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
 
 

@@ -18,7 +18,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ROLE_COLOURS = {"attention": COLOURS[0], "mlp": COLOURS[1], "token_embedding": COLOURS[2],
                 "position_embedding": COLOURS[5], "norm": COLOURS[3], "head": COLOURS[4], "total": COLOURS[6]}
-MIB = 2**20
 
 
 def show(figure: Figure, alt: str) -> None:

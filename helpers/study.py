@@ -21,7 +21,7 @@ from torch import nn
 from helpers.anatomy import anatomy
 from helpers.comparison import spikes
 from helpers.corpora import Corpus, tensor_of
-from helpers.evaluation import Estimate, Retention, estimate, held_out_loss
+from helpers.evaluation import Retention, held_out_loss
 from helpers.freezing import FreezePlan
 from helpers.models import weight_hash
 from helpers.profiles import ROOT
@@ -146,8 +146,3 @@ def code_commit() -> str | None:
 def read_runs(folder: str | Path) -> list[dict]:
     """All recorded runs under a folder, sorted by path."""
     return [json.loads(p.read_text("utf-8")) for p in sorted(Path(folder).rglob("*.json"))]
-
-
-def estimate_of(run: dict, text: str) -> Estimate:
-    """The recorded test loss of a run on a text, as an `Estimate`."""
-    return estimate(np.array(run["test_windows"][text]), len(run["test_windows"][text]) * (run["length"] - 1))

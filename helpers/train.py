@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from helpers import profiles
@@ -40,6 +41,7 @@ from helpers.models import (
     weight_hash,
 )
 from helpers.profiles import ProfileError
+from helpers.runs import trainable_copy
 from helpers.selectors import PlanError
 from helpers.study import machine_class, versions
 from helpers.training import FitResult, TrainingError, TrainSettings, fit
@@ -193,11 +195,10 @@ def run(setup: Setup, prompt: str | None) -> dict:
 
 def save_trained(setup: Setup, model) -> None:
     """The trained tensors alone: with the base model they are the whole result."""
-    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    tensors = {name: t.cpu().contiguous() for name, t in trainable_copy(model).items()}
     try:
-        save_file({n: model.get_parameter(n).detach().cpu().contiguous() for n in names},
-                  setup.out / "trained.safetensors")
-    except OSError as error:
+        save_file(tensors, setup.out / "trained.safetensors")
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Could not save the weights in '{setup.out}': {error}. Free some space; the same "
                               "command goes on from the last checkpoint.") from error
 
