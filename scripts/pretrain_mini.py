@@ -7,7 +7,10 @@ A file is one book, or many: `name.txt` (or `.txt.xz`) with `name.manifest.json`
 beside it, a list of {"title", "year", "offset", "bytes"}. Stopped at any moment,
 the same command goes on where it was: the data order and the learning rate are
 functions of the step alone, all else is in the checkpoint. The step count may be
-changed until the decay begins.
+changed until the decay begins. A finished run can be taken further with the rate
+raised again, as in WSD-S (Wen et al. 2024, "Understanding warmup-stable-decay"):
+
+    python scripts/pretrain_mini.py BOOKS... --out RUN --steps 14000 --again-from 8000
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def batch_of(train: np.ndarray, step: int, batch: int, seed: int) -> torch.Tenso
 
 
 def rate_share(step: int, n_steps: int, warmup: int, decay: float) -> float:
-    """Share of the peak rate: linear warm-up, constant, linear decay to 1% over the last part."""
+    """Share of the peak rate in one cycle: linear warm-up, constant, linear decay to 1% over the last part."""
     start = (1 - decay) * n_steps
     if step < warmup:
         return (step + 1) / warmup
@@ -149,13 +152,18 @@ def train(args) -> None:
     optimizers = build_optimizers(model, args.rate)
     names = {p: n for n, p in model.named_parameters()}
     first = resume(out, model, optimizers, names)
+    if first < args.again_from:
+        raise SystemExit(f"--again-from {args.again_from} takes a finished run further, but '{out}' stands at step "
+                         f"{first}. Finish it first: the same command with --steps {args.again_from}, without "
+                         "--again-from.")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_tokens):,} tokens, "
           f"steps {first:,} to {args.steps:,}", flush=True)
-    recipe = {k: getattr(args, k) for k in ("batch", "rate", "warmup", "decay", "seed", "bfloat16", "steps")}
+    recipe = {k: getattr(args, k) for k in ("batch", "rate", "warmup", "decay", "seed", "bfloat16", "steps",
+                                            "again_from")}
     began = saved = time.monotonic()
     running = None
     for step in range(first, args.steps):
-        share = rate_share(step, args.steps, args.warmup, args.decay)
+        share = rate_share(step - args.again_from, args.steps - args.again_from, args.warmup, args.decay)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = args.rate * share
@@ -258,6 +266,8 @@ def model_card(report: dict) -> str:
     """What the miniature is, what made it, and what it is not good for."""
     recipe = report["recipe"]
     n_tokens = report["steps"] * recipe.get("batch", 16) * LENGTH
+    began = recipe.get("again_from", 0)
+    again = f"; twice: once over {began:,} steps, then again over the other {report['steps'] - began:,}" if began else ""
     books = "\n".join(f"- {b['title']} ({b['author']}, {b['year']})" for b in report["books"])
     return f"""---
 license: mit
@@ -283,7 +293,7 @@ model = GPTNeoForCausalLM.from_pretrained("data/gpt-neo-mini")
 | training text | {report["n_train_tokens"]:,} tokens of the books below, shuffled by book |
 | steps | {report["steps"]:,} of {recipe.get("batch", 16)} windows of 256 tokens: {n_tokens / 1e6:.1f} million tokens |
 | optimizer | Muon (blocks' matrices, `match_rms_adamw`) and AdamW (the rest), peak rate {recipe.get("rate", 3e-3):g}, weight decay 0.1 on matrices, clipping at 1.0 |
-| rate | {recipe.get("warmup", 100)} steps of warm-up, constant, linear decay to 1% over the last {recipe.get("decay", 0.4):.0%} |
+| rate | {recipe.get("warmup", 100)} steps of warm-up, constant, linear decay to 1% over the last {recipe.get("decay", 0.4):.0%}{again} |
 | precision | {"matrix products in bfloat16, weights in float32" if recipe.get("bfloat16") else "float32"} |
 | script | `scripts/pretrain_mini.py`; its log is `training_log.jsonl` beside this file |
 | weight hash | `{report["weight_hash"]}` (`helpers.models.weight_hash`) |
@@ -311,6 +321,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the steps at the end")
+    parser.add_argument("--again-from", type=int, default=0, metavar="STEP", help="a finished run's step: the rate "
+                        "is raised again there, and the schedule counts from there")
     parser.add_argument("--held-out", type=int, default=40, help="segments of 1,280 tokens")
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
     parser.add_argument("--save-every", type=float, default=4, help="minutes")
