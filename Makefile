@@ -15,11 +15,11 @@ NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeo
 	--nbval-kernel-startup-timeout=300 --timeout=0 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv course lab test nbval test-machines notebooks evidence badges lint lock
+.PHONY: help venv course lab test nbval test-machines notebooks evidence benchmark smollm2 badges lint lock
 
 help: ## list the commands
 	@echo "make <command>:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: ## build .venv from requirements.lock, if it is not there [TORCH_INDEX=url: look for torch there too]
 	@test -n "$(PYTHON)" || { echo "The course needs Python 3.11 or newer, and found none."; \
@@ -50,6 +50,12 @@ notebooks: venv ## run the notebooks in place and store their outputs [NOTEBOOK=
 
 evidence: venv ## record the training runs behind the verdicts under data/evidence [ARGS=...]
 	@$(PY) scripts/record_evidence.py $(ARGS)
+
+benchmark: venv ## time and memory of our engine beside the HF Trainer's, 125M: half an hour [ARGS=--dry-run: say how long]
+	@$(PY) scripts/benchmark.py $(ARGS)
+
+smollm2: venv ## fetch the real pretrained model of COURSE_PROFILE=smollm2: downloads 93 MB, keeps 542 MB
+	@$(PY) -m helpers.pretrained
 
 badges: venv ## set the repository's name everywhere: REPO=owner/name
 	@$(PY) scripts/badges.py "$(REPO)"

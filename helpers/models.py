@@ -69,6 +69,22 @@ def build_on_meta(config) -> nn.Module:
         return AutoModelForCausalLM.from_config(config)
 
 
+def enable_checkpointing(model: nn.Module, use_reentrant: bool = False) -> None:
+    """Keep each block's input alone, and compute the block again in the backward pass (arXiv 1604.06174).
+
+    transformers also makes the embedding's output require a gradient, whatever is frozen: the whole
+    network is then gone through backward. Here that is taken back, so that a frozen prefix stays free.
+
+    ``use_reentrant=True`` is PyTorch's older way. It loses the gradient of a block whose input
+    needs none, as under frozen embeddings; notebook 07 shows it.
+    """
+    # transformers renamed it within version 5
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+    if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
+        model.disable_input_require_grads()
+
+
 def gpt_neo_125m_config() -> GPTNeoConfig:
     """The config of EleutherAI/gpt-neo-125M, written out so that counting needs no network."""
     return GPTNeoConfig(

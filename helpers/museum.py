@@ -23,6 +23,8 @@ from torch.optim import AdamW, Optimizer
 from helpers.anatomy import anatomy
 from helpers.freezing import FreezePlan
 from helpers.losses import next_token_loss
+from helpers.models import load_model
+from helpers.profiles import TINY
 
 RATE = 1e-3
 DECAY = 0.1
@@ -88,6 +90,19 @@ def look(model: nn.Module, batch: torch.Tensor) -> float:
     loss, n_tokens = next_token_loss(model, batch)
     (loss / n_tokens).backward()
     return loss.item() / n_tokens
+
+
+def fitting(model: nn.Module, batches: Batches) -> tuple[nn.Module, list[torch.Tensor]]:
+    """A model and batches that the recipes fit: yours if it is a GPT-Neo, else the shipped miniature.
+
+    The recipes ask what moves, not what is learned, so token ids of another vocabulary are folded into the
+    miniature's (the remainder of the division by its size).
+    """
+    if model.config.model_type == "gpt_neo":
+        return model, list(batches)
+    print(f"The recipes use GPT-Neo's parameter names, so they run on {TINY.model_name}.")
+    miniature = load_model(TINY.model, device=model.device)
+    return miniature, [batch % miniature.config.vocab_size for batch in batches]
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

