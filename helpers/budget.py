@@ -8,7 +8,7 @@ autograd keeps under a plan is not guessed: PyTorch itself decides it, as it wil
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from unittest import mock
 
 import pandas as pd
@@ -20,7 +20,7 @@ from transformers import masking_utils
 from helpers.freezing import FreezePlan
 from helpers.losses import next_token_loss
 from helpers.meter import KINDS, Flops, StepMeter
-from helpers.models import build_model, n_positions
+from helpers.models import build_model, enable_checkpointing, n_positions
 
 MIB = 2**20
 
@@ -43,6 +43,7 @@ class Budget:
         at_peak: by kind, what is alive at the fullest moment of the step, temporaries included
             (under activations, or logits where they are vocabulary-sized).
         flops: of the step, in three terms.
+        at_most: of each kind alone, the most during the step, temporaries included.
     """
 
     plan: FreezePlan
@@ -54,6 +55,7 @@ class Budget:
     bytes: dict[str, int]
     at_peak: dict[str, int]
     flops: Flops
+    at_most: dict[str, int] = field(default_factory=dict)
 
     @property
     def state_bytes(self) -> int:
@@ -79,7 +81,7 @@ class Budget:
 
 def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dtype = torch.float32,
            attention: str = "fast", loss: str = "chunked", optimizer: str = "adamw",
-           roles: dict[str, str] | None = None) -> Budget:
+           roles: dict[str, str] | None = None, checkpointing: bool = False) -> Budget:
     """Predict bytes and FLOPs of one training step from the config: no weights, no data.
 
     Args:
@@ -92,6 +94,9 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
         loss: ``"chunked"`` (`losses.next_token_loss`) or ``"whole"`` (the model's own, all logits at once).
         optimizer: ``"adamw"``, PyTorch's fused one: two moments a parameter, no temporaries.
         roles: as in `anatomy`, for a family that it does not know.
+        checkpointing: keep each block's input alone, and compute the block again in the backward
+            pass (Chen and others 2016, arXiv 1604.06174). Its second forward pass is counted under
+            ``flops.backward_input``.
 
     Raises:
         BudgetError: batch or length below what a step needs, a length over the model's
@@ -103,6 +108,8 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
     with FakeTensorMode(), _never_packed():
         model = _build(config, attention)
         plan.apply(model, roles)
+        if checkpointing:
+            enable_checkpointing(model)
         meter = StepMeter(model)
         try:
             _run_step(model, meter, batch, length, dtype, loss)
@@ -198,4 +205,4 @@ def _summary(model, meter: StepMeter, plan, batch, length) -> Budget:
     full = meter.kept | {"parameters": sum(size for _, size, _ in sizes), "gradients": trained,
                          "logits": meter.at_most["logits"]}
     return Budget(plan, batch, length, n_parameters, n_trainable, n_trainable / n_parameters,
-                  full, meter.at_peak, meter.flops())
+                  full, meter.at_peak, meter.flops(), dict(meter.at_most))

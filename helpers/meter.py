@@ -15,10 +15,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helpers.losses import row_length
+
 aten = torch.ops.aten
 
 KINDS = ("parameters", "buffers", "gradients", "optimizer", "activations", "logits")
-PRODUCTS = {aten.mm: (0, 1), aten.addmm: (1, 2), aten.bmm: (0, 1), aten.baddbmm: (1, 2)}  # where the factors stand
+# Which of an operation's arguments are the factors.
+PRODUCTS = {aten.mm: (0, 1), aten.addmm: (1, 2), aten.addmm_: (1, 2), aten.bmm: (0, 1), aten.baddbmm: (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class StepMeter(TorchDispatchMode):
         self.alive, self.kept, self.at_peak, self.at_most = (dict.fromkeys(KINDS, 0) for _ in range(4))
         self._sizes: dict[int, tuple[str, int]] = {}  # of each storage: kind, bytes
         self._vocabulary = model.get_output_embeddings().weight.size(0)
+        self._row_lengths = {self._vocabulary, row_length(self._vocabulary)}
         self._weights = {_key(p) for p in model.parameters()}
         self._trained = {tuple(p.shape) for p in model.parameters() if p.requires_grad}
         for tensor in model.parameters():  # a tied one once
@@ -77,7 +81,8 @@ class StepMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1
-        if self.phase == "backward" and func is aten.add.Tensor and args[0].shape == getattr(args[1], "shape", None):
+        adds_gradients = self.phase == "backward" and not torch.is_grad_enabled()  # a block computed again has grad on
+        if adds_gradients and func is aten.add.Tensor and args[0].shape == getattr(args[1], "shape", None):
             return args[0]  # autograd adds up two gradients of one tensor in place, but not under a mode like this
         out = func(*args, **(kwargs or {}))
         term = self._count(func.overloadpacket, args)
@@ -127,7 +132,7 @@ class StepMeter(TorchDispatchMode):
         like_a_weight = op is aten.zeros_like and source in self._weights  # the chunked loss adds up in it
         if term == "backward_weight" or op is aten.embedding_dense_backward or like_a_gradient or like_a_weight:
             return "gradients"
-        return "logits" if tensor.ndim and tensor.size(-1) == self._vocabulary else "activations"
+        return "logits" if tensor.ndim and tensor.size(-1) in self._row_lengths else "activations"
 
     def _forget(self, key: int) -> None:
         """Called when a storage is freed; its key may be used again."""
@@ -150,6 +155,7 @@ class StepMeter(TorchDispatchMode):
             term, n = self._term(a, b), 2 * a.numel() * b.size(-1)
         elif "scaled_dot_product" in op.__name__:
             term, n = _attention(op, args)
+            term = "backward_input" if self.phase == "backward" else term  # a block computed again
         else:
             return None
         self.terms[term] += n
