@@ -65,7 +65,7 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
         save_file(plain, partial / "tensors.safetensors")
         record = {"format": FORMAT, "step": step, "sha256": file_hash(partial / "tensors.safetensors"),
                   "state": state}
-        write_json(partial / "state.json", {**record, "own_sha256": _record_hash(record)})
+        write_json(partial / "state.json", {**record, "own_sha256": record_hash(record)})
         _flush(partial / "tensors.safetensors")
         if final.exists():
             shutil.rmtree(final)
@@ -103,7 +103,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
 
 def _read(place: Path, damaged: list[str]) -> Checkpoint:
     record = json.loads((place / "state.json").read_text(encoding="utf-8"))
-    if record.pop("own_sha256", None) != _record_hash(record):
+    if record.pop("own_sha256", None) != record_hash(record):
         raise ValueError("state.json was changed")
     if record["format"] != FORMAT:
         raise ValueError(f"format {record['format']}, this course reads {FORMAT}")
@@ -114,7 +114,8 @@ def _read(place: Path, damaged: list[str]) -> Checkpoint:
     return Checkpoint(record["step"], tensors, record["state"], list(damaged))
 
 
-def _record_hash(record: dict) -> str:
+def record_hash(record: dict) -> str:
+    """SHA-256 over a record that JSON can hold, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
@@ -153,6 +154,27 @@ def write_json(path: str | Path, value) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically: the old file stays until the new one is whole and on the disk.
+
+    Args:
+        tensors: name to tensor, no two of them sharing memory; moved to the CPU for saving.
+        header: texts to keep beside the tensors, read back as safetensors' metadata.
+
+    Raises:
+        OSError, SafetensorError: the disk is full, or the place cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, header)
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

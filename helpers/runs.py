@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from dataclasses import asdict, dataclass, field
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
-from helpers import checkpoints
+from helpers import checkpoints, locks
 from helpers.anatomy import anatomy
 from helpers.freezing import FreezePlan
 from helpers.models import weight_hash
+from helpers.processes import is_main, own_random_state, random_states
 
 MAX_RATE = 1.0
 
@@ -73,6 +76,10 @@ class TrainSettings:
     def saves_at(self, step: int) -> bool:
         return step % self.save_every == 0 or step == self.n_steps
 
+    def is_over(self, evaluations: list[dict]) -> bool:
+        """Whether to stop before ``n_steps``. Never here; the study's settings have a rule for it."""
+        return False
+
 
 @dataclass
 class History:
@@ -99,28 +106,43 @@ class Run:
         self.folder = None if folder is None else Path(folder)
         self.parts, self.history, self.step = anatomy(model), History(), 0
         self.names = {p: n for n, p in model.named_parameters()}
-        self.best, self.best_step, self.bar = {}, 0, None
+        self._kept, self.best_step, self.bar = {}, 0, None
         self.identity = {"plan": plan.slug, "base": weight_hash(model), "settings": asdict(settings),
                          "windows": list(windows.shape), "text": checkpoints.tensor_hash(windows)}
 
     def resume(self, optimizer) -> None:
-        """Take up the newest intact checkpoint of the folder, if it is of this very run."""
-        saved = checkpoints.load_checkpoint(self.folder) if self.folder else None
+        """Take the folder, and take up its newest intact checkpoint, if it is of this very run."""
+        saved = self._take_folder() if self.folder else None
         if saved is None:
             return
-        for line in saved.damaged:
+        put(self.model, {n[6:]: t for n, t in saved.tensors.items() if n.startswith("model/")})
+        self._kept = {n[5:]: t for n, t in saved.tensors.items() if n.startswith("best/")}
+        inner = getattr(optimizer, "optimizer", optimizer)
+        checkpoints.restore_optimizer(inner, self.names, saved.tensors)
+        checkpoints.restore_random_state(own_random_state(saved.tensors))
+        self.step, self.best_step = saved.step, saved.state["best_step"]
+        self.history = History(**saved.state["history"])
+        self._say_where()
+
+    def _take_folder(self) -> checkpoints.Checkpoint | None:
+        """The folder is this process's own until `fit` gives it back."""
+        locks.take(self.folder)
+        saved = checkpoints.load_checkpoint(self.folder)
+        for line in saved.damaged if saved and is_main() else []:
             print(line, file=sys.stderr)
-        other = [k for k, v in self.identity.items() if saved.state["identity"].get(k) != v]
+        other = [k for k, v in self.identity.items() if saved and saved.state["identity"].get(k) != v]
         if other:
             raise TrainingError(f"The folder '{self.folder}' holds another run: it differs in {', '.join(other)}. "
                                 "Choose a new folder, or delete that one.")
-        put(self.model, {n[6:]: t for n, t in saved.tensors.items() if n.startswith("model/")})
-        self.best = {n[5:]: t for n, t in saved.tensors.items() if n.startswith("best/")}
-        inner = getattr(optimizer, "optimizer", optimizer)
-        checkpoints.restore_optimizer(inner, self.names, saved.tensors)
-        checkpoints.restore_random_state(saved.tensors)
-        self.step, self.best_step = saved.step, saved.state["best_step"]
-        self.history = History(**saved.state["history"])
+        return saved
+
+    def _say_where(self) -> None:
+        """Say in words that a run goes on. TQDM_DISABLE silences them and the bar: no notebook stores either."""
+        if not is_main() or tqdm(total=0, file=io.StringIO()).disable:
+            return
+        left = "going on from there" if self.step < self.settings.n_steps else "nothing is left to train"
+        print(f"The folder '{self.folder}' holds step {self.step} of {self.settings.n_steps} of this run: {left}.",
+              file=sys.stderr)
 
     def note(self, loss: float, norms: dict[str, float], seconds: float) -> None:
         """One finished step."""
@@ -140,15 +162,24 @@ class Run:
         self.history.evaluations.append({"step": self.step, **found})
         losses = [e.get("held_out_loss", -e["step"]) for e in self.history.evaluations]
         if losses[-1] <= min(losses):
-            self.best, self.best_step = trainable_copy(self.model), self.step
+            self.best_step = self.step
+            self._kept = keep(self.model, self._kept) if measure else {}
+
+    @property
+    def best(self) -> dict[str, torch.Tensor]:
+        """The weights of the best evaluation. Where nothing is measured the last are the best, and no copy is kept."""
+        return self._kept or trainable_copy(self.model)
 
     def save(self, optimizer) -> None:
         if self.folder is None or not self.settings.saves_at(self.step):
             return
+        dice = random_states()  # every process brings its own; only the main one writes
+        if not is_main():
+            return
         inner = getattr(optimizer, "optimizer", optimizer)
         tensors = {f"model/{n}": t for n, t in trainable_copy(self.model).items()}
         tensors |= {f"best/{n}": t for n, t in self.best.items()}
-        tensors |= checkpoints.optimizer_tensors(inner, self.names) | checkpoints.random_state()
+        tensors |= checkpoints.optimizer_tensors(inner, self.names) | dice
         checkpoints.save_checkpoint(self.folder, self.step, tensors, {
             "identity": self.identity, "history": asdict(self.history), "best_step": self.best_step})
 
@@ -156,6 +187,16 @@ class Run:
 def trainable_copy(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trainable tensors by name, copied: ``clone`` matters, or they would go on changing."""
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def keep(model: nn.Module, kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As `trainable_copy`, into the memory of an earlier copy where there is one: two would stand side by side."""
+    if not kept:
+        return trainable_copy(model)
+    for name, tensor in kept.items():
+        tensor.copy_(model.get_parameter(name))
+    return kept
 
 
 @torch.no_grad()

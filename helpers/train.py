@@ -4,30 +4,34 @@
 
 Prints what trains, what it should cost and what it did cost, the held-out loss before and
 after, what was forgotten, the proof that frozen weights stayed, and a sample. Writes
-RUN/report.json and the best weights. Stopped at any moment, the same command goes on.
+RUN/report.json, and RUN/delta.safetensors with the best weights: what trained, and nothing
+else (`helpers.deltas.load_delta` puts it back on the base). Stopped at any moment, the same
+command goes on. In several processes:
+
+    accelerate launch --multi_gpu --num_processes 2 -m helpers.train --processes 2 --text …
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import resource
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from helpers import profiles
+from helpers import locks, profiles
 from helpers.anatomy import AnatomyError
+from helpers.bases import BaseRecord, base_record
 from helpers.budget import Budget, BudgetError, budget
-from helpers.checkpoints import CheckpointError, write_json
+from helpers.checkpoints import CheckpointError
 from helpers.corpora import Corpus, TextError, load_corpus, tensor_of
-from helpers.evaluation import Estimate, Retention, held_out_loss, perplexity, sample_text
+from helpers.deltas import DeltaError, save_delta
+from helpers.evaluation import Retention, held_out_loss, sample_text
+from helpers.folders import check_out, claim, write_report
 from helpers.freezing import FreezePlan
 from helpers.models import (
     ModelError,
@@ -40,14 +44,15 @@ from helpers.models import (
     require_weights,
     weight_hash,
 )
+from helpers.processes import ProcessError, from_all, is_main, join, n_processes, require_processes
 from helpers.profiles import ProfileError
-from helpers.runs import trainable_copy
+from helpers.reports import as_dict, delta_line, median, peak_memory, print_report
 from helpers.selectors import PlanError
 from helpers.study import machine_class, versions
 from helpers.training import FitResult, TrainingError, TrainSettings, fit
 
-BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError)
-MIB = 2**20
+BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError,
+             DeltaError, ProcessError, locks.LockError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--text", required=True, metavar="FILE", help="plain text, UTF-8")
     p.add_argument("--out", required=True, metavar="RUN", help="folder for checkpoints, weights and report.json")
-    p.add_argument("--profile", help="tiny, gpt-neo or smoke (default: gpt-neo with a GPU, else tiny)")
+    p.add_argument("--profile", help=f"{', '.join(profiles.PROFILES)} (default: gpt-neo with a GPU, else tiny)")
     p.add_argument("--model", help="a model folder or hub name in place of the profile's")
     way = p.add_mutually_exclusive_group()
     way.add_argument("--freeze", metavar="WHAT", help="what stays fixed, e.g. attention+embeddings, or none")
@@ -66,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=int, help="windows a step")
     p.add_argument("--micro-batch", type=int, help="windows at a time in memory")
     p.add_argument("--length", type=int, help="tokens a window")
+    p.add_argument("--processes", type=int, help="refuse to start unless the launcher has made so many")
     p.add_argument("--prompt", help="begin the sample with this (default: the first words of the test text)")
     return p
 
@@ -87,35 +93,28 @@ class Setup:
 
 def prepare(args: argparse.Namespace) -> Setup:
     """Check every input, cheapest first, then load the model. Raises the errors of `BAD_INPUT`."""
-    profile = profiles.current(args.profile)
+    profile = profiles.current(args.profile, args.model)
     plan = FreezePlan.parse(freeze=args.freeze, only=args.only)
     settings = TrainSettings(
         n_steps=profile.n_steps if args.steps is None else args.steps,
         rate=args.lr if args.lr is not None else profile.rate_full if plan == FreezePlan.full() else profile.rate_main,
         batch=profile.batch if args.batch is None else args.batch, micro_batch=args.micro_batch, seed=args.seed,
         warmup=profile.warmup, precision=choose_precision(profile.precision, choose_device()))
+    if settings.batch < n_processes():
+        raise TrainingError(f"A batch of {settings.batch} windows cannot be shared by {n_processes()} processes. "
+                            "Use a larger --batch, or fewer processes.")
     out = check_out(Path(args.out))
-    source = args.model or profile.model
+    source = profile.model
     config = load_config(source)
     require_weights(source)
     length = checked_length(args.length or profile.length, config)
     tokenizer = load_tokenizer(source)
     corpus = load_corpus(args.text, tokenizer, length, name=Path(args.text).stem)
     require_intervals(corpus, length)
-    predicted = budget(config, plan, settings.micro_batch or settings.batch, length)  # the plan meets the model here
+    at_a_time = settings.micro_batch or -(-settings.batch // n_processes())
+    predicted = budget(config, plan, at_a_time, length)  # the plan meets the model here
     memory = peak_memory()
     return Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
-
-
-def check_out(out: Path) -> Path:
-    """Raises TrainingError where the run folder cannot be one."""
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise TrainingError(f"The run folder '{out}' cannot be made: '{place}' is a file. Choose another name.")
-    if out.exists() and any(out.iterdir()) and not (out / "run.json").exists():
-        raise TrainingError(f"The folder '{out}' is not empty and holds no run of this course. "
-                            "Choose a new or an empty folder.")
-    return out
 
 
 def checked_length(length: int, config) -> int:
@@ -137,23 +136,11 @@ def require_intervals(corpus: Corpus, length: int) -> None:
                             f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length.")
 
 
-def claim_folder(setup: Setup, args: argparse.Namespace) -> None:
-    """Write what this run is into its folder, or refuse a folder that holds another run."""
-    mine = {"text_sha256": setup.corpus.sha256, "model_hash": weight_hash(setup.model), "plan": setup.plan.slug,
-            "length": tensor_of(setup.corpus.train).size(1), **asdict(setup.settings)}
-    place = setup.out / "run.json"
-    if place.exists():
-        other = json.loads(place.read_text("utf-8"))
-        unlike = [f"{k} {other.get(k)!r} there, {v!r} here" for k, v in mine.items() if other.get(k) != v]
-        if unlike:
-            raise TrainingError(f"The folder '{setup.out}' holds another run ({'; '.join(unlike[:3])}). "
-                                "Choose a new folder.")
-        return
-    try:
-        setup.out.mkdir(parents=True, exist_ok=True)
-        write_json(place, mine)
-    except OSError as error:
-        raise TrainingError(f"The run folder '{setup.out}' cannot be written: {error}. Choose another.") from error
+def claim_folder(setup: Setup) -> None:
+    """Take the folder and write into it what this run is; refuse one in use, or one that holds another run."""
+    claim(setup.out, {"text_sha256": setup.corpus.sha256, "model_hash": weight_hash(setup.model),
+                      "plan": setup.plan.slug, "length": tensor_of(setup.corpus.train).size(1),
+                      **asdict(setup.settings)})
 
 
 def run(setup: Setup, prompt: str | None) -> dict:
@@ -164,95 +151,73 @@ def run(setup: Setup, prompt: str | None) -> dict:
     print(setup.plan.explain(model))
     dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
     retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
-    before, base_hash = held_out_loss(model, test), weight_hash(model)
-    untouched = copy.deepcopy(model.state_dict())
+    before, base = held_out_loss(model, test), base_record(model)
+    start = prompt or setup.tokenizer.decode(test[0, :12])
+    sample_before = sample_text(model, setup.tokenizer, start, 60)
     began = time.perf_counter()
     result = fit(model, setup.plan, tensor_of(corpus.train), setup.settings,
                  evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean}, folder=setup.out / "checkpoints")
     seconds = time.perf_counter() - began
     result.use_best(model)
+    if not is_main():
+        return {"proof_ok": result.proof.ok}  # the main process measures and writes for all
     after, forgotten = held_out_loss(model, test), retention.forgetting(model)
-    start = prompt or setup.tokenizer.decode(test[0, :12])
     report = {
         "plan": setup.plan.slug, "n_trainable": setup.predicted.n_trainable,
         "n_parameters": setup.predicted.n_parameters, "held_out_loss_before": as_dict(before),
         "held_out_loss_after": as_dict(after), "forgetting": as_dict(forgotten), "proof_ok": result.proof.ok,
         "predicted_bytes": setup.predicted.at_peak, "predicted_peak_bytes": setup.predicted.peak_bytes,
         "measured_growth_bytes": peak_memory() - setup.memory_before,
-        "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
+        "n_processes": n_processes(), "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
         "seed": setup.settings.seed, "rate": setup.settings.rate, "n_steps": setup.settings.n_steps,
-        "best_step": result.best_step, "model_hash": base_hash, "tuned_hash": weight_hash(model),
+        "best_step": result.best_step, "model_hash": base.weight_hash, "tuned_hash": weight_hash(model),
         "text": corpus.name, "text_hash": corpus.sha256, "profile": setup.profile.name,
         "versions": versions(), "machine": machine_class(), "evaluations": result.history.evaluations,
-        "sample_before": sample_with(model, untouched, setup.tokenizer, start),
-        "sample_after": sample_text(model, setup.tokenizer, start, 60),
+        "sample_before": sample_before, "sample_after": sample_text(model, setup.tokenizer, start, 60),
+        "full_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "delta_bytes": save_trained(setup, model, base, result),
     }
-    save_trained(setup, model)
-    write_json(setup.out / "report.json", report)
+    write_report(setup.out, report)
     print_report(report, result, before, after, forgotten)
     return report
 
 
-def save_trained(setup: Setup, model) -> None:
-    """The trained tensors alone: with the base model they are the whole result."""
-    tensors = {name: t.cpu().contiguous() for name, t in trainable_copy(model).items()}
+def save_trained(setup: Setup, model, base: BaseRecord, result: FitResult) -> int | None:
+    """Bytes of the delta; None where a broken freeze leaves none: its file would give another model."""
+    if not result.proof.ok:
+        return None
+    return save_delta(model, setup.plan, base, setup.out, tokenizer=setup.tokenizer).stat().st_size
+
+
+def in_every_process(work: Callable):
+    """What ``work`` returns here; where it fails in one process, all of them stop, with that one's words."""
     try:
-        save_file(tensors, setup.out / "trained.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Could not save the weights in '{setup.out}': {error}. Free some space; the same "
-                              "command goes on from the last checkpoint.") from error
-
-
-def sample_with(model, weights: dict, tokenizer, start: str) -> str:
-    """What the model wrote with other weights."""
-    other = copy.deepcopy(model)
-    other.load_state_dict(weights)
-    return sample_text(other, tokenizer, start, 60)
-
-
-def print_report(report: dict, result: FitResult, before: Estimate, after: Estimate, forgotten: Estimate) -> None:
-    print(f"\nheld-out loss before  {before} nats a token (perplexity {perplexity(before.mean):.1f})")
-    print(f"held-out loss after   {after} nats a token (perplexity {perplexity(after.mean):.1f}), "
-          f"best at step {report['best_step']}")
-    print(f"forgetting            {forgotten} nats a token, KL(base || tuned) on text of the base's own")
-    kinds = ", ".join(f"{k} {v / MIB:,.1f}" for k, v in report["predicted_bytes"].items())
-    print(f"memory predicted      {report['predicted_peak_bytes'] / MIB:,.0f} MiB at the peak of a step ({kinds})")
-    print(f"memory measured       {report['measured_growth_bytes'] / MIB:,.0f} MiB: growth of the "
-          f"{'GPU allocator' if result.device_peak_bytes else 'process'} since before the model was loaded, "
-          "the measuring of loss and forgetting included")
-    print(f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
-          f"({report['machine']})")
-    print(f"proof                 {result.proof}")
-    print(f"\nsample before: {report['sample_before']}\n\nsample after:  {report['sample_after']}")
-
-
-def as_dict(e: Estimate) -> dict:
-    return {"mean": e.mean, "low": e.low, "high": e.high, "n_windows": e.n_windows}
-
-
-def median(values: list[float]) -> float:
-    return round(float(torch.tensor(values).median()), 4)
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process so far, in bytes; on a GPU the allocator's peak."""
-    if choose_device().type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        found, problem = work(), None
+    except BAD_INPUT as error:
+        found, problem = None, error
+    if said := [words for words in from_all(problem and str(problem)) if words]:
+        raise problem or TrainingError(said[0])
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: done; 2: bad input, said in one line; 1: the proof failed."""
     args = parser().parse_args(arguments)
     try:
-        setup = prepare(args)
-        claim_folder(setup, args)
-        report = run(setup, args.prompt)
+        join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
+        require_processes(args.processes)
+        setup = in_every_process(lambda: prepare(args))
+        in_every_process(lambda: claim_folder(setup) if is_main() else None)
+        with nullcontext() if is_main() else redirect_stdout(None):
+            report = run(setup, args.prompt)
     except BAD_INPUT as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_main() or isinstance(error, ProcessError):
+            print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\nresult: {setup.out / 'report.json'} and {setup.out / 'trained.safetensors'}")
+    finally:
+        locks.give_back(args.out)
+    if is_main():
+        print(f"\nresult: {setup.out / 'report.json'}\n{delta_line(report, setup.out)}")
     return 0 if report["proof_ok"] else 1
 
 

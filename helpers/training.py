@@ -2,7 +2,8 @@
 
 The loop trains what a `FreezePlan` leaves trainable, and nothing else. It resumes from a
 run folder bit for bit (on a CPU), stops at the first non-finite loss, and proves afterwards
-that what was frozen did not move.
+that what was frozen did not move. Started by `accelerate launch`, it shares each batch among
+the processes; the result is that of one process.
 """
 
 from __future__ import annotations
@@ -16,23 +17,37 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
 
-from helpers import checkpoints
+from helpers import checkpoints, locks
 from helpers.anatomy import Anatomy
 from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
 from helpers.losses import next_token_loss
-from helpers.runs import History, Run, TrainingError, TrainSettings, put, trainable_copy
+from helpers.processes import (
+    ProcessError,
+    in_parts,
+    is_main,
+    join,
+    lost_process,
+    means_lost_process,
+    n_processes,
+    own_share,
+    require_one_step,
+    sum_over_processes,
+)
+from helpers.runs import History, Run, TrainingError, TrainSettings, put
 
-__all__ = ["FitResult", "History", "TrainSettings", "TrainingError", "batch_rows", "fit", "train"]
+__all__ = ["FitResult", "History", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit", "train"]
 
 
 @dataclass
 class FitResult:
-    """A finished run. The model holds the last weights; `use_best` puts the best ones in."""
+    """A finished run, the same in each of several processes.
+
+    The model holds the last weights; `use_best` puts the best ones in.
+    """
 
     history: History
     best: dict[str, torch.Tensor]
@@ -53,6 +68,9 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
     When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
     last checkpoint. The gradient is a sum over tokens, so the result does not change.
 
+    Under a launcher every process calls this with the same arguments: ``batch`` is that of all
+    processes together, and only the main one writes. All of them evaluate, so that none waits.
+
     Args:
         windows: (n, length) token ids to train on.
         evaluate: called with the model at each evaluation; returns numbers to record. The
@@ -61,15 +79,21 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
 
     Raises:
         TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
+        LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
+        ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
     plan.apply(model)
-    start = trainable_copy(model)
+    # To start over with less on a GPU that is full; kept beside it, in the host's memory.
+    start = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad and p.is_cuda}
     micro = settings.micro_batch or settings.batch
     while True:
         try:
             return train(model, plan, windows, settings, micro, evaluate, folder, progress)
         except torch.cuda.OutOfMemoryError as error:
+            if n_processes() > 1:  # the others are in the middle of a step, and cannot start over with this one
+                raise ProcessError(f"A GPU is full with {micro} windows at a time. Start again with a smaller "
+                                   "micro_batch; the result is the same.") from error
             if micro == 1:
                 raise TrainingError("The GPU is full even with one window at a time. Use shorter windows, a plan "
                                     "that trains less, or a smaller model.") from error
@@ -79,28 +103,39 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
             model.zero_grad(set_to_none=True)
             put(model, start)
             torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if not means_lost_process(error):
+                raise
+            raise lost_process(folder) from error
+        finally:
+            locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
 
 
 def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> FitResult:
     """The loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
-    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
-    set_seed(settings.seed)
+    accelerator = join(next(model.parameters()).device)
+    set_seed(settings.seed, device_specific=True)
     run = Run(model, plan, windows, settings, folder)
     before, optimizer = snapshot(model), build_optimizer(model, settings)
-    optimizer = accelerator.prepare(optimizer)
+    loss_of, optimizer = accelerator.prepare(TokenLoss(model), optimizer)  # frozen first, wrapped for DDP then
     run.resume(optimizer)
+    require_one_step(run.step, folder)
     run.evaluate(evaluate)
     for step in progress_bar(run, progress):
+        if settings.is_over(run.history.evaluations):
+            break
         began = time.perf_counter()
         set_rate(optimizer, settings.rate_at(step))
-        batch = windows[batch_rows(len(windows), settings.batch, step, settings.seed)].to(accelerator.device)
-        n_tokens = batch.size(0) * (batch.size(1) - 1)
+        rows = batch_rows(len(windows), settings.batch, step, settings.seed)
+        n_tokens = len(rows) * (windows.size(1) - 1)  # of all processes together
+        batch = windows[own_share(rows, accelerator)].to(accelerator.device)
         loss = 0.0
-        for part in batch.split(micro):  # several small parts give the gradient of one big batch
+        for part in in_parts(batch, micro, accelerator, loss_of):  # small parts give the gradient of the whole
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-                total, _ = next_token_loss(model, part)
-            accelerator.backward(total / n_tokens)
+                total = loss_of(part)
+            accelerator.backward(total * accelerator.num_processes / n_tokens)  # DDP takes the mean of processes
             loss += total.item() / n_tokens
+        loss = sum_over_processes(accelerator, loss)
         norms = gradient_norms(model, run.parts)
         stop_if_not_finite(loss, norms["total"], step, settings, folder)
         if settings.clip is not None:
@@ -115,6 +150,20 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> 
 
 
 # --- what the loop calls -----------------------------------------------------------
+
+
+class TokenLoss(nn.Module):
+    """The sum of a batch's token losses as a module, because DDP and FSDP wrap a module and watch its ``forward``.
+
+    It adds no parameter; the model inside stays the caller's own.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return next_token_loss(self.model, input_ids)[0]
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -145,7 +194,8 @@ def gradient_norms(model: nn.Module, parts: Anatomy) -> dict[str, float]:
     for entry in parts.entries:
         grad = model.get_parameter(entry.name).grad
         if grad is not None:
-            squares[entry.role] = squares.get(entry.role, 0.0) + grad.double().square().sum().item()
+            rows = torch.linalg.vector_norm(grad, dim=-1)  # one number a row; grad.double() would copy it all
+            squares[entry.role] = squares.get(entry.role, 0.0) + rows.double().square().sum().item()
     squares["total"] = sum(squares.values())
     return {role: math.sqrt(s) for role, s in squares.items()}
 
@@ -170,7 +220,7 @@ def progress_bar(run: Run, show: bool):
     """The steps that are left; beside them loss and tokens a second, written to stderr."""
     steps = range(run.step, run.settings.n_steps)
     bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
-               leave=False, mininterval=0.5, **({} if show else {"disable": True}))  # else TQDM_DISABLE decides
+               leave=False, mininterval=0.5, **({} if show and is_main() else {"disable": True}))  # TQDM_DISABLE
     run.bar = bar
     return bar
 

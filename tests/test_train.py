@@ -1,5 +1,6 @@
 """The run from a shell: a real result, and one clear line for each bad input."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -10,6 +11,8 @@ import sys
 import pytest
 
 from helpers import train
+from helpers.deltas import load_delta
+from helpers.models import load_model, load_tokenizer, weight_hash
 from helpers.profiles import ROOT, TINY
 
 TEXT = ROOT / "data" / "plain_tales.txt"
@@ -32,6 +35,31 @@ def test_a_run_trains_proves_and_reports(tmp_path, capsys):
     for words in ("freezes: attention+embeddings | trains: mlp+norm", "held-out loss before", "forgetting",
                   "memory predicted", "memory measured", "sample after", "report.json"):
         assert words in said.out, words
+    place = tmp_path / "run" / "delta.safetensors"
+    last = said.out.strip().splitlines()[-1]
+    assert str(place) in last and f"{place.stat().st_size / report['full_bytes']:.1%} of the full model's" in last
+    tuned = load_delta(place, load_model(TINY.model), tokenizer=load_tokenizer(TINY.model))
+    assert weight_hash(tuned) == report["tuned_hash"] != report["model_hash"] == weight_hash(load_model(TINY.model))
+
+
+def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, monkeypatch):
+    def fit_and_break(model, *arguments, **options):
+        result = fit(model, *arguments, **options)
+        return dataclasses.replace(result, proof=dataclasses.replace(result.proof, problems=("wte moved",)))
+
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", fit_and_break)
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)
+    assert code == 1 and "delta:  none, because the proof failed" in said.out and "wte moved" in said.out
+    assert (tmp_path / "run" / "report.json").exists() and not (tmp_path / "run" / "delta.safetensors").exists()
+
+
+def test_a_run_killed_before_it_wrote_what_it_is_can_be_started_again(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".run.json.12345"):
+        (tmp_path / "run" / name).write_text("x")
+    assert call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)[0] == 0
+    assert not (tmp_path / "run" / ".run.json.12345").exists()
 
 
 def test_the_same_command_again_only_reads_the_result(tmp_path, capsys):
@@ -111,6 +139,19 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path, cap
     code, said = call(capsys, *arguments, "--lr", "1e-4")
     assert code == 2 and "another run" in said.err and "rate" in said.err
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_damaged_record_of_the_run_is_said_and_its_checkpoints_are_kept(tmp_path, capsys):
+    arguments = ["--text", TEXT, "--out", tmp_path / "run", *QUICK]
+    assert call(capsys, *arguments)[0] == 0
+    place = tmp_path / "run" / "run.json"
+    raw = bytearray(place.read_bytes())
+    raw[0] ^= 1
+    place.write_bytes(raw)
+    code, said = call(capsys, *arguments)
+    assert code == 2 and "is damaged" in said.err and "Delete this one file" in said.err
+    place.unlink()
+    assert call(capsys, *arguments)[0] == 0
 
 
 def test_one_enormous_line_is_a_text_like_any_other(tmp_path, capsys):

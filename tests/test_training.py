@@ -1,19 +1,14 @@
 """The loop: short, exact, resumable, and it stops where it must."""
 
 import inspect
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from helpers import training
-from helpers.checkpoints import load_checkpoint
+from helpers import runs, training
 from helpers.freezing import FreezePlan, PlanError
 from helpers.losses import next_token_loss
 from helpers.models import build_model, mini_config, weight_hash
@@ -73,9 +68,10 @@ def test_the_same_seed_repeats_and_another_does_not():
 
 
 def test_a_micro_batch_changes_nothing_but_memory():
-    whole, parts = train(batch=4)[0], train(batch=4, micro_batch=1)[0]
+    """In double precision: AdamW turns the rounding of a gradient near zero into a step of the rate's size."""
+    whole, parts = (train(batch=4, micro_batch=m, model=build_model(CONFIG, seed=1).double())[0] for m in (None, 1))
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
+        assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
 
 def test_every_window_is_seen_once_an_epoch_in_a_new_order():
@@ -234,44 +230,13 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, capsys):
-    train(folder=tmp_path)
-    weights = tmp_path / "step-00000006" / "tensors.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-10])
-    model, _ = train(folder=tmp_path)
-    assert "step-00000006 is damaged" in capsys.readouterr().err
-    assert weight_hash(model) == weight_hash(train()[0])
-
-
-SCRIPT = textwrap.dedent("""
-    import sys
-    sys.path.insert(0, {tests!r})
-    import test_training as t
-    model, result = t.train(n_steps=40, folder={folder!r}, save_every=1, evaluate=lambda m: {{"held_out_loss": 1.0}})
-    print(t.weight_hash(model))
-""")
-
-
-def test_killed_at_random_moments_the_run_ends_as_if_unbroken(tmp_path):
-    script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "run"))
-    rng, kills = np.random.default_rng(0), 0
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before = newest(tmp_path / "run")
-        deadline = time.monotonic() + 120
-        while newest(tmp_path / "run") < before + 2 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(float(rng.uniform(0, 0.05)))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
-    assert kills >= 2, "the runs ended before they could be killed"
-    expected, _ = train(n_steps=40, evaluate=lambda m: {"held_out_loss": 1.0})
-    assert done.stdout.split()[-1] == weight_hash(expected), done.stderr
-    assert load_checkpoint(tmp_path / "run").step == 40
-
-
-def newest(folder) -> int:
-    return max((int(p.name[5:]) for p in folder.glob("step-*")), default=0)
+@pytest.mark.parametrize("bars_are_off", [False, True])
+def test_that_a_run_goes_on_is_said_in_words_where_there_may_be_a_bar(tmp_path, capsys, monkeypatch, bars_are_off):
+    monkeypatch.setattr(runs, "tqdm", lambda **bar: SimpleNamespace(disable=bars_are_off))
+    train(folder=tmp_path, n_steps=4)
+    assert capsys.readouterr().err == "", "a new run resumes nothing"
+    shutil.rmtree(tmp_path / "step-00000004")
+    train(folder=tmp_path, n_steps=4)
+    said = capsys.readouterr()
+    words = f"The folder '{tmp_path}' holds step 2 of 4 of this run: going on from there.\n"
+    assert (said.err, said.out) == ("" if bars_are_off else words, "")

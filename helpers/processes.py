@@ -1,0 +1,194 @@
+"""Several processes, one run: whose share of a batch is whose, who writes, and what a lost process means.
+
+A launcher (`accelerate launch`, `torchrun`) starts the same script several times. Each process holds the
+whole model and works on its own share of a batch; PyTorch's DistributedDataParallel (DDP) takes the mean of
+their gradients. In a run of one process, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import nn
+
+from helpers import checkpoints
+from helpers.profiles import ROOT
+
+PATIENCE = timedelta(minutes=10)  # how long a process waits for one that lives and says nothing
+LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "timeout")  # gloo's words for it
+
+
+class ProcessError(RuntimeError):
+    """What one process of several found out alone, and must say itself. The message says what to do."""
+
+
+def launch_command(n_processes: int, *script: str) -> list[str]:
+    """The command that runs a script in several processes on this machine, one thread each; start it in `ROOT`.
+
+    ``--multi_gpu`` is right without a GPU as well: with ``--cpu`` accelerate 1.15 starts one
+    process, whatever number it is given, and says nothing.
+
+    Args:
+        script: a file and its arguments, or "-m", a module and its arguments.
+    """
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    launch += ["--num_processes", str(n_processes), "--num_machines", "1", "--mixed_precision", "no",
+               "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
+    as_module = () if script[0] == "-m" else ("-m", "helpers.processes")  # so that a script finds the helpers
+    return [*launch, *as_module, *script]
+
+
+def launch(n_processes: int, *script: str, seconds: float = 300) -> str:
+    """Run a script in several processes, to its end, and return what they printed.
+
+    Raises:
+        ProcessError: it failed, or took longer than ``seconds``; with the last lines of its errors.
+    """
+    try:
+        done = subprocess.run(launch_command(n_processes, *script), cwd=ROOT, capture_output=True, text=True,
+                              timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        raise ProcessError(f"{' '.join(script)} was not done after {seconds:g} seconds. Give it more time, or less to "
+                           "do.") from error
+    if done.returncode != 0:
+        own = re.split(r"^[EW]\d{4} ", done.stderr, maxsplit=1, flags=re.MULTILINE)[0]  # the launcher's log follows
+        raise ProcessError(f"{' '.join(script)} failed in {n_processes} processes:\n{(own or done.stderr)[-2000:]}")
+    return done.stdout
+
+
+def join(device: torch.device) -> Accelerator:
+    """This process's place among those that the launcher started; alone, if there was no launcher.
+
+    On GPUs each process gets one of its own, as the current device; call it before the model is loaded.
+    """
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
+                              kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if accelerator.num_processes > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _told_to_stop)  # Python lets the main thread alone do this
+    return accelerator
+
+
+def n_processes() -> int:
+    """How many processes take part in this run; 1 without a launcher."""
+    return PartialState().num_processes if PartialState._shared_state else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return n_processes() == 1 or PartialState().is_main_process
+
+
+def from_all(value: Any) -> list:
+    """The value that each process brings, in their order. All of them must call it."""
+    return gather_object([value]) if n_processes() > 1 else [value]
+
+
+# --- one step in several processes -------------------------------------------------
+
+
+def own_share(rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
+    """This process's rows of a batch: no row twice, none left out, sizes that differ by one at most.
+
+    Raises:
+        ProcessError: fewer rows than processes, so that one would have nothing to do.
+    """
+    if len(rows) < accelerator.num_processes:
+        raise ProcessError(f"A batch of {len(rows)} windows cannot be shared by {accelerator.num_processes} "
+                           f"processes. Use a batch of {accelerator.num_processes} or more, or fewer processes.")
+    return np.array_split(rows, accelerator.num_processes)[accelerator.process_index]
+
+
+def in_parts(batch: torch.Tensor, micro: int, accelerator: Accelerator, module: nn.Module) -> Iterator[torch.Tensor]:
+    """The batch in parts of ``micro`` windows; gradients travel between processes with the last part only.
+
+    So processes whose shares have different numbers of parts still meet exactly once a step.
+    """
+    parts = batch.split(micro)
+    for i, part in enumerate(parts):
+        with accelerator.no_sync(module) if i + 1 < len(parts) else nullcontext():
+            yield part
+
+
+def sum_over_processes(accelerator: Accelerator, number: float) -> float:
+    return accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=accelerator.device), "sum").item()
+
+
+# --- resume and loss ---------------------------------------------------------------
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """The random state of every process: the main one's under its plain names, then "process1/…"."""
+    first, *others = from_all(checkpoints.random_state())
+    return first | {f"process{i}/{name}": t for i, state in enumerate(others, 1) for name, t in state.items()}
+
+
+def own_random_state(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This process's part of `random_states`; the main one's, where it took no part in the saved run."""
+    mark = f"process{PartialState().process_index}/" if n_processes() > 1 else "process0/"
+    return {n.removeprefix(mark): t for n, t in tensors.items() if n.startswith(mark)} or tensors
+
+
+def require_one_step(step: int, folder) -> None:
+    """Processes that resumed at different steps do not see one folder.
+
+    Raises:
+        ProcessError: with the step of each.
+    """
+    steps = from_all(step)
+    if len(set(steps)) > 1:
+        raise ProcessError(f"The processes found different checkpoints in '{folder}': they stand at steps {steps}. "
+                           "Give a folder that all of them can read.")
+
+
+def require_processes(wanted: int | None) -> None:
+    """Raises ProcessError where the launcher started another number of processes than was wanted."""
+    found = n_processes()
+    if wanted is not None and wanted != found:
+        raise ProcessError(f"Asked for are {wanted} processes, taking part {found}. `accelerate launch --cpu` starts "
+                           "one process, whatever --num_processes says: use `accelerate launch --multi_gpu "
+                           f"--num_processes {wanted}`, also without a GPU, or torchrun.")
+
+
+def means_lost_process(error: RuntimeError) -> bool:
+    """Whether an error of a collective operation says that another process is gone."""
+    said = str(error).lower()
+    return n_processes() > 1 and (isinstance(error, dist.DistError) or any(words in said for words in LOST))
+
+
+def lost_process(folder) -> ProcessError:
+    """What to say and do when another process is gone. From here on SIGTERM is ignored, to finish saying it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return ProcessError(f"Another process of this run has ended, so process {PartialState().process_index} cannot go "
+                        f"on. {_what_is_left(folder)}")
+
+
+def _told_to_stop(number, frame):
+    """A launcher sends SIGTERM to the processes that are left when one has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise ProcessError(f"Process {PartialState().process_index} was told to stop: another process of this run has "
+                       f"ended, or the run was cancelled. {_what_is_left(None)}")
+
+
+def _what_is_left(folder) -> str:
+    where = f" in '{folder}'" if folder else ""
+    return f"Every checkpoint{where} is as it was; the same command goes on from the newest."
+
+
+if __name__ == "__main__":  # python -m helpers.processes SCRIPT ARGUMENTS
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
