@@ -65,7 +65,8 @@ class Entry:
         role: one of `ROLES`.
         layer: index of its block, or None outside the blocks.
         part: finer than the role: "q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate",
-            "mlp-out", "norm", "token", "position", "head"; weight and bias share it.
+            "mlp-out", "norm", "token", "position", "head"; weight and bias share it. "lora" for the
+            two factors that `helpers.lora` adds to a layer, whose role they take.
         aliases: other names of the same tensor, such as a tied "lm_head.weight".
         tied_head: True for a token embedding that is the output head as well.
     """
@@ -189,6 +190,9 @@ def _layer(name: str) -> int | None:
 def _known(name: str) -> tuple[str, str] | None:
     """(role, part) by the rules, or None."""
     parts = name.split(".")
+    if parts[-1] in ("lora_A", "lora_B"):
+        known = _known(".".join([*parts[:-1], "weight"]))  # the layer that they stand in
+        return known and (known[0], "lora")
     if parts[-1] in ("weight", "bias"):
         parts = parts[:-1]
     module = parts[-1].removesuffix("_bias") if parts else ""

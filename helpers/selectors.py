@@ -2,7 +2,7 @@
 
     attention, mlp, norm, token_embedding, position_embedding, head     a role
     embeddings, norms, blocks, biases, first-half                        a group
-    q, k, v, qkv, attention-out, mlp-in, mlp-gate, mlp-out               a part
+    q, k, v, qkv, attention-out, mlp-in, mlp-gate, mlp-out, lora         a part
     layers:3, layers:0-5                     everything in these blocks
     attention@0-5, mlp-out@3                 a role, group or part in these blocks
     name:transformer.h.*.mlp.c_fc.weight     a glob over whole dotted names
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from helpers.anatomy import ROLES, Anatomy, Entry, matches, starred
 
 GROUPS = ("embeddings", "norms", "blocks", "biases", "first-half")
-PARTS = ("q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate", "mlp-out", "router")
+PARTS = ("q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate", "mlp-out", "router", "lora")
 WORDS = (*ROLES, *GROUPS, *PARTS)
 
 _FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv")}

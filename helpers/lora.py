@@ -1,0 +1,245 @@
+"""LoRA by hand: a trained change of low rank beside each frozen matrix (Hu and others 2021, arXiv 2106.09685).
+
+    insert(model, "attention", rank=10, alpha=20)    B is zero: the model computes what it did before
+    fit(model, LORA_PLAN, windows, settings)         trains A and B alone, and proves it
+    save_adapter(model, folder)                      the two factors of each layer; the base is not in the file
+    merge(model)                                     W + (alpha / r) B A: no extra work at inference
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from helpers.anatomy import Anatomy, Entry, anatomy
+from helpers.checkpoints import file_hash, write_json
+from helpers.freezing import FreezePlan
+from helpers.models import build_on_meta, weight_hash
+from helpers.selectors import parse_selectors, select
+
+FORMAT = 1
+LORA_PLAN = FreezePlan.only("lora")  # A and B train, the whole base stays fixed
+
+
+class LoraError(ValueError):
+    """A layer, rank or adapter file that cannot be used. The message says what to do."""
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + (alpha / r) B A x. W and b are the very tensors of the layer whose place it takes."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias  # not copies: names, ties and hashes stay
+        A = nn.init.kaiming_uniform_(torch.empty(rank, linear.in_features), a=math.sqrt(5))
+        self.lora_A = nn.Parameter(A.to(linear.weight))  # (r, in), random
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))  # (out, r), zero
+        self.rank, self.alpha, self.kept = rank, alpha, None  # kept: W while the change is merged into it
+
+    def change(self) -> torch.Tensor:
+        return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in), of rank r at most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
+        return y if self.kept is not None else y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)
+
+
+# --- which layers, how many parameters ---------------------------------------------
+
+
+def targets(parts: Anatomy, where: str) -> list[Entry]:
+    """The matrices that a selector of `helpers.selectors` takes, such as "attention", "q+v" or "mlp@0-5".
+
+    Raises:
+        PlanError: a selector that is not known or finds nothing; the message lists what there is.
+        LoraError: it takes an embedding, a tensor with two names, or no matrix at all.
+    """
+    names = frozenset().union(*(select(parts, selector) for selector in parse_selectors(where)))
+    found = [e for e in parts.entries if e.name in names and len(e.shape) > 1 and e.part != "lora"]
+    for entry in found:
+        if entry.role.endswith("_embedding") or entry.aliases:
+            also = f", which is {', '.join(entry.aliases)} as well" if entry.aliases else ""
+            raise LoraError(f"'{where}' takes {entry.name}{also}. LoRA here is for linear layers with a weight of "
+                            "their own: choose 'attention', 'mlp' or parts of them.")
+    if not found:
+        raise LoraError(f"'{where}' takes no matrix, only vectors: LoRA has nothing to factor there. Choose "
+                        "'attention', 'mlp' or parts of them.")
+    return found
+
+
+def n_adapter_parameters(config, where: str, rank: int) -> int:
+    """Parameters of A and B over all target layers, from the config alone: r (in + out) a layer."""
+    return rank * sum(sum(entry.shape) for entry in targets(anatomy(build_on_meta(config)), where))
+
+
+def equal_ranks(config, where: str, other: str) -> tuple[int, int]:
+    """The smallest two ranks that give both places exactly as many parameters; multiples fit as well."""
+    n, m = (n_adapter_parameters(config, place, 1) for place in (where, other))
+    return m // math.gcd(n, m), n // math.gcd(n, m)
+
+
+# --- into a model and out of it ----------------------------------------------------
+
+
+def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0) -> list[str]:
+    """Put a `LoRALinear` in the place of each target layer; the names of these layers.
+
+    The model's output does not change (B is zero), and neither do its tensors' names.
+    Freezing is left to a plan: `LORA_PLAN`.
+
+    Args:
+        where: as for `targets`.
+        seed: of the random A; the caller's own random state is left as it was.
+
+    Raises:
+        LoraError: a rank or layer that does not fit. The model is then unchanged.
+    """
+    entries = targets(anatomy(model), where)
+    layers = {entry.name.removesuffix(".weight"): _linear(model, entry, rank, alpha) for entry in entries}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, linear in layers.items():
+            _replace(model, name, LoRALinear(linear, rank, alpha))
+    return list(layers)
+
+
+def layers_of(model: nn.Module) -> dict[str, LoRALinear]:
+    """The model's LoRA layers by name.
+
+    Raises:
+        LoraError: it has none.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    if not found:
+        raise LoraError("This model has no LoRA layer. Call insert(model, 'attention', rank=…, alpha=…) first.")
+    return found
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Add each change to its W, so that inference costs what the base costs. Nothing to do where it is done."""
+    for layer in layers_of(model).values():
+        if layer.kept is None:
+            layer.kept = layer.weight.clone()
+            layer.weight += layer.change()
+
+
+@torch.no_grad()
+def unmerge(model: nn.Module) -> None:
+    """Put each W back, bit for bit (from a copy: subtracting the change would leave rounding behind)."""
+    for layer in layers_of(model).values():
+        if layer.kept is not None:
+            layer.weight.copy_(layer.kept)
+            layer.kept = None
+
+
+def unload(model: nn.Module) -> None:
+    """Plain linear layers again, with the weights as they are: with the change after `merge`, else without."""
+    for name, layer in layers_of(model).items():
+        linear = nn.Linear(layer.in_features, layer.out_features, device="meta").train(layer.training)
+        linear.weight, linear.bias = layer.weight, layer.bias
+        _replace(model, name, linear)
+
+
+def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linear:
+    """The layer of a target, if LoRA with these numbers fits it."""
+    layer = model.get_submodule(entry.name.rpartition(".")[0])
+    if isinstance(layer, LoRALinear):
+        raise LoraError(f"{entry.name} has LoRA already. Start from a fresh model, or call unload(model) first.")
+    if not isinstance(layer, nn.Linear):
+        raise LoraError(f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
+                        "PEFT knows more kinds of layers.")
+    if not isinstance(rank, int) or not 1 <= rank <= min(entry.shape):
+        raise LoraError(f"The rank must be a whole number from 1 to {min(entry.shape)}, the smaller side of "
+                        f"{entry.name}; found {rank!r}.")
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise LoraError(f"alpha must be above 0; found {alpha!r}. A usual choice is twice the rank.")
+    return layer
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+
+
+# --- the adapter file --------------------------------------------------------------
+
+
+def base_hash(model: nn.Module) -> str:
+    """`models.weight_hash` of the model as it would be without LoRA."""
+    base = [(name, p) for name, p in model.named_parameters() if name.rpartition(".")[2] not in ("lora_A", "lora_B")]
+    return weight_hash(SimpleNamespace(named_parameters=lambda: base))
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> Path:
+    """Write ``adapter.safetensors`` (all A and B) and ``adapter.json`` (what they belong to).
+
+    Raises:
+        LoraError: no LoRA in the model, its change is merged into W, or the folder cannot be written.
+    """
+    layers, folder = layers_of(model), Path(folder)
+    if any(layer.kept is not None for layer in layers.values()):
+        raise LoraError("The change is merged into the weights. Call unmerge(model) before you save the adapter.")
+    tensors = {f"{name}.{factor}": getattr(layer, factor).detach().cpu().contiguous()
+               for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
+    partial = folder / f".adapter-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        os.replace(partial, folder / "adapter.safetensors")
+        record = {"format": FORMAT, "base": base_hash(model), "sha256": file_hash(folder / "adapter.safetensors"),
+                  "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()}}
+        write_json(folder / "adapter.json", {**record, "own_sha256": _seal(record)})
+    except (OSError, SafetensorError) as error:
+        raise LoraError(f"Could not save the adapter in '{folder}': {error}. Free some space or choose another "
+                        "folder.") from error
+    finally:
+        if partial.exists():
+            partial.unlink()
+    return folder
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Put a saved adapter into the base that it was trained on, bit for bit.
+
+    Raises:
+        LoraError: a damaged or foreign file, or another base. The model is then unchanged.
+    """
+    record, tensors = _read(Path(folder))
+    if record["base"] != base_hash(model):
+        raise LoraError(f"The adapter in '{folder}' was trained on the base {record['base'][:12]}…, and this model is "
+                        f"{base_hash(model)[:12]}…. Load the base that it belongs to.")
+    parts = anatomy(model)
+    made = {name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
+            for name, numbers in record["layers"].items()}
+    for name, layer in made.items():
+        layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
+        layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
+        _replace(model, name, layer)
+
+
+def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    try:
+        record = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+        if record.pop("own_sha256", None) != _seal(record):
+            raise ValueError("adapter.json was changed")
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']}, this course reads {FORMAT}")
+        if file_hash(folder / "adapter.safetensors") != record["sha256"]:
+            raise ValueError("adapter.safetensors was changed or cut short")
+        return record, load_file(folder / "adapter.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise LoraError(f"'{folder}' holds no adapter that can be read ({error}). Save it again.") from error
+
+
+def _seal(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
