@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.checkpoints import write_json
-from helpers.comparison import Interval
+from helpers.decisions import (  # noqa: F401  (the words and rules are at hand here as well)
+    FAILS,
+    HOLDS,
+    IN_PART,
+    SMALLEST_FORGETTING,
+    SMALLEST_LOSS,
+    UNDECIDED,
+    UNTESTED,
+    VERDICTS,
+    decide,
+    decide_at_least,
+    decide_equal,
+    over_texts,
+)
 from helpers.profiles import build_dir
-
-HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
-UNDECIDED, UNTESTED = "not decided", "not tested here"
-VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED)
-
-SMALLEST_LOSS = 0.02  # nats a token: 2% of perplexity, the smallest difference that counts
-SMALLEST_FORGETTING = 0.01  # nats a token
 
 
 class ClaimError(ValueError):
@@ -40,7 +47,8 @@ class Claim:
 CLAIMS = {c.id: c for c in (
     Claim("C1", "A block computes h' = LN(x + MSA(x)), y = LN(h' + MLP(h')).", "01_transformer_block"),
     Claim("C2", "Attention learns relations between tokens; the MLP transforms features.", "01_transformer_block"),
-    Claim("C3", "requires_grad = False makes the gradient of the attention weights zero.", "02_freezing"),
+    Claim("C3", "requires_grad = False makes the gradient of the attention weights zero, and it is skipped.",
+          "02_freezing"),
     Claim("C4", "The share of parameters that train, R, is about 0.5.", "03_parameter_ratios"),
     Claim("C5", "Of about 125 M parameters about 65 M train: almost 48% fewer.", "03_parameter_ratios"),
     Claim("C6", "Matching names on 'attn' or 'embed' freezes attention and embeddings.", "03_parameter_ratios"),
@@ -55,60 +63,6 @@ CLAIMS = {c.id: c for c in (
           "05_loss_and_forgetting"),
     Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "06_lora"),
 )}
-
-
-# --- verdicts ----------------------------------------------------------------------
-
-
-def decide(difference: Interval, smallest: float, claimed: str) -> str:
-    """Does a difference between two plans bear a claim out?
-
-    It *holds* if the interval lies on the claimed side of zero and the estimate reaches the
-    smallest difference that counts. It *does not hold* if the interval shuts out an effect of
-    that size on the claimed side. Else it is *not decided*. One pair decides nothing.
-
-    Args:
-        claimed: "lower" or "higher": the side on which the claim puts the difference.
-    """
-    sign = {"lower": -1.0, "higher": 1.0}[claimed]
-    low, high = sorted((sign * difference.low, sign * difference.high))
-    if math.isnan(low):
-        return UNDECIDED
-    if low > 0 and sign * difference.mean >= smallest:
-        return HOLDS
-    return FAILS if high < smallest else UNDECIDED
-
-
-def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
-    """Are two plans equally good? Two one-sided tests (Schuirmann 1987).
-
-    *Holds* if the 90% interval lies inside the margin; *does not hold* if the 95% interval is above
-    zero and the estimate reaches the margin; else *not decided*.
-    """
-    if math.isnan(loss_90.low):
-        return UNDECIDED
-    if -margin < loss_90.low and loss_90.high < margin:
-        return HOLDS
-    return FAILS if loss_95.low > 0 and loss_95.mean >= margin else UNDECIDED
-
-
-def decide_at_least(ratio: Interval, least: float) -> str:
-    """Is a ratio at least ``least``? *Holds* if its whole interval is; *does not hold* if none of it is."""
-    if math.isnan(ratio.low):
-        return UNDECIDED
-    if ratio.low >= least:
-        return HOLDS
-    return FAILS if ratio.high < least else UNDECIDED
-
-
-def over_texts(verdicts: list[str]) -> str:
-    """One verdict from several texts: a claim holds only if it holds on each."""
-    kinds = set(verdicts)
-    if len(kinds) == 1:
-        return verdicts[0]
-    if HOLDS in kinds and FAILS not in kinds:
-        return IN_PART
-    return UNDECIDED
 
 
 # --- records -----------------------------------------------------------------------
@@ -189,10 +143,15 @@ def claims_table(entries: list[dict], width: int = 110) -> str:
 def predict(claim: str, value: float | None, low: float | None = None, high: float | None = None) -> None:
     """Note your own estimate and the range that you are 80% sure of, before you measure.
 
-    Kept in ``build/predictions.json`` on this machine alone. ``predict("C4", None)`` notes nothing.
+    Kept in ``build/predictions.json`` on this machine alone. ``predict("C4", None)`` notes nothing, and
+    leaves an earlier one as it is.
+    A result that no claim is about is named by its notebook, as in ``predict("00-gain", None)``.
     """
-    if claim not in CLAIMS:
+    if claim not in CLAIMS and not re.fullmatch(r"\d\d-[a-z-]+", claim):
         raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
+    if value is None and claim in predictions():
+        print(f"{claim}: your earlier prediction is kept.")
+        return
     if value is None:
         print(f"{claim}: no prediction. Put a number in place of None to make one.")
         return

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 from scipy.interpolate import PchipInterpolator
+from scipy.special import stdtrit  # Student's t: the quantile
 
 from helpers.evaluation import block_error, blocks, jackknife_error
 
@@ -24,14 +24,20 @@ class ComparisonError(ValueError):
 # --- equal learning ----------------------------------------------------------------
 
 
+def rising(evaluations: Sequence[dict]) -> list[dict]:
+    """The evaluations after the start at which a run had its best gain so far, above 0."""
+    found, best = [], 0.0
+    for e in evaluations:
+        if e["step"] > 0 and e["gain"] > best:
+            found.append(e)
+            best = e["gain"]
+    return found
+
+
 def frontier(evaluations: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Gain and forgetting of a run up to its best gain, only where the gain rises: two (points,) arrays."""
-    gains, forgotten = [0.0], [0.0]
-    for e in evaluations:
-        if e["step"] > 0 and e["gain"] > gains[-1]:
-            gains.append(e["gain"])
-            forgotten.append(e["forgetting"])
-    return np.array(gains), np.array(forgotten)
+    points = rising(evaluations)
+    return np.array([0.0, *(e["gain"] for e in points)]), np.array([0.0, *(e["forgetting"] for e in points)])
 
 
 def forgetting_at(evaluations: Sequence[dict], gain: float) -> float | None:
@@ -76,6 +82,8 @@ class Interval:
     n_pairs: int
     seed_half: float
     window_half: float
+    n_blocks: int = 20  # of windows, behind window_half
+    level: float = 0.95
 
     def __str__(self) -> str:
         if self.n_pairs < 2:
@@ -96,12 +104,12 @@ def paired_interval(differences: Sequence[float], window_error: float = 0.0, n_b
     """
     d = np.asarray(differences, dtype=np.float64)
     tail = (1 + level) / 2
-    window_half = float(stats.t.ppf(tail, n_blocks - 1) * window_error)
+    window_half = float(stdtrit(n_blocks - 1, tail) * window_error)
     if len(d) < 2:
-        return Interval(float(d.mean()), np.nan, np.nan, len(d), np.nan, window_half)
-    seed_half = float(stats.t.ppf(tail, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
-    half = float(np.hypot(seed_half, window_half))
-    return Interval(float(d.mean()), float(d.mean() - half), float(d.mean() + half), len(d), seed_half, window_half)
+        return Interval(float(d.mean()), np.nan, np.nan, len(d), np.nan, window_half, n_blocks, level)
+    seed_half = float(stdtrit(len(d) - 1, tail) * d.std(ddof=1) / np.sqrt(len(d)))
+    mean, half = float(d.mean()), float(np.hypot(seed_half, window_half))
+    return Interval(mean, mean - half, mean + half, len(d), seed_half, window_half, n_blocks, level)
 
 
 def chosen(runs: Sequence[dict], plan: str, text: str, choice: str) -> list[dict]:
@@ -132,24 +140,22 @@ def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: 
         ComparisonError: a run does not reach the gain.
     """
     pairs = pairs_by_seed(runs_a, runs_b)
-
-    def mean_difference(keep: np.ndarray | None = None) -> list[float]:
-        found = [(forgetting_at(without(a, keep), gain), forgetting_at(without(b, keep), gain)) for a, b in pairs]
-        if any(x is None or y is None for x, y in found):
-            raise ComparisonError(f"A run does not reach a gain of {gain:.3f} nats. Choose a lower level.")
-        return [x - y for x, y in found]
-
-    windows = np.arange(len(pairs[0][0]["evaluations"][0]["forgetting_windows"]))
-    groups = blocks(windows)
-    left_out = np.array([np.mean(mean_difference(np.setdiff1d(windows, g))) for g in groups])
-    return paired_interval(mean_difference(), jackknife_error(left_out), len(groups))
+    found = [(forgetting_at(a["evaluations"], gain), forgetting_at(b["evaluations"], gain)) for a, b in pairs]
+    if any(x is None or y is None for x, y in found):
+        raise ComparisonError(f"A run does not reach a gain of {gain:.3f} nats. Choose a lower level.")
+    left_out = np.mean([forgetting_without_blocks(a, gain) - forgetting_without_blocks(b, gain) for a, b in pairs], 0)
+    return paired_interval([x - y for x, y in found], jackknife_error(left_out), len(left_out))
 
 
-def without(run: dict, keep: np.ndarray | None) -> list[dict]:
-    """The evaluations with forgetting averaged over the windows ``keep`` alone; None keeps all."""
-    if keep is None:
-        return run["evaluations"]
-    return [{**e, "forgetting": float(np.mean(np.array(e["forgetting_windows"])[keep]))} for e in run["evaluations"]]
+def forgetting_without_blocks(run: dict, gain: float) -> np.ndarray:
+    """Forgetting at ``gain`` with one block of retention windows left out at a time: (blocks,)."""
+    points = rising(run["evaluations"])
+    windows = np.array([e["forgetting_windows"] for e in points])  # (points, windows)
+    groups = blocks(np.arange(windows.shape[1]))
+    means = np.stack([np.delete(windows, g, axis=1).mean(1) for g in groups], axis=1)  # (points, blocks)
+    start = np.zeros((1, len(groups)))
+    gains = np.array([0.0, *(e["gain"] for e in points)])
+    return PchipInterpolator(gains, np.concatenate([start, means]))(gain)
 
 
 def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, level: float = 0.95) -> Interval:
@@ -162,35 +168,53 @@ def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, l
 
 
 def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar",
-                    leave_out: Mapping[str, np.ndarray] | None = None) -> dict[int, float]:
+                    leave_out: Mapping[str, np.ndarray] | None = None, on: Mapping[str, str] | None = None,
+                    windows: str = "test_windows") -> dict[int, float]:
     """S of `evaluation.style_contrast` by seed, from recorded runs of one plan on both authors.
 
     Args:
         leave_out: text to the windows (indices) that are left out of its mean; for the jackknife.
+        on: author to the text that stands for them, e.g. {"alice": "carroll"}; None: their own test chapters.
+        windows: "test_windows", or "function_windows" for function words and punctuation alone.
     """
-    leave_out = leave_out or {}
-    loss = {(r["text"], r["seed"]): {t: float(np.mean(np.delete(w, leave_out.get(t, []))))
-                                     for t, w in r["test_windows"].items()} for r in runs}
+    leave_out, on = leave_out or {}, {a: a, b: b} | dict(on or {})
+    loss = {(r["text"], r["seed"]): {t: float(np.nanmean(np.delete(r[windows][on[t]], leave_out.get(t, []))))
+                                     for t in (a, b)} for r in runs}
     seeds = sorted(s for t, s in loss if t == a and (b, s) in loss)
     if not seeds:
         raise ComparisonError(f"The style contrast needs runs on both '{a}' and '{b}' with one seed; found none.")
     return {s: 0.5 * ((loss[b, s][a] - loss[a, s][a]) + (loss[a, s][b] - loss[b, s][b])) for s in seeds}
 
 
-def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar") -> Interval:
+def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar",
+                **options) -> Interval:
     """S(plan) / S(reference): the share of the style that a plan learns, over seeds, with its interval."""
+    return _style_interval(runs, reference, lambda top, below: top / below, a, b, options)
 
-    def ratios(leave_out=None) -> list[float]:
-        top, below = (style_contrasts(r, a, b, leave_out) for r in (runs, reference))
-        return [top[s] / below[s] for s in top if s in below]
 
+def style_difference(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar",
+                     **options) -> Interval:
+    """S(plan) - S(reference) in nats a token, over seeds, with its interval."""
+    return _style_interval(runs, reference, lambda top, below: top - below, a, b, options)
+
+
+def _style_interval(runs, reference, compare, a: str, b: str, options: dict) -> Interval:
+    """Over pairs of seeds; the windows of each text are left out block by block, and the two errors add up.
+
+    ``options`` are those of `style_contrasts`: on, windows.
+    """
+    def compared(leave_out=None) -> list[float]:
+        top, below = (style_contrasts(r, a, b, leave_out, **options) for r in (runs, reference))
+        return [compare(top[s], below[s]) for s in top if s in below]
+
+    on, kind = {a: a, b: b} | dict(options.get("on") or {}), options.get("windows", "test_windows")
     variance, n_blocks = 0.0, []
     for text in (a, b):
-        groups = blocks(np.arange(len(runs[0]["test_windows"][text])))
-        left_out = np.array([np.mean(ratios({text: g})) for g in groups])
+        groups = blocks(np.arange(len(runs[0][kind][on[text]])))
+        left_out = np.array([np.mean(compared({text: g})) for g in groups])
         variance += jackknife_error(left_out) ** 2
         n_blocks.append(len(groups))
-    return paired_interval(ratios(), float(np.sqrt(variance)), min(n_blocks))
+    return paired_interval(compared(), float(np.sqrt(variance)), min(n_blocks))
 
 
 def spikes(norms: np.ndarray, warmup: int = 5, width: int = 21) -> float:
@@ -200,3 +224,19 @@ def spikes(norms: np.ndarray, warmup: int = 5, width: int = 21) -> float:
         return 0.0
     medians = [np.median(after[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(after))]
     return float(np.mean(after > 3 * np.array(medians)))
+
+
+def norm_summary(norms: np.ndarray, warmup: int = 5) -> dict[str, float]:
+    """How steady a gradient norm was after the warm-up.
+
+    Returns:
+        median, largest, spikes (see `spikes`), and quarters: the mean of the last quarter of the
+        steps over that of the first.
+    """
+    after = np.asarray(norms, dtype=np.float64)[warmup:]
+    if len(after) < 4:
+        after = np.asarray(norms, dtype=np.float64)
+    quarter = max(1, len(after) // 4)
+    found = {"median": np.nanmedian(after), "largest": np.nanmax(after), "spikes": spikes(norms, warmup),
+             "quarters": np.nanmean(after[-quarter:]) / np.nanmean(after[:quarter])}
+    return {name: float(f"{value:.5g}") for name, value in found.items()}

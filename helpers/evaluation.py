@@ -186,11 +186,14 @@ class Retention:
         windows: (n, length) token ids, best from `sample_windows(base, …)`.
     """
 
+    BATCH = 4  # windows at a time; changes memory, not the result
+
     def __init__(self, base: nn.Module, windows: torch.Tensor):
         self.windows = windows
         self.base = copy.deepcopy(base).eval().requires_grad_(False)
         n_bytes = 4 * windows.numel() * base.config.vocab_size
-        self._kept = [self._predict(self.base, w) for w in windows] if n_bytes <= CACHE_LIMIT else None
+        self._keeps_predictions = n_bytes <= CACHE_LIMIT
+        self._kept = [self._of_base(part) for part in windows.split(self.BATCH)]
 
     @classmethod
     def sampled_from(cls, base: nn.Module, n_windows: int, length: int, seed: int = 0) -> Retention:
@@ -201,12 +204,11 @@ class Retention:
     def text_hash(self) -> str:
         return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
 
-    @staticmethod
     @torch.no_grad()
-    def _predict(model: nn.Module, window: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of every next token: (length - 1, vocab)."""
-        logits = model(window.unsqueeze(0).to(_device(model)), use_cache=False).logits[0, :-1]
-        return torch.log_softmax(logits.float(), dim=-1)
+    def _of_base(self, part: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the base; where too large to keep, its last hidden states: one matrix product away."""
+        hidden = _last_hidden(self.base, part)
+        return _log_probabilities(self.base, hidden) if self._keeps_predictions else hidden
 
     def forgetting(self, model: nn.Module) -> Estimate:
         """F = mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
@@ -215,14 +217,25 @@ class Retention:
         The base stands first: a token that it finds likely and the tuned model does not costs most.
         """
         with evaluating(model):
-            rows = [self._kl(i, model) for i in range(len(self.windows))]
-        return estimate(np.array(rows), self.windows.size(0) * (self.windows.size(1) - 1))
+            rows = [self._kl(kept, part, model) for kept, part in
+                    zip(self._kept, self.windows.split(self.BATCH), strict=True)]
+        return estimate(torch.cat(rows).double().numpy(), self.windows.size(0) * (self.windows.size(1) - 1))
 
-    def _kl(self, index: int, model: nn.Module) -> float:
-        window = self.windows[index]
-        base = self._kept[index] if self._kept else self._predict(self.base, window)
-        tuned = self._predict(model, window)
-        return (base.exp() * (base - tuned)).sum(-1).mean().item()
+    @torch.no_grad()
+    def _kl(self, kept: torch.Tensor, part: torch.Tensor, model: nn.Module) -> torch.Tensor:
+        """Mean KL of each window: (windows,)."""
+        base = kept if self._keeps_predictions else _log_probabilities(self.base, kept)
+        tuned = _log_probabilities(model, _last_hidden(model, part))  # (windows, length - 1, vocab)
+        return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
+
+
+def _last_hidden(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    """The states that predict each next token: (windows, length - 1, width)."""
+    return model.base_model(input_ids=windows.to(_device(model)), use_cache=False).last_hidden_state[:, :-1]
+
+
+def _log_probabilities(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(model.get_output_embeddings()(hidden).float(), dim=-1)
 
 
 # --- style -------------------------------------------------------------------------

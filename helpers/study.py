@@ -6,12 +6,8 @@
 from __future__ import annotations
 
 import copy
-import json
-import platform
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +15,48 @@ import torch
 from torch import nn
 
 from helpers.anatomy import anatomy
-from helpers.comparison import spikes
+from helpers.comparison import norm_summary, spikes
 from helpers.corpora import Corpus, tensor_of
 from helpers.evaluation import Retention, held_out_loss
 from helpers.freezing import FreezePlan
 from helpers.models import weight_hash
-from helpers.profiles import ROOT
-from helpers.training import FitResult, TrainSettings, fit
+from helpers.records import code_commit, machine_class, read_runs, rounded, slim, versions  # noqa: F401
+from helpers.training import FitResult, TrainingError, TrainSettings, fit
+
+SHARED_ROLES = ("mlp", "norm")  # trained by full training and by the main plan: their norms can be compared
+
+
+@dataclass(frozen=True)
+class StudySettings(TrainSettings):
+    """How a run of the study trains: close evaluations at first, and an end once it learns no more.
+
+    Attributes:
+        dense_until: up to this step evaluations come twice as often.
+        patience: stop when the held-out loss has not been lower for so many steps; None: never.
+    """
+
+    dense_until: int = 0
+    patience: int | None = None
+
+    def evaluates_at(self, step: int) -> bool:
+        is_between = step <= self.dense_until and step % max(1, self.evaluate_every // 2) == 0
+        return is_between or super().evaluates_at(step)
+
+    def is_over(self, evaluations: list[dict]) -> bool:
+        if self.patience is None or not evaluations:
+            return False
+        best = min(evaluations, key=lambda e: e["held_out_loss"])
+        return evaluations[-1]["step"] - best["step"] >= self.patience
+
+
+class Diverged(TrainingError):
+    """A run whose loss was no number any more, with what it had measured: a result, not a mishap."""
+
+    def __init__(self, message: str, settings: TrainSettings, measured: list[dict]):
+        super().__init__(message)
+        steps = [s for s in range(settings.n_steps + 1) if settings.evaluates_at(s)]
+        self.evaluations = [{"step": s, **m} for s, m in zip(steps, measured, strict=False)]
+
 
 # --- runs --------------------------------------------------------------------------
 
@@ -38,68 +69,102 @@ class Laboratory:
         corpora: author to text, e.g. {"alice": …, "edgar": …}.
         plain: a text in neither manner, for a second look at forgetting.
         n_retention: windows of retention text that the base samples.
-        held_out_windows: at most so many windows of a held-out text; None takes all.
+        held_out_windows: at most so many windows of a held-out text, evenly spaced; None takes all.
+        retention: windows sampled before, (n, length), in place of sampling now.
+        real: more test texts, by name: (windows, length) each.
+        n_probe: windows of the training text whose loss is measured during a run.
     """
 
     def __init__(self, model: nn.Module, corpora: dict[str, Corpus], plain: Corpus | None = None,
-                 n_retention: int = 32, retention_seed: int = 1234, held_out_windows: int | None = None):
+                 n_retention: int = 32, retention_seed: int = 1234, held_out_windows: int | None = None, *,
+                 retention: torch.Tensor | None = None, real: Mapping[str, torch.Tensor] | None = None,
+                 n_probe: int = 8):
         self.base = copy.deepcopy(model)
         self.corpora, self.plain, self.most = corpora, plain, held_out_windows
+        self.real, self.n_probe = dict(real or {}), n_probe
         length = next(iter(corpora.values())).train[0]["input_ids"].numel()
-        self.retention = Retention.sampled_from(self.base, n_retention, length, seed=retention_seed)
+        self.retention = (Retention.sampled_from(self.base, n_retention, length, seed=retention_seed)
+                          if retention is None else Retention(self.base, retention))
         self.model_hash = weight_hash(self.base)
         self.base_losses = {a: held_out_loss(self.base, self.held_out(c.dev)) for a, c in corpora.items()}
 
     def held_out(self, windows) -> torch.Tensor:
         """The windows of a held-out part that are measured: (n, length)."""
-        return tensor_of(windows)[: self.most]
+        return spread(tensor_of(windows), self.most)
 
-    def measure(self, author: str) -> Callable[[nn.Module], dict]:
+    def measure(self, author: str, forgetting: bool = True) -> Callable[[nn.Module], dict]:
         """What an evaluation records during a run on ``author``; losses and KL in nats a token."""
         dev = self.held_out(self.corpora[author].dev)
-        train = tensor_of(self.corpora[author].train)[:8]
+        train = tensor_of(self.corpora[author].train)[: self.n_probe]
 
         def measure_now(model: nn.Module) -> dict:
-            dev_loss, forgotten = held_out_loss(model, dev), self.retention.forgetting(model)
-            return {"held_out_loss": dev_loss.mean, "gain": self.base_losses[author].mean - dev_loss.mean,
-                    "forgetting": forgotten.mean, "train_loss": held_out_loss(model, train).mean,
-                    "held_out_windows": rounded(dev_loss.per_window),
-                    "forgetting_windows": rounded(forgotten.per_window)}
+            dev_loss = held_out_loss(model, dev)
+            found = {"held_out_loss": dev_loss.mean, "gain": self.base_losses[author].mean - dev_loss.mean,
+                     "train_loss": held_out_loss(model, train).mean,
+                     "held_out_windows": rounded(dev_loss.per_window, 5)}
+            if forgetting:
+                forgotten = self.retention.forgetting(model)
+                found |= {"forgetting": forgotten.mean, "forgetting_windows": rounded(forgotten.per_window, 5)}
+            return found
 
         return measure_now
 
     def run(self, plan: FreezePlan, author: str, settings: TrainSettings, *, folder: Path | None = None,
-            progress: bool = True) -> StudyRun:
-        """Train a copy of the base on ``author`` under ``plan``."""
-        model = copy.deepcopy(self.base)
-        result = fit(model, plan, tensor_of(self.corpora[author].train), settings,
-                     evaluate=self.measure(author), folder=folder, progress=progress)
-        return StudyRun(plan, author, settings, model, result)
+            progress: bool = True, forgetting: bool = True, name: str | None = None,
+            prepare: Callable[[nn.Module], object] | None = None) -> StudyRun:
+        """Train a copy of the base on ``author`` under ``plan``.
 
-    def record(self, run: StudyRun) -> dict:
+        Args:
+            forgetting: measure it at each evaluation.
+            name: what records call the plan; None takes its slug.
+            prepare: called with the copy before the plan is applied, e.g. to insert LoRA.
+
+        Raises:
+            Diverged: the loss was no number any more.
+        """
+        model = copy.deepcopy(self.base)
+        if prepare is not None:
+            prepare(model)
+        measure, seen = self.measure(author, forgetting), []
+
+        def measure_and_keep(model: nn.Module) -> dict:
+            seen.append(measure(model))
+            return seen[-1]
+
+        try:
+            result = fit(model, plan, tensor_of(self.corpora[author].train), settings,
+                         evaluate=measure_and_keep, folder=folder, progress=progress)
+        except TrainingError as error:
+            raise Diverged(str(error), settings, seen) from error
+        return StudyRun(plan, author, settings, model, result, name or plan.slug)
+
+    def test_texts(self) -> dict[str, torch.Tensor]:
+        """Every text that a finished run is tested on: (windows, length) each."""
+        own = self.corpora | ({} if self.plain is None else {"plain": self.plain})
+        return {name: self.held_out(c.test) for name, c in own.items()} | self.real
+
+    def record(self, run: StudyRun, tests: bool = True) -> dict:
         """The run as the evidence file holds it (see data/README.md). Test losses are at the best dev loss."""
-        last = copy.deepcopy(run.model)
+        last, history = copy.deepcopy(run.model), run.result.history
         run.result.use_best(last)
-        tests = {a: held_out_loss(last, self.held_out(c.test)) for a, c in self.corpora.items()}
-        if self.plain is not None:
-            tests["plain"] = held_out_loss(last, self.held_out(self.plain.test))
-        corpus, history, parts = self.corpora[run.author], run.result.history, anatomy(last)
-        norms = {r: round(float(np.nanmedian(history.norm(r))), 5) for r in history.steps[-1]["norms"]}
+        found = {t: held_out_loss(last, w) for t, w in self.test_texts().items()} if tests else {}
+        corpus, parts = self.corpora[run.author], anatomy(last)
         return {
-            "model": self.base.config.model_type, "model_hash": self.model_hash, "plan": run.plan.slug,
+            "model": self.base.config.model_type, "model_hash": self.model_hash, "plan": run.name,
             "text": corpus.name, "text_hash": corpus.sha256, "seed": run.settings.seed,
             "rate": run.settings.rate, "batch": run.settings.batch,
             "length": tensor_of(corpus.train).size(1), "n_steps": run.settings.n_steps,
-            "n_trainable": run.plan.explain(last).n_trainable, "n_parameters": parts.n_parameters,
-            "settings": asdict(run.settings), "retention_hash": self.retention.text_hash,
-            "versions": versions(), "machine": machine_class(), "commit": code_commit(),
-            "proof_ok": run.result.proof.ok, "best_step": run.result.best_step,
-            "base_held_out_loss": self.base_losses[run.author].mean, "gradient_norm_median": norms,
-            "spikes": spikes(history.norm("total")), "seconds": round(sum(history.seconds), 2),
-            "losses": [round(s["loss"], 4) for s in history.steps],
-            "norms": [round(float(n), 4) for n in history.norm("total")],
-            "test_windows": {a: rounded(e.per_window) for a, e in tests.items()},
-            "evaluations": history.evaluations,
+            "steps_taken": len(history.steps), "n_trainable": run.plan.explain(last).n_trainable,
+            "n_parameters": parts.n_parameters, "settings": asdict(run.settings),
+            "retention_hash": self.retention.text_hash, "versions": versions(), "machine": machine_class(),
+            "commit": code_commit(), "proof_ok": run.result.proof.ok, "best_step": run.result.best_step,
+            "base_held_out_loss": self.base_losses[run.author].mean,
+            "gradient_norm_median": {r: s["median"] for r, s in norms_by_role(history).items()},
+            "gradient_norms": norms_by_role(history), "spikes": spikes(history.norm("total")),
+            "seconds": round(sum(history.seconds), 2), "losses": rounded([s["loss"] for s in history.steps]),
+            "norms": [float(f"{n:.4g}") for n in history.norm("total")],
+            "test_windows": {t: rounded(e.per_window) for t, e in found.items()},
+            "evaluations": slim(history.evaluations, run.result.best_step),
         }
 
 
@@ -112,37 +177,24 @@ class StudyRun:
     settings: TrainSettings
     model: nn.Module
     result: FitResult
+    name: str = ""  # what records call the plan
 
     @property
     def evaluations(self) -> list[dict]:
         return self.result.history.evaluations
 
 
-def rounded(values: np.ndarray) -> list[float]:
-    return [round(float(v), 5) for v in values]
+def spread(windows: torch.Tensor, most: int | None) -> torch.Tensor:
+    """At most so many windows, evenly spaced over the text: (n, length)."""
+    if most is None or len(windows) <= most:
+        return windows
+    return windows[torch.linspace(0, len(windows) - 1, most).long()]
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name).split("+")[0] for name in ("torch", "transformers", "accelerate")}
-
-
-def machine_class() -> str:
-    """Enough to judge a timing by, and nothing that names a machine."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return (f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
-            f"{torch.backends.cpu.get_cpu_capability()}")
-
-
-def code_commit() -> str | None:
-    """The project's commit; None outside a checkout."""
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def read_runs(folder: str | Path) -> list[dict]:
-    """All recorded runs under a folder, sorted by path."""
-    return [json.loads(p.read_text("utf-8")) for p in sorted(Path(folder).rglob("*.json"))]
+def norms_by_role(history) -> dict[str, dict]:
+    """How steady the gradient norm of each role was, and that of `SHARED_ROLES` together."""
+    roles = list(history.steps[-1]["norms"]) if history.steps else []
+    found = {role: norm_summary(history.norm(role)) for role in roles}
+    if set(SHARED_ROLES) <= set(roles):
+        found["+".join(SHARED_ROLES)] = norm_summary(np.sqrt(sum(history.norm(r) ** 2 for r in SHARED_ROLES)))
+    return found

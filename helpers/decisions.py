@@ -1,0 +1,243 @@
+"""Verdicts from intervals, by rules that were fixed before the runs (data/evidence/PROTOCOL.md).
+
+    findings = {"C10": [finding_of(interval, smallest, "lower"), …]}   one finding a text
+    verdicts = primary_verdicts(findings)                             Holm's rule over the claims
+
+A rule returns one of five words and never hides a case: what the data do not decide is *not decided*.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq, curve_fit
+from scipy.special import stdtrit
+
+from helpers.comparison import Interval, rising
+
+HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
+UNDECIDED, UNTESTED = "not decided", "not tested here"
+VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED)
+
+SMALLEST_LOSS = 0.02  # nats a token: 2% of perplexity, the smallest difference that counts
+SMALLEST_FORGETTING = 0.01  # nats a token
+FAMILY_ERROR = 0.05  # Holm, over the primary tests of a model
+STYLE_SHARE = 0.9
+CATASTROPHIC = 0.5  # nats a token of forgetting
+SIGN = {"lower": -1.0, "higher": 1.0}
+LEAST_P = 1e-12  # a p-value is not followed below it
+
+# --- one interval ------------------------------------------------------------------
+
+
+def decide(difference: Interval, smallest: float, claimed: str) -> str:
+    """Does a difference between two plans bear a claim out?
+
+    It *holds* if the interval lies on the claimed side of zero and the estimate reaches the
+    smallest difference that counts. It *does not hold* if the interval shuts out an effect of
+    that size on the claimed side. Else it is *not decided*. One pair decides nothing.
+
+    Args:
+        claimed: "lower" or "higher": the side on which the claim puts the difference.
+    """
+    sign = SIGN[claimed]
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    if math.isnan(low):
+        return UNDECIDED
+    if low > 0 and sign * difference.mean >= smallest:
+        return HOLDS
+    return FAILS if high < smallest else UNDECIDED
+
+
+def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
+    """Are two plans equally good? Two one-sided tests (Schuirmann 1987).
+
+    *Holds* if the 90% interval lies inside the margin; *does not hold* if the 95% interval is above
+    zero and the estimate reaches the margin; else *not decided*.
+    """
+    if math.isnan(loss_90.low):
+        return UNDECIDED
+    if -margin < loss_90.low and loss_90.high < margin:
+        return HOLDS
+    return FAILS if loss_95.low > 0 and loss_95.mean >= margin else UNDECIDED
+
+
+def decide_at_least(ratio: Interval, least: float) -> str:
+    """Is a ratio at least ``least``? *Holds* if its whole interval is; *does not hold* if none of it is."""
+    if math.isnan(ratio.low):
+        return UNDECIDED
+    if ratio.low >= least:
+        return HOLDS
+    return FAILS if ratio.high < least else UNDECIDED
+
+
+def p_value(difference: Interval, border: float, claimed: str) -> float:
+    """One-sided: how often an estimate this far beyond ``border`` comes up if the truth is at the border.
+
+    It is half the error level at which the interval of `comparison.paired_interval` just touches the border.
+    """
+    if math.isnan(difference.low):
+        return 1.0
+    df_seed, df_block = difference.n_pairs - 1, difference.n_blocks - 1
+    tail = (1 + difference.level) / 2
+    seed = difference.seed_half / stdtrit(df_seed, tail)  # standard errors
+    block = difference.window_half / stdtrit(df_block, tail)
+    beyond = SIGN[claimed] * (difference.mean - border)
+
+    def gap(q: float) -> float:
+        """Half-width at the one-sided level q, minus the distance to the border."""
+        return math.hypot(stdtrit(df_seed, 1 - q) * seed, stdtrit(df_block, 1 - q) * block) - abs(beyond)
+
+    p = brentq(gap, LEAST_P, 0.5, xtol=1e-9) if gap(LEAST_P) > 0 and beyond else (LEAST_P if beyond else 0.5)
+    return p if beyond >= 0 else 1 - p
+
+
+def pairs_needed(difference: Interval, smallest: float, claimed: str, most: int = 200) -> int | None:
+    """How many pairs would decide, if mean and spread stayed as they are; None: pairs alone never would."""
+    if math.isnan(difference.low) or difference.n_pairs < 2:
+        return None
+    spread = difference.seed_half / stdtrit(difference.n_pairs - 1, (1 + difference.level) / 2)
+    sd = spread * math.sqrt(difference.n_pairs)
+    for n in range(2, most + 1):
+        half = math.hypot(stdtrit(n - 1, 0.975) * sd / math.sqrt(n), difference.window_half)
+        wider = Interval(difference.mean, difference.mean - half, difference.mean + half, n, half, 0.0)
+        if decide(wider, smallest, claimed) != UNDECIDED:
+            return n
+    return None
+
+
+# --- texts and tests together ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one text says about a claim.
+
+    Attributes:
+        verdict: from its interval alone.
+        p: at what error level it would just be *holds*, two-sided for a difference.
+        is_reversed: the interval lies on the other side and the estimate reaches the smallest difference.
+        limits: reasons why it can be no more than *holds in part*.
+    """
+
+    interval: Interval
+    verdict: str
+    p: float
+    is_reversed: bool = False
+    limits: tuple[str, ...] = ()
+
+
+def finding_of(difference: Interval, smallest: float, claimed: str, limits: Sequence[str] = ()) -> Finding:
+    """A claim that a difference lies on one side."""
+    other = {"lower": "higher", "higher": "lower"}[claimed]
+    return Finding(difference, decide(difference, smallest, claimed), min(1.0, 2 * p_value(difference, 0.0, claimed)),
+                   decide(difference, smallest, other) == HOLDS, tuple(limits))
+
+
+def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS,
+                  limits: Sequence[str] = ()) -> Finding:
+    """A claim that two losses are equal; its p is the larger of the two one-sided tests."""
+    p = max(p_value(loss_90, -margin, "higher"), p_value(loss_90, margin, "lower"))
+    verdict = decide_equal(loss_90, loss_95, margin)
+    return Finding(loss_95, verdict, p, verdict == FAILS, tuple(limits))
+
+
+def over_texts(verdicts: list[str]) -> str:
+    """One verdict from several texts: a claim holds only if it holds on each."""
+    kinds = set(verdicts)
+    if len(kinds) == 1:
+        return verdicts[0]
+    if HOLDS in kinds and FAILS not in kinds:
+        return IN_PART
+    return UNDECIDED
+
+
+def over_findings(findings: Sequence[Finding]) -> str:
+    """As `over_texts`, with what else limits a claim: true on one text and reversed on another decides nothing."""
+    verdicts = {f.verdict for f in findings}
+    if verdicts == {HOLDS}:
+        return IN_PART if any(f.limits for f in findings) else HOLDS
+    if len(verdicts) == 1:
+        return findings[0].verdict
+    if HOLDS in verdicts and not any(f.is_reversed for f in findings):
+        return IN_PART
+    return UNDECIDED
+
+
+def holm(p_values: Mapping[str, float], error: float = FAMILY_ERROR) -> frozenset[str]:
+    """The tests that stand when several are made at once (Holm 1979)."""
+    stands = []
+    for k, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if p > error / (len(p_values) - k):
+            break
+        stands.append(name)
+    return frozenset(stands)
+
+
+def primary_verdicts(findings: Mapping[str, Sequence[Finding]], error: float = FAMILY_ERROR) -> dict[str, str]:
+    """The verdicts of the primary tests of a model. A test's p is the largest over its texts."""
+    stands = holm({name: max(f.p for f in own) for name, own in findings.items()}, error)
+    verdicts = {name: over_findings(own) for name, own in findings.items()}
+    return {name: UNDECIDED if v == HOLDS and name not in stands else v for name, v in verdicts.items()}
+
+
+def sign_depends(by_rate: Mapping[float, float], smallest: float) -> bool:
+    """Whether differences at several rates point both ways. One that is too small to count has no sign."""
+    signs = {math.copysign(1, d) for d in by_rate.values() if abs(d) >= smallest}
+    return len(signs) == 2
+
+
+# --- claims about one run ----------------------------------------------------------
+
+
+def falls_share(losses: Sequence[float]) -> float:
+    """Share of the moves before the minimum of a loss that go down; 0 where the first value is the least."""
+    moves = np.diff(np.asarray(losses)[: int(np.argmin(losses)) + 1])
+    return float((moves < 0).mean()) if len(moves) else 0.0
+
+
+@dataclass(frozen=True)
+class Levelling:
+    """A curve L + a t^-b, fitted to the first part of a run; ``error``: its largest error on the rest, nats."""
+
+    limit: float
+    low: float
+    high: float
+    error: float
+
+    def has_levelled(self, largest_error: float = 0.05, largest_width: float = 0.1) -> bool:
+        return self.error <= largest_error and self.high - self.low < largest_width
+
+
+def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75) -> Levelling:
+    """Fit L + a t^-b (a, b >= 0) to the first part of a run, predict the rest; the interval of L is 95%."""
+    t, y = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
+    t, y = t[t > 0], y[t > 0]
+    n = int(part * len(t))
+
+    def curve(t, limit, a, b):
+        return limit + a * t ** -b
+
+    bounds = ([0, 0, 0.01], [np.inf, np.inf, 5])
+    start = (max(0.0, y[:n].min() - 0.1), max(1e-3, y[0] - y[n - 1]), 0.5)
+    found, covariance = curve_fit(curve, t[:n], y[:n], p0=start, bounds=bounds, max_nfev=20_000)
+    half = stdtrit(n - 3, 0.975) * math.sqrt(covariance[0, 0])
+    error = np.abs(curve(t[n:], *found) - y[n:]).max()
+    return Levelling(float(found[0]), float(found[0] - half), float(found[0] + half), float(error))
+
+
+def is_stable(norms: Mapping[str, float], spike_share: float = 0.01,
+              quarters: tuple[float, float] = (0.5, 2.0)) -> bool:
+    """Gradients of a run, from `comparison.norm_summary`: few spikes, no drift, nothing non-finite."""
+    is_finite = all(math.isfinite(v) for v in norms.values())
+    return is_finite and norms["spikes"] < spike_share and quarters[0] <= norms["quarters"] <= quarters[1]
+
+
+def overfitted_from(evaluations: Sequence[dict]) -> int | None:
+    """The step of the first evaluation after the best dev loss; None where the best is the last."""
+    points = rising(evaluations)
+    best = points[-1]["step"] if points else 0
+    return next((e["step"] for e in evaluations if e["step"] > best), None)

@@ -1,0 +1,67 @@
+"""The protocol of the study: one page for people, whose numbers the code reads.
+
+The page holds its numbers in blocks of TOML, so that what a reader sees is what runs. A block
+under "Amendments" overrides the ones above it. The hash of the page is that of everything
+before the amendments: it is stored in each result, so that a rule cannot be changed in silence
+after the runs. An amendment says what was changed, when, and which results had been seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers.profiles import DATA
+
+PAGE = DATA / "evidence" / "PROTOCOL.md"
+AMENDMENTS = "## Amendments"
+
+
+class ProtocolError(ValueError):
+    """A protocol page that cannot be read, or evidence that does not fit it. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The numbers of the page, by section; its hash without the amendments; how many amendments there are."""
+
+    numbers: dict
+    sha256: str
+    n_amendments: int
+
+    def __getitem__(self, section: str) -> dict:
+        if section not in self.numbers:
+            raise ProtocolError(f"The protocol page has no section [{section}]. It has: {', '.join(self.numbers)}. "
+                                "Add the section, or choose a profile that the study covers.")
+        return self.numbers[section]
+
+
+def read_protocol(page: str | Path = PAGE) -> Protocol:
+    """Read the page.
+
+    Raises:
+        ProtocolError: no page, or a block that is not TOML.
+    """
+    page = Path(page)
+    if not page.is_file():
+        raise ProtocolError(f"No protocol page at '{page}'. The study has none to follow; restore the file.")
+    text = page.read_text("utf-8")
+    fixed, _, amended = text.partition(f"\n{AMENDMENTS}")
+    numbers: dict = {}
+    for part in (fixed, amended):
+        for section, values in _blocks(part, page).items():
+            numbers.setdefault(section, {}).update(values)
+    n_amendments = len(re.findall(r"^- \d{4}-\d{2}-\d{2}", amended, re.MULTILINE))
+    return Protocol(numbers, hashlib.sha256(fixed.encode()).hexdigest(), n_amendments)
+
+
+def _blocks(text: str, page: Path) -> dict:
+    """All TOML of a part of the page as one table."""
+    joined = "\n".join(re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    try:
+        return tomllib.loads(joined)
+    except tomllib.TOMLDecodeError as error:
+        raise ProtocolError(f"A block of numbers in '{page}' is not TOML: {error}. Correct that block.") from error

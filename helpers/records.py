@@ -1,0 +1,78 @@
+"""Records of runs: one JSON file a run, small enough to keep hundreds of them.
+
+Numbers are rounded to what the comparisons need, and windows are kept only where something is
+computed from them: forgetting along the frontier, the dev text at the start and at the best step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from helpers.comparison import rising
+from helpers.profiles import ROOT
+
+
+def slim(evaluations: list[dict], best_step: int) -> list[dict]:
+    """Evaluations for a file: numbers to five decimals, windows only where something is computed from them.
+
+    Forgetting by window is read along the frontier alone, and the dev windows at the start and the best.
+    """
+    on_frontier = {id(e) for e in rising(evaluations)}
+    kept = []
+    for e in evaluations:
+        e_slim = {k: round(v, 5) if isinstance(v, float) else v for k, v in e.items()}
+        if e["step"] not in (0, best_step):
+            e_slim.pop("held_out_windows", None)
+        if "forgetting_windows" in e:
+            e_slim["forgetting_windows"] = rounded(e["forgetting_windows"])
+            if e["step"] > 0 and id(e) not in on_frontier:
+                e_slim.pop("forgetting_windows")
+        kept.append(e_slim)
+    return kept
+
+
+def rounded(values, digits: int = 4) -> list[float]:
+    return [round(float(v), digits) for v in values]
+
+
+def write_record(path: Path, entry: dict) -> None:
+    """Write a record whole or not at all, each list of numbers on one line."""
+    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(entry, indent=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name).split("+")[0] for name in ("torch", "transformers", "accelerate")}
+
+
+def machine_class() -> str:
+    """Enough to judge a timing by, and nothing that names a machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return (f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
+            f"{torch.backends.cpu.get_cpu_capability()}")
+
+
+def code_commit() -> str | None:
+    """The project's commit; None outside a checkout."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def read_runs(folder: str | Path) -> list[dict]:
+    """All recorded runs under a folder, sorted by path."""
+    return [json.loads(p.read_text("utf-8")) for p in sorted(Path(folder).rglob("*.json"))]
