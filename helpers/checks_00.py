@@ -1,13 +1,15 @@
-"""Checks for the exercises of ``00_start_here``: a loss, a perplexity, and a leak."""
+"""Checks for the exercises of ``00_start_here``: a loss, a perplexity, a leak, and models with two tokenizers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from helpers.checks import Reply, exercise, judge_number, number, right, wrong
+import torch
+
+from helpers.checks import Reply, call, exercise, judge_number, number, right, wrong
 
 UNIFORM = math.log(4096)  # nats: a uniform guess over the miniature's vocabulary
 
@@ -105,3 +107,63 @@ def _judge_leaks(leaks: set[str]) -> Reply:
     if leaks == {"e"}:
         return wrong("the roles are right, and e leaks: same scene as a. Now compare the token numbers in chapter 5.")
     return wrong("the roles are right. Two held-out windows come from chapters that were trained on as well. Which?")
+
+
+# --- 00d ---------------------------------------------------------------------------
+
+Measure = Callable[[torch.Tensor, str], Any]
+
+# Losses of the tokens in nats, and the text that these tokens spell. The second has letters of two bytes.
+TEXTS = ((torch.tensor([2.1, 0.4, 3.0, 1.5]), "the cat sat"),
+         (torch.tensor([4.0, 0.7, 0.7, 2.2, 1.1, 0.3]), "a naïve café"), (torch.tensor([1.0]), "no"))
+_BIT = math.log(2)
+
+
+def bits_per_character(losses: torch.Tensor, text: str) -> float:
+    """Sum of the losses in bits, divided by the number of characters."""
+    return losses.sum().item() / _BIT / len(text)
+
+
+MISMEASURED: tuple[tuple[Measure, str], ...] = (
+    (lambda losses, text: losses.sum() / len(text),
+     "these are *nats* a character. One bit is ln 2 = 0.693 nats: divide by it."),
+    (lambda losses, text: losses.sum() * _BIT / len(text),
+     "you multiplied by ln 2. A bit is the smaller unit, so there are more of them: divide."),
+    (lambda losses, text: losses.mean() / _BIT,
+     "these are bits *a token*. That number depends on how the tokenizer cuts. Divide the sum by the characters."),
+    (lambda losses, text: losses.mean() / _BIT / len(text),
+     "you took the mean first, which divides by the tokens, and then divided by the characters as well. Take the sum."),
+    (lambda losses, text: losses.sum() / _BIT / len(text.encode()),
+     "you counted bytes. In UTF-8 a letter such as é has two; len(text) counts characters."),
+    (lambda losses, text: losses.sum() / _BIT / len(text.split()), "you counted words: len(text) counts characters."),
+    (lambda losses, text: losses.sum() / _BIT / len("".join(text.split())),
+     "you left the spaces out. They are part of the text, and the tokens spell them: len(text) counts them."),
+    (lambda losses, text: losses.sum() / _BIT, "these are the bits of the whole text. How many characters share them?"),
+    (lambda losses, text: losses.sum() / math.log10(2) / len(text),
+     "you divided by log10(2). The loss is in nats, so take the natural logarithm: math.log(2)."),
+)
+
+
+@exercise("00d")
+def fair_measure(answer: Any) -> Reply:
+    """A function (losses, text) -> bits a character, tried on three short texts."""
+    found = [number(_returned(call(answer, losses.clone(), text))) for losses, text in TEXTS]
+    if _same(found, bits_per_character):
+        return right("Bits a character: the same text, the same unit, whatever the tokenizer.")
+    for measure, reason in MISMEASURED:
+        if _same(found, measure):
+            return wrong(reason)
+    losses, text = TEXTS[0]
+    return wrong(f"for the losses {[round(x, 1) for x in losses.tolist()]} of {text!r} it gives {found[0]:.4g}, and "
+                 f"{bits_per_character(losses, text):.4g} is right. Add up, change the unit, divide.")
+
+
+def _returned(value: Any) -> Any:
+    if value is None:
+        raise ValueError("your function returns None: end it with `return`")
+    return value
+
+
+def _same(found: list[float], measure: Measure) -> bool:
+    wanted = [float(measure(*case)) for case in TEXTS]
+    return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, wanted, strict=True))

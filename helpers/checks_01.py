@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 
-from helpers.checks import Reply, exercise, judge_number, right, wrong
+from helpers.checks import Reply, call, exercise, judge_number, right, wrong
 from helpers.models import mini_config
 
 CLOSE = 1e-5
@@ -157,23 +157,16 @@ MISWIRED: tuple[tuple[Wiring, str], ...] = (
     (_no_skip, "nothing is added to x: both skips are missing."),
     (_one_ln_twice, "you used ln_1 twice. Each part has a LayerNorm of its own: the MLP reads ln_2(h)."),
 )
-# What a reader's own function may raise when it is called.
-FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
 
 @exercise("01c")
 def check_wiring(answer: Any) -> Reply:
     """A function (x, ln_1, attention, ln_2, mlp) -> y, compared with a real GPT-Neo block of random weights."""
-    if not callable(answer):
-        return wrong(f"a function is asked for, found {type(answer).__name__}: answer_01c = wire, without brackets.")
-    block, x = _practice_block()
+    block, x = practice_block()
     parts = (block.ln_1, lambda h: block.attn(h)[0], block.ln_2, block.mlp)
     with torch.no_grad():
         y = block(x)[0]
-        try:
-            found = answer(x.clone(), *parts)
-        except FAULTS as error:
-            return wrong(f"your function stopped with {type(error).__name__}: {error}")
+        found = call(answer, x.clone(), *parts)
         if not isinstance(found, torch.Tensor):
             return wrong(f"your function returns {type(found).__name__}. It must return y: end it with `return`.")
         if found.shape != y.shape:
@@ -191,7 +184,7 @@ def residual_error(found: torch.Tensor, real: torch.Tensor) -> float:
     return ((found - real).norm() / real.norm()).item()
 
 
-def _practice_block() -> tuple[nn.Module, torch.Tensor]:
+def practice_block() -> tuple[nn.Module, torch.Tensor]:
     """A small GPT-Neo block in which every weight matters, LayerNorm's too, and an input (2, 8, 24)."""
     config = mini_config(hidden_size=24, num_heads=2, intermediate_size=48, max_position_embeddings=16)
     config._attn_implementation = "eager"

@@ -9,66 +9,20 @@ import torch
 from helpers.checks import Reply, exercise, judge_number, number, right, wrong
 from helpers.museum import EXHIBITS
 
-# --- 02a: the museum ---------------------------------------------------------------
-
-DIAGNOSES = "ECBABADD"  # exhibit 1 first
-FAULTS = {"A": "freezes nothing", "B": "freezes less than its title", "C": "freezes more than its title",
-          "D": "the flags are right and the weights move", "E": "its own check cannot fail"}
-
-# (exhibit, letter given) to what probably happened
-MISREAD = {
-    (1, "A"): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
-              "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
-    (1, "D"): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
-              "clone().",
-    (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
-    (2, "B"): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
-              "the name of everything inside a block.",
-    (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
-    (3, "D"): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
-    (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
-              "requires_grad_(False) would have reached the parameters.",
-    (4, "D"): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
-    (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
-    (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
-    (6, "B"): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
-              "nothing.",
-    (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
-              "transformer.wte.weight.",
-    (7, "A"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
-    (7, "B"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
-    (8, "A"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
-    (8, "B"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
-}
+# --- 02a: a zeroed gradient --------------------------------------------------------
 
 
 @exercise("02a")
-def broken_freezes(answer: Any) -> Reply:
-    """Eight letters: text, a list, or a dict from number or name to letter."""
-    letters = _letters(answer)
-    errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
-    if not errors:
-        return right("All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it.")
-    n, given = errors[0]
-    reason = MISREAD.get((n, given), f"'{FAULTS[given]}' does not fit the evidence. Count the flags first, then "
-                                     "look at what moved.")
-    return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
-
-
-def _letters(answer: Any) -> list[str]:
-    if isinstance(answer, dict):
-        keys = {**{e.number: e.number for e in EXHIBITS}, **{e.name: e.number for e in EXHIBITS}}
-        unknown = [key for key in answer if key not in keys]
-        if unknown:
-            raise ValueError(f"no exhibit {unknown[0]!r}; exhibits: 1 to 8")
-        answer = [letter for _, letter in sorted((keys[key], letter) for key, letter in answer.items())]
-    letters = [str(letter).strip().upper() for letter in answer if str(letter).strip(" ,;")]
-    odd = [letter for letter in letters if letter not in FAULTS]
-    if odd:
-        raise ValueError(f"{odd[0]!r} is no letter from A to E")
-    if len(letters) != len(EXHIBITS):
-        raise ValueError(f"{len(letters)} letters, and there are {len(EXHIBITS)} exhibits")
-    return letters
+def zeroed_gradient(answer: Any) -> Reply:
+    """w = 2, gradient filled with zeros, AdamW with rate 0.1 and decay 0.1, three steps."""
+    return judge_number(answer, 2 * 0.99**3, "Decay asks for no gradient: 2 · 0.99³ = 1.9406.", {
+        2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the "
+             "weight, and weight decay shrinks it.",
+        1.94: "almost: you took 1% of the *first* value three times. Each step takes 1% of what is left.",
+        2 * 0.9**3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
+        1.98: "that is the weight after one step; three are asked for.",
+        1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
+    }, within=1e-4, otherwise="Only weight decay acts here: find the factor of one step.")
 
 
 # --- 02b: which gradients exist ----------------------------------------------------
@@ -113,17 +67,99 @@ def _state(value: Any) -> str:
     return "nonzero" if number(value) else "zero"
 
 
-# --- 02c: a zeroed gradient --------------------------------------------------------
+# --- 02c: how much may run without gradients ---------------------------------------
+
+N_BLOCKS = 12
+# Each plan, and how many blocks from the bottom may run under no_grad in GPT-Neo 125M
+CUTS = (('freeze("first-half")', 6), ('only("layers:9-11")', 9), ('freeze("attention", "embeddings")', 0),
+        ('only("norms")', 0), ('only("mlp@8-11")', 8), ('only("head")', 0))
+_HALF, _MAIN, _NORMS, _HEAD, _UPPER = 0, 2, 3, 5, (1, 4)  # places in CUTS
 
 
 @exercise("02c")
-def zeroed_gradient(answer: Any) -> Reply:
-    """w = 2, gradient filled with zeros, AdamW with rate 0.1 and decay 0.1, three steps."""
-    return judge_number(answer, 2 * 0.99**3, "Decay asks for no gradient: 2 · 0.99³ = 1.9406.", {
-        2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the "
-             "weight, and weight decay shrinks it.",
-        1.94: "almost: you took 1% of the *first* value three times. Each step takes 1% of what is left.",
-        2 * 0.9**3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
-        1.98: "that is the weight after one step; three are asked for.",
-        1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
-    }, within=1e-4, otherwise="Only weight decay acts here: find the factor of one step.")
+def blocks_without_gradients(answer: Any) -> Reply:
+    """Six whole numbers: a list, tuple, tensor, array, or a dict in the order of the plans."""
+    answer = answer.values() if isinstance(answer, dict) else answer
+    found = [number(value) for value in (answer.tolist() if hasattr(answer, "tolist") else answer)]
+    if len(found) != len(CUTS):
+        raise ValueError(f"{len(CUTS)} numbers are asked for, found {len(found)}")
+    right_ones = [n for _, n in CUTS]
+    if found == right_ones:
+        return right("What counts is the lowest weight that trains, not how many do.")
+    if found[_MAIN] != 0:
+        return wrong("plan 3 freezes attention everywhere, but a frozen part is not a cut: the MLP of block 0 trains, "
+                     "and its gradient comes down through all the blocks above it.")
+    if found[_HEAD] != 0:
+        return wrong("plan 6 trains the output head, which stands on top. But it is tied: the same tensor is the token "
+                     "embedding, below block 0, and half of its gradient comes from there.")
+    if found[_NORMS] != 0:
+        return wrong("plan 4 trains very little, but a LayerNorm stands in block 0. A small share is no short way.")
+    if any(found[i] == N_BLOCKS - right_ones[i] for i in _UPPER):
+        return wrong("you counted the blocks that still need gradients. Asked are those below, which do not.")
+    if found[_HALF] == 5:
+        return wrong("first-half freezes blocks 0 to 5. Block 5 is the last of them. How many blocks are 0 to 5?")
+    place = next(i for i, given in enumerate(found) if given != right_ones[i])
+    return wrong(f"plan {place + 1}, {CUTS[place][0]}: {found[place]:g} is not it. Which is the lowest block that "
+                 "holds a weight that trains?")
+
+
+# --- 02e: the museum ---------------------------------------------------------------
+
+DIAGNOSES = "ECBABADD"  # exhibit 1 first
+FAULTS = {"A": "freezes nothing", "B": "freezes less than its title", "C": "freezes more than its title",
+          "D": "the flags are right and the weights move", "E": "its own check cannot fail"}
+
+# (exhibit, letter given) to what probably happened
+MISREAD = {
+    (1, "A"): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
+              "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
+    (1, "D"): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
+              "clone().",
+    (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
+    (2, "B"): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
+              "the name of everything inside a block.",
+    (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
+    (3, "D"): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
+    (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
+              "requires_grad_(False) would have reached the parameters.",
+    (4, "D"): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
+    (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
+    (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
+    (6, "B"): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
+              "nothing.",
+    (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
+              "transformer.wte.weight.",
+    (7, "A"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (7, "B"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (8, "A"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
+    (8, "B"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
+}
+
+
+@exercise("02e")
+def broken_freezes(answer: Any) -> Reply:
+    """Eight letters: text, a list, or a dict from number or name to letter."""
+    letters = _letters(answer)
+    errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
+    if not errors:
+        return right("All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it.")
+    n, given = errors[0]
+    reason = MISREAD.get((n, given), f"'{FAULTS[given]}' does not fit the evidence. Count the flags first, then "
+                                     "look at what moved.")
+    return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
+
+
+def _letters(answer: Any) -> list[str]:
+    if isinstance(answer, dict):
+        keys = {**{e.number: e.number for e in EXHIBITS}, **{e.name: e.number for e in EXHIBITS}}
+        unknown = [key for key in answer if key not in keys]
+        if unknown:
+            raise ValueError(f"no exhibit {unknown[0]!r}; exhibits: 1 to 8")
+        answer = [letter for _, letter in sorted((keys[key], letter) for key, letter in answer.items())]
+    letters = [str(letter).strip().upper() for letter in answer if str(letter).strip(" ,;")]
+    odd = [letter for letter in letters if letter not in FAULTS]
+    if odd:
+        raise ValueError(f"{odd[0]!r} is no letter from A to E")
+    if len(letters) != len(EXHIBITS):
+        raise ValueError(f"{len(letters)} letters, and there are {len(EXHIBITS)} exhibits")
+    return letters

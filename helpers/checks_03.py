@@ -5,7 +5,8 @@ The counts stand here as numbers, so that a check is instant; a test compares th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from helpers.checks import Reply, exercise, judge_number, number, right, wrong
@@ -116,3 +117,52 @@ def fall_of_the_peak(answer: Any) -> Reply:
             return wrong(reason)
     return wrong(f"{size:.3g}% is not near. Only what there is once for each trainable parameter shrinks with R. "
                  "Divide what is saved by the whole peak.")
+
+
+# --- 03d ---------------------------------------------------------------------------
+
+FREE = 14_000  # MiB
+PEAKS = {"full": {1: 2426.4, 8: 9045.4}, "main": {1: 1866.3, 8: 8222.8}}  # MiB, stock setting; a test compares
+BATCHES = (13, 14)
+
+
+def _straight_line(peaks: Mapping[int, float]) -> float:
+    """The batch, not yet whole, at which a straight line through two peaks meets `FREE`."""
+    slope = (peaks[8] - peaks[1]) / 7
+    return 1 + (FREE - peaks[1]) / slope
+
+
+@exercise("03d")
+def largest_batches(answer: Any) -> Reply:
+    """Two whole numbers, full and main plan: a list, tuple, tensor or a dict with the keys full and main."""
+    found = tuple(number(value) for value in _pair(answer))
+    exact = tuple(_straight_line(peaks) for peaks in PEAKS.values())
+    known = {
+        tuple(FREE // peaks[1] for peaks in PEAKS.values()):
+            "you divided by the peak of one window. The state is in that number too, and it is there once, however "
+            "many windows there are. Split the peak into a fixed part and a part for each window.",
+        tuple(8 * FREE // peaks[8] for peaks in PEAKS.values()):
+            "you took an eighth of the peak at batch 8 for each window. Part of that peak is the state, which does "
+            "not grow with the batch.",
+        tuple(math.ceil(x) for x in exact): "you rounded up. The next whole window does not fit any more.",
+        (13, 28): "you divided by R. R says how many parameters train; most of the peak does not depend on it.",
+        BATCHES[::-1]: "the numbers are right, and the order is not: full training first.",
+    }
+    if found == BATCHES:
+        return right("13 and 14. Freezing 55% of the parameters makes room for one more window: what each window "
+                     "needs hardly changes.")
+    if found in known:
+        return wrong(known[found])
+    if all(abs(a - b) < 0.1 for a, b in zip(found, exact, strict=True)):
+        return wrong("the lines are right, but a batch is a whole number of windows. Which whole number still fits?")
+    return wrong(f"{found[0]:g} and {found[1]:g} are not it. For each plan: what does one more window cost, and what "
+                 "is there before the first window?")
+
+
+def _pair(answer: Any) -> list:
+    if isinstance(answer, Mapping):
+        answer = [answer[key] for key in ("full", "main") if key in answer]
+    values = answer.tolist() if hasattr(answer, "tolist") else answer
+    if not isinstance(values, (list, tuple)) or len(values) != 2:
+        raise ValueError("two numbers are asked for, such as [10, 12]: full training, then the main plan")
+    return list(values)

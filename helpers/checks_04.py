@@ -13,7 +13,7 @@ from helpers.checks import Reply, exercise, judge_number, number, right, wrong
 
 STOPS = (TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, ArithmeticError, RuntimeError)
 
-# --- 04a: which rate? --------------------------------------------------------------
+# --- 04c: which rate? --------------------------------------------------------------
 
 WIDER = "wider"
 NAN = math.nan
@@ -25,11 +25,11 @@ ANY_ORDER = {"main": {3e-4: 3.33, 1e-3: 3.37, 1e-4: 3.36}}
 ANY_ORDER_EDGE = {"main": {3e-4: 3.35, 1e-3: 3.31, 1e-4: 3.40}}
 
 
-@exercise("04a")
+@exercise("04c")
 def rate_of_each_plan(answer: Any) -> Reply:
     """A function from ``{plan: {rate: loss}}`` to ``{plan: rate or "wider"}``."""
     if not callable(answer):
-        return wrong("give the function itself, answer_04a = choose, without brackets and without a table.")
+        return wrong("give the function itself, answer_04c = choose, without brackets and without a table.")
     try:
         return _judge_choice(answer)
     except STOPS as error:
@@ -78,12 +78,12 @@ def _says_wider(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() == WIDER
 
 
-# --- 04b: a run that survives a kill -----------------------------------------------
+# --- 04d: a run that survives a kill -----------------------------------------------
 
 SAVED_AT, KILLED_AT, END = 3, 5, 8
 
 
-@exercise("04b")
+@exercise("04d")
 def resume_exactly(answer: Any) -> Reply:
     """A pair of functions: ``save(model, optimizer, step)`` and ``load(saved, model, optimizer)``."""
     save, load = _two_functions(answer)
@@ -97,7 +97,7 @@ def resume_exactly(answer: Any) -> Reply:
 def _two_functions(answer: Any) -> tuple[Callable, Callable]:
     pair = (answer["save"], answer["load"]) if isinstance(answer, dict) and {"save", "load"} <= set(answer) else answer
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(callable(f) for f in pair):
-        raise ValueError("two functions are asked for: answer_04b = (save, load)")
+        raise ValueError("two functions are asked for: answer_04d = (save, load)")
     return tuple(pair)
 
 
@@ -176,12 +176,12 @@ def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-# --- 04c: unequal lengths ----------------------------------------------------------
+# --- 04a: unequal lengths ----------------------------------------------------------
 
 MICRO_BATCHES = ((3.0, 400), (4.0, 80), (5.0, 20))  # (mean loss, tokens)
 
 
-@exercise("04c")
+@exercise("04a")
 def loss_over_unequal_lengths(answer: Any) -> Reply:
     """Three micro-batches: 400 tokens at 3.0 nats, 80 at 4.0, 20 at 5.0. The loss of the batch."""
     n_tokens = sum(n for _, n in MICRO_BATCHES)

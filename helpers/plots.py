@@ -63,7 +63,32 @@ def shares(counts: Mapping[str, Mapping[str, float]], title: str, unit: str = "p
         left += amounts
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.28 - 0.25 / len(counts)), frameon=False)
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center", frameon=False)  # right below, however many bars
+    return figure
+
+
+def predicted_and_measured(points: Mapping[str, Mapping[str, Mapping[str, float]]], title: str,
+                           unit: str = "MiB at the fullest moment", scale: float = 2**20) -> Figure:
+    """Two stacked bars a point, predicted above measured (hatched), one colour a group of bytes.
+
+    Args:
+        points: {point: {"predicted": {group: amount}, "measured": {group: amount}}}.
+        scale: amounts are divided by it; 2**20 for MiB.
+    """
+    figure, ax = axes(title, unit, "", (7, 1.4 + 0.42 * len(points)))
+    groups = list(dict.fromkeys(g for point in points.values() for g in (*point["predicted"], *point["measured"])))
+    for row, point in enumerate(points.values()):
+        for side, place, hatch in (("predicted", row - 0.2, None), ("measured", row + 0.2, "//")):
+            left = 0.0
+            for colour, group in zip(COLOURS, groups, strict=False):
+                amount = point[side].get(group, 0.0) / scale
+                ax.barh(place, amount, 0.36, left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5,
+                        label=group if row == 0 and hatch is None else "_nolegend_")
+                left += amount
+    ax.set_yticks(range(len(points)), list(points))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
     return figure
 
 
@@ -100,6 +125,41 @@ def loss_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], t
     return figure
 
 
+def over_rates(sweeps: Mapping[str, Mapping[float, float]], title: str, base_loss: float) -> Figure:
+    """Loss against learning rate: {label: {rate: loss}}. A run without a number leaves a gap.
+
+    The dashed line is the untouched base; what ends far above it is drawn at the upper edge.
+    """
+    figure, ax = axes(title, "learning rate (logarithmic)", "held-out loss (nats a token)")
+    lowest = np.nanmin([loss for losses in sweeps.values() for loss in losses.values()])
+    top = base_loss + (base_loss - lowest)
+    for i, (label, losses) in enumerate(sweeps.items()):
+        rates = sorted(losses)
+        _line(ax, rates, np.minimum([losses[rate] for rate in rates], top), i, label)
+    ax.axhline(base_loss, color="#666666", linestyle="--", linewidth=1, label="untouched base")
+    ax.set_xscale("log")
+    ax.legend(fontsize=8)
+    return figure
+
+
+def spectra(matrices: Mapping[str, np.ndarray], title: str, rank: int) -> Figure:
+    """How much of a matrix fits into each rank: share of the sum of squared singular values.
+
+    Args:
+        matrices: label to matrix.
+        rank: marked by a dashed line.
+    """
+    figure, ax = axes(title, "rank (logarithmic)", "share of the squared size")
+    for i, (label, matrix) in enumerate(matrices.items()):
+        squares = np.linalg.svd(np.asarray(matrix, dtype=np.float64), compute_uv=False) ** 2
+        ax.plot(1 + np.arange(len(squares)), squares.cumsum() / squares.sum(), color=COLOURS[i], label=label)
+    ax.axvline(rank, color="#666666", linestyle="--", linewidth=1, label=f"rank {rank}")
+    ax.set_xscale("log")
+    ax.set_ylim(0, 1.05)
+    ax.legend(fontsize=8)
+    return figure
+
+
 def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str,
              level: float | None = None) -> Figure:
     """Forgetting against gain: {label: (gains, forgetting)}; a dashed line marks the matched gain."""
@@ -126,18 +186,17 @@ def frontiers(paths: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float
 
 def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str,
               smallest: float | None = None) -> Figure:
-    """Means with their intervals, one a row: {label: (mean, low, high)}.
+    """Means with their intervals, one a row: {label: (mean, low, high)}. The label says it all: one colour.
 
     ``smallest`` shades the differences that are too small to count.
     """
-    figure, ax = axes(title, x, "", (7, 1.2 + 0.45 * len(rows)))
-    for i, (mean, low, high) in enumerate(rows.values()):
-        ax.errorbar(mean, i, xerr=[[mean - low], [high - mean]], fmt=MARKERS[i % len(MARKERS)],
-                    color=COLOURS[i % len(COLOURS)], capsize=4)
+    figure, ax = axes(title, x, "", (7, 1.4 + 0.45 * len(rows)))
+    means, lows, highs = np.array(list(rows.values()), dtype=float).T
+    ax.errorbar(means, range(len(rows)), xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], capsize=4)
     ax.axvline(0, color="#444444", linewidth=1)
     if smallest:
         ax.axvspan(-smallest, smallest, color="#999999", alpha=0.2, label="too small to count")
-        ax.legend(fontsize=8, loc="best")
+        figure.legend(fontsize=8, loc="outside lower center", frameon=False)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
     return figure

@@ -2,21 +2,24 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from helpers.checks import check, reply_to
+from helpers.checks_00 import MISMEASURED, bits_per_character
 
 ROLES = {"A": "train", "B": "held-out", "C": "retention"}
 
 
-@pytest.mark.parametrize("name", ["00a", "00b", "00c"])
+@pytest.mark.parametrize("name", ["00a", "00b", "00c", "00d"])
 def test_an_untouched_stub_is_not_attempted_yet(name):
     assert reply_to(name, ...).ok is None
 
 
 @pytest.mark.parametrize("answer", [
-    math.log(4096), 8.318, "8.318", torch.tensor(4096.0).log(), [8.3178], torch.tensor([8.3178])])
+    math.log(4096), 8.318, "8.318", torch.tensor(4096.0).log(), [8.3178], torch.tensor([8.3178]),
+    np.array([8.3178]), np.float32(8.3178)])
 def test_the_uniform_guess_is_right_in_every_form(answer):
     assert reply_to("00a", answer).ok
 
@@ -66,6 +69,38 @@ def test_each_mistake_about_roles_and_leaks_is_named(changed, words):
 def test_an_answer_without_all_its_parts_says_what_is_missing():
     assert "leaks" in reply_to("00c", ROLES).message
     assert "dictionary" in reply_to("00c", ["d", "e"]).message
+
+
+@pytest.mark.parametrize("answer", [
+    bits_per_character,
+    lambda losses, text: sum(losses) / math.log(2) / len(text),
+    lambda losses, text: np.array([losses.numpy().sum() / np.log(2) / len(text)]),
+    lambda losses, text: (losses / math.log(2)).mean() * len(losses) / len(text)])
+def test_bits_per_character_is_right_however_it_is_computed(answer):
+    reply = reply_to("00d", answer)
+    assert reply.ok, reply.message
+
+
+@pytest.mark.parametrize("measure, reason", MISMEASURED)
+def test_each_mistake_about_the_fair_measure_is_named(measure, reason):
+    reply = reply_to("00d", measure)
+    assert reply.ok is False and reply.message == reason
+
+
+@pytest.mark.parametrize("answer, words", [
+    (1.27, "a function is asked for, found float"), (lambda losses, text: None, "returns None"),
+    (lambda losses: 1.0, "stopped with TypeError"), (lambda losses, text: losses, "cannot be read"),
+    (lambda losses, text: 2.0, "is right. Add up")])
+def test_something_else_than_the_fair_measure_is_explained(answer, words):
+    reply = reply_to("00d", answer)
+    assert reply.ok is False and words in reply.message
+
+
+def test_the_example_of_the_solution_is_as_it_says():
+    """A: 3.2 nats a token of 4.2 characters. B: 3.0 nats a token of 3.5 characters. Ten tokens of each."""
+    a = bits_per_character(torch.full((10,), 3.2), "x" * 42)
+    b = bits_per_character(torch.full((10,), 3.0), "x" * 35)
+    assert (round(a, 2), round(b, 2)) == (1.10, 1.24)
 
 
 def test_check_prints_the_exercise_and_the_verdict(capsys):

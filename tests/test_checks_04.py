@@ -6,11 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from helpers.checks import reply_to
 
 
-@pytest.mark.parametrize("name", ["04a", "04b", "04c"])
+@pytest.mark.parametrize("name", ["04c", "04d", "04a", "04b", "04e"])
 def test_an_untouched_stub_is_not_attempted(name):
     reply = reply_to(name, ...)
     assert reply.ok is None and "not attempted yet" in reply.message
@@ -22,7 +23,7 @@ def assert_wrong(name, answer, what):
     assert what in reply.message
 
 
-# --- 04a ---------------------------------------------------------------------------
+# --- 04c ---------------------------------------------------------------------------
 
 
 def finished(losses):
@@ -46,11 +47,11 @@ def in_form(form):
                                   lambda v: [v], lambda v: (v,)],
                          ids=["float", "text", "numpy", "tensor", "list", "tuple"])
 def test_the_right_choice_passes_in_every_form(form):
-    assert reply_to("04a", in_form(form)).ok is True
+    assert reply_to("04c", in_form(form)).ok is True
 
 
 def test_the_word_wider_passes_in_capitals():
-    assert reply_to("04a", lambda table: {p: "Wider" if v == "wider" else v for p, v in choose(table).items()}).ok
+    assert reply_to("04c", lambda table: {p: "Wider" if v == "wider" else v for p, v in choose(table).items()}).ok
 
 
 def one_rate_for_both(table):
@@ -93,15 +94,15 @@ def trusts_the_order(table):
     (lambda table: table["nowhere"], "stopped with KeyError"),
 ])
 def test_a_usual_mistake_with_rates_is_named(mistake, what):
-    assert_wrong("04a", mistake, what)
+    assert_wrong("04c", mistake, what)
 
 
 @pytest.mark.parametrize("answer", [3e-4, {"main": 3e-4, "full": 1e-4}, "wider"])
 def test_a_result_in_place_of_the_function_is_explained(answer):
-    assert_wrong("04a", answer, "the function itself")
+    assert_wrong("04c", answer, "the function itself")
 
 
-# --- 04b ---------------------------------------------------------------------------
+# --- 04d ---------------------------------------------------------------------------
 
 
 def save(model, optimizer, step):
@@ -140,7 +141,7 @@ def save_uncopied(*parts):
                                     (lambda *run: {**save(*run), "step": [run[2]]}, load)],
                          ids=["tuple", "list", "dict", "step as tensor", "step as list"])
 def test_a_full_save_passes_in_every_form(answer):
-    assert reply_to("04b", answer).ok is True
+    assert reply_to("04d", answer).ok is True
 
 
 @pytest.mark.parametrize(("answer", "what"), [
@@ -156,7 +157,7 @@ def test_a_full_save_passes_in_every_form(answer):
     ((save, lambda saved, model, optimizer: saved["nothing"]), "stopped with KeyError"),
 ])
 def test_what_a_resumed_run_lacks_is_named(answer, what):
-    assert_wrong("04b", answer, what)
+    assert_wrong("04d", answer, what)
 
 
 def test_a_load_that_changes_something_else_is_found():
@@ -164,27 +165,27 @@ def test_a_load_that_changes_something_else_is_found():
         step = load(saved, model, optimizer)
         optimizer.param_groups[0]["lr"] = 0.01
         return step
-    assert_wrong("04b", (save, load_and_tamper), "the end differs")
+    assert_wrong("04d", (save, load_and_tamper), "the end differs")
 
 
 @pytest.mark.parametrize("answer", [save, (save,), (save, 3), "weights", {"save": save}])
 def test_anything_but_two_functions_is_explained(answer):
-    assert_wrong("04b", answer, "two functions are asked for")
+    assert_wrong("04d", answer, "two functions are asked for")
 
 
 def test_the_check_leaves_the_readers_random_state_alone():
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    reply_to("04b", (save, load))
+    reply_to("04d", (save, load))
     assert torch.equal(before, torch.get_rng_state())
 
 
-# --- 04c ---------------------------------------------------------------------------
+# --- 04a ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("answer", [3.24, "3.24", torch.tensor(3.24), [3.24], (3.24,), np.float32(3.24), 1620 / 500])
 def test_the_mean_over_tokens_passes_in_every_form(answer):
-    assert reply_to("04c", answer).ok is True
+    assert reply_to("04a", answer).ok is True
 
 
 @pytest.mark.parametrize(("answer", "what"), [
@@ -192,4 +193,135 @@ def test_the_mean_over_tokens_passes_in_every_form(answer):
     (540, "by three micro-batches"), (12, "added up the three means"), (0.024, "turn each mean back"),
     (3.5, "is not it"), ([3.0, 4.0, 5.0], "one number is asked for")])
 def test_a_usual_mistake_with_means_is_named(answer, what):
-    assert_wrong("04c", answer, what)
+    assert_wrong("04a", answer, what)
+
+
+# --- 04b ---------------------------------------------------------------------------
+
+
+def step(model, optimizer, parts, loss_of):
+    n_tokens, nats = sum(map(len, parts)), 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for part in parts:
+        total = loss_of(model, part)
+        (total / n_tokens).backward()
+        nats += total.item()
+    optimizer.step()
+    return nats / n_tokens
+
+
+@pytest.mark.parametrize("form", [float, str, torch.tensor, np.float64, lambda v: [v]])
+def test_a_step_in_parts_is_right_whatever_form_the_loss_has(form):
+    assert reply_to("04b", lambda *run: form(step(*run))).ok is True
+
+
+def step_that(*faults):
+    def faulty(model, optimizer, parts, loss_of):
+        n_tokens, nats = sum(map(len, parts)), 0.0
+        for part in parts:
+            if "clears each part" in faults:
+                optimizer.zero_grad()
+            total = loss_of(model, part)
+            share = 1 / n_tokens
+            share = 1 / len(part) / len(parts) if "mean of means" in faults else share
+            share = 1 / len(part) if "sum of means" in faults else share
+            share = 1 if "sums" in faults else share
+            if "no backward" not in faults:
+                (total * share).backward()
+            nats += total.item()
+            if "steps often" in faults:
+                optimizer.step()
+                optimizer.zero_grad()
+        if "steps often" not in faults:
+            optimizer.step()
+        if not {"never clears", "clears each part"} & set(faults):
+            optimizer.zero_grad()
+        if "no loss" not in faults:
+            return nats if "nats" in faults else nats / n_tokens
+    return faulty
+
+
+def step_at_once(model, optimizer, parts, loss_of):
+    totals = [loss_of(model, part) for part in parts]
+    loss = sum(totals) / sum(map(len, parts))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+@pytest.mark.parametrize(("mistake", "what"), [
+    (step_that("mean of means"), "the mean of their means"),
+    (step_that("sum of means"), "added up the means"),
+    (step_that("sums"), "grows with the number of tokens"),
+    (step_that("never clears"), "still in .grad"),
+    (step_that("clears each part"), "only the last part"),
+    (step_that("steps often"), "several small steps"),
+    (step_that("no backward"), "no weight has moved"),
+    (step_that("no loss"), "returns nothing"),
+    (step_that("nats"), "the loss that you return is not"),
+    (step_that("sums", "never clears"), "somewhere else"),
+    (step_at_once, "before calling backward on the one before"),
+    (lambda *run: run[9], "stopped with IndexError"), (3.2, "a function is asked for"),
+])
+def test_a_usual_mistake_in_a_step_is_named(mistake, what):
+    assert_wrong("04b", mistake, what)
+
+
+# --- 04e ---------------------------------------------------------------------------
+
+
+def ratio_of(pairs, quantile=None, ddof=1):
+    logs = np.array([math.log(main / full) for main, full in pairs])
+    half = (quantile or stats.t.ppf(0.975, len(logs) - 1)) * logs.std(ddof=ddof) / math.sqrt(len(logs))
+    return tuple(math.exp(x) for x in (logs.mean(), logs.mean() - half, logs.mean() + half))
+
+
+@pytest.mark.parametrize("form", [tuple, list, np.array, torch.tensor, lambda v: [str(x) for x in v]])
+def test_the_ratio_of_times_is_right_in_every_form(form):
+    assert reply_to("04e", lambda pairs: form(ratio_of(pairs))).ok is True
+
+
+def with_ratio(ratio):
+    return lambda pairs: (ratio(np.array(pairs)), *ratio_of(pairs)[1:])
+
+
+def with_bounds(bounds):
+    return lambda pairs: (ratio_of(pairs)[0], *bounds(np.array(pairs)))
+
+
+def plus_minus_half(pairs):
+    ratio, low, high = ratio_of(pairs)
+    return ratio - math.log(high / ratio), ratio + math.log(high / ratio)
+
+
+def without_root(pairs):
+    logs = np.log(pairs[:, 0] / pairs[:, 1])
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+
+
+def unpaired(pairs):
+    logs = np.log(pairs)
+    half = stats.t.ppf(0.975, len(logs) - 1) * math.sqrt(sum(logs.var(0, ddof=1)) / len(logs))
+    middle = (logs[:, 0] - logs[:, 1]).mean()
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+@pytest.mark.parametrize(("mistake", "what"), [
+    (lambda pairs: ratio_of([pair[::-1] for pair in pairs]), "full by main"),
+    (with_ratio(lambda p: p[:, 0].mean() / p[:, 1].mean()), "two mean times"),
+    (with_ratio(lambda p: (p[:, 0] / p[:, 1]).mean()), "plain mean of the ratios"),
+    (with_ratio(lambda p: np.log(p[:, 0] / p[:, 1]).mean()), "mean logarithm"),
+    (lambda pairs: ratio_of(pairs, 1.96), "t is larger"),
+    (lambda pairs: ratio_of(pairs, stats.norm.ppf(0.975)), "t is larger"),
+    (lambda pairs: ratio_of(pairs, ddof=0), "ddof=1"),
+    (with_bounds(without_root), "square root"),
+    (with_bounds(unpaired), "one by one"),
+    (with_bounds(lambda p: np.log(ratio_of(p)[1:])), "still logarithms"),
+    (with_bounds(plus_minus_half), "belongs to the logarithms"),
+    (lambda pairs: ratio_of(pairs)[0], "three numbers"), (lambda pairs: (1, 1, 1), "is right"),
+    (lambda pairs: pairs["main"], "stopped with TypeError"), (0.9, "a function is asked for"),
+])
+def test_a_usual_mistake_with_times_is_named(mistake, what):
+    assert_wrong("04e", mistake, what)

@@ -1,12 +1,19 @@
 """The exercises of notebook 05: right in every form, and each known mistake named."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from torch.nn.functional import kl_div, log_softmax, softmax
 
 from helpers.checks import CheckError, check, number, reply_to
+from helpers.checks_05 import CASES, SMALLEST, VERDICTS
+from helpers.claims import decide
+from helpers.comparison import Interval
 
 
-@pytest.mark.parametrize("name", ["05a", "05b", "05c"])
+@pytest.mark.parametrize("name", ["05a", "05b", "05c", "05d", "05e", "05f"])
 def test_an_untouched_stub_is_not_attempted(name):
     assert reply_to(name, ...).ok is None
 
@@ -57,3 +64,113 @@ def test_an_unknown_exercise_is_an_error():
 
 def test_numbers_are_read_from_text_with_commas():
     assert number("56,707,584") == 56707584
+
+
+# --- 05d ---------------------------------------------------------------------------
+
+
+def test_the_verdicts_are_those_of_the_courses_rule():
+    def verdict(mean, low, high):
+        return decide(Interval(mean, low, high, 1 if math.isnan(low) else 3, 0.0, 0.0), SMALLEST, "lower")
+
+    assert tuple(verdict(*case) for case in CASES) == VERDICTS
+
+
+@pytest.mark.parametrize("answer", [
+    list(VERDICTS), VERDICTS, np.array(VERDICTS), ", ".join(VERDICTS), [v.upper() for v in VERDICTS],
+    dict(enumerate(VERDICTS, 1)), [v.replace(" ", "_") for v in VERDICTS], ["h", "n", "d", "d", "d", "n", "n"]])
+def test_verdicts_are_right_in_every_form(answer):
+    assert reply_to("05d", answer).ok
+
+
+def but(n, verdict):
+    return [verdict if i == n else v for i, v in enumerate(VERDICTS, 1)]
+
+
+@pytest.mark.parametrize("answer, words", [
+    (but(1, "not decided"), "with zero and with"), (but(2, "does not hold"), "shown to be absent"),
+    (but(2, "holds"), "the middle alone"), (but(3, "not decided"), "look at the width"), (but(3, "holds"), "shut out"),
+    (but(4, "holds"), "too small to count"), (but(4, "not decided"), "narrow"), (but(5, "holds"), "other* side"),
+    (but(6, "holds"), "holds zero"), (but(6, "does not hold"), "would count"), (but(7, "holds"), "one pair"),
+    (but(7, "does not hold"), "nothing is shut out"), (["yes"] * 7, "none of"), (["holds"], "found 1"),
+    (3, "cannot be read")])
+def test_each_mistake_about_verdicts_is_named(answer, words):
+    reply = reply_to("05d", answer)
+    assert reply.ok is False and words in reply.message
+
+
+# --- 05e ---------------------------------------------------------------------------
+
+
+def lowest(run, key):
+    return min((e for e in run if not math.isnan(e[key])), key=lambda e: e[key])
+
+
+def mean_over(choose):
+    return lambda runs: np.mean([choose(run) for run in runs])
+
+
+def report(runs):
+    return mean_over(lambda run: lowest(run, "dev")["test"])(runs)
+
+
+@pytest.mark.parametrize("form", [float, str, torch.tensor, np.float64, lambda v: [v]])
+def test_the_reported_loss_is_right_in_every_form(form):
+    assert reply_to("05e", lambda runs: form(report(runs))).ok
+
+
+@pytest.mark.parametrize("mistake, words", [
+    (mean_over(lambda run: lowest(run, "test")["test"]), "took part in the choice"),
+    (lambda runs: min(e["test"] for run in runs for e in run), "took part in the choice"),
+    (mean_over(lambda run: run[-1]["test"]), "last point"),
+    (mean_over(lambda run: lowest(run, "train")["test"]), "by the training loss"),
+    (lambda runs: min((lowest(run, "dev") for run in runs), key=lambda e: e["dev"])["test"], "best run alone"),
+    (lambda runs: min(lowest(run, "dev")["test"] for run in runs), "best run alone"),
+    (mean_over(lambda run: lowest(run, "dev")["dev"]), "return the dev loss"),
+    (mean_over(lambda run: np.mean([e["test"] for e in run])), "all points"),
+    (lambda runs: sum(lowest(run, "dev")["test"] for run in runs), "Divide by their number"),
+    (mean_over(lambda run: run[int(np.argmin([e["dev"] for e in run]))]["test"]), "NaN won"),
+    (lambda runs: report([run for run in runs if not math.isnan(run[1]["dev"])]), "dropped the run"),
+    (lambda runs: 1.0, "is right"), (lambda runs: runs["dev"], "stopped with TypeError"), (3.4, "function is asked")])
+def test_each_mistake_about_the_reported_loss_is_named(mistake, words):
+    reply = reply_to("05e", mistake)
+    assert reply.ok is False and words in reply.message
+
+
+# --- 05f ---------------------------------------------------------------------------
+
+
+def forgotten(base, tuned, reduction="none", dim=-1):
+    each = kl_div(log_softmax(tuned, dim), softmax(base, dim), reduction=reduction)  # (windows, tokens, vocabulary)
+    return each.sum(-1).mean() if reduction == "none" else each
+
+
+@pytest.mark.parametrize("form", [lambda v: v, float, lambda v: str(v.item()), lambda v: [v.item()],
+                                  lambda v: v.numpy()])
+def test_forgetting_is_right_in_every_form(form):
+    assert reply_to("05f", lambda base, tuned: form(forgotten(base, tuned))).ok
+
+
+def from_softmax(base, tuned):
+    p, q = softmax(base, -1), softmax(tuned, -1)
+    return (p * (p.log() - q.log())).sum(-1).mean()
+
+
+@pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # PyTorch warns of the mistake that is tested here
+@pytest.mark.parametrize("mistake, words", [
+    (lambda b, t: forgotten(t, b), "KL(tuned || base)"),
+    (lambda b, t: -forgotten(b, t), "sign"),
+    (lambda b, t: forgotten(b, t, "mean"), "mean over the vocabulary"),
+    (lambda b, t: forgotten(b, t, "sum"), "added up all tokens"),
+    (lambda b, t: forgotten(b, t, "batchmean"), "by the windows"),
+    (lambda b, t: forgotten(b, t) / math.log(2), "bits"),
+    (lambda b, t: kl_div(log_softmax(t, 1), softmax(b, 1), reduction="none").sum(1).mean(), "dim=-1"),
+    (lambda b, t: -(softmax(b, -1) * log_softmax(t, -1)).sum(-1).mean(), "cross-entropy"),
+    (lambda b, t: (b - t).square().mean(), "compared logits"),
+    (lambda b, t: kl_div(t, b, reduction="batchmean"), "log-probabilities first"),
+    (from_softmax, "gives NaN"),
+    (lambda b, t: b.mean(), "is right"), (lambda b, t: b.nothing, "stopped with AttributeError"),
+    (0.1, "function is asked for")])
+def test_each_mistake_about_forgetting_is_named(mistake, words):
+    reply = reply_to("05f", mistake)
+    assert reply.ok is False and words in reply.message

@@ -1,0 +1,185 @@
+"""Checks of notebook 01: instruments that the reader builds to look into a model.
+
+01d finds a leak of the future, 01e tells which part wrote a logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from helpers.checks import AnswerFault, Reply, call, exercise, right, wrong
+
+# --- 01d: does a part look ahead? --------------------------------------------------
+
+Part = Callable[[torch.Tensor], torch.Tensor]
+Probe = Callable[[Part, torch.Tensor], Any]
+
+
+def _running_mean(x):
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+
+
+def _next_token(x):
+    return torch.cat([x[:, :-1] + x[:, 1:], x[:, -1:]], dim=1)
+
+
+def _first_reads(x, source, share=1.0):
+    """Token 0 also gets a share of the token at ``source``."""
+    return torch.cat([x[:, :1] + share * x[:, source, None], x[:, 1:]], dim=1)
+
+
+# (what it does, the part, whether it looks ahead); x is (1, 6, 4)
+PRACTICE_PARTS: tuple[tuple[str, Part, bool], ...] = (
+    ("the mean over each token and all before it", _running_mean, False),
+    ("the square of each number", lambda x: x**2, False),
+    ("the features of each token in reverse", lambda x: x.flip(-1), False),
+    ("each token plus the one before it", lambda x: x + torch.cat([x[:, :1], x[:, :-1]], dim=1), False),
+    ("each token plus the one after it", _next_token, True),
+    ("each token minus the mean over all tokens", lambda x: x - x.mean(1, keepdim=True), True),
+    ("token 0 reads token 1, and nothing else looks ahead", lambda x: _first_reads(x, 1), True),
+    ("token 0 reads the last token, and nothing else looks ahead", lambda x: _first_reads(x, -1), True),
+    ("token 0 reads a millionth of token 3", lambda x: _first_reads(x, 3, 1e-6), True),
+)
+
+
+def looks_ahead(part: Part, x: torch.Tensor) -> bool:
+    """Change each token in turn; does an output *before* it move, even in the last bit?"""
+    return _probe(part, x, range(x.shape[1]), lambda j: slice(None, j))
+
+
+def _probe(part, x, places, outputs, equal=torch.equal):
+    before = part(x)
+    for j in places:
+        other = x.clone()
+        other[:, j] += 1.0
+        seen = outputs(j)
+        if not equal(part(other)[:, seen], before[:, seen]):
+            return True
+    return False
+
+
+def _earlier(j):
+    return slice(None, j)
+
+
+MISPROBED: tuple[tuple[Probe, str], ...] = (
+    (lambda part, x: not looks_ahead(part, x), "your answer is turned round: True must mean that it looks ahead."),
+    (lambda part, x: _probe(part, x, range(x.shape[1]), lambda j: slice(j + 1, None)),
+     "you look at the outputs *after* the changed token. They may change. The outputs before it may not."),
+    (lambda part, x: True,
+     "you say True to every part. A token may see itself, and later tokens may see it: only outputs *before* the "
+     "changed token tell. Compare [:, :j], without j."),
+    (lambda part, x: False, "you say False to every part. Does the copy really differ from x when the part reads it?"),
+    (lambda part, x: _probe(part, x, [x.shape[1] - 1], _earlier),
+     "you change only the last token. A part may read token 1 too early and the last one never. Change each in turn."),
+    (lambda part, x: _probe(part, x, [x.shape[1] // 2], _earlier),
+     "you change only the token in the middle. Change each in turn."),
+    (lambda part, x: _probe(part, x, range(1, x.shape[1]), lambda j: slice(j - 1, j)),
+     "you look only at the output just before the changed token. Look at all of them: [:, :j]."),
+    (lambda part, x: _probe(part, x, range(x.shape[1]), _earlier, torch.allclose),
+     "a leak of a millionth escapes you: allclose forgives it. Here nothing may move, so compare with torch.equal."),
+)
+
+
+@exercise("01d")
+def check_probe(answer: Any) -> Reply:
+    """A function (part, x) -> bool, tried on parts that do and do not look ahead."""
+    x = 1 + torch.rand(1, 6, 4, generator=torch.Generator().manual_seed(3))  # no number near 0: allclose is blind
+    found = tuple(_verdict(answer, part, x) for _, part, _ in PRACTICE_PARTS)
+    if found == tuple(truth for *_, truth in PRACTICE_PARTS):
+        return right(f"{len(found)} parts, all told apart. You can test a model whose code you have never seen.")
+    for probe, reason in MISPROBED:
+        if found == tuple(bool(probe(part, x)) for _, part, _ in PRACTICE_PARTS):
+            return wrong(reason)
+    what, truth = next((what, truth) for (what, _, truth), said in zip(PRACTICE_PARTS, found, strict=True)
+                       if said != truth)
+    return wrong(f"one part computes {what}. It {'does' if truth else 'does not'} look ahead; you say {not truth}.")
+
+
+def _verdict(answer: Any, part: Part, x: torch.Tensor) -> bool:
+    given = x.clone()
+    said = call(answer, part, given)
+    if not torch.equal(given, x):
+        raise AnswerFault("you change x itself, so the next token is tested on a text that is already changed. "
+                          "Change a copy: other = x.clone().")
+    if said is None:
+        raise AnswerFault("your function returns None. It must return True or False, also where no leak is found.")
+    if isinstance(said, torch.Tensor) and said.numel() != 1:
+        raise AnswerFault(f"your function returns {said.numel()} values. One is asked for: use .any() or torch.equal.")
+    return bool(said)
+
+
+# --- 01e: which part wrote a logit? ------------------------------------------------
+
+Split = Callable[[torch.Tensor, nn.LayerNorm, torch.Tensor], torch.Tensor]
+
+
+def practice_stream() -> tuple[torch.Tensor, nn.LayerNorm, torch.Tensor]:
+    """Four pieces (4, 12) whose sum is the stream at one token, the final LayerNorm, and a row (12,) of the table."""
+    dice = torch.Generator().manual_seed(4)
+    pieces = torch.randn(4, 12, generator=dice) * torch.tensor([[3.0], [1.0], [0.5], [2.0]]) + 1.0
+    ln = nn.LayerNorm(12).requires_grad_(False)
+    ln.weight.copy_(1 + 0.5 * torch.randn(12, generator=dice))
+    ln.bias.copy_(torch.randn(12, generator=dice))
+    return pieces, ln, torch.randn(12, generator=dice)
+
+
+def logit_by_piece(pieces: torch.Tensor, ln: nn.LayerNorm, row: torch.Tensor) -> torch.Tensor:
+    """What each piece adds to a logit: (pieces,). With row · bias they sum to the logit.
+
+    The scale is that of the *sum*: LayerNorm is linear once its σ is held fixed
+    (Elhage and others 2021, A Mathematical Framework for Transformer Circuits).
+    """
+    return (_centred(pieces) / _sigma(pieces.sum(0), ln) * ln.weight) @ row
+
+
+def _centred(pieces):
+    return pieces - pieces.mean(-1, keepdim=True)
+
+
+def _sigma(stream, ln):
+    return (stream.var(-1, unbiased=False, keepdim=True) + ln.eps).sqrt()
+
+
+MISSPLIT: tuple[tuple[Split, str], ...] = (
+    (lambda p, ln, row: ln(p) @ row,
+     "each piece went through the LayerNorm alone, so each was brought to the same size, and the sum is not the logit. "
+     "Take the σ of the whole stream for all pieces."),
+    (lambda p, ln, row: (_centred(p) / _sigma(p, ln) * ln.weight) @ row,
+     "each piece is divided by a σ of its own. Take the σ of the whole stream, pieces.sum(0), for all."),
+    (lambda p, ln, row: (_centred(p) / _sigma(p.sum(0), ln) * ln.weight + ln.bias) @ row,
+     "the bias of the LayerNorm is in every piece, so it counts once for each. It belongs to no piece: leave it out."),
+    (lambda p, ln, row: (p / _sigma(p.sum(0), ln) * ln.weight) @ row,
+     "you forgot to take the mean away. LayerNorm centres first: subtract each piece's own mean over the width."),
+    (lambda p, ln, row: (_centred(p) / _sigma(p.sum(0), ln)) @ row, "the LayerNorm's weight is missing."),
+    (lambda p, ln, row: p @ row, "no LayerNorm stands between the stream and the table in your function."),
+    (lambda p, ln, row: (_centred(p) / (p.sum(0).var(-1, keepdim=True) + ln.eps).sqrt() * ln.weight) @ row,
+     "your variance is divided by width − 1. LayerNorm divides by width: var(unbiased=False)."),
+    (lambda p, ln, row: logit_by_piece(p, ln, row) / logit_by_piece(p, ln, row).sum(),
+     "these are shares of the sum. The contributions themselves are asked for, in the unit of the logit."),
+)
+
+
+@exercise("01e")
+def check_logit_by_piece(answer: Any) -> Reply:
+    """A function (pieces, ln, row) -> (pieces,): what each piece adds to the logit."""
+    pieces, ln, row = practice_stream()
+    found = torch.as_tensor(call(answer, pieces.clone(), ln, row.clone()), dtype=torch.float32).detach()
+    if found.shape == pieces.shape:
+        return wrong("one number for each piece is asked for, and you return one for each feature: multiply with the "
+                     "row and add up over the width.")
+    if found.numel() != len(pieces):
+        return wrong(f"{len(pieces)} numbers are asked for, one for each piece; your function returns {found.numel()}.")
+    found = found.reshape(-1)
+    if torch.allclose(found, logit_by_piece(pieces, ln, row), rtol=1e-4, atol=1e-4):
+        return right("They add up to the logit, less what the LayerNorm's bias adds. You can ask who wrote what.")
+    for split, reason in MISSPLIT:
+        if torch.allclose(found, split(pieces, ln, row), rtol=1e-4, atol=1e-4):
+            return wrong(reason)
+    logit = (ln(pieces.sum(0)) - ln.bias) @ row
+    return wrong(f"your four numbers add up to {found.sum():.3f}; the logit without the bias is {logit:.3f}. Write "
+                 "the LayerNorm of the sum as a formula, and then put the sum outside.")

@@ -1,0 +1,53 @@
+"""Pictures: what a colour means, and where a legend stands."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from helpers import plots
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("n_bars", [1, 2, 6, 11])
+def test_the_legend_of_the_shares_stands_right_below_the_axis_label(n_bars):
+    counts = {f"plan {i}": {"attention": 2e6, "mlp": 3e6, "norm": 1e5, "gradients": 1e6} for i in range(n_bars)}
+    figure = plots.shares(counts, "title")
+    figure.canvas.draw()
+    label, legend = figure.axes[0].xaxis.label.get_window_extent(), figure.legends[0].get_window_extent()
+    gap = (label.y0 - legend.y1) / figure.dpi  # inches
+    assert 0 <= gap < 0.25
+
+
+def test_a_role_keeps_its_colour_in_every_picture():
+    for order in (("attention", "mlp"), ("mlp", "attention")):
+        figure = plots.shares({"plan": dict.fromkeys(order, 1e6)}, "title")
+        bars = dict(zip(order, figure.axes[0].patches, strict=True))
+        assert to_hex(bars["mlp"].get_facecolor()).upper() == plots.ROLE_COLOURS["mlp"]
+
+
+ROWS = {"a": (-0.03, -0.05, -0.01), "b": (0.02, -0.01, 0.05), "c": (0.01, np.nan, np.nan)}
+
+
+def test_intervals_have_one_colour_because_rows_have_labels():
+    figure = plots.intervals(ROWS, "title", "difference", smallest=0.01)
+    container = figure.axes[0].containers[0]
+    assert len(figure.axes[0].containers) == 1
+    assert list(container.lines[0].get_xdata()) == [mean for mean, _, _ in ROWS.values()]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(ROWS)
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["too small to count"]
+
+
+def test_the_legend_of_the_intervals_covers_no_point():
+    figure = plots.intervals(ROWS, "title", "difference", smallest=0.01)
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
