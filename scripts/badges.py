@@ -41,7 +41,8 @@ def rename(root: Path, slug: str) -> dict[str, int]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+", slug):
         raise ValueError(f"'{slug}' is not a repository. Give owner and name: make badges REPO=ada/frozen-attention")
     old = re.compile(rf"(?<![\w.-]){re.escape(repository(root))}(?![\w-])")
-    files = [root / "pyproject.toml", root / "README.md", root / "CONTRIBUTING.md", *sorted((root / "notebooks").glob("*.ipynb"))]
+    pages = [root / "pyproject.toml", root / "README.md", root / "CONTRIBUTING.md"]
+    files = [*pages, *sorted((root / "notebooks").glob("*.ipynb"))]
     changed = {}
     for path in (p for p in files if p.exists()):
         text, n_places = old.subn(slug, path.read_text(encoding="utf-8"))

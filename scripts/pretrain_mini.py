@@ -267,7 +267,8 @@ def model_card(report: dict) -> str:
     recipe = report["recipe"]
     n_tokens = report["steps"] * recipe.get("batch", 16) * LENGTH
     began = recipe.get("again_from", 0)
-    again = f"; twice: once over {began:,} steps, then again over the other {report['steps'] - began:,}" if began else ""
+    rest = report["steps"] - began
+    again = f"; twice: once over {began:,} steps, then again over the other {rest:,}" if began else ""
     books = "\n".join(f"- {b['title']} ({b['author']}, {b['year']})" for b in report["books"])
     return f"""---
 license: mit

@@ -58,7 +58,7 @@ def verdicts() -> str:
 
 def draw() -> None:
     """Forgetting against gain over all recorded seeds, one colour a plan."""
-    runs = read_runs(ROOT / "data" / "evidence" / "runs")
+    runs = read_runs(ROOT / "data" / "evidence" / "runs" / profiles.TINY.model_name)
     seeds = sorted({r["seed"] for r in runs})
     paths, at_level = {}, {}
     kept = {plan: chosen(runs, COURSE_PLANS[plan].slug, "alice", "keep") for plan in PLANS}

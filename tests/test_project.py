@@ -24,7 +24,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LESSONS = ("00_start_here", "01_transformer_block", "02_freezing", "03_parameter_ratios", "04_training",
-           "05_loss_and_forgetting")
+           "05_loss_and_forgetting", "06_lora", "07_scaling_up")
 
 # README is written last: until it is there, a missing notebook or an unused package is no fault.
 is_complete = (ROOT / "README.md").exists()
@@ -399,7 +399,7 @@ def test_a_build_that_fails_says_why_and_leaves_no_stamp(tmp_path):
 def test_help_lists_every_command():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
-    told = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    told = set(re.findall(r"^([a-z0-9-]+):.*## ", makefile, re.MULTILINE))
     assert targets == told
 
 
