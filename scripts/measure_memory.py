@@ -22,14 +22,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from fresh_process import EXACT, ROOT, STATUS, config_of, continued, measured_apart, resident_bytes
+
 FILE = ROOT / "data" / "evidence" / "memory.json"
-EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 BATCHES, LENGTHS = (1, 4), (128, 512)
 SMALL_LENGTHS = (16, 32)
 TIME_AT = {"125m": (4, 512), "small": (2, 32)}
@@ -41,27 +38,15 @@ SECONDS_TO_START = 12
 # --- in a process of its own -------------------------------------------------------
 
 
-def config_of(shape: str):
-    from helpers.models import gpt_neo_125m_config, mini_config
-
-    if shape == "125m":
-        config = gpt_neo_125m_config()
-        config.activation_function = "gelu_pytorch_tanh"  # as `models.load_model` sets it
-        return config
-    return mini_config(vocab_size=211, hidden_size=48, num_heads=4, intermediate_size=192, max_position_embeddings=64,
-                       window_size=16)
-
-
 def held_bytes(name: str = "VmRSS") -> int:
     """What this process holds now ("VmRSS"), or has held at most ("VmHWM"); on a GPU, its allocator's tensors."""
     import torch
 
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() if name == "VmRSS" else torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if not status.exists():
+    if not STATUS.exists():
         raise SystemExit("Memory is measured on Linux or on a GPU: this system has no /proc/self/status.")
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+    return resident_bytes(name)
 
 
 def trained(plan, shape: str, batch: int, length: int):
@@ -127,13 +112,8 @@ def measure_times(plan_names: list[str], shape: str) -> list[dict]:
 
 
 def start(*arguments: str):
-    """Measure in a fresh process; its last line is the result."""
-    done = subprocess.run([sys.executable, __file__, *arguments], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | EXACT | {"HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        raise SystemExit(f"The measurement {' '.join(arguments)} failed:\n{done.stderr[-3000:]}\n"
-                         "What was measured before is kept; the same command goes on from there.")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    """One measurement in a fresh process."""
+    return measured_apart(__file__, list(arguments), EXACT, " ".join(arguments))
 
 
 def points(shape: str) -> list[tuple[str, int, int]]:
@@ -157,24 +137,16 @@ def add_prediction(point: dict, shape: str) -> dict:
                     "ratio": round(sum(predicted.values()) / point["growth_bytes"], 4)}
 
 
-def load(path: Path, shape: str) -> dict:
-    """The file so far, if it is of this machine class, versions and shape."""
+def identity(shape: str) -> dict:
+    """What all points of one file must have in common."""
     import torch
 
     from helpers.benchmarks import ALLOCATOR_CONSTANT
-    from helpers.records import code_commit, machine_class, versions
+    from helpers.records import machine_class, versions
 
-    now = {"model": f"gpt-neo-125m, random weights{'' if shape == '125m' else ' (a small shape, for tests)'}",
-           "dtype": "float32", "machine": machine_class(), "n_threads": torch.get_num_threads(),
-           "versions": versions(), "environment": EXACT, "constant_bytes": ALLOCATOR_CONSTANT}
-    if not path.exists():
-        return {"setting": now, "commit": code_commit(), "points": [], "times": []}
-    record = json.loads(path.read_text("utf-8"))
-    other = [key for key, value in now.items() if record["setting"].get(key) != value]
-    if other:
-        raise SystemExit(f"'{path.name}' was measured elsewhere: it differs in {', '.join(other)}. "
-                         "Choose another --file, or delete that one.")
-    return record
+    return {"model": f"gpt-neo-125m, random weights{'' if shape == '125m' else ' (a small shape, for tests)'}",
+            "dtype": "float32", "machine": machine_class(), "n_threads": torch.get_num_threads(),
+            "versions": versions(), "environment": EXACT, "constant_bytes": ALLOCATOR_CONSTANT}
 
 
 def minutes(missing_points, missing_times) -> float:
@@ -215,9 +187,9 @@ def main() -> None:
 def collect(args) -> None:
     """Measure what is missing, point by point; the file is whole at any moment."""
     from helpers.freezing import COURSE_PLANS
-    from helpers.records import write_record
+    from helpers.records import code_commit, write_record
 
-    record = load(args.file, args.shape)
+    record = continued(args.file, identity(args.shape), commit=code_commit(), points=[], times=[])
     there = {(p["plan"], p["batch"], p["length"]) for p in record["points"]}
     missing = [p for p in points(args.shape) if p not in there]
     untimed = [name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}]

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers import profiles
-from helpers.checkpoints import tensor_hash
+from helpers.checkpoints import tensor_hash, write_json
 from helpers.protocol import Protocol, ProtocolError, read_protocol
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,7 +224,7 @@ def choose_rates(study: Study) -> dict:
             chosen.setdefault(plan, {})[text] = choose(rows)
     record = {"matched_gain": levels, "smallest_forgetting": smallest(study, table, chosen), "grid": numbers["grid"],
               "seed": seeds[0], "seeds": seeds, "protocol": study.protocol.sha256, "chosen": chosen, "table": table}
-    study.rates_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(study.rates_file, record)
     return record
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from badges import badge, repository
 from helpers import plots, profiles
+from helpers.cards import RECORDED
 from helpers.claims import claims_table, load_claims, number_of
 from helpers.comparison import chosen, forgetting_at, frontier
 from helpers.freezing import COURSE_PLANS
 from helpers.study import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDED = ROOT / "data" / "evidence" / "claims.json"
 PICTURE = ROOT / "results" / "forgetting.png"
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 

@@ -9,18 +9,13 @@ import torch
 from scipy import stats
 
 from helpers.checks import reply_to
+from replies import assert_wrong
 
 
 @pytest.mark.parametrize("name", ["04c", "04d", "04a", "04b", "04e"])
 def test_an_untouched_stub_is_not_attempted(name):
     reply = reply_to(name, ...)
     assert reply.ok is None and "not attempted yet" in reply.message
-
-
-def assert_wrong(name, answer, what):
-    reply = reply_to(name, answer)
-    assert reply.ok is False
-    assert what in reply.message
 
 
 # --- 04c ---------------------------------------------------------------------------

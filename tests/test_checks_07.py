@@ -5,18 +5,13 @@ import pytest
 import torch
 
 from helpers.checks import reply_to
+from replies import assert_wrong
 
 
 @pytest.mark.parametrize("name", ["07a", "07b", "07c", "07d"])
 def test_an_untouched_stub_is_not_attempted(name):
     reply = reply_to(name, ...)
     assert reply.ok is None and "not attempted yet" in reply.message
-
-
-def assert_wrong(name, answer, what):
-    reply = reply_to(name, answer)
-    assert reply.ok is False
-    assert what in reply.message, reply.message
 
 
 # --- 07a ---------------------------------------------------------------------------

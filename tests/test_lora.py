@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers import lora
 from helpers.anatomy import anatomy
-from helpers.checkpoints import file_hash
+from helpers.checkpoints import file_hash, record_hash
 from helpers.freezing import FreezePlan, PlanError
 from helpers.lora import LORA_PLAN, LoraError, LoRALinear, insert, layers_of, load_adapter, merge, save_adapter, unmerge
 from helpers.losses import next_token_loss
@@ -311,7 +311,7 @@ def cut(folder):
 def edit(folder, reseal=False, **changes):
     record = json.loads((folder / "adapter.json").read_text()) | changes
     record.pop("own_sha256")
-    (folder / "adapter.json").write_text(json.dumps({**record, "own_sha256": lora._seal(record) if reseal else "no"}))
+    (folder / "adapter.json").write_text(json.dumps({**record, "own_sha256": record_hash(record) if reseal else "no"}))
 
 
 @pytest.mark.parametrize("damage, words", [
