@@ -7,6 +7,7 @@ their gradients. In a run of one process, everything here does nothing.
 
 from __future__ import annotations
 
+import atexit
 import re
 import runpy
 import signal
@@ -77,9 +78,20 @@ def join(device: torch.device) -> Accelerator:
     """
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
                               kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    if accelerator.num_processes > 1:
+        atexit.register(_leave)
     if accelerator.num_processes > 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _told_to_stop)  # Python lets the main thread alone do this
     return accelerator
+
+
+def _leave() -> None:
+    """End the process group while Python still runs: left to the interpreter's end, gloo's threads can abort it.
+
+    See pytorch/pytorch#190489: "terminate called without an active exception", now and then.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def n_processes() -> int:
