@@ -1,7 +1,7 @@
 """Helpers behind the Frozen Attention notebooks: one idea a file.
 
 Modules, in the order in which they may import each other:
-profiles, attention, models, editions, downloads, corpora, anatomy, selectors, plans, freezing, losses,
+profiles, allocator, attention, models, editions, downloads, corpora, anatomy, selectors, plans, freezing, losses,
 meter, budget, checkpoints, pretrained, bases, deltas, evaluation, processes, locks, runs, training, sharding,
 unfreezing, scaling, lora, sizes, timing, museum, comparison, records, protocol, decisions, benchmarks,
 probes, study, claims, cards, stability, scoreboard, plots, checks, cases, checks_00, checks_01, checks_01_instruments,

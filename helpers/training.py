@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers import checkpoints, locks
+from helpers.allocator import give_back_freed_blocks
 from helpers.anatomy import Anatomy
 from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
 from helpers.losses import next_token_loss
@@ -84,6 +85,7 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
     plan.apply(model)
+    give_back_freed_blocks()
     # To start over with less on a GPU that is full; kept beside it, in the host's memory.
     start = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad and p.is_cuda}
     micro = settings.micro_batch or settings.batch
