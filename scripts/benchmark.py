@@ -14,9 +14,9 @@ course's attention, so that the table shows what the rest (the loss in chunks, t
 `helpers.training.fit`. All see the same windows in every step, so their first losses must agree.
 
 glibc keeps freed blocks below a threshold that grows up to 32 MiB, so part of a peak is memory that nothing uses.
-`fit` sets that threshold to a megabyte for its own process (`helpers.allocator`); the Trainer leaves it as it
-comes, and so does this script. To show how much of the ratio is the allocator's, the engines "… (exact allocator)"
-measure the two once more with MALLOC_MMAP_THRESHOLD_ set for both (memory_ratio_main_exact_allocator).
+`fit` asks for it back after each long step (`helpers.allocator`); the Trainer leaves it as it is. To show how much
+of the ratio is the allocator's, the engines "… (exact allocator)" measure the two once more with
+MALLOC_MMAP_THRESHOLD_ set for both: freed blocks go back at once (memory_ratio_main_exact_allocator).
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def identity(shape: str) -> dict:
     return {"model": "gpt-neo-125m, random weights" if shape == "125m" else "a small shape, for tests",
             **(REAL if shape == "125m" else SMALL), "dtype": "float32", "n_steps": N_STEPS, "warm_up": WARM_UP,
             "machine": machine_class(), "n_threads": torch.get_num_threads(), "versions": versions(),
-            "allocator": "ours gives freed blocks back at once; the Trainer's as it comes; 'exact allocator', both: "
+            "allocator": "ours gives freed memory back after each step, the Trainer does not; 'exact allocator', both: "
                          + ", ".join(f"{k}={v}" for k, v in EXACT.items())}
 
 

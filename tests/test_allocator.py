@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.allocator import give_back_freed_blocks
+from helpers import training
+from helpers.allocator import give_back_freed_memory
+from helpers.freezing import COURSE_PLANS
+from helpers.models import build_model, mini_config
+from helpers.training import TrainSettings, fit
 
 
 def resident() -> int:
@@ -15,17 +19,28 @@ def resident() -> int:
                 if line.startswith("VmRSS")) // 1024
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's limit exists on Linux alone")
-def test_freed_blocks_of_some_megabytes_are_given_back_between_others_that_stay():
-    if not give_back_freed_blocks():
-        pytest.skip("this C library has no mallopt")
-    before = resident()
-    blocks = [torch.ones(2**20) for _ in range(64)]  # 4 MiB each
-    assert resident() - before > 200
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it asks the C library of Linux")
+def test_freed_blocks_between_others_that_stay_are_given_back():
+    if not give_back_freed_memory():
+        pytest.skip("this C library has no malloc_trim, or had nothing to give back")
+    blocks = [torch.ones(2**13) for _ in range(8192)]  # 32 KiB each: too small for memory of their own
+    full = resident()
     del blocks[::2]
-    assert resident() - before < 160
+    kept = resident()
+    assert give_back_freed_memory()
+    assert kept - resident() > 60, f"{full} MiB with all blocks, {kept} after half of them were freed"
 
 
-def test_a_system_without_that_limit_is_left_alone(monkeypatch):
+def test_a_system_without_that_call_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert give_back_freed_blocks() is False
+    assert give_back_freed_memory() is False
+
+
+@pytest.mark.parametrize(("long_step", "times"), [(0.0, 3), (1e9, 0)])
+def test_fit_gives_back_between_long_steps_only(monkeypatch, long_step, times):
+    called = []
+    monkeypatch.setattr(training, "give_back_freed_memory", lambda: called.append(1))
+    monkeypatch.setattr(training, "LONG_STEP", long_step)
+    model = build_model(mini_config(), seed=0)
+    fit(model, COURSE_PLANS["full"], torch.arange(128).reshape(4, 32), TrainSettings(n_steps=3, rate=1e-4, batch=2))
+    assert len(called) == times
