@@ -60,9 +60,13 @@ def log_ratios(pairs: Sequence[Mapping], plan: str, what: str, engine: str = "ou
             if engine in e and against in e]
 
 
-def shares_of_limit(pairs: Sequence[Mapping], plan: str, flops: int) -> list[float]:
-    """FLOPs that a step needs ÷ (its seconds x the sgemm rate measured right before and after it)."""
-    own = [p["engines"]["ours"] for p in pairs if p["plan"] == plan and "ours" in p["engines"]]
+def shares_of_limit(pairs: Sequence[Mapping], plan: str, flops: int, engine: str = "ours") -> list[float]:
+    """FLOPs that a step needs ÷ (an engine's seconds x the sgemm rate measured right before and after it).
+
+    For the Trainer it is also the least time ratio against it: that of an engine that computes at the sgemm
+    rate and does nothing else. Where matrix products are slow next to memory, there is less to gain.
+    """
+    own = [p["engines"][engine] for p in pairs if p["plan"] == plan and engine in p["engines"]]
     return [flops / (_number(e, "seconds") * fmean(e["sgemm_flops"])) for e in own]
 
 
@@ -80,9 +84,10 @@ def summary(pairs: Sequence[Mapping], flops: Mapping[str, int]) -> dict:
                 logs = log_ratios(pairs, plan, what, against=against)
                 if logs:
                     found[f"{name}_{plan}{suffix}"], intervals[f"{name}_{plan}{suffix}"] = _ratio(logs)
-        shares = shares_of_limit(pairs, plan, flops[plan])
-        if shares:
-            found[f"share_of_limit_{plan}"], intervals[f"share_of_limit_{plan}"] = _ratio(np.log(shares))
+        for engine, name in (("ours", "share_of_limit"), ("trainer", "least_time_ratio")):
+            shares = shares_of_limit(pairs, plan, flops[plan], engine)
+            if shares:
+                found[f"{name}_{plan}"], intervals[f"{name}_{plan}"] = _ratio(np.log(shares))
     exact = log_ratios(pairs, "main", "peak_bytes", *(f"{e} (exact allocator)" for e in ("ours", "trainer")))
     if exact:
         found["memory_ratio_main_exact_allocator"], _ = _ratio(exact)

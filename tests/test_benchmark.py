@@ -41,6 +41,7 @@ def test_the_published_numbers_follow_from_the_pairs(pairs):
     assert (found["memory_ratio_main"], found["memory_ratio_full"]) == (0.5, 0.5)
     assert found["time_ratio_main_against_pieces"] == 0.625
     assert found["share_of_limit_main"] == pytest.approx(4e12 / (5.0 * 1e12))
+    assert found["least_time_ratio_main"] == pytest.approx(4e12 / (10.0 * 1e12))
     assert found["intervals"]["time_ratio_main"] == [0.5, 0.5]
     assert benchmarks.plan_time_ratio(pairs, "first-half") == pytest.approx([math.log(0.7 / 1.25)] * 3)
 
