@@ -15,7 +15,7 @@ NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeo
 	--nbval-kernel-startup-timeout=300 --timeout=0 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv course lab test nbval test-machines notebooks evidence benchmark smollm2 badges lint lock
+.PHONY: help venv course lab test nbval test-machines notebooks evidence benchmark smollm2 badges site lint lock
 
 help: ## list the commands
 	@echo "make <command>:"
@@ -59,6 +59,9 @@ smollm2: venv ## fetch the real pretrained model of COURSE_PROFILE=smollm2: down
 
 badges: venv ## set the repository's name everywhere: REPO=owner/name
 	@$(PY) scripts/badges.py "$(REPO)"
+
+site: venv ## build the course as pages under build/site, from what the notebooks store
+	@$(PY) scripts/build_site.py
 
 lint: venv ## check the style with ruff
 	@$(PY) -m ruff check .

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import nbformat
 from jinja2 import DictLoader, pass_context
-from latex2mathml import converter, exceptions
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+from mathml import FormulaError, mathml
 
 TEMPLATE = """\
 {%- extends 'lab/index.html.j2' -%}
@@ -24,9 +25,6 @@ TEMPLATE = """\
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
 """
-# latex2mathml's errors have no class in common.
-UNTRANSLATABLE = (IndexError, KeyError, ValueError, *(
-    error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)))
 REMOTE_IMAGE = re.compile(r"<img\b[^>]*?\bsrc\s*=\s*[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
 LESSON_LINK = re.compile(r"(href=\"(?:\./)?\d\d_\w+)\.ipynb")
 
@@ -39,13 +37,13 @@ class OfflineRenderer(IPythonRenderer):
         return html if "<img" not in html else super().block_html(html)
 
     def inline_math(self, body: str) -> str:
-        return mathml(body, "inline")
+        return drawn(body, "inline")
 
     def block_math(self, body: str) -> str:
-        return mathml(body, "block")
+        return drawn(body, "block")
 
     def latex_environment(self, name: str, body: str) -> str:
-        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+        return drawn(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
 
 class OfflineExporter(HTMLExporter):
@@ -59,11 +57,11 @@ class OfflineExporter(HTMLExporter):
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
-def mathml(formula: str, display: str) -> str:
+def drawn(formula: str, display: str) -> str:
     """A LaTeX formula as MathML; one that cannot be translated stays as it is written."""
     try:
-        return converter.convert(formula.strip(), display=display)
-    except UNTRANSLATABLE:
+        return mathml(formula, display)
+    except FormulaError:
         return f"<code>{html.escape(formula)}</code>"
 
 
