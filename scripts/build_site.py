@@ -10,15 +10,16 @@ site/conf.py. Exit code 1: Sphinx warned of something. Exit code 2: the pages do
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import nbformat
-from sphinx.cmd.build import build_main
 
 import badges
 
@@ -197,8 +198,10 @@ def build(root: Path, out: Path) -> tuple[int, int]:
     for old in (work, out):
         shutil.rmtree(old, ignore_errors=True)
     n_pages = lay_out(root, work / "pages")
-    status = build_main(["-b", "html", "-c", str(root / "site"), "-d", str(work / "doctrees"), "-j", "2", "-q",
-                         "-W", "--keep-going", str(work / "pages"), str(out)])
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", root / "site", "-d", work / "doctrees", "-j", "2",
+               "-q", "-W", "--keep-going", work / "pages", out]
+    path = os.pathsep.join([str(root / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])  # for site/conf.py
+    status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
     return n_pages, status
 
 

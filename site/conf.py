@@ -62,6 +62,16 @@ def visit_math_block(self, node):
     raise nodes.SkipNode
 
 
+# --- navigation --------------------------------------------------------------------
+
+
+def level_of_captions(app, pagename, templatename, context, doctree):
+    """Captions of the navigation are headings without a level: a screen reader needs one."""
+    tree = context["furo_navigation_tree"]
+    context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
 def setup(app):
+    app.connect("html-page-context", level_of_captions, priority=900)  # after furo, which writes the navigation
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
