@@ -50,8 +50,10 @@ def _judge_choice(choose: Callable) -> Reply:
     for table in (UPPER_EDGE, LOWER_EDGE):
         found = _chosen(choose, table)["main"]
         if found != WIDER:
-            return wrong(f"for {table['main']} you chose {found}, at the edge of the grid. Nobody has tried what lies "
-                         f"beyond it, so nothing shows that it is best: say '{WIDER}'.")
+            best = min(table["main"], key=table["main"].get)
+            return wrong(f"for {table['main']} you chose {found}. The lowest loss is that of {best}, at the edge of "
+                         "the grid. Nobody has tried what lies beyond it, so nothing shows that it is best: say "
+                         f"'{WIDER}'.")
     return _judge_awkward(choose)
 
 

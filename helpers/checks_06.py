@@ -141,22 +141,29 @@ def _judge_timing(compare: Callable) -> Reply | None:
     if max(map(abs, still)) > 0.012:
         return wrong("two equally fast functions come out apart even on a machine that keeps still. What else is "
                      "inside the measured time?")
-    equal = _ratios(compare, b_costs=1.0)
-    mean = sum(equal) / len(equal)
+    mean = _mean_ratio(compare, b_costs=1.0)
     if abs(mean) > 0.2:
         return wrong(f"two equally fast functions come out {abs(math.expm1(mean)):.0%} apart on a machine that "
                      "slows down, because one was run wholly after the other. Run them in pairs.")
+    if abs(mean) > 0.012 and abs(_mean_ratio(compare, b_costs=2.0)) < 0.2:
+        return wrong("the order alternates, and each pair holds its times in the order in which they were measured. "
+                     "Return (seconds of a, seconds of b), also where b ran first.")
     if abs(mean) > 0.012:
         return wrong("the same function always comes first in its pair, so a machine that slows down favours it. Let "
                      "the order alternate: a b, b a, a b, …")
-    double = _ratios(compare, b_costs=2.0)
-    mean = sum(double) / len(double)
+    mean = _mean_ratio(compare, b_costs=2.0)
     if abs(mean + math.log(2)) < 0.02:
         return wrong("each pair is turned round: (seconds of a, seconds of b) was asked for, also where b ran first.")
     if abs(mean - math.log(2)) > 0.02:
         return wrong(f"where b takes twice as long as a, your pairs say {math.exp(mean):.2f} times. What else is "
                      "inside the measured time?")
     return None
+
+
+def _mean_ratio(compare: Callable, b_costs: float) -> float:
+    """Mean of ln(b / a) on the machine that slows down."""
+    ratios = _ratios(compare, b_costs)
+    return sum(ratios) / len(ratios)
 
 
 def _ratios(compare: Callable, b_costs: float, drift: float = DRIFT, n_pairs: int = 10) -> list[float]:

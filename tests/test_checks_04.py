@@ -79,6 +79,7 @@ def trusts_the_order(table):
 @pytest.mark.parametrize(("mistake", "what"), [
     (one_rate_for_both, "both plans one rate"),
     (takes_the_edge, "at the edge of the grid"),
+    (lambda table: {p: sorted(losses)[1] for p, losses in table.items()}, "The lowest loss is that of 0.001"),
     (lambda table: {p: max(losses, key=losses.get) for p, losses in table.items()}, "the highest loss"),
     (lambda table: {p: sorted(losses)[p == "main"] for p, losses in table.items()}, "in the middle of its grid"),
     (lets_nan_win, "a run that diverged"),

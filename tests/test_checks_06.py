@@ -129,6 +129,13 @@ def in_blocks(a, b, n_pairs, clock):
     return list(zip(first, [timed(b, clock) for _ in range(n_pairs)], strict=True))
 
 
+def as_run(a, b, n_pairs, clock):
+    """Alternates, and gives each pair in the order in which it was measured."""
+    a(), b()
+    return [(timed(a, clock), timed(b, clock)) if i % 2 == 0 else (timed(b, clock), timed(a, clock))
+            for i in range(n_pairs)]
+
+
 def swapped(a, b, n_pairs, clock):
     return [(y, x) for x, y in fair(a, b, n_pairs, clock)]
 
@@ -158,7 +165,8 @@ def test_each_mistake_about_merging_is_named(merge, words):
 
 
 @pytest.mark.parametrize("compare, words", [
-    (cold, "warming up"), (in_blocks, "Run them in pairs"), (same_order, "alternate"), (swapped, "turned round"),
+    (cold, "warming up"), (in_blocks, "Run them in pairs"), (same_order, "Let the order alternate"),
+    (as_run, "also where b ran first"), (swapped, "turned round"),
     (whole, "inside the measured time"), (lambda a, b, n, clock: [(1.0, 1.0)] * n, "twice as long"),
     (lambda a, b, n, clock: [], "n_pairs pairs"), (lambda a, b, n, clock: [(0.0, 1.0)] * n, "not above 0")])
 def test_each_mistake_about_timing_is_named(compare, words):
