@@ -17,6 +17,7 @@ import argparse
 import importlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,9 +126,12 @@ def number(answer: Any) -> float:
     while isinstance(answer, (list, tuple)) and len(answer) == 1:
         answer = answer[0]
     if isinstance(answer, str):
+        if re.search(r"^\D*0,|,(?!\d{3}(?!\d))", answer):  # many languages write 3,24 where Python wants 3.24
+            raise ValueError(f"{answer!r} has a comma: write a decimal point, as in 3.24")
         answer = answer.replace(",", "").replace("_", "").strip()
     if isinstance(answer, (list, tuple, set, dict)):
-        raise ValueError(f"one number is asked for, found {len(answer)}")
+        comma = ": 3,24 is two numbers in Python, 3.24 is one" if isinstance(answer, tuple) and len(answer) == 2 else ""
+        raise ValueError(f"one number is asked for, found {len(answer)}{comma}")
     return float(answer)
 
 

@@ -66,6 +66,12 @@ def test_numbers_are_read_from_text_with_commas():
     assert number("56,707,584") == 56707584
 
 
+@pytest.mark.parametrize("answer", ["3,24", "-0,010", (3, 24)])
+def test_a_decimal_comma_is_named_and_not_read_as_another_number(answer):
+    with pytest.raises(ValueError, match=r"3\.24"):
+        number(answer)
+
+
 # --- 05d ---------------------------------------------------------------------------
 
 
