@@ -104,7 +104,7 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
             text (a mixture of experts).
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
     """
-    _check(config, batch, length, dtype, loss, optimizer)
+    check_step(config, batch, length, dtype, loss, optimizer)
     with FakeTensorMode(), _never_packed():
         model = _build(config, attention)
         plan.apply(model, roles)
@@ -143,7 +143,8 @@ def measured(predicted: Budget, n_bytes: int, constant: int = 0) -> pd.DataFrame
 # --- the step without numbers ------------------------------------------------------
 
 
-def _check(config, batch, length, dtype, loss, optimizer) -> None:
+def check_step(config, batch: int, length: int, dtype: torch.dtype, loss: str, optimizer: str) -> None:
+    """Raise BudgetError where no step can have these settings."""
     for name, value, least in (("batch", batch, 1), ("length", length, 2)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BudgetError(f"The {name} must be a whole number of at least {least}; found {value!r}.")
