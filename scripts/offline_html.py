@@ -1,8 +1,9 @@
 """A notebook as one HTML file that asks for nothing over the network.
 
 JupyterLab's own look (nbconvert's lab template), without the scripts that it would fetch:
-formulas become MathML, which browsers draw themselves; pictures are inside the file, and a
-picture that lives elsewhere, such as a badge, becomes its description.
+formulas become MathML, which browsers draw themselves; pictures are inside the file with their
+alternative text (which the lab template forgets), and a picture that lives elsewhere, such as a
+badge, becomes its description.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ TEMPLATE = """\
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
+{%- block data_png scoped -%}
+<div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+ alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
+</div>
+{%- endblock -%}
 """
 REMOTE_IMAGE = re.compile(r"<img\b[^>]*?\bsrc\s*=\s*[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
 LESSON_LINK = re.compile(r"(href=\"(?:\./)?\d\d_\w+)\.ipynb")
