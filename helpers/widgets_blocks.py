@@ -7,17 +7,23 @@ the block's local window.
 from __future__ import annotations
 
 import html
+import io
+from base64 import b64encode
 
 import ipywidgets
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import nn
 
 from helpers.evaluation import evaluating
 from helpers.models import ModelError, n_positions
-from helpers.widgets_frame import STYLE, Frame, control, picture_html
+from helpers.widgets_frame import STYLE, Frame, control
 
+MAP_SIDE = 400  # pixels
+HIDDEN = "#bbbbbb"
 MOST_TOKENS = 512  # twice the 125M's window; in a longer passage the points get too small to see
 
 
@@ -47,21 +53,21 @@ def block_explorer(model: nn.Module, tokenizer, passage: str, block: int = 0, he
                         value=passage, continuous_update=False, rows=3, layout={"width": "95%"}),
     }
 
-    def answer(block, head, query, text):
+    def adjust(text, **_):
         if text != page.text:
             page.read(text)
-            with frame.quietly():  # the slider ends at the new last token
-                controls["query"].max = len(page.tokens) - 1
-            query = controls["query"].value
+            controls["query"].max = len(page.tokens) - 1  # the slider ends at the new last token
+
+    def answer(block, head, query, text):
         yield "words", words_html(page, block, head, query)
-        yield "map", picture_html(page.map(block, head, query), sentence(page, block, head, query))
+        yield "map", map_html(page, block, head, query)
 
     def still():
         values = {name: controls[name].value for name in ("block", "head", "query")}
-        return page.map(**values), sentence(page, **values)
+        return map_figure(page, **values), sentence(page, **values)
 
-    frame = Frame(controls, {"words": 120, "map": 430}, answer, still, rows=[["block", "head", "query"], ["text"]])
-    return frame
+    rows = [["block", "head", "query"], ["text"]]
+    return Frame(controls, {"words": 150, "map": 470}, answer, still, rows, adjust=adjust)
 
 
 class Passage:
@@ -88,21 +94,14 @@ class Passage:
             raise ModelError("The passage is empty. Write at least one word.")
         self.weights = attention_weights(self.model, torch.tensor([ids]))
         self.tokens, self.text = [self.tokenizer.decode([i]) for i in ids], text
-        self._figure = None  # its axes belong to the number of tokens
 
     def visible(self, block: int) -> np.ndarray:
         """Which keys each query of a block may see: (queries, keys)."""
         return visible_keys(self.kinds[block], self.window, len(self.tokens))
 
-    def map(self, block: int, head: int, query: int) -> Figure:
-        """The attention map. One figure serves all choices: only its numbers are replaced."""
-        if self._figure is None:
-            self._figure, self._image, self._line = map_figure(len(self.tokens))
-        shown = np.where(self.visible(block), np.sqrt(self.weights[block, head]), np.nan)
-        self._image.set_data(shown)
-        self._line.set_ydata([query, query])
-        self._figure.axes[0].set_title(f"block {block} ({self.kinds[block]}), head {head}", loc="left", fontsize=10)
-        return self._figure
+    def shown(self, block: int, head: int) -> np.ndarray:
+        """What the map shows: the square root of each weight, NaN where the key is hidden: (queries, keys)."""
+        return np.where(self.visible(block), np.sqrt(self.weights[block, head]), np.nan)
 
 
 def attention_kinds(config) -> list[str]:
@@ -175,15 +174,40 @@ def word_html(token: str, weight: float, is_visible: bool, is_query: bool) -> st
     return f'<span style="{"; ".join(styles)}">{html.escape(token)}</span>'
 
 
-def map_figure(n_tokens: int):
-    """An empty map: (figure, image, line at the query)."""
+def heading(page: Passage, block: int, head: int) -> str:
+    return f"Block {block} ({page.kinds[block]}), head {head}: square root of the weight"
+
+
+def map_html(page: Passage, block: int, head: int, query: int) -> str:
+    """The map as pixels, one a weight, enlarged by the browser: quick to make. A line marks the query."""
+    out = io.BytesIO()
+    imsave(out, coloured(page.shown(block, head)), format="png")
+    alt, n = html.escape(sentence(page, block, head, query), quote=True), len(page.tokens)
+    data, side = b64encode(out.getvalue()).decode(), MAP_SIDE
+    return (f'<div class="block-explorer-map" style="{STYLE}"><p>{heading(page, block, head)} '
+            f"(dark: 0, yellow: 1, grey: hidden)</p>"
+            f'<div style="position: relative; width: {side}px; height: {side}px; background: white">'
+            f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{side}" height="{side}" decoding="sync" '
+            f'style="image-rendering: pixelated; max-width: none">'
+            f'<div aria-hidden="true" style="position: absolute; left: 0; width: 100%; border-top: 1px solid #D55E00; '
+            f'top: {(query + 0.5) / n:.2%}"></div></div>'
+            f"<p>down: query, 0 to {n - 1}; to the right: key, 0 to {n - 1}</p></div>")
+
+
+def coloured(values: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 as colours, NaN as grey: (queries, keys, 4) bytes."""
+    return colormaps["viridis"].with_extremes(bad=HIDDEN)(np.ma.masked_invalid(values), bytes=True)
+
+
+def map_figure(page: Passage, block: int, head: int, query: int) -> Figure:
+    """The same map as a picture with axes."""
     figure = Figure(figsize=(5.4, 4.3), layout="constrained")
     ax = figure.add_subplot()
-    ax.set_facecolor("#bbbbbb")  # hidden keys
-    image = ax.imshow(np.zeros((n_tokens, n_tokens)), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    line = ax.axhline(0, color="#D55E00", linewidth=1)
-    ax.set_xlabel("key: position of the token that is looked at")
+    ax.set_facecolor(HIDDEN)
+    image = ax.imshow(page.shown(block, head), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    ax.axhline(query, color="#D55E00", linewidth=1)
+    ax.set_title(heading(page, block, head), loc="left", fontsize=10)
+    ax.set_xlabel("key: position of the token that is looked at (grey: hidden)")
     ax.set_ylabel("query: position of the token that looks")
-    figure.colorbar(image, ax=ax, label="square root of the weight")
-    return figure, image, line
-
+    figure.colorbar(image, ax=ax)
+    return figure

@@ -50,6 +50,7 @@ class Frame:
             is the output's text and the picture's alternative text; notebooks are compared by it.
         rows: names of controls that stand in one row; None: each has its own.
         button: the name of a Button, where an answer takes so long that the reader must ask for it.
+        adjust: called with the values before an answer, to fit other controls to a change, such as a slider's end.
         at_first: values that the first answer gets in place of the controls', to be quick.
 
     Raises:
@@ -58,8 +59,8 @@ class Frame:
 
     def __init__(self, controls: Mapping[str, ipywidgets.Widget], views: Mapping[str, int], answer: Answer,
                  still: Callable[[], tuple[Figure, str]], rows: Iterable[Iterable[str]] | None = None,
-                 button: str | None = None, at_first: Mapping | None = None):
-        self.controls, self.answer, self.still = dict(controls), answer, still
+                 button: str | None = None, adjust: Callable[..., None] | None = None, at_first: Mapping | None = None):
+        self.controls, self.answer, self.still, self.adjust = dict(controls), answer, still, adjust
         self.button = self.controls.get(button)
         self.views = {name: ipywidgets.HTML(layout={"min_height": f"{height}px"}) for name, height in views.items()}
         self.problem = ipywidgets.HTML()
@@ -90,12 +91,18 @@ class Frame:
 
     def _changed(self, change) -> None:
         if not self._is_quiet:
-            self.run(lambda: self._show(**self.values))
+            self.run(self._follow)
+
+    def _follow(self) -> None:
+        if self.adjust:
+            with self.quietly():
+                self.adjust(**self.values)
+        self._show(**self.values)
 
     def _pressed(self) -> None:
         self.button.disabled = True  # impatient clicks would wait in line
         try:
-            self.run(lambda: self._show(**self.values))
+            self.run(self._follow)
         finally:
             self.button.disabled = False
 
@@ -161,13 +168,4 @@ def png(figure: Figure) -> bytes:
     figure.set_dpi(DPI)
     figure.set_facecolor("white")
     canvas.print_png(out)
-    figure.set_layout_engine("none")  # later drawings keep the places that the first has found: quick, no jumps
     return out.getvalue()
-
-
-def picture_html(figure: Figure, alt: str) -> str:
-    """A figure inside the page. It keeps its place: its size is stated, and the old one stays until it is read."""
-    width, height = (round(inches * DPI) for inches in figure.get_size_inches())
-    data = b64encode(png(figure)).decode()
-    return (f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt, quote=True)}" decoding="sync" '
-            f'width="{width}" height="{height}" style="max-width: 100%; object-fit: contain; background: white">')

@@ -154,7 +154,7 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
     right.barh(list(bars), [100 * value for value in bars.values()], color=COLOURS[2])
     right.axvline(100, color="#444444", linewidth=1)
     right.set_xlabel("% of full training (predicted)")
-    right.set_title(f"The peak falls by {1 - share['peak_bytes']:.0%}, what trains by {1 - ledger.R:.0%}", loc="left",
+    right.set_title(f"Trainable: {1 - ledger.R:.0%} fewer; peak: {1 - share['peak_bytes']:.0%} less", loc="left",
                     fontsize=10)
     for ax in (left, right):
         ax.invert_yaxis()

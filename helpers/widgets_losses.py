@@ -6,6 +6,7 @@ of the smoothing stands in its title, and a table says how far the seeds of a pl
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from helpers.plots import COLOURS, MARKERS
+from helpers.plots import COLOURS
 from helpers.records import read_runs
-from helpers.widgets_frame import STYLE, Frame, control, picture_html, table_html
+from helpers.widgets_frame import STYLE, Frame, control, table_html
+from helpers.widgets_svg import Line, chart
 
 # What can be drawn: label to (list of the record, key in each entry or None, unit).
 MEASURES = {"loss on the dev text": ("evaluations", "held_out_loss", "nats a token"),
@@ -23,6 +25,7 @@ MEASURES = {"loss on the dev text": ("evaluations", "held_out_loss", "nats a tok
             "loss on the training text": ("evaluations", "train_loss", "nats a token"),
             "forgetting": ("evaluations", "forgetting", "nats a token"),
             "gradient norm": ("norms", None, "norm")}
+DASHES = ("", "6 3", "2 2")  # from the eighth label on
 WINDOWS = (1, 3, 5, 9, 15, 25)
 ALL = "all"
 
@@ -60,26 +63,25 @@ def loss_explorer(folder: str | Path, text: str | None = None, ticked: Sequence[
     }
     controls |= {one: control(ipywidgets.Checkbox, one, f"show the runs of {one}", value=one in first, indent=False,
                               layout={"width": "auto", "margin": "0 1.2em 0 0"}) for one in labels}
-    canvas = Curves(labels)
 
-    def chosen(values) -> Mapping[str, list[dict]]:
+    def drawn(values) -> tuple[dict, list[Line], str, str]:
         on = [one for one in labels if values[one]]
-        return runs_shown(runs, on, values["text"], values["seed"])
+        found = runs_shown(runs, on, values["text"], values["seed"])
+        shown = values["measure"], values["window"], values["text"]
+        return found, lines_of(found, *shown[:2], labels), title_of(*shown), sentence(found, *shown)
 
     def answer(**values):
-        found = chosen(values)
-        figure = canvas.draw(found, values["measure"], values["window"], values["text"])
-        yield "curves", picture_html(figure, sentence(found, values["measure"], values["window"], values["text"]))
+        found, lines, title, said = drawn(values)
+        unit = MEASURES[values["measure"]][2]
+        yield "curves", chart(lines, title, "optimizer step", unit, said) + legend_html(found, labels)
         yield "ends", ends_html(found, values["measure"])
 
     def still():
-        values = frame.values
-        found = chosen(values)
-        said = sentence(found, values["measure"], values["window"], values["text"])
-        return canvas.draw(found, values["measure"], values["window"], values["text"]), said
+        found, lines, title, said = drawn(frame.values)
+        return curves_figure(lines, found, labels, title, MEASURES[frame.values["measure"]][2]), said
 
     rows = [["text", "measure", "seed", "window"], labels]
-    frame = Frame(controls, {"curves": 390, "ends": 110}, answer, still, rows)
+    frame = Frame(controls, {"curves": 430, "ends": 110}, answer, still, rows)
     return frame
 
 
@@ -155,41 +157,50 @@ def ends_html(found: Mapping[str, Sequence[Mapping]], measure: str) -> str:
     return f'<div class="loss-explorer-ends" style="{STYLE}">{table_html(head, rows, "loss-explorer-table")}</div>'
 
 
-class Curves:
-    """One figure for all choices; a label keeps its colour whatever else is shown."""
+def lines_of(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, labels: Sequence[str]) -> list[Line]:
+    """Thin with dots: every point, one line a seed. Thick: the smoothed one, if any. A label keeps its colour."""
+    thin, thick = [], []
+    for one, own in found.items():
+        place = labels.index(one)
+        style = {"colour": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
+        for run in own:
+            steps, values = series(run, measure)
+            thin.append(Line(steps, values, **style, opacity=0.45, dots=True))
+            if window > 1:
+                thick.append(Line(steps, smoothed(values, window), **style, width=2.5))
+    return thin + thick
 
-    def __init__(self, labels: Sequence[str]):
-        self.place = {one: i for i, one in enumerate(labels)}
-        self.figure = Figure(figsize=(8, 3.9))
-        self.figure.subplots_adjust(left=0.09, right=0.98, top=0.91, bottom=0.13)
-        self.ax = self.figure.add_subplot()
-        self.ax.spines[["top", "right"]].set_visible(False)
-        self.ax.grid(alpha=0.25)
-        self.ax.set_xlabel("optimizer step")
 
-    def draw(self, found: Mapping[str, Sequence[Mapping]], measure: str, window: int, text: str) -> Figure:
-        """Thin: every point, one line a seed. Thick: the smoothed line, if any."""
-        for line in list(self.ax.lines):
-            line.remove()
-        for one, own in found.items():
-            colour, marker = (palette[self.place[one] % len(palette)] for palette in (COLOURS, MARKERS))
-            for i, run in enumerate(own):
-                steps, values = series(run, measure)
-                self.ax.plot(steps, values, color=colour, marker=marker, markersize=2.5, linewidth=0.6, alpha=0.45)
-                if window > 1:
-                    self.ax.plot(steps, smoothed(values, window), color=colour, linewidth=2)
-                if i == 0:
-                    self.ax.lines[-1].set_label(one)
-        how = "every point, nothing smoothed" if window == 1 else f"thin: every point; thick: mean of {window} points"
-        self.ax.set_title(f"{measure}, {text} ({how})".capitalize(), loc="left", fontsize=10)
-        self.ax.set_ylabel(MEASURES[measure][2])
-        self.ax.relim()
-        self.ax.autoscale()
-        self.legend(bool(found))
-        return self.figure
+def title_of(measure: str, window: int, text: str) -> str:
+    """What is drawn and how it was smoothed."""
+    how = "every point, nothing smoothed" if window == 1 else f"thin: every point; thick: mean of {window} points"
+    return f"{measure[0].upper()}{measure[1:]}, {text} ({how})"
 
-    def legend(self, is_needed: bool) -> None:
-        if self.ax.get_legend():
-            self.ax.get_legend().remove()
-        if is_needed:
-            self.ax.legend(fontsize=8, loc="upper right")
+
+def legend_html(found: Mapping[str, Sequence[Mapping]], labels: Sequence[str]) -> str:
+    """Which colour is which label."""
+    box = "display: inline-block; width: 1.6em; height: 0.6em; background: "
+    words = "".join(
+        f'<span style="margin-right: 1.5em; white-space: nowrap"><span aria-hidden="true" '
+        f'style="{box}{COLOURS[labels.index(one) % len(COLOURS)]}"></span> {html.escape(one)}</span>' for one in found)
+    return f'<div class="loss-explorer-legend" style="{STYLE}">{words}</div>'
+
+
+def curves_figure(lines: Sequence[Line], found: Mapping[str, Sequence[Mapping]], labels: Sequence[str], title: str,
+                  unit: str) -> Figure:
+    """The same lines as a picture."""
+    figure = Figure(figsize=(8, 3.9), layout="constrained")
+    ax = figure.add_subplot()
+    for line in lines:
+        ax.plot(line.x, line.y, color=line.colour, linewidth=line.width, alpha=line.opacity,
+                marker="o" if line.dots else None, markersize=2.5)
+    for one in found:
+        ax.plot([], [], color=COLOURS[labels.index(one) % len(COLOURS)], label=one)
+    ax.set_title(title, loc="left", fontsize=10)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel(unit)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    if found:
+        ax.legend(fontsize=8)
+    return figure

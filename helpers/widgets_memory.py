@@ -68,18 +68,19 @@ def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 
                              options=list(PRECISIONS), value=start.precision),
     }
 
-    def answer(model, plan, batch, length, precision):
-        with frame.quietly():
-            fit_options(controls["plan"], planner.plans(model))
-            fit_options(controls["length"], planner.lengths(model))
-        plan, length = controls["plan"].value, controls["length"].value
-        yield "cards", cards_html(planner, Setting(model, plan, batch, length, precision))
+    def adjust(model, **_):
+        fit_options(controls["plan"], planner.plans(model))
+        fit_options(controls["length"], planner.lengths(model))
+
+    def answer(**values):
+        yield "cards", cards_html(planner, Setting(**values))
 
     def still():
         setting = Setting(**frame.values)
         return cards_figure(planner, setting), sentence(planner, setting)
 
-    frame = Frame(controls, {"cards": 210}, answer, still, [["model", "plan", "precision"], ["batch", "length"]])
+    frame = Frame(controls, {"cards": 210}, answer, still, [["model", "plan", "precision"], ["batch", "length"]],
+                  adjust=adjust)
     return frame
 
 
@@ -155,6 +156,8 @@ def advice(planner: Planner, setting: Setting, card: str) -> str:
         if not is_quick(planner.configs[setting.model]):
             return ""
         most = planner.largest(setting, card, "batch", BATCHES)
+        if setting.batch == BATCHES[-1]:
+            return ""
         return f"a batch of {most} fits too" if most > setting.batch else "a batch of twice that does not"
     return "; or ".join(changes(planner, setting, card)) or "none of these controls alone helps: take a smaller model"
 
@@ -187,14 +190,20 @@ def cards_html(planner: Planner, setting: Setting) -> str:
     found = planner.cost(setting)
     rows = []
     for card in CARDS:
-        verdict = "fits" if planner.fits(setting, card) else "does not fit"
-        rows.append((card, gib(room(card)), f"{found.peak_bytes / room(card):.0%}", f"<b>{verdict}</b>",
-                     advice(planner, setting, card)))
+        rows.append((card, gib(room(card)), f"{found.peak_bytes / room(card):.0%}",
+                     f"<b>{verdict(planner, setting, card)}</b>", advice(planner, setting, card)))
     kinds = ", ".join(f"{name} {gib(sum(found.at_peak[kind] for kind in part))}" for name, part in KINDS.items())
     return (f'<div class="memory-planner-result" style="{STYLE}"><p>At the fullest moment a step of {setting.batch} x '
             f"{setting.length} tokens needs <b>{gib(found.peak_bytes)} GiB</b> (predicted): {kinds}.</p>"
             + table_html(("card", "room (GiB)", "taken", "", "what to change"), rows, "memory-planner-cards")
             + f"<p>Room is {RESERVE:.0%} of what the card gives a program.</p></div>")
+
+
+def verdict(planner: Planner, setting: Setting, card: str) -> str:
+    """"fits", "does not fit", or that the card cannot compute so."""
+    if not is_able(card, setting.precision):
+        return "no bfloat16"
+    return "fits" if planner.fits(setting, card) else "does not fit"
 
 
 def gib(n_bytes: int) -> str:
@@ -203,8 +212,7 @@ def gib(n_bytes: int) -> str:
 
 def sentence(planner: Planner, setting: Setting) -> str:
     """What the picture shows, in words."""
-    said = [f"{card} ({gib(room(card))} GiB): {'fits' if planner.fits(setting, card) else 'does not fit'}"
-            for card in CARDS]
+    said = [f"{card} ({gib(room(card))} GiB): {verdict(planner, setting, card)}" for card in CARDS]
     return (f"Memory planner: {setting.model}, plan {setting.plan}, {setting.batch} x {setting.length} tokens, "
             f"{setting.precision}: {gib(planner.cost(setting).peak_bytes)} GiB at the fullest moment (predicted). "
             f"{'; '.join(said)}.")
@@ -222,7 +230,8 @@ def cards_figure(planner: Planner, setting: Setting) -> Figure:
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for card in CARDS:
         ax.axvline(room(card) / GIB, color="#444444", linestyle="--", linewidth=1)
-        ax.annotate(card, (room(card) / GIB, -0.6), fontsize=8, ha="center", annotation_clip=False)
+        ax.annotate(card, (room(card) / GIB, 1), (0, 3), xycoords=ax.get_xaxis_transform(), fontsize=8, ha="center",
+                    textcoords="offset points")
     fitting = [batch for batch in BATCHES if planner.fits(setting.but(batch=batch), CARDS[0])]
     found = f"a batch of {max(fitting)} fits on a {CARDS[0]}" if fitting else f"nothing fits on a {CARDS[0]}"
     ax.set_title(f"{setting.model}, plan {setting.plan}, windows of {setting.length}: {found}", loc="left", fontsize=10,

@@ -111,11 +111,11 @@ def sentence(prompt: str, texts: Mapping[str, str]) -> str:
 
 def texts_figure(prompt: str, texts: Mapping[str, str]) -> Figure:
     """The columns as a picture."""
-    figure = Figure(figsize=(8.5, 2.6))
+    figure = Figure(figsize=(8.5, 2.0))
     figure.text(0.01, 0.92, f"The prompt of all: {prompt}", fontsize=10, style="italic")
     width = 0.98 / len(texts)
     for i, (name, text) in enumerate(texts.items()):
         lines = textwrap.wrap(" ".join(text.split()), round(98 / len(texts)))
-        figure.text(0.01 + i * width, 0.82, name, fontsize=10, weight="bold", va="top")
-        figure.text(0.01 + i * width, 0.72, "\n".join(lines), fontsize=9, va="top", parse_math=False)
+        figure.text(0.01 + i * width, 0.80, name, fontsize=10, weight="bold", va="top")
+        figure.text(0.01 + i * width, 0.66, "\n".join(lines), fontsize=9, va="top", parse_math=False)
     return figure
