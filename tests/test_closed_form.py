@@ -74,10 +74,10 @@ def test_other_families_are_predicted_by_running():
 
 
 def test_a_prediction_takes_milliseconds(step):
-    """Median of nine plans; a quiet core takes about 3 ms."""
+    """Median of nine plans, in the processor time of this process; measured when this was written: 0.5 ms."""
     seconds = []
     for plan in list(PLANS.values())[:9]:
-        begin = time.perf_counter()
+        begin = time.process_time()
         step.cost(plan, 8, 256)
-        seconds.append(time.perf_counter() - begin)
-    assert median(seconds) < 0.05
+        seconds.append(time.process_time() - begin)
+    assert median(seconds) < 0.02
