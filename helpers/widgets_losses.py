@@ -34,14 +34,15 @@ class RunsError(ValueError):
     """A folder without runs. The message says how to record some."""
 
 
-def loss_explorer(folder: str | Path, text: str | None = None, ticked: Sequence[str] | None = None,
-                  measure: str = "training loss, each batch", window: int = 9) -> Frame:
+def loss_explorer(folder: str | Path, text: str | None = None, plans: Sequence[str] | None = None,
+                  choice: str | None = None, measure: str = "training loss, each batch", window: int = 9) -> Frame:
     """A widget that draws recorded runs.
 
     Args:
         folder: with one JSON file a run, as `records.write_record` writes them; any plans, texts and seeds.
         text: shown at the start; None takes the first.
-        ticked: labels (see `label`) shown at the start, or plans, then all their runs; None takes the first two.
+        plans: whose runs are ticked at the start; None takes the first two.
+        choice: ticks only runs at the rate for this purpose, "keep" or "learn"; None: at every rate.
         measure: a key of `MEASURES`.
         window: points that are averaged at the start; 1 draws the points alone.
 
@@ -51,7 +52,8 @@ def loss_explorer(folder: str | Path, text: str | None = None, ticked: Sequence[
     runs = runs_of_one_model(folder)
     labels = sorted(set(map(label, runs)))
     texts, seeds = (sorted({run[key] for run in runs}) for key in ("text", "seed"))
-    first = labels[:2] if ticked is None else [one for one in labels if one in ticked or one.split(",")[0] in ticked]
+    first = plans or sorted({run["plan"] for run in runs})[:2]
+    ticked = {label(r) for r in runs if r["plan"] in first and (choice is None or choice in r.get("rate_choice", ""))}
     controls = {
         "text": control(ipywidgets.Dropdown, "Text", "which text the runs were trained on", options=texts,
                         value=text or texts[0]),
@@ -61,7 +63,7 @@ def loss_explorer(folder: str | Path, text: str | None = None, ticked: Sequence[
         "window": control(ipywidgets.SelectionSlider, "Points averaged", "1: nothing is smoothed", options=WINDOWS,
                           value=window),
     }
-    controls |= {one: control(ipywidgets.Checkbox, one, f"show the runs of {one}", value=one in first, indent=False,
+    controls |= {one: control(ipywidgets.Checkbox, one, f"show the runs of {one}", value=one in ticked, indent=False,
                               layout={"width": "auto", "margin": "0 1.2em 0 0"}) for one in labels}
 
     def drawn(values) -> tuple[dict, list[Line], str, str]:

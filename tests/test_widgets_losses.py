@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 import pytest
 
+from helpers.comparison import chosen, pairs_by_seed
 from helpers.profiles import DATA, TINY
 from helpers.widgets import loss_explorer
 from helpers.widgets_losses import RunsError, ends, label, lines_of, runs_of_one_model, runs_shown, series, smoothed
@@ -26,7 +27,7 @@ def run(plan="full", text="alice", seed=0, rate=1e-4, n=12, **more):
 @pytest.fixture
 def folder(tmp_path):
     """Two plans, one of them at two rates, on three texts, with up to four seeds."""
-    runs = [run(seed=s) for s in range(4)] + [run(rate=3e-4, text=t) for t in ("alice", "edgar")]
+    runs = [run(seed=s) for s in range(4)] + [run(rate=3e-4, text=t) for t in ("edgar", "zoe")]
     runs += [run(plan="only-norms", text=t, seed=5) for t in ("edgar", "zoe")]
     for number, one in enumerate(runs):
         place = tmp_path / one["plan"] / one["text"]
@@ -50,8 +51,29 @@ def test_the_courses_own_evidence_is_shown():
     assert {label(r) for r in runs} <= set(frame.controls)
 
 
+def test_a_purpose_ticks_its_rate_alone(folder):
+    (folder / "keep.json").write_text(json.dumps(run(rate=1e-5, rate_choice="keep")))
+    controls = loss_explorer(folder, plans=["full"], choice="keep").controls
+    assert [name for name in controls if "rate" in name and controls[name].value] == ["full, rate 1e-05"]
+
+
+def test_the_answers_that_the_notebook_gives_are_true():
+    """Notebook 05: runs with one seed jump together; the plans lie apart in training loss, hardly on dev."""
+    runs = runs_of_one_model(RECORDED)
+    for text in ("alice", "edgar"):
+        full, main = (chosen(runs, plan, text, "learn") for plan in ("full", "freeze-attention+embeddings"))
+        own, dev = "training loss, each batch", "loss on the dev text"
+        for a, b in pairs_by_seed(full, main):
+            x, y = series(a, own)[1], series(b, own)[1]
+            n = min(len(x), len(y))
+            assert np.corrcoef(np.diff(x[:n]), np.diff(y[:n]))[0, 1] > 0.9
+            assert np.abs(np.diff(x)).mean() > (y - x)[:10].mean() > 0 and np.mean(y[:n] > x[:n]) > 0.9
+        gap = {m: [values.mean() for values in ends({"full": full, "main": main}, m).values()] for m in (own, dev)}
+        assert gap[own][1] - gap[own][0] > 5 * abs(gap[dev][1] - gap[dev][0])
+
+
 def test_every_measured_point_stays_in_the_picture(folder):
-    frame = loss_explorer(folder, ticked=["full, rate 0.0001"], window=5)
+    frame = loss_explorer(folder, plans=["full"], window=5)
     shown = frame.views["curves"].value
     assert shown.count("h0") == 4 * 12  # a dot each
     assert shown.count('stroke-width="2.5"') == 4 and "thick: mean of 5 points" in shown
@@ -67,7 +89,7 @@ def test_smoothing_is_the_mean_of_neighbours_and_of_fewer_at_the_ends():
 
 
 def test_one_seed_alone(folder):
-    frame = loss_explorer(folder, ticked=["full, rate 0.0001"])
+    frame = loss_explorer(folder, plans=["full"])
     frame.controls["seed"].value = "2"
     assert frame.views["curves"].value.count("h0") == 12
     assert "<td" in frame.views["ends"].value and ">1</td>" in frame.views["ends"].value
@@ -82,13 +104,13 @@ def test_a_label_keeps_its_colour(folder):
 
 
 def test_nothing_chosen_is_an_empty_chart_and_no_error(folder):
-    frame = loss_explorer(folder, ticked=["full, rate 0.0001"])
+    frame = loss_explorer(folder, plans=["full"])
     frame.controls["full, rate 0.0001"].value = False
     assert "no run is chosen" in frame.views["curves"].value and frame.problem.value == ""
 
 
 def test_the_table_is_never_smoothed(folder):
-    frame = loss_explorer(folder, ticked=["full, rate 0.0001"], window=1)
+    frame = loss_explorer(folder, plans=["full"], window=1)
     before = frame.views["ends"].value
     frame.controls["window"].value = 25
     assert frame.views["ends"].value == before and "2.965" in before  # mean of 2.95 to 2.98
@@ -111,7 +133,7 @@ def test_a_folder_without_runs_and_a_mixed_one_are_refused(tmp_path, folder):
 
 
 def test_the_picture_says_what_it_shows(folder):
-    figure, said = loss_explorer(folder, ticked=["full, rate 0.0001"], window=9).still()
+    figure, said = loss_explorer(folder, plans=["full"], window=9).still()
     assert "4 seeds" in said and "Every measured point is drawn" in said and "means over 9" in said
     assert "mean of 9 points" in figure.axes[0].get_title(loc="left")
 
@@ -123,7 +145,7 @@ def test_the_chart_is_described_for_those_who_cannot_see_it(folder):
 
 def test_a_change_is_answered_within_100_ms():
     """Median over the course's own evidence, all its runs ticked, in the processor time of this process."""
-    frame = loss_explorer(RECORDED, ticked=[label(r) for r in runs_of_one_model(RECORDED)])
+    frame = loss_explorer(RECORDED, plans=[r["plan"] for r in runs_of_one_model(RECORDED)])
     seconds = []
     for name, value in (("window", 25), ("window", 1), ("window", 9), ("text", "edgar"), ("measure", "gradient norm"),
                         ("measure", "loss on the dev text"), ("seed", "0"), ("seed", "all"), ("text", "alice")):
