@@ -114,7 +114,7 @@ def _load(notebook: str = "") -> None:
 
 
 def number(answer: Any) -> float:
-    """A number from an int, a float, a one-element tensor, array or list, or text such as "56,707,584".
+    """A number from an int, a float, a one-element tensor, array or list, or text such as "56,707,584" or "9.5%".
 
     Raises:
         ValueError: it holds no number, or several.
@@ -128,7 +128,7 @@ def number(answer: Any) -> float:
     if isinstance(answer, str):
         if re.search(r"^\D*0,|,(?!\d{3}(?!\d))", answer):  # many languages write 3,24 where Python wants 3.24
             raise ValueError(f"{answer!r} has a comma: write a decimal point, as in 3.24")
-        answer = answer.replace(",", "").replace("_", "").strip()
+        answer = answer.replace(",", "").replace("_", "").strip().removesuffix("%")
     if isinstance(answer, (list, tuple, set, dict)):
         comma = ": 3,24 is two numbers in Python, 3.24 is one" if isinstance(answer, tuple) and len(answer) == 2 else ""
         raise ValueError(f"one number is asked for, found {len(answer)}{comma}")

@@ -18,6 +18,7 @@ UNIFORM = math.log(4096)  # nats: a uniform guess over the miniature's vocabular
 def uniform_guess(answer: Any) -> Reply:
     """The loss of a uniform guess over 4,096 tokens, in nats."""
     return judge_number(answer, UNIFORM, "ln 4,096 = 8.318 nats. A model above this is worse than knowing nothing.", {
+        8.3: "8.3 is near, and rounded too much: give two decimals.",
         12.0: "12 is log2(4,096): that is the loss in bits. One bit is ln 2 = 0.693 nats; the natural logarithm "
               "gives nats.",
         math.log10(4096): "3.61 is log10(4,096). The loss uses the natural logarithm: math.log in Python.",

@@ -176,10 +176,13 @@ def check_logit_by_piece(answer: Any) -> Reply:
         return wrong(f"{len(pieces)} numbers are asked for, one for each piece; your function returns {found.numel()}.")
     found = found.reshape(-1)
     if torch.allclose(found, logit_by_piece(pieces, ln, row), rtol=1e-4, atol=1e-4):
-        return right("They add up to the logit, less what the LayerNorm's bias adds. You can ask who wrote what.")
+        return right("They add up to the logit without what the LayerNorm's bias adds. You can ask who wrote what.")
     for split, reason in MISSPLIT:
         if torch.allclose(found, split(pieces, ln, row), rtol=1e-4, atol=1e-4):
             return wrong(reason)
     logit = (ln(pieces.sum(0)) - ln.bias) @ row
+    if torch.isclose(found.sum(), logit, rtol=1e-4, atol=1e-4):
+        return wrong("your four numbers add up to the logit, but they are not what each piece adds. Take from each "
+                     "piece its *own* mean over the width, before you divide by the σ of the sum.")
     return wrong(f"your four numbers add up to {found.sum():.3f}; the logit without the bias is {logit:.3f}. Write "
                  "the LayerNorm of the sum as a formula, and then put the sum outside.")

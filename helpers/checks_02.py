@@ -34,7 +34,8 @@ _FROZEN, _BEFORE = (2, 4), (0, 1)  # places in TENSORS: attention, and what stan
 
 @exercise("02b")
 def gradients_with_frozen_attention(answer: Any) -> Reply:
-    """Six words, in order; None, 0 and other numbers are read as absent, zero and nonzero."""
+    """Six words, in order, also as one text; None, 0 and other numbers are read as absent, zero and nonzero."""
+    answer = answer.replace(",", " ").split() if isinstance(answer, str) else answer
     found = [_state(value) for value in (answer.values() if isinstance(answer, dict) else answer)]
     if len(found) != len(TENSORS):
         raise ValueError(f"{len(TENSORS)} words are asked for, found {len(found)}")
@@ -91,7 +92,7 @@ def blocks_without_gradients(answer: Any) -> Reply:
                      "and its gradient comes down through all the blocks above it.")
     if found[_HEAD] != 0:
         return wrong("plan 6 trains the output head, which stands on top. But it is tied: the same tensor is the token "
-                     "embedding, below block 0, and half of its gradient comes from there.")
+                     "embedding, below block 0, and a part of its gradient comes from there.")
     if found[_NORMS] != 0:
         return wrong("plan 4 trains very little, but a LayerNorm stands in block 0. A small share is no short way.")
     if any(found[i] == N_BLOCKS - right_ones[i] for i in _UPPER):

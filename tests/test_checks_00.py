@@ -26,13 +26,14 @@ def test_the_uniform_guess_is_right_in_every_form(answer):
 
 @pytest.mark.parametrize("answer, words", [
     (12, "bits"), (3.61, "log10"), (4096, "perplexity"), (-8.318, "sign"), (math.log10(4096), "log10"),
-    (1 / 4096, "probability"), (5, "hints"), ([1, 2], "cannot be read")])
+    (1 / 4096, "probability"), (5, "hints"), ([1, 2], "cannot be read"),
+    (8.3, "two decimals"), ((8, 3), "8.3 and not 8,3")])
 def test_each_mistake_about_the_uniform_guess_is_named(answer, words):
     reply = reply_to("00a", answer)
     assert reply.ok is False and words in reply.message
 
 
-@pytest.mark.parametrize("answer", [-9.5, 9.5, 9.516, -0.095, "-9.5", torch.tensor(-9.5163), [9.5],
+@pytest.mark.parametrize("answer", [-9.5, 9.5, 9.516, -0.095, "-9.5", "9.5%", torch.tensor(-9.5163), [9.5],
                                     100 * (math.exp(-0.1) - 1)])
 def test_the_perplexity_change_is_right_in_every_form(answer):
     assert reply_to("00b", answer).ok

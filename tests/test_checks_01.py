@@ -218,6 +218,7 @@ def test_01e_names_the_mistake_in_the_contributions(split, reason):
 @pytest.mark.parametrize(("answer", "named"), [
     (lambda p, ln, row: p * row, "one for each feature"),
     (lambda p, ln, row: ln(p.sum(0)) @ row, "4 numbers are asked"),
+    (lambda p, ln, row: logit_by_piece(p, ln, row).mean().expand(4), "its *own* mean"),
     (lambda p, ln, row: torch.ones(4), "add up to 4.000"), (lambda p, ln, row: p @ p, "stopped with RuntimeError"),
     (torch.ones(4), "found Tensor")])
 def test_01e_says_what_is_wrong_with_something_else(answer, named):
@@ -253,6 +254,16 @@ def over_positions(out):
     return out.mean(1, keepdim=True).expand_as(out)
 
 
+@contextmanager
+def forgets_the_tuple(part):
+    """Right for an MLP; what attention returns has no mean."""
+    handle = part.register_forward_hook(lambda module, inputs, output: over_positions(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("answer", [ablation(over_positions), ablation(lambda out: out.mean(1, keepdim=True))])
 def test_01f_a_right_ablation_passes(answer):
     reply = reply_to("01f", answer)
@@ -269,6 +280,7 @@ def test_01f_a_right_ablation_passes(answer):
     (ablation(lambda out: out.mean(0, keepdim=True).expand_as(out)), "windows of the batch"),
     (ablation(lambda out: out.mean((0, 1), keepdim=True).expand_as(out)), "mean of another"),
     (ablation(lambda out: out.mean().expand_as(out)), "a single number"),
+    (forgets_the_tuple, "Attention returns a tuple: take its first entry"),
     (ablation(lambda out: out.mean(1)), "the block stopped with RuntimeError"),
     (ablation(lambda out: 2 * out), "would change it"),
     (ablation(over_positions).__wrapped__, "put @contextmanager above it"),
