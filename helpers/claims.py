@@ -168,11 +168,15 @@ def predictions() -> dict[str, dict]:
     return json.loads(place.read_text("utf-8")) if place.exists() else {}
 
 
-def reveal(claim: str, measured: float, unit: str = "", article: str = "") -> None:
-    """Print article, prediction and measurement side by side. A miss is a question, not a mark."""
+def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: str = "measured") -> None:
+    """Print article, prediction and measurement side by side. A miss is a question, not a mark.
+
+    Args:
+        how: where the number comes from; "predicted" where it was computed and nothing was measured.
+    """
     yours = predictions().get(claim)
     said = "no prediction" if yours is None else f"{yours['value']:g} ({yours['low']:g} to {yours['high']:g})"
-    print(f"{claim}  article: {article or '-'} | you: {said} | measured: {measured:.3g} {unit}".rstrip())
+    print(f"{claim}  article: {article or '-'} | you: {said} | {how}: {measured:.3g} {unit}".rstrip())
     if yours is not None and not yours["low"] <= measured <= yours["high"]:
         print("Outside your range. Which assumption was different from what happened?")
 

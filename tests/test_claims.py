@@ -77,6 +77,12 @@ def test_a_result_that_no_claim_is_about_is_predicted_by_its_notebook(capsys):
             predict(name, 0.3)
 
 
+def test_a_computed_number_is_not_called_measured(capsys):
+    reveal("C12", 0.832, "of full training's time", how="predicted")
+    out = capsys.readouterr().out
+    assert "| predicted: 0.832 of full" in out and "measured" not in out
+
+
 def test_no_prediction_lets_everything_go_on(capsys):
     predict("C4", None)
     reveal("C4", 0.774)
