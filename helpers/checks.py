@@ -127,10 +127,11 @@ def number(answer: Any) -> float:
         answer = answer[0]
     if isinstance(answer, str):
         if re.search(r"^\D*0,|,(?!\d{3}(?!\d))", answer):  # many languages write 3,24 where Python wants 3.24
-            raise ValueError(f"{answer!r} has a comma: write a decimal point, as in 3.24")
+            raise ValueError(f"a decimal is written with a point, {answer.replace(',', '.')} and not {answer}")
         answer = answer.replace(",", "").replace("_", "").strip().removesuffix("%")
     if isinstance(answer, (list, tuple, set, dict)):
-        comma = ": 3,24 is two numbers in Python, 3.24 is one" if isinstance(answer, tuple) and len(answer) == 2 else ""
+        pair = isinstance(answer, tuple) and len(answer) == 2
+        comma = ". A decimal is written with a point, {0}.{1} and not {0},{1}".format(*answer) if pair else ""
         raise ValueError(f"one number is asked for, found {len(answer)}{comma}")
     return float(answer)
 
