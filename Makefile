@@ -6,6 +6,7 @@ PY := .venv/bin/python
 NOTEBOOK ?=
 TORCH_INDEX ?=
 REPO ?=
+VERSION ?=
 CELL_SECONDS ?= 300
 ARGS ?=
 
@@ -57,8 +58,8 @@ benchmark: venv ## time and memory of our engine beside the HF Trainer's, 125M: 
 smollm2: venv ## fetch the real pretrained model of COURSE_PROFILE=smollm2: downloads 93 MB, keeps 542 MB
 	@$(PY) -m helpers.pretrained
 
-badges: venv ## set the repository's name everywhere: REPO=owner/name
-	@$(PY) scripts/badges.py "$(REPO)"
+badges: venv ## set the repository's name and version everywhere: REPO=owner/name VERSION=v0.1.0, or one of them
+	@$(PY) scripts/badges.py "$(REPO)" "$(VERSION)"
 
 site: venv ## build the course as pages under build/site, from what the notebooks store
 	@$(PY) scripts/build_site.py

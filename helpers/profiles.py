@@ -9,6 +9,8 @@ module is the only one that reads environment variables:
     COURSE_STEPS      at most so many training steps
     COURSE_BUILD      where results go (default: build/ in the project)
     COURSE_DATA       where downloaded books and models are kept (default: .downloads/ in the project)
+
+Beside these it reads JPY_SESSION_NAME, by which Jupyter tells a kernel whose notebook it runs.
 """
 
 from __future__ import annotations
@@ -211,6 +213,12 @@ def downloads_dir() -> Path:
 def smollm2_dir() -> Path:
     """The model folder of profile smollm2, which `helpers.pretrained` makes. It may not exist yet."""
     return downloads_dir() / SMOLLM2.model_name
+
+
+def open_notebook() -> str | None:
+    """The notebook that this kernel runs, one of `NOTEBOOKS`: Jupyter's server names it. None where nobody does."""
+    name = Path(_setting("JPY_SESSION_NAME") or "").stem
+    return name if name in NOTEBOOKS else None
 
 
 def _setting(name: str) -> str | None:
