@@ -62,8 +62,8 @@ def code_cells(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, str], *,
-                 before_cell: Callable[[int], None] = lambda number: None,
-                 timeout: int | None = None) -> Failure | None:
+                 before_cell: Callable[[int], None] = lambda number: None, timeout: int | None = None,
+                 manager: type[AsyncKernelManager] = OwnKernelManager) -> Failure | None:
     """Run a notebook in place, from an empty kernel, until its end or its first failing cell.
 
     Args:
@@ -72,12 +72,13 @@ def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, 
         settings: environment variables on top of this process's own.
         before_cell: called with the number of the cell that is about to run.
         timeout: seconds for one cell; None waits for ever.
+        manager: starts the kernel; the tests start one of another Python.
     """
     cells = code_cells(book)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(book, kernel_manager_class=OwnKernelManager, timeout=timeout, coalesce_streams=True,
+    client = NotebookClient(book, kernel_manager_class=manager, timeout=timeout, coalesce_streams=True,
                             record_timing=False, startup_timeout=300, resources={"metadata": {"path": str(folder)}},
                             extra_arguments=["--log-level=ERROR"])  # no warning about its own sockets
     positions = {id(cell): index for index, cell in enumerate(book.cells)}

@@ -1,6 +1,7 @@
 """Run the course's notebooks in order and show what they found.
 
     python scripts/run_course.py [--notebook 02_freezing]        (make course [NOTEBOOK=02_freezing])
+    python scripts/run_course.py --record-minutes                (for maintainers, on a machine that does nothing else)
 
 Each notebook runs in a kernel of its own. Its executed copy and its page go to
 build/course/, never into notebooks/; the claims that it recorded end in build/claims.json
@@ -11,6 +12,7 @@ was done until then is kept, and the exit code is 1. Bad arguments: exit code 2.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import time
@@ -159,13 +161,29 @@ def forget_claims(build: Path) -> None:
         old.unlink()
 
 
+def record_minutes(done: list[Lesson], profile: str) -> None:
+    """Keep how long each notebook took, and on what: set-up cells tell it to readers (`helpers.rooms`)."""
+    from helpers.checkpoints import write_json
+    from helpers.records import code_commit, machine_class, versions
+    from helpers.rooms import MINUTES
+
+    every = json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.exists() else {}
+    every[profile] = {"machine": machine_class(), "versions": versions(), "commit": code_commit(),
+                      "seconds": {lesson.name: round(lesson.seconds, 1) for lesson in done}}
+    write_json(MINUTES, every)
+    print(f"How long each notebook took is now in {shown(MINUTES)}.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     from helpers.profiles import ProfileError, build_dir, current
 
     parser = argparse.ArgumentParser(description="Run the course's notebooks and show what they found.")
     parser.add_argument("--notebook", default="", metavar="NAME", help="run this one only, such as 02_freezing")
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
+    parser.add_argument("--record-minutes", action="store_true", help="keep the times of a whole run in data/")
     options = parser.parse_args(arguments)
+    if options.record_minutes and options.notebook:
+        parser.error("--record-minutes keeps the times of all notebooks together: leave out --notebook")
     try:
         paths = lessons(options.folder.resolve(), options.notebook)
         profile, build = current(), Path(build_dir()).resolve()
@@ -183,6 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     show_claims(build)
     report(done, build / "course", time.monotonic() - begin)
+    if options.record_minutes and not done[-1].failure:
+        record_minutes(done, profile.name)
     return 1 if done[-1].failure else 0
 
 

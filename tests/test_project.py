@@ -297,9 +297,12 @@ def test_most_outputs_are_compared():
 def test_every_badge_has_the_name_of_pyproject():
     pages = [p for p in [ROOT / "README.md", *NOTEBOOKS] if p.exists()]
     for page in pages:
-        for slug, name in re.findall(r"research\.google\.com/github/([^/]+/[^/]+)/blob/main/notebooks/(\w+)\.ipynb",
-                                     page.read_text("utf-8")):
+        found = re.findall(r"research\.google\.com/github/([^/]+/[^/]+)/blob/([^/]+)/notebooks/(\w+)\.ipynb",
+                           page.read_text("utf-8"))
+        assert found, f"{page.name} has no badge"
+        for slug, revision, name in found:
             assert slug == badges.repository(), f"{page.name}: run make badges REPO={badges.repository()}"
+            assert revision == badges.revision(), f"{page.name}: run make badges VERSION={badges.revision()}"
             assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), f"{page.name} has a badge for {name}"
 
 
@@ -313,7 +316,7 @@ def small_project(folder: Path) -> Path:
     """A project with one badge in README and one in a notebook."""
     (folder / "notebooks").mkdir()
     (folder / "pyproject.toml").write_text('[tool.frozen-attention]\nrepository = "OWNER/frozen-attention"\n')
-    page = badges.badge("00_a", "OWNER/frozen-attention")
+    page = badges.badge("00_a", "OWNER/frozen-attention", "main")
     (folder / "README.md").write_text(f"{page}\ngit clone https://github.com/OWNER/frozen-attention.git\n")
     (folder / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": [{"source": [page]}]}))
     return folder
@@ -336,6 +339,53 @@ def test_a_name_that_is_no_repository_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match="owner and name"):
         badges.rename(project, name)
     assert badges.repository(project) == "OWNER/frozen-attention"
+
+
+@pytest.fixture
+def versioned(tmp_path):
+    """A small project whose notebook has a set-up cell, and whose README says "main" of something else."""
+    project = small_project(tmp_path)
+    with open(project / "pyproject.toml", "a") as file:
+        file.write('revision = "main"\n')
+    cells = [{"source": [badges.badge("00_a", "OWNER/frozen-attention", "main")]},
+             {"source": badges.set_up_cell("OWNER/frozen-attention", "main").splitlines(keepends=True)}]
+    (project / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": cells}))
+    with open(project / "README.md", "a") as file:
+        file.write("the main plan, on branch main\n")
+    return project
+
+
+def test_badges_set_up_cells_and_version_change_together(versioned):
+    changed = badges.rename(versioned, "ada/course", "v1.2.0")
+    assert changed == {"pyproject.toml": 2, "README.md": 3, "notebooks/00_a.ipynb": 4}
+    first, cell = json.loads((versioned / "notebooks" / "00_a.ipynb").read_text())["cells"]
+    assert first["source"] == [badges.badge("00_a", "ada/course", "v1.2.0")]
+    assert "".join(cell["source"]) == badges.set_up_cell("ada/course", "v1.2.0")
+    assert (badges.repository(versioned), badges.revision(versioned)) == ("ada/course", "v1.2.0")
+    assert "the main plan, on branch main" in (versioned / "README.md").read_text()
+
+
+def test_a_version_changes_alone_and_back(versioned):
+    before = {p: p.read_bytes() for p in versioned.rglob("*.*")}
+    commit = "0" * 40
+    changed = badges.rename(versioned, version=commit)
+    assert changed == {"pyproject.toml": 1, "README.md": 1, "notebooks/00_a.ipynb": 2}
+    assert badges.rename(versioned, version=commit) == {}
+    badges.rename(versioned, version="main")
+    assert {p: p.read_bytes() for p in versioned.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("version", ["", "two words", "-b", "a/b", "../main", "v1;ls", "$(ls)"])
+def test_a_version_that_could_not_stand_in_an_address_is_refused(versioned, version):
+    with pytest.raises(ValueError, match="branch, tag or commit"):
+        badges.rename(versioned, version=version)
+    assert badges.revision(versioned) == "main"
+
+
+def test_the_package_has_the_version_of_helpers():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert settings["project"]["dynamic"] == ["version"]
+    assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "helpers.__version__"}
 
 
 # --- commands ----------------------------------------------------------------------
