@@ -20,7 +20,7 @@ from colab_room import colab_packages
 from helpers import drive, packages, profiles, rooms
 from helpers.budget import budget
 from helpers.freezing import COURSE_PLANS
-from helpers.models import choose_precision, gpt_neo_125m_config
+from helpers.models import build_on_meta, choose_precision, gpt_neo_125m_config
 from helpers.packages import KEPT, PackageError, complete, lacks
 from helpers.profiles import GPT_NEO, NOTEBOOKS, PROFILES, ROOT, TINY
 from notebook_kernel import code_cells
@@ -279,6 +279,16 @@ def test_a_t4_trains_in_float32(monkeypatch):
 
 
 # --- where runs are kept -----------------------------------------------------------
+
+
+def test_notebook_04_says_how_much_room_its_checkpoints_take_in_drive():
+    """Two checkpoints of each run: the trained weights, the best ones, and AdamW's two moments, in float32."""
+    sizes = [COURSE_PLANS[plan].explain(build_on_meta(gpt_neo_125m_config())).n_trainable * 4 * 4
+             for plan in ("attention+embeddings", "full")]
+    gigabytes = round(2 * sum(sizes) / 1e9)
+    book = nbformat.read(ROOT / "notebooks" / "04_training.ipynb", as_version=4)
+    text = next(cell.source for cell in book.cells if cell.id == "training-051")
+    assert f"about {gigabytes} GB" in text and "Without your yes" in text
 
 
 def test_runs_are_kept_in_the_build_folder_without_a_yes(monkeypatch, tmp_path, capsys, colab):
