@@ -55,8 +55,11 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
     """The highest of 80, 65, 50, 35% of ``full_gain`` that every run reaches, as (gain, share).
 
     Raises:
-        ComparisonError: some run does not even reach 35%.
+        ComparisonError: full training gained nothing, or some run does not even reach 35%.
     """
+    if full_gain <= 0:
+        raise ComparisonError("Not comparable: full training gained nothing, so there is no gain to match. "
+                              "Train longer, or tune its rate.")
     reached = min(frontier(r)[0][-1] for r in runs)
     for share in (0.80, 0.65, 0.50, 0.35):
         if reached >= share * full_gain:

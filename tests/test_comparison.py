@@ -66,6 +66,11 @@ def test_the_matched_gain_is_the_highest_level_that_all_reach():
         matched_gain([fast, evaluations([(0.01, 0.1)])], 0.2)
 
 
+def test_where_full_training_gained_nothing_no_gain_can_be_matched():
+    with pytest.raises(ComparisonError, match="gained nothing"):
+        matched_gain([evaluations([(-0.1, 0.1)])], 0.0)
+
+
 def test_the_interval_over_pairs_is_the_t_interval_and_windows_add_in_quadrature():
     d = [-0.02, -0.035, -0.015]
     assert paired_interval(d).seed_half == pytest.approx(4.3027 * np.std(d, ddof=1) / 3**0.5, rel=1e-4)
