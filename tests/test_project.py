@@ -33,7 +33,8 @@ when_complete = pytest.mark.skipif(not is_complete, reason="the course is still 
 # Packages that are run, not imported, and the file that shows it.
 COMMANDS = {"jupyterlab": "Makefile", "nbval": "Makefile", "ruff": "Makefile", "pytest-timeout": "pyproject.toml",
             "setuptools": "pyproject.toml", "ipywidgets": "requirements.txt",  # JupyterLab shows its sliders
-            "myst-nb": "site/conf.py", "furo": "site/conf.py", "docutils": "site/conf.py",
+            "sphinx": "scripts/build_site.py", "docutils": "site/conf.py", "myst-nb": "site/conf.py",
+            "furo": "site/conf.py",
             "check-jsonschema": "tests/test_workflows.py", "zizmor": "tests/test_workflows.py"}
 
 
