@@ -33,14 +33,15 @@ OWN_PAGES = {
     "your_own": ("Your own text and model", ("Your own text, from a shell", "Your own model, in five lines")),
     "verdicts": ("What the course found", ("What the course found",)),
 }
+README_PAGES = {"index.md", *(f"{name}.md" for name in OWN_PAGES)}
 # Caption in the navigation to pages. A pattern may match nothing.
 NAVIGATION = {
     "Lessons": ("notebooks/*",),
-    "Results": ("verdicts", "results/*"),
+    "Results": ("verdicts", "results/README", "results/*"),
     "Beside the lessons": ("docs/glossary", "your_own", "docs/*", "CONTRIBUTING"),
 }
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\((?!\w+:)([^)\s#]+)")
+LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?")
 
 
 class SiteError(ValueError):
@@ -116,21 +117,33 @@ class Links:
             SiteError: a link leads to no file.
         """
         parts = CODE.split(text)  # text and code by turns
-        parts[::2] = [LINK.sub(lambda found: f"]({self._target(found[1], page)}", part) for part in parts[::2]]
         up = "../" * (len(PurePosixPath(page).parts) - 1)
+        parts[::2] = [LINK.sub(lambda found: f"]({self._target(page, up, found[1], found[2] or '')}", part)
+                      for part in parts[::2]]
         return "".join(parts).replace(f"({BADGE})", f"({up}{OWN_BADGE})")
 
-    def _target(self, link: str, page: str) -> str:
-        path = (self.root / page).parent.joinpath(link).resolve()
+    def _target(self, page: str, up: str, link: str, anchor: str) -> str:
+        if not link and page not in README_PAGES:
+            return anchor  # a place on the page itself
+        path = (self.root / page).parent.joinpath(link or "README.md").resolve()
         if not path.exists() or not path.is_relative_to(self.root):
             raise SiteError(f"{page} has a link to '{link}', which is not there.")
-        place = PurePosixPath(path.relative_to(self.root).as_posix())
+        place = path.relative_to(self.root).as_posix()
+        if place == "README.md":
+            return up + readme_place(anchor)
         if path.suffix in PICTURES:
-            self.pictures.add(place)
+            self.pictures.add(PurePosixPath(place))
             return link
-        if place == PurePosixPath("README.md"):
-            return link.replace("README", "index")
-        return link if str(place) in self.pages else f"{self.address}/{place}"
+        return (link if place in self.pages else f"{self.address}/{place}") + anchor
+
+
+def readme_place(anchor: str) -> str:
+    """Where a place of README is in the site: the front page, or a page of its own with the anchor left."""
+    for name, (title, headings) in OWN_PAGES.items():
+        for heading in headings:
+            if anchor == "#" + re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"):
+                return f"{name}.md" + (anchor if heading != title else "")
+    return f"index.md{anchor}"
 
 
 def described(cell: nbformat.NotebookNode, name: str) -> None:

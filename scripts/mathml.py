@@ -10,6 +10,7 @@ from latex2mathml import converter, exceptions
 UNTRANSLATABLE = (IndexError, KeyError, ValueError, *(
     error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)))
 WORDS = re.compile(r"\\text\{[^}]*\}")  # latex2mathml keeps the backslash of "\_" in there, and shows it
+INFINITY = "<{0}>&#x0221E;</{0}>"  # an operator to latex2mathml, with room on both sides; it is a number
 
 
 class FormulaError(ValueError):
@@ -35,4 +36,4 @@ def mathml(formula: str, display: str) -> str:
     if "\\" in drawn:
         raise FormulaError(f"The formula '{formula.strip()}' has a command that latex2mathml does not know: "
                            "it would be shown as text. Write it with simpler LaTeX.")
-    return drawn
+    return drawn.replace(INFINITY.format("mo"), INFINITY.format("mi"))

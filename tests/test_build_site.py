@@ -25,6 +25,13 @@ def test_a_link_to_readme_leads_to_the_front_page(links):
     assert links.rewritten("[a](../README.md)", "docs/glossary.md") == "[a](../index.md)"
 
 
+def test_a_link_to_a_section_of_readme_finds_it_on_its_new_page(links):
+    text = "[a](../README.md#what-the-course-found) [b](../README.md#your-own-model-in-five-lines)"
+    expected = "[a](../verdicts.md) [b](../your_own.md#your-own-model-in-five-lines)"
+    assert links.rewritten(text, "results/forgetting.md") == expected
+    assert links.rewritten("[a](#what-the-course-found)", "index.md") == "[a](verdicts.md)"
+
+
 def test_a_link_to_a_file_that_is_no_page_leads_to_the_repository(links):
     address = build_site.repository_address(ROOT)
     assert badges.repository(ROOT) in address and "/blob/" in address

@@ -7,7 +7,6 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +22,6 @@ from conftest import require_or_skip
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHOTS = ROOT / "build" / "screenshots"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 THEMES = ("light", "dark")
 WIDTHS = (1280, 800, 400)
 UNFOLD = "document.querySelectorAll('details').forEach(part => part.open = true)"
@@ -93,7 +91,9 @@ def browser():
     needed("playwright", "axe_playwright_python")
     from playwright.sync_api import sync_playwright
 
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    import lab
+
+    path = lab.chromium()
     if path is None:
         require_or_skip("no browser here: install Chromium, on Debian with `apt-get install chromium`")
     with sync_playwright() as playwright:
