@@ -132,6 +132,29 @@ def test_a_hint_unfolds_from_the_keyboard(ratios):
     expect(hint.locator("p").first).to_be_visible()
 
 
+# --- widgets -----------------------------------------------------------------------
+
+
+def test_a_box_ticked_from_the_keyboard_changes_the_plan_and_its_numbers(pages):
+    page = pages["02_freezing"]
+    place = next((i for i, c in enumerate(page.cells) if "freeze_designer(" in "".join(c["source"])), None)
+    if place is None:
+        require_or_skip("notebook 02 shows no freeze designer")
+    output = page.cell(place).locator(".jp-Cell-outputArea")
+    shown = {part: output.locator(f".freeze-designer-{part}") for part in ("ratio", "code", "ledger", "cost")}
+    before = {part: element.inner_text() for part, element in shown.items()}
+    assert "mlp" not in before["code"]
+    box = output.get_by_label("mlp", exact=True)
+    box.focus()
+    page.page.keyboard.press("Space")
+    expect(shown["code"]).to_contain_text("mlp")
+    for part in ("ratio", "ledger", "cost"):
+        expect(shown[part]).not_to_have_text(before[part], use_inner_text=True)
+    page.page.keyboard.press("Space")
+    expect(shown["ratio"]).to_have_text(before["ratio"])
+    expect(shown["code"]).to_have_text(before["code"])
+
+
 # --- looks -------------------------------------------------------------------------
 
 
