@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from helpers import checkpoints, locks
 from helpers.allocator import give_back_freed_memory
@@ -222,7 +222,7 @@ def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSetti
 
 
 def progress_bar(run: Run, show: bool):
-    """The steps that are left; beside them loss and tokens a second, written to stderr."""
+    """The steps that are left; beside them loss and tokens a second: a widget in a notebook, else on stderr."""
     steps = range(run.step, run.settings.n_steps)
     bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
                leave=False, mininterval=0.5, **({} if show and is_main() else {"disable": True}))  # TQDM_DISABLE

@@ -27,6 +27,7 @@ from notebook_kernel import KERNEL_SETTINGS, OFFLINE
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_FOR_A_STEP = 120  # a click, a page, a kernel: generous, for machines that are busy
 SECONDS_FOR_A_RUN = 480  # a whole notebook
+expect.set_options(timeout=1000 * SECONDS_FOR_A_STEP)
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PROMPT = ".jp-Notebook .jp-CodeCell .jp-InputPrompt"
@@ -204,7 +205,7 @@ class NotebookPage:
         self.page.on("pageerror", self.seen.crash)
         self.page.route(BADGE, self._without_badge)
         self.page.goto(lab.address(name, workspace))
-        expect(self.cell(len(self.cells) - 1)).to_be_attached(timeout=1000 * SECONDS_FOR_A_STEP)
+        expect(self.cell(len(self.cells) - 1)).to_be_attached()
         self.wait_for_kernel()
 
     @staticmethod
@@ -243,7 +244,7 @@ class NotebookPage:
     def wait_until_started(self) -> None:
         """Until the last cell waits for its turn."""
         last = self.page.locator(PROMPT).last
-        expect(last).to_contain_text("*", timeout=1000 * SECONDS_FOR_A_STEP)
+        expect(last).to_contain_text("*")
 
     def wait_until_all_ran(self) -> None:
         """Until no cell waits any more."""
@@ -266,7 +267,7 @@ class NotebookPage:
             self.page.keyboard.insert_text(source)
         self.page.keyboard.press("Control+Enter")
         prompt = cell.locator(".jp-InputPrompt")
-        expect(prompt).not_to_have_text(before, timeout=1000 * SECONDS_FOR_A_STEP)
+        expect(prompt).not_to_have_text(before)
         expect(prompt).to_have_text(re.compile(r"\[\d+\]"), timeout=1000 * SECONDS_FOR_A_RUN)
         return cell.locator(".jp-Cell-outputArea")
 

@@ -4,6 +4,7 @@ One JupyterLab for the file, started as `make lab` starts it. Notebooks 00 and 0
 look at those two pages. Screenshots go to ``build/screenshots``, to be looked at.
 """
 
+import json
 import re
 
 import pytest
@@ -186,6 +187,17 @@ def test_nothing_is_cut_off(pages, name, theme, width):
 
 # What the course itself brings; JupyterLab's menus, buttons and editors are not ours.
 OURS = {"include": [[".jp-Notebook .jp-MarkdownOutput"], [".jp-Notebook .jp-OutputArea-output"]]}
+# JupyterLab leaves out the alternative text that an output's metadata carries (jupyter/enhancement-proposals
+# issue 120; other pages show it). So its own <img> is no finding here, and the next test looks at the metadata.
+NO_ALT_IN_JUPYTERLAB = ("image-alt", ".jp-RenderedImage")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_stored_picture_carries_its_alternative_text(path):
+    outputs = [o for c in json.loads(path.read_text("utf-8"))["cells"] for o in c.get("outputs", [])]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert pictures
+    assert all(len(o["metadata"].get("image/png", {}).get("alt", "")) > 20 for o in pictures)
 
 
 @pytest.mark.parametrize("theme", lab.THEMES)
@@ -193,8 +205,11 @@ OURS = {"include": [[".jp-Notebook .jp-MarkdownOutput"], [".jp-Notebook .jp-Outp
 def test_axe_finds_nothing_serious_in_what_the_course_shows(pages, name, theme):
     pages[name].show(theme, 1280)
     found = Axe().run(pages[name].page, OURS, {"resultTypes": ["violations"]}).response["violations"]
-    serious = [f"{v['id']} ({v['impact']}): {[n['html'][:120] for n in v['nodes'][:3]]}" for v in found
-               if v["impact"] in ("serious", "critical") or v["id"] == "heading-order"]
+    rule, place = NO_ALT_IN_JUPYTERLAB
+    serious = [f"{v['id']} ({v['impact']}) at {node['target']}: {node['html'][:150]}" for v in found
+               if v["impact"] in ("serious", "critical") or v["id"] == "heading-order" for node in v["nodes"]
+               if v["id"] != rule or pages[name].page.locator(f"{place} img").and_(
+                   pages[name].page.locator(node["target"][0])).count() == 0]
     assert not serious, "\n".join(serious)
 
 
