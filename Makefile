@@ -28,7 +28,7 @@ venv: ## build .venv from requirements.lock, if it is not there [TORCH_INDEX=url
 	@"$(PYTHON)" scripts/build_venv.py --torch-index "$(TORCH_INDEX)"
 
 course: venv ## run the notebooks and show the claims table [NOTEBOOK=02_freezing: only that one]
-	@$(PY) scripts/run_course.py --notebook "$(NOTEBOOK)"
+	@$(PY) scripts/run_course.py --notebook "$(NOTEBOOK)" $(ARGS)
 
 lab: venv ## open the course in JupyterLab [ARGS="--no-browser"]
 	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)

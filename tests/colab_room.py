@@ -22,6 +22,18 @@ from helpers.profiles import ROOT
 
 PACKAGES = Path(__file__).with_name("colab_packages.txt")
 BORROWED = ("torch", "torchgen", "functorch")
+# What the wheel of Colab's torch asks for, beside CUDA's own packages. The borrowed one asks for a newer setuptools.
+COLABS_TORCH = """Metadata-Version: 2.1
+Name: torch
+Version: {version}
+Requires-Dist: filelock
+Requires-Dist: typing-extensions>=4.10.0
+Requires-Dist: setuptools<82
+Requires-Dist: sympy>=1.13.3
+Requires-Dist: networkx>=2.5.1
+Requires-Dist: jinja2
+Requires-Dist: fsspec>=0.8.5
+"""
 STUB = {
     "sitecustomize.py": "import os, google.colab\nos.environ['COLAB_RELEASE_TAG'] = 'release-colab-stub'\n",
     "google/colab/__init__.py": "",
@@ -74,6 +86,16 @@ def borrow_torch(site: Path) -> None:
     for name in [*BORROWED, *(p.name for p in home.glob("torch-*.dist-info"))]:
         if (home / name).exists():
             (site / name).symlink_to(home / name)
+
+
+def pretend_colabs_torch(folder: Path) -> Path:
+    """A folder that shows pip Colab's own torch, by its name and needs alone, before the borrowed one."""
+    version = colab_packages()["torch"]
+    info = folder / f"torch-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(COLABS_TORCH.format(version=version), "utf-8")
+    (info / "INSTALLER").write_text("pip\n", "utf-8")
+    return folder
 
 
 def run(*command: str, **more) -> str:

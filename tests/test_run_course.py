@@ -14,6 +14,7 @@ import notebook_kernel
 import offline_html
 import refresh_notebooks
 import run_course
+from helpers import rooms
 
 ROOT = Path(__file__).resolve().parent.parent
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -138,6 +139,27 @@ def test_a_cell_that_takes_too_long_is_told_as_such(tmp_path):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import time; time.sleep(30)")])
     stopped = notebook_kernel.run_notebook(book, tmp_path, {}, timeout=1)
     assert "longer than it may" in str(stopped)
+
+
+def test_the_minutes_of_a_whole_run_are_kept_with_machine_and_versions(two_notebooks, course, monkeypatch):
+    place = two_notebooks / "minutes.json"
+    place.write_text(json.dumps({"smoke": {"seconds": {}}}))
+    monkeypatch.setattr(rooms, "MINUTES", place)
+    done = course("--record-minutes")
+    assert done.returncode == 0 and "minutes.json" in done.stdout
+    kept = json.loads(place.read_text())
+    assert set(kept) == {"smoke", "tiny"} and set(kept["tiny"]["seconds"]) == {"00_first", "01_second"}
+    assert all(seconds > 0 for seconds in kept["tiny"]["seconds"].values())
+    assert kept["tiny"]["machine"] and kept["tiny"]["versions"]["torch"]
+
+
+def test_minutes_of_a_run_that_stopped_or_of_one_notebook_alone_are_not_kept(two_notebooks, course, monkeypatch):
+    monkeypatch.setattr(rooms, "MINUTES", two_notebooks / "minutes.json")
+    write_notebook(two_notebooks / "notebooks" / "01_second.ipynb", "int('three')")
+    assert course("--record-minutes").returncode == 1
+    with pytest.raises(SystemExit, match="2"):
+        course("--record-minutes", "--notebook", "00_first")
+    assert not (two_notebooks / "minutes.json").exists()
 
 
 def test_an_unknown_notebook_is_named_and_touches_nothing(two_notebooks, course):
