@@ -68,7 +68,7 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
         write_json(partial / "state.json", {**record, "own_sha256": record_hash(record)})
         _flush(partial / "tensors.safetensors")
         if final.exists():
-            discard(final)
+            shutil.rmtree(final)
         os.replace(partial, final)
         _flush(folder)
     except (OSError, SafetensorError) as error:
@@ -77,22 +77,8 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
                               "Free some space or choose another folder; earlier checkpoints are "
                               "intact, and the same command resumes from the last one.") from error
     for old in _step_folders(folder)[max(keep, 2):]:
-        discard(old)
+        shutil.rmtree(old)
     return final
-
-
-def discard(folder: str | Path) -> None:
-    """Delete a folder of checkpoints; one that is not there is no error.
-
-    Each file is emptied first: a mounted Google Drive moves what is deleted to its trash, where it goes on
-    taking room for 30 days, at the size that it had (github.com/voicepaw/so-vits-svc-fork, issue 474).
-    """
-    folder = Path(folder)
-    for place in folder.rglob("*"):
-        if place.is_file():
-            os.truncate(place, 0)
-    if folder.exists():
-        shutil.rmtree(folder)
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint | None:
@@ -140,7 +126,7 @@ def _step_folders(folder: Path) -> list[Path]:
 
 def _clear_partials(folder: Path) -> None:
     for leftover in folder.glob(".partial-*"):
-        discard(leftover)
+        shutil.rmtree(leftover)
 
 
 # --- files -------------------------------------------------------------------------

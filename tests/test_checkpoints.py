@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from helpers import checkpoints
 from helpers.checkpoints import (
     CheckpointError,
-    discard,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -38,22 +36,6 @@ def test_only_the_newest_are_kept_and_never_fewer_than_two(tmp_path):
     for step in range(5):
         save(tmp_path, step, keep=1)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000003", "step-00000004"]
-
-
-def test_what_is_deleted_is_emptied_first_so_that_a_trash_holds_nothing(tmp_path, monkeypatch):
-    sizes = []
-    really = checkpoints.shutil.rmtree
-
-    def rmtree(folder, **more):
-        sizes.extend(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        really(folder, **more)
-
-    monkeypatch.setattr(checkpoints.shutil, "rmtree", rmtree)
-    for step in range(3):
-        save(tmp_path / "run", step, keep=2)
-    discard(tmp_path / "run")
-    discard(tmp_path / "run")  # a second time is no error
-    assert not (tmp_path / "run").exists() and len(sizes) == 6 and set(sizes) == {0}
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
