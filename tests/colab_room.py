@@ -37,6 +37,11 @@ Requires-Dist: fsspec>=0.8.5
 STUB = {
     "sitecustomize.py": "import os, google.colab\nos.environ['COLAB_RELEASE_TAG'] = 'release-colab-stub'\n",
     "google/colab/__init__.py": "",
+    # Colab's page knows which notebook is open.
+    "google/colab/_message.py": "import json, os, pathlib\n\n\nclass MessageError(Exception):\n    pass\n\n\n"
+                                "def blocking_request(kind, request='', timeout_sec=5, parent=None):\n"
+                                "    book = os.environ.get('OPEN_NOTEBOOK')\n"
+                                "    return book and {'ipynb': json.loads(pathlib.Path(book).read_text('utf-8'))}\n",
     # Colab asks for consent here; this one is always given, and noted.
     "google/colab/drive.py": "import pathlib\n\n\ndef mount(mountpoint):\n"
                              "    pathlib.Path(mountpoint, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
@@ -70,7 +75,8 @@ def room_python(place: Path = ROOT / "build" / "colab-room") -> Path:
         place.parent.mkdir(exist_ok=True)
         run(sys.executable, "-m", "venv", str(place))
         lines = [f"{name}=={version}" for name, version in colab_packages().items() if name != "torch"]
-        run(str(python), "-m", "pip", "install", "-q", "--no-deps", "--disable-pip-version-check", "--no-input", *lines)
+        run(str(python), "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:",
+            "--disable-pip-version-check", "--no-input", *lines)
         borrow_torch(site_packages(place))
         stamp.write_text(wanted, "utf-8")
     return python
@@ -155,5 +161,6 @@ def settings_of(stub: Path, address: dict[str, str]) -> dict[str, str]:
     quiet = ("COURSE_BUILD", "COURSE_DATA", "COURSE_MODEL", "COURSE_TEXTS", "COURSE_STEPS", "TQDM_DISABLE",
              "JPY_SESSION_NAME")
     return {"COURSE_PROFILE": "smoke", "PYTHONPATH": str(stub), "PIP_NO_INDEX": "1", "OMP_WAIT_POLICY": "PASSIVE",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else its debugger warns about the frozen modules of newer Pythons
             "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **dict.fromkeys(quiet, ""), **address}
 

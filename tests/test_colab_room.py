@@ -19,6 +19,7 @@ import colab_room
 from colab_room import colab_packages, installed_in, kernel_of, room_python, serve_course, settings_of, write_stub
 from conftest import require_or_skip
 from helpers.profiles import NOTEBOOKS, ROOT
+from helpers.rooms import WANTS_GPU
 from notebook_kernel import Failure, code_cells, run_notebook
 
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.skipif(os.name != "posix", reason="Colab is a Linux machine")]
@@ -89,12 +90,13 @@ def insert_after(book: nbformat.NotebookNode, cell_id: str, source: str) -> None
 @pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != "04_training"])  # 04 runs in the test after this one
 def test_a_notebook_runs_there_to_its_last_cell(room, name, tmp_path):
     book, before = read(name), installed_in(room.python)
-    stopped = room.run(book, tmp_path / "content")
+    stopped = room.run(book, tmp_path / "content", OPEN_NOTEBOOK=str(ROOT / "notebooks" / f"{name}.ipynb"))
     assert stopped is None, f"{name}: {stopped}"
     assert code_cells(book)[-1].execution_count == len(code_cells(book))
     told = set_up_output(book)
     assert "on Colab: all packages are there, so nothing was installed." in told
-    assert "No GPU" in told and "Profile smoke" in told and "inutes" in told
+    assert "No GPU: " in told and "Profile smoke: " in told and f"All cells of {name} take " in told
+    assert ("click Runtime > Change runtime type > T4 GPU" in told) == (name in WANTS_GPU)
     assert installed_in(room.python) == before
     assert (tmp_path / "content" / "helpers" / "rooms.py").is_file()
 
