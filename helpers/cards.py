@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.claims import CLAIMS, number_of
-from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED
+from helpers.claims import CLAIMS, number_of, on_models, seeds_of
+from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, over_texts
 from helpers.profiles import DATA
 
 RECORDED = DATA / "evidence" / "claims.json"
@@ -82,13 +82,22 @@ def newest_claims(recorded: Sequence[dict], live: Sequence[dict]) -> list[dict]:
 
 
 def basis_of(entry: dict | None) -> str:
-    """What an advice rests on: verdict, number, model, seeds; "predicted" where it was not measured."""
+    """What an advice rests on, on each model: verdict, number, seeds; "predicted" where it was not measured."""
     if entry is None:
         return UNKNOWN
-    was_measured = entry["verdict"] != UNTESTED and "predicted" not in entry["note"]
-    seeds = f"{entry['n_seeds']} seed{'s' * (entry['n_seeds'] != 1)}" if entry["n_seeds"] else "no training runs"
-    how = f"{entry['model']}, {seeds}" if was_measured else "predicted, not measured"
-    return f"{entry['id']} {entry['verdict']}: {number_of(entry)} ({how})"
+    return f"{entry['id']} " + "; ".join(_basis_on_one(row) for row in on_models(entry))
+
+
+def _basis_on_one(row: Mapping) -> str:
+    was_measured = row["verdict"] != UNTESTED and "predicted" not in row["note"]
+    how = f"{row['model']}{seeds_of(row) or ', no training runs'}" if was_measured else "predicted, not measured"
+    return f"{row['verdict']}: {number_of(row)} ({how})"
+
+
+def verdict_over_models(entry: Mapping) -> str:
+    """One verdict to choose an advice by: what holds must hold on every model that was tested."""
+    tested = [row["verdict"] for row in on_models(entry) if row["verdict"] != UNTESTED]
+    return over_texts(tested) if tested else UNTESTED
 
 
 def decision_card(entries: Sequence[dict]) -> pd.DataFrame:
@@ -97,7 +106,7 @@ def decision_card(entries: Sequence[dict]) -> pd.DataFrame:
     rows = []
     for rule in RULES:
         entry = by_id.get(rule.claim)
-        advice = rule.advice[entry["verdict"] if entry else UNTESTED]
+        advice = rule.advice[verdict_over_models(entry) if entry else UNTESTED]
         rows.append({"you want": rule.wish, "then": advice, "this rests on": basis_of(entry)})
     return pd.DataFrame(rows).set_index("you want")
 

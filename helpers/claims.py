@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,24 +66,46 @@ CLAIMS = {c.id: c for c in (
 )}
 
 
+# What a verdict says; the rest of an entry is about the claim.
+VERDICT_KEYS = ("verdict", "value", "low", "high", "unit", "model", "model_hash", "n_seeds", "source", "note")
+
+
 # --- records -----------------------------------------------------------------------
 
 
-def record(claim: str, verdict: str, *, value: float | None, unit: str, model: str, model_hash: str, n_seeds: int,
-           source: str, low: float | None = None, high: float | None = None, note: str = "",
-           folder: Path | None = None) -> dict:
+def record(claim: str, verdict: str, *, folder: Path | None = None, **entry) -> dict:
     """Write ``build/claims/<id>.json`` and print the verdict in one line.
 
     Args:
         claim: an id of `CLAIMS`.
-        value: the number that decided; None only for *not tested here*.
+        entry: as `made` takes it.
+
+    Raises:
+        ClaimError: an unknown claim, verdict or source, or a verdict without a number.
+    """
+    found = made(claim, verdict, **entry)
+    store(found, folder)
+    for k, row in enumerate(on_models(found)):
+        where = f" (on {row['model']})" if k else ""
+        print(f"{claim} {row['verdict']}{where}: {row['note']}")
+    return found
+
+
+def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str, model_hash: str, n_seeds: int,
+         source: str, low: float | None = None, high: float | None = None, note: str = "",
+         also: Sequence[Mapping] = ()) -> dict:
+    """One verdict as it is stored.
+
+    Args:
+        value: the number that decided; None only where nothing was tested or decided.
         low, high: its 95% interval, where there is one.
         n_seeds: training runs per plan; 0 where nothing was trained.
         source: "live" (measured by this notebook) or "recorded" (from data/evidence).
         note: what was measured, in a few words; "on these two authors" where that is all.
+        also: the same claim on other models: mappings with the same names.
 
     Raises:
-        ClaimError: an unknown claim, verdict or source, or a verdict without a number.
+        ClaimError: as in `record`.
     """
     if claim not in CLAIMS:
         raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
@@ -90,17 +113,31 @@ def record(claim: str, verdict: str, *, value: float | None, unit: str, model: s
         raise ClaimError(f"Verdict '{verdict}' is not known. Verdicts: {', '.join(VERDICTS)}.")
     if source not in ("live", "recorded"):
         raise ClaimError(f"Source '{source}' is not known. Choose 'live' or 'recorded'.")
-    if verdict != UNTESTED and value is None:
+    if verdict not in (UNTESTED, UNDECIDED) and value is None:
         raise ClaimError(f"{claim}: a verdict needs a number. Give value=, or say '{UNTESTED}'.")
     entry = {"id": claim, "statement": CLAIMS[claim].statement, "verdict": verdict,
              "value": plain(value), "low": plain(low), "high": plain(high), "unit": unit, "model": model,
              "model_hash": model_hash, "n_seeds": n_seeds, "source": source,
              "notebook": CLAIMS[claim].notebook, "note": note}
-    place = (folder or build_dir() / "claims") / f"{claim}.json"
+    others = [made(**{"claim": claim, **row}) for row in also]
+    return entry | ({"also": [{k: row[k] for k in VERDICT_KEYS} for row in others]} if others else {})
+
+
+def store(entry: Mapping, folder: Path | None = None) -> None:
+    """Write an entry where `load_claims` looks for it."""
+    place = (folder or build_dir() / "claims") / f"{entry['id']}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, entry)
-    print(f"{claim} {verdict}: {note}")
-    return entry
+    write_json(place, dict(entry))
+
+
+def on_models(entry: Mapping) -> list[Mapping]:
+    """The verdicts of a claim, one a model: the entry's own first, then those under "also"."""
+    return [{k: row[k] for k in VERDICT_KEYS if k in row} for row in (entry, *entry.get("also", ()))]
+
+
+def seeds_of(row: Mapping) -> str:
+    """For the end of a list: ", 3 seeds"; empty where nothing was trained."""
+    return f", {row['n_seeds']} seed{'s' * (row['n_seeds'] != 1)}" if row["n_seeds"] else ""
 
 
 def plain(number) -> float | None:
@@ -131,8 +168,9 @@ def claims_table(entries: list[dict], width: int = 110) -> str:
         return "No claim has been measured yet."
     lines = []
     for e in entries:
-        lines.append(f"{e['id']:<4} {e['verdict']:<15} {number_of(e):<34} {e['model']}, "
-                     f"{e['n_seeds']} seed{'s' if e['n_seeds'] != 1 else ''}, {e['source']}"[:width])
+        for k, row in enumerate(on_models(e)):
+            lines.append(f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} {row['model']}, "
+                         f"{row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, {row['source']}"[:width])
         lines.append(f"     {e['statement']}"[:width])
     return "\n".join(lines)
 

@@ -55,8 +55,10 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
     """The highest of 80, 65, 50, 35% of ``full_gain`` that every run reaches, as (gain, share).
 
     Raises:
-        ComparisonError: full training gained nothing, or some run does not even reach 35%.
+        ComparisonError: there is no run, full training gained nothing, or some run does not even reach 35%.
     """
+    if not runs:
+        raise ComparisonError("There are no runs to compare. Record them: make evidence.")
     if full_gain <= 0:
         raise ComparisonError("Not comparable: full training gained nothing, so there is no gain to match. "
                               "Train longer, or tune its rate.")
@@ -89,6 +91,8 @@ class Interval:
     level: float = 0.95
 
     def __str__(self) -> str:
+        if self.n_pairs == 0:
+            return "no pairs"
         if self.n_pairs < 2:
             return f"{self.mean:+.3f} (one pair: no interval over seeds)"
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {self.n_pairs} pairs"
@@ -124,12 +128,14 @@ def pairs_by_seed(runs_a: Sequence[dict], runs_b: Sequence[dict]) -> list[tuple[
     """Recorded runs of two plans with equal text and seed, side by side.
 
     Raises:
-        ComparisonError: no pair, or a pair that is not one (other model, text or retention text).
+        ComparisonError: no pair, or a pair that is not one (other model, text or retention text; a run diverged).
     """
     by_seed = {r["seed"]: r for r in runs_b}
     pairs = [(a, by_seed[a["seed"]]) for a in runs_a if a["seed"] in by_seed]
     if not pairs:
         raise ComparisonError("No two runs share a seed. Record both plans with the same seeds.")
+    if any("diverged" in run for pair in pairs for run in pair):
+        raise ComparisonError("Not comparable: a run diverged, so it never reached the level. Tune its rate.")
     for key in ("model_hash", "text_hash", "retention_hash", "batch", "length"):
         if any(a[key] != b[key] for a, b in pairs):
             raise ComparisonError(f"These runs are no pairs: they differ in {key}. Record them again together.")

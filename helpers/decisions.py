@@ -9,7 +9,7 @@ A rule returns one of five words and never hides a case: what the data do not de
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ STYLE_SHARE = 0.9
 CATASTROPHIC = 0.5  # nats a token of forgetting
 SIGN = {"lower": -1.0, "higher": 1.0}
 LEAST_P = 1e-12  # a p-value is not followed below it
+LEAST_PAIRS = 3  # below, the study decides nothing
+Rule = Callable[[Interval, Interval], str]  # (90% interval, 95% interval) to a verdict
 
 # --- one interval ------------------------------------------------------------------
 
@@ -95,18 +97,23 @@ def p_value(difference: Interval, border: float, claimed: str) -> float:
     return p if beyond >= 0 else 1 - p
 
 
-def pairs_needed(difference: Interval, smallest: float, claimed: str, most: int = 200) -> int | None:
+def pairs_needed(difference: Interval, rule: Rule, most: int = 200) -> int | None:
     """How many pairs would decide, if mean and spread stayed as they are; None: pairs alone never would."""
     if math.isnan(difference.low) or difference.n_pairs < 2:
         return None
-    spread = difference.seed_half / stdtrit(difference.n_pairs - 1, (1 + difference.level) / 2)
-    sd = spread * math.sqrt(difference.n_pairs)
-    for n in range(2, most + 1):
-        half = math.hypot(stdtrit(n - 1, 0.975) * sd / math.sqrt(n), difference.window_half)
-        wider = Interval(difference.mean, difference.mean - half, difference.mean + half, n, half, 0.0)
-        if decide(wider, smallest, claimed) != UNDECIDED:
-            return n
-    return None
+    return next((n for n in range(LEAST_PAIRS, most + 1)
+                 if rule(*(with_pairs(difference, n, level) for level in (0.90, 0.95))) != UNDECIDED), None)
+
+
+def with_pairs(difference: Interval, n: int, level: float) -> Interval:
+    """The interval that n pairs with the same mean, spread and windows would have."""
+    was, tail = (1 + difference.level) / 2, (1 + level) / 2
+    sd = difference.seed_half / stdtrit(difference.n_pairs - 1, was) * math.sqrt(difference.n_pairs)
+    seed = stdtrit(n - 1, tail) * sd / math.sqrt(n)
+    windows = difference.window_half * stdtrit(difference.n_blocks - 1, tail) / stdtrit(difference.n_blocks - 1, was)
+    half = math.hypot(seed, windows)
+    return Interval(difference.mean, difference.mean - half, difference.mean + half, n, seed, windows,
+                    difference.n_blocks, level)
 
 
 # --- texts and tests together ------------------------------------------------------
@@ -121,6 +128,7 @@ class Finding:
         p: at what error level it would just be *holds*, two-sided for a difference.
         is_reversed: the interval lies on the other side and the estimate reaches the smallest difference.
         limits: reasons why it can be no more than *holds in part*.
+        rule: what made the verdict; None where no interval could.
     """
 
     interval: Interval
@@ -128,13 +136,20 @@ class Finding:
     p: float
     is_reversed: bool = False
     limits: tuple[str, ...] = ()
+    rule: Rule | None = None
+
+    @property
+    def pairs_needed(self) -> int | None:
+        """How many pairs would decide it, where it is open; None: pairs alone never would."""
+        return None if self.rule is None else pairs_needed(self.interval, self.rule)
 
 
 def finding_of(difference: Interval, smallest: float, claimed: str, limits: Sequence[str] = ()) -> Finding:
     """A claim that a difference lies on one side."""
     other = {"lower": "higher", "higher": "lower"}[claimed]
     return Finding(difference, decide(difference, smallest, claimed), min(1.0, 2 * p_value(difference, 0.0, claimed)),
-                   decide(difference, smallest, other) == HOLDS, tuple(limits))
+                   decide(difference, smallest, other) == HOLDS, tuple(limits),
+                   lambda _, wide: decide(wide, smallest, claimed))
 
 
 def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS,
@@ -142,7 +157,8 @@ def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST
     """A claim that two losses are equal; its p is the larger of the two one-sided tests."""
     p = max(p_value(loss_90, -margin, "higher"), p_value(loss_90, margin, "lower"))
     verdict = decide_equal(loss_90, loss_95, margin)
-    return Finding(loss_95, verdict, p, verdict == FAILS, tuple(limits))
+    return Finding(loss_95, verdict, p, verdict == FAILS, tuple(limits),
+                   lambda narrow, wide: decide_equal(narrow, wide, margin))
 
 
 def over_texts(verdicts: list[str]) -> str:

@@ -1,10 +1,10 @@
 """Print the verdicts of the study from its recorded runs, and what stands beside them.
 
-    python scripts/print_scoreboard.py                         the miniature
-    python scripts/print_scoreboard.py --profile smollm2
-    python scripts/print_scoreboard.py --write                 also data/evidence/scoreboard-PROFILE.json
+    python scripts/print_scoreboard.py                         every model that was studied
+    python scripts/print_scoreboard.py --profile smollm2       one of them
 
-The claims that no run is about (counts, memory, time) come from the notebooks; see scripts/refresh_readme.py.
+These are the verdicts that README, results/ and notebook 05 show. The claims that no run is about (counts,
+memory) come from the notebooks; scripts/refresh_readme.py puts both together.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from helpers import profiles
-from helpers.checkpoints import write_json
-from helpers.comparison import style_contrasts
+from helpers.claims import made
 from helpers.decisions import overfitted_from
-from helpers.scoreboard import (
+from helpers.findings import (
     AUTHORS,
+    DECIDING,
+    EVIDENCE,
     Evidence,
     forgetting_gap,
+    mean_style,
     reach,
     read_evidence,
-    scoreboard,
-    scoreboard_table,
-    style_on_small_words,
+    studied_models,
     swap_contrasts,
 )
+from helpers.scoreboard import scoreboard, scoreboard_table
 
 PAIRS = (("attention+embeddings", "full"), ("only-attention", "only-mlp-out"), ("only-attention", "only-mlp-in"),
          ("only-attention", "only-mlp-alternate"), ("lora-attention", "lora-mlp"))
-PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
+MODELS = {"tiny": profiles.TINY.model_name, "smollm2": profiles.SMOLLM2.model_name}
 
 
 def forgetting_lines(evidence: Evidence) -> list[str]:
@@ -51,16 +52,23 @@ def forgetting_lines(evidence: Evidence) -> list[str]:
 
 
 def style_lines(evidence: Evidence) -> list[str]:
-    lines = [f"{plan}: S = {np.mean(list(style_contrasts(evidence.both(plan)).values())):.3f} nats, on small words "
-             f"{style_on_small_words(evidence, plan):.3f}" for plan in PLANS if evidence.both(plan)]
+    lines = [f"{plan}: S = {mean_style(evidence, plan):.3f} nats{small_words(evidence, plan)}"
+             for plan in DECIDING if evidence.seeds(plan)]
     return lines + [f"base with the change of {role} put in: S = {s:.3f} nats"
                     for role, s in swap_contrasts(evidence).items()]
+
+
+def small_words(evidence: Evidence, plan: str) -> str:
+    """Style contrast on function words and punctuation alone, where it was measured."""
+    if not all("function_windows" in r for r in evidence.both(plan)):
+        return ""
+    return f", on small words {mean_style(evidence, plan, windows='function_windows'):.3f}"
 
 
 def fitting_lines(evidence: Evidence) -> list[str]:
     """Reaching the level, over-fitting and learning by heart, by plan and text."""
     lines = []
-    for plan in PLANS:
+    for plan in DECIDING:
         for text in AUTHORS:
             runs = evidence.of(plan, text, "learn")
             if not runs:
@@ -78,22 +86,20 @@ def fitting_lines(evidence: Evidence) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", default="tiny")
-    parser.add_argument("--folder", type=Path, default=profiles.DATA / "evidence")
-    parser.add_argument("--write", action="store_true", help="write the verdicts beside the runs")
+    parser.add_argument("--profile", choices=tuple(MODELS), help="only this model")
+    parser.add_argument("--folder", type=Path, default=EVIDENCE)
     args = parser.parse_args(arguments)
-    rates = "rates.json" if args.profile == "tiny" else f"rates-{args.profile}.json"
-    model = profiles.current(args.profile).model_name
-    if not (args.folder / "runs" / model).is_dir():
-        raise SystemExit(f"No recorded runs of '{model}' in '{args.folder}'. Record them: make evidence.")
-    evidence = read_evidence(model, args.folder, rates)
-    entries = scoreboard(evidence)
-    print(scoreboard_table(entries))
-    for title, lines in (("Forgetting at equal gain", forgetting_lines(evidence)), ("Style", style_lines(evidence)),
-                         ("Fitting", fitting_lines(evidence))):
-        print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
-    if args.write:
-        write_json(args.folder / f"scoreboard-{args.profile}.json", entries)
+    models = [m for m in studied_models(args.folder) if args.profile in (None, *(p for p in MODELS if MODELS[p] == m))]
+    if not models:
+        raise SystemExit(f"No recorded runs{f' of {MODELS[args.profile]}' if args.profile else ''} in '{args.folder}'. "
+                         "Record them: make evidence.")
+    for model in models:
+        evidence = read_evidence(model, args.folder)
+        print(f"{model}, {len(evidence.runs)} runs")
+        print(scoreboard_table([made(**entry) for entry in scoreboard(evidence)]))
+        for title, lines in (("Forgetting at equal gain", forgetting_lines(evidence)),
+                             ("Style", style_lines(evidence)), ("Fitting", fitting_lines(evidence))):
+            print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
     return 0
 
 

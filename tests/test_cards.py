@@ -18,7 +18,7 @@ from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, VERDIC
 
 def entry(claim, verdict, value=0.5, note="", **more):
     return {"id": claim, "verdict": verdict, "value": value, "low": None, "high": None, "unit": "nats",
-            "model": "a model", "n_seeds": 3, "note": note, **more}
+            "model": "a model", "n_seeds": 3, "note": note} | more
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.claim)
@@ -55,6 +55,16 @@ def test_a_claim_without_a_record_is_said_to_be_unknown():
 def test_verdicts_of_this_machine_stand_in_for_recorded_ones():
     found = newest_claims([entry("C10", HOLDS), entry("C4", HOLDS)], [entry("C10", FAILS)])
     assert [(e["id"], e["verdict"]) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
+
+
+@pytest.mark.parametrize("first, second, chosen", [
+    (HOLDS, HOLDS, HOLDS), (HOLDS, UNDECIDED, IN_PART), (HOLDS, FAILS, UNDECIDED), (FAILS, FAILS, FAILS),
+    (FAILS, UNDECIDED, UNDECIDED), (UNTESTED, FAILS, FAILS), (UNTESTED, UNTESTED, UNTESTED)])
+def test_an_advice_holds_on_every_model_that_was_tested(first, second, chosen):
+    both = entry("C10", first, also=[entry("C10", second, 0.02, model="another model")])
+    row = decision_card([both]).loc["to keep what the base could do"]
+    assert row["then"] == next(r for r in RULES if r.claim == "C10").advice[chosen]
+    assert f"{first}: 0.5 nats" in row["this rests on"] and f"{second}: 0.02 nats" in row["this rests on"]
 
 
 def test_the_shipped_verdicts_fill_the_card():

@@ -49,6 +49,17 @@ def test_untested_needs_no_number():
     assert note("C11", "not tested here", value=None)["value"] is None
 
 
+def test_a_verdict_on_another_model_stands_under_the_same_claim(capsys):
+    other = {"verdict": "holds", "value": 0.5, "unit": "x", "model": "another", "model_hash": "h", "n_seeds": 3,
+             "source": "recorded", "note": "seen"}
+    entry = note(also=[other])
+    assert [row["model"] for row in claims.on_models(entry)] == ["gpt-neo-125M", "another"]
+    assert capsys.readouterr().out.splitlines()[1] == "C4 holds (on another): seen"
+    assert "another, 3 seeds, recorded" in claims_table(load_claims())
+    with pytest.raises(ClaimError, match="number"):
+        note(also=[other | {"value": None}])
+
+
 def test_claims_come_back_in_the_articles_order_and_the_table_names_each(own_build):
     note("C10"), note("C2")
     entries = load_claims()

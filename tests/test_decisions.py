@@ -23,9 +23,9 @@ from helpers.decisions import (
     over_findings,
     overfitted_from,
     p_value,
-    pairs_needed,
     primary_verdicts,
     sign_depends,
+    with_pairs,
 )
 from helpers.protocol import read_protocol
 
@@ -137,10 +137,24 @@ def test_the_sign_over_rates_ignores_what_is_too_small_to_count():
 
 def test_pairs_needed_falls_with_the_spread_and_knows_when_pairs_cannot_help():
     scatter = np.array([-1.0, 0.3, 0.7])
-    few, many = (pairs_needed(paired_interval(-0.03 + s * scatter), 0.01, "lower") for s in (0.02, 0.04))
-    assert 2 <= few < many <= 200
+    few, many = (finding_of(paired_interval(-0.03 + s * scatter), 0.01, "lower").pairs_needed for s in (0.02, 0.04))
+    assert 3 <= few < many <= 200
     by_windows = paired_interval([-0.011, -0.009, -0.010], window_error=0.05)
-    assert pairs_needed(by_windows, 0.01, "lower") is None
+    assert finding_of(by_windows, 0.01, "lower").pairs_needed is None
+
+
+def test_the_interval_of_more_pairs_is_the_one_that_they_would_give():
+    for level in (0.90, 0.95):
+        wanted = paired_interval([-0.02, -0.04, -0.03], 0.004, 24, level)
+        found = with_pairs(paired_interval([-0.02, -0.04, -0.03], 0.004, 24), 3, level)
+        assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_pairs_needed_knows_the_rule_of_equal_losses():
+    scatter = np.array([-1.0, 0.3, 0.7])
+    loss = [paired_interval(0.012 + 0.01 * scatter, 0.001, 25, level) for level in (0.90, 0.95)]
+    found = equal_finding(*loss)
+    assert found.verdict == UNDECIDED and 4 <= found.pairs_needed <= 20
 
 
 # --- simulated studies -------------------------------------------------------------

@@ -9,8 +9,9 @@ import print_scoreboard
 from helpers.claims import record
 from helpers.comparison import forgetting_at, forgetting_without_blocks
 from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED
+from helpers.findings import Evidence, forgetting_findings, read_evidence, studied_models, swap_contrasts
 from helpers.plans import COURSE_PLANS
-from helpers.scoreboard import Evidence, forgetting_findings, read_evidence, scoreboard, swap_contrasts
+from helpers.scoreboard import published, scoreboard, scoreboard_table
 
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 TESTS = {"alice": 28, "edgar": 23, "plain": 24, "carroll": 100, "poe": 100}
@@ -109,28 +110,146 @@ def test_a_run_that_diverged_does_not_stop_the_scoreboard():
     assert verdict(found, "C10") == IN_PART and verdict(found, "C13") == HOLDS
 
 
+def a_long_run(seed, falls=True):
+    losses = [3.0 + 0.5 * t ** -0.5 + (0.0 if falls or t % 16 else 0.2) for t in range(8, 648, 8)]
+    points = [{"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)]
+    return {"plan": COURSE_PLANS["attention+embeddings"].slug, "seed": seed, "best_step": 200, "evaluations": points}
+
+
+@pytest.mark.parametrize("falling, wanted", [((True,) * 3, IN_PART), ((False,) * 3, FAILS),
+                                             ((True, True, False), UNDECIDED)])
+def test_convergence_is_in_part_at_most_and_says_within_how_many_steps(falling, wanted):
+    long = [a_long_run(seed, falls) for seed, falls in enumerate(falling)]
+    entry = next(e for e in scoreboard(Evidence("a model", evidence().runs, long, evidence().rates))
+                 if e["claim"] == "C8")
+    assert entry["verdict"] == wanted and "within 640 steps" in entry["note"] and entry["n_seeds"] == 3
+    assert entry["high"] == (100 if any(falling) else entry["value"]), "in percent, as notebook 04 has it"
+    assert ("more seeds alone would not decide" in entry["note"]) == (wanted == UNDECIDED)
+
+
 def test_swaps_give_the_style_contrast_of_each_role():
     assert swap_contrasts(evidence()) == {"attention": pytest.approx(0.03), "mlp": pytest.approx(0.05),
                                           "all": pytest.approx(0.1)}
 
 
-def test_the_script_prints_what_the_records_say_and_the_entries_can_be_recorded(tmp_path, capsys, monkeypatch):
-    found = evidence({"attention+embeddings": 0.25})
-    place = tmp_path / "runs" / "gpt-neo-mini"
-    place.mkdir(parents=True)
-    for i, run in enumerate(found.runs):
-        (place / f"{i}.json").write_text(json.dumps(run))
-    (tmp_path / "rates.json").write_text(json.dumps(found.rates))
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Writes evidence of a model as the study does; the reader's own build folder is out of the way."""
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
-    assert print_scoreboard.main(["--folder", str(tmp_path), "--write"]) == 0
+
+    def write(found, model="gpt-neo-mini", rates="rates.json"):
+        place = tmp_path / "evidence" / "runs" / model
+        place.mkdir(parents=True)
+        for i, run in enumerate(found.runs):
+            (place / f"{i}.json").write_text(json.dumps(run))
+        (tmp_path / "evidence" / rates).write_text(json.dumps(found.rates))
+        return tmp_path / "evidence"
+
+    return write
+
+
+def test_the_script_prints_what_the_records_say_and_the_entries_can_be_recorded(folder, capsys):
+    place = folder(evidence({"attention+embeddings": 0.25}))
+    assert print_scoreboard.main(["--folder", str(place)]) == 0
     said = capsys.readouterr().out
     assert "| C10 |" in said and "**holds**" in said and "of 5 runs reach the level" in said
-    entries = json.loads((tmp_path / "scoreboard-tiny.json").read_text())
+    found = read_evidence("gpt-neo-mini", place)
+    assert found.has_real_authors
+    entries = scoreboard(found)
     assert [e["claim"] for e in entries] == ["C9", "C10", "C13", "C14"]
-    assert read_evidence("gpt-neo-mini", tmp_path).has_real_authors
     assert record(**entries[1])["verdict"] == HOLDS
 
 
 def test_without_records_the_script_says_how_to_get_them(tmp_path):
     with pytest.raises(SystemExit, match="make evidence"):
         print_scoreboard.main(["--folder", str(tmp_path)])
+
+
+# --- a study that is still growing -------------------------------------------------
+
+
+def without(found, keep):
+    return Evidence(found.model, [r for r in found.runs if keep(r)], [], found.rates)
+
+
+@pytest.mark.parametrize("gone", [("only-attention",), ("only-mlp-out",), ("only-attention", "only-mlp-out")])
+def test_a_plan_that_was_not_run_leaves_the_other_verdicts_as_they_are(gone):
+    slugs = {COURSE_PLANS[p].slug for p in gone}
+    found = without(evidence({"attention+embeddings": 0.25}), lambda r: r["plan"] not in slugs)
+    assert verdict(found, "C10") == verdict(found, "C13") == HOLDS
+    entry = next(e for e in scoreboard(found) if e["claim"] == "C14")
+    assert entry["verdict"] == IN_PART and "no pairs of runs of MLP and attention" in entry["note"]
+
+
+def test_a_text_that_was_not_run_leaves_open_what_must_hold_on_both():
+    found = without(evidence({"attention+embeddings": 0.25}), lambda r: r["text"] == "alice")
+    entries = {e["claim"]: e for e in scoreboard(found)}
+    assert entries["C10"]["verdict"] == IN_PART and entries["C13"]["verdict"] == IN_PART
+    assert "no pairs of runs on 'edgar' yet" in entries["C10"]["note"]
+    assert entries["C14"]["verdict"] == UNDECIDED and entries["C14"]["value"] is None
+    assert "the missing runs would have to be recorded" in entries["C14"]["note"]
+    assert record(**entries["C14"])["value"] is None
+
+
+def test_without_the_plans_of_a_claim_there_is_no_entry_and_no_error():
+    only_full = without(evidence(), lambda r: r["plan"] == "full")
+    assert scoreboard(only_full) == []
+    assert scoreboard(Evidence("a model", [], [], only_full.rates)) == []
+
+
+def test_a_seed_that_one_plan_lacks_is_no_pair():
+    found = without(evidence({"attention+embeddings": 0.25}), lambda r: (r["plan"], r["seed"]) != ("full", 4))
+    entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
+    assert (entry["verdict"], entry["n_seeds"]) == (HOLDS, 4)
+
+
+def test_below_three_seeds_nothing_is_decided():
+    for entry in scoreboard(evidence({"attention+embeddings": 0.25}, seeds=2)):
+        assert entry["verdict"] == UNDECIDED and "below 3 seeds nothing is decided" in entry["note"]
+
+
+def test_what_is_open_says_how_many_seeds_would_decide():
+    rng = np.random.default_rng(1)
+    found = evidence(seeds=3)
+    for run in found.runs:  # forgetting that scatters from seed to seed
+        factor = 1 + rng.normal(0, 0.25)
+        for e in run["evaluations"]:
+            e["forgetting"] *= factor
+            e["forgetting_windows"] = [w * factor for w in e["forgetting_windows"]]
+    entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
+    assert entry["verdict"] == UNDECIDED and "seeds would decide" in entry["note"]
+
+
+# --- several models, and the notebooks' own verdicts -------------------------------
+
+
+def live(claim, model="gpt-neo-mini", verdict=HOLDS):
+    return {"id": claim, "statement": "", "verdict": verdict, "value": 1.0, "low": None, "high": None, "unit": "x",
+            "model": model, "model_hash": "h", "n_seeds": 1, "source": "live", "notebook": "", "note": "seen"}
+
+
+def test_each_model_that_was_studied_has_its_own_verdict_and_number_of_seeds(folder):
+    folder(evidence({"attention+embeddings": 0.25}))
+    place = folder(evidence(seeds=3), "smollm2-135m-instruct", "rates-smollm2.json")
+    assert studied_models(place) == ["gpt-neo-mini", "smollm2-135m-instruct"]
+    entry = next(e for e in published(folder=place) if e["id"] == "C10")
+    assert (entry["model"], entry["verdict"], entry["n_seeds"]) == ("gpt-neo-mini", HOLDS, 5)
+    other, = entry["also"]
+    assert (other["model"], other["verdict"], other["n_seeds"]) == ("smollm2-135m-instruct", FAILS, 3)
+    rows = [line for line in scoreboard_table([entry]).splitlines() if line.startswith("| C10")]
+    assert "gpt-neo-mini, 5 seeds" in rows[0] and "smollm2-135m-instruct, 3 seeds" in rows[1]
+
+
+def test_the_study_leads_and_one_run_of_the_same_model_gives_way(folder):
+    place = folder(evidence())
+    table = {e["id"]: e for e in published([live("C4"), live("C9"), live("C15")], place)}
+    assert list(table) == ["C4", "C9", "C10", "C13", "C14", "C15"]
+    assert table["C9"]["source"] == "recorded" and "also" not in table["C9"] and table["C9"]["n_seeds"] == 5
+    beside = {e["id"]: e for e in published([live("C9", "another model")], place)}["C9"]
+    assert [row["model"] for row in (beside, *beside["also"])] == ["gpt-neo-mini", "another model"]
+
+
+def test_a_published_table_stays_as_it_is_when_it_is_published_again(folder):
+    place = folder(evidence())
+    once = published([live("C4"), live("C9", "another model")], place)
+    assert published(once, place) == once
