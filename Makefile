@@ -16,7 +16,7 @@ NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeo
 	--nbval-kernel-startup-timeout=300 --timeout=0 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv course lab test nbval test-machines notebooks evidence benchmark smollm2 badges site lint lock
+.PHONY: help venv course lab test nbval test-machines notebooks evidence results benchmark smollm2 badges site lint lock
 
 help: ## list the commands
 	@echo "make <command>:"
@@ -51,6 +51,10 @@ notebooks: venv ## run the notebooks in place and store their outputs [NOTEBOOK=
 
 evidence: venv ## record the training runs behind the verdicts under data/evidence [ARGS=...]
 	@$(PY) scripts/record_evidence.py $(ARGS)
+
+results: venv ## write the verdicts, README's tables and the pages under results/ from the recorded evidence
+	@$(PY) scripts/refresh_readme.py --record
+	@$(PY) scripts/write_results.py
 
 benchmark: venv ## time and memory of our engine beside the HF Trainer's, 125M: half an hour [ARGS=--dry-run: say how long]
 	@$(PY) scripts/benchmark.py $(ARGS)

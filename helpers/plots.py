@@ -26,10 +26,13 @@ def show(figure: Figure, alt: str) -> None:
     plt.close(figure)
 
 
-def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8)):
-    """A figure with one pair of labelled axes; units belong into the labels."""
+def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_row_labels: bool = False):
+    """A figure with one pair of labelled axes; units belong into the labels. A title stands over row labels too."""
     figure, ax = plt.subplots(figsize=size, layout="constrained")
-    ax.set_title(title, loc="left", fontsize=11)
+    if has_row_labels:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    else:
+        ax.set_title(title, loc="left", fontsize=11)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.grid(alpha=0.25)
@@ -53,7 +56,7 @@ def shares(counts: Mapping[str, Mapping[str, float]], title: str, unit: str = "p
         counts: {bar: {part: amount}}.
         scale: amounts are divided by it; 1e6 for millions, 2**20 for MiB.
     """
-    figure, ax = axes(title, unit, "", (7, 1.2 + 0.5 * len(counts)))
+    figure, ax = axes(title, unit, "", (7, 1.2 + 0.5 * len(counts)), has_row_labels=True)
     parts = list(dict.fromkeys(p for bar in counts.values() for p in bar))
     left = np.zeros(len(counts))
     for i, part in enumerate(parts):
@@ -75,7 +78,7 @@ def predicted_and_measured(points: Mapping[str, Mapping[str, Mapping[str, float]
         points: {point: {"predicted": {group: amount}, "measured": {group: amount}}}.
         scale: amounts are divided by it; 2**20 for MiB.
     """
-    figure, ax = axes(title, unit, "", (7, 1.4 + 0.42 * len(points)))
+    figure, ax = axes(title, unit, "", (7, 1.4 + 0.42 * len(points)), has_row_labels=True)
     groups = list(dict.fromkeys(g for point in points.values() for g in (*point["predicted"], *point["measured"])))
     for row, point in enumerate(points.values()):
         for side, place, hatch in (("predicted", row - 0.2, None), ("measured", row + 0.2, "//")):
@@ -173,15 +176,47 @@ def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
-def frontiers(paths: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]], title: str) -> Figure:
-    """As `frontier`, with several runs a plan: {label: [(gains, forgetting), …]}, one colour a plan."""
-    figure, ax = axes(title, "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token")
-    ax.set_title(title, loc="left", fontsize=9)
-    for i, (label, runs) in enumerate(paths.items()):
-        for k, (gains, forgotten) in enumerate(runs):
-            _line(ax, gains, forgotten, i, label if k == 0 else "_nolegend_", linewidth=1, alpha=0.8)
-    ax.legend(fontsize=8)
+def frontiers(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, levels: Mapping[str, float]) -> Figure:
+    """As `frontier`, with several runs a plan and a panel a text: {text: {label: [(gains, forgetting), …]}}."""
+    figure, row = _panels(panels, title, "gain on held-out text (nats a token)",
+                          "forgetting: KL(base || tuned),\nnats a token")
+    for ax, (text, paths) in zip(row, panels.items(), strict=True):
+        for i, (label, runs) in enumerate(paths.items()):
+            for k, (gains, forgotten) in enumerate(runs):
+                ax.plot(gains, forgotten, color=COLOURS[i], label=label if k == 0 else "_nolegend_", linewidth=1)
+        if text in levels:
+            ax.axvline(levels[text], color="#666666", linestyle="--", linewidth=1)
+    row[0].legend(fontsize=8)
     return figure
+
+
+def forgetting_over_rates(panels: Mapping[str, Mapping[str, Mapping[float, float]]], title: str) -> Figure:
+    """Forgetting at one gain against the learning rate, a panel a text: {text: {label: {rate: forgetting}}}."""
+    figure, row = _panels(panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats a token")
+    for ax, plans in zip(row, panels.values(), strict=True):
+        for i, (label, by_rate) in enumerate(plans.items()):
+            if by_rate:
+                _line(ax, *zip(*sorted(by_rate.items()), strict=True), i, label)
+        rates = sorted({rate for by_rate in plans.values() for rate in by_rate})
+        ax.set_xscale("log")
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
+        ax.minorticks_off()
+    row[0].legend(fontsize=8)
+    return figure
+
+
+def _panels(names: Sequence[str], title: str, x: str, y: str):
+    """One row of axes with a common vertical axis, and a title over them all."""
+    figure, grid = plt.subplots(1, len(names), figsize=(1 + 3.6 * len(names), 3.6), sharey=True, squeeze=False,
+                                layout="constrained")
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    for ax, name in zip(grid[0], names, strict=True):
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel(x, fontsize=9)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    grid[0][0].set_ylabel(y, fontsize=9)
+    return figure, grid[0]
 
 
 def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str,
@@ -190,8 +225,8 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str
 
     ``smallest`` shades the differences that are too small to count.
     """
-    figure, ax = axes(title, x, "", (7, 1.4 + 0.45 * len(rows)))
-    means, lows, highs = np.array(list(rows.values()), dtype=float).T
+    figure, ax = axes(title, x, "", (7, 1.4 + 0.45 * len(rows)), has_row_labels=True)
+    means, lows, highs = np.array(list(rows.values()), dtype=float).reshape(-1, 3).T
     ax.errorbar(means, range(len(rows)), xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], capsize=4)
     ax.axvline(0, color="#444444", linewidth=1)
     if smallest:
@@ -202,16 +237,20 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str
     return figure
 
 
-def matrix(table: pd.DataFrame, title: str, x: str, y: str) -> Figure:
-    """A small table as a heat map with its numbers in it."""
-    figure, ax = plt.subplots(figsize=(1.6 + 1.2 * table.shape[1], 1.3 + 0.6 * table.shape[0]), layout="constrained")
-    image = ax.imshow(table.to_numpy(), cmap="cividis", aspect="auto")
+def matrix(table: pd.DataFrame, title: str, x: str, y: str, by_column: bool = False) -> Figure:
+    """A small table as a heat map with its numbers in it. ``by_column``: colours show differences inside a column."""
+    width = 1.0 + 0.085 * max(map(len, map(str, table.index))) + 1.2 * table.shape[1]
+    width = max(width, 0.2 + 0.085 * max(map(len, title.splitlines())))
+    figure, ax = plt.subplots(figsize=(width, 1.3 + 0.6 * table.shape[0]), layout="constrained")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    shown = table.to_numpy() - (table.to_numpy().mean(0) if by_column else 0)
+    image = ax.imshow(shown, cmap="cividis", aspect="auto")
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for (row, column), value in np.ndenumerate(table.to_numpy()):
-        ax.text(column, row, f"{value:.3f}", ha="center", va="center", color="white" if value < middle else "black")
+        ax.text(column, row, f"{value:.3f}", ha="center", va="center",
+                color="white" if shown[row, column] < middle else "black")
     ax.set_xticks(range(table.shape[1]), table.columns)
     ax.set_yticks(range(table.shape[0]), table.index)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
-    ax.set_title(title, loc="left", fontsize=11)
     return figure

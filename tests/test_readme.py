@@ -5,9 +5,10 @@ import re
 
 import refresh_readme
 from badges import repository
-from helpers.claims import CLAIMS, VERDICTS
+from helpers.claims import CLAIMS, VERDICTS, on_models
 from helpers.models import load_model
 from helpers.profiles import ROOT, TINY
+from helpers.scoreboard import published
 from helpers.study import read_runs, weight_hash
 
 RUNS = ROOT / "data" / "evidence" / "runs" / TINY.model_name
@@ -43,7 +44,13 @@ def test_the_recorded_verdicts_are_of_the_shipped_miniature():
     assert [e["id"] for e in entries] == [c for c in CLAIMS if c in {e["id"] for e in entries}]
     assert {f"C{i}" for i in range(1, 16)} <= {e["id"] for e in entries}
     assert {e["verdict"] for e in entries} <= set(VERDICTS)
-    assert all(e["model_hash"] == mini for e in entries if e["model"] == TINY.model_name)
+    rows = [row for e in entries for row in on_models(e)]
+    assert all(row["model_hash"] == mini for row in rows if row["model"] == TINY.model_name)
+
+
+def test_the_recorded_verdicts_are_those_of_the_scoreboard():
+    entries = json.loads(refresh_readme.RECORDED.read_text("utf-8"))
+    assert published(entries) == entries, "the evidence says something else by now; run: make results"
 
 
 def test_a_new_miniature_would_make_the_evidence_stale():

@@ -1,0 +1,96 @@
+"""Answers about costs: what each plan trains, and time and memory as they were measured.
+
+As `helpers.answers`, for the questions that no training run of the study is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from helpers import benchmarks, plots
+from helpers.anatomy import anatomy
+from helpers.answers import Answer
+from helpers.budget import MIB
+from helpers.models import build_on_meta, gpt_neo_125m_config
+from helpers.plans import COURSE_PLANS
+
+COMPARED = {"time_ratio_main": "time of a step, main plan", "time_ratio_full": "time of a step, full training",
+            "memory_ratio_main": "peak memory, main plan", "memory_ratio_full": "peak memory, full training"}
+
+
+def what_trains(_: Path) -> Answer:
+    """How many parameters each plan trains, by role, from the config alone."""
+    model = build_on_meta(gpt_neo_125m_config())
+    ledgers = {name: plan.explain(model) for name, plan in COURSE_PLANS.items()}
+    counts = {name: {row.role: row.n_trainable for row in ledger.rows if row.n_trainable}
+              for name, ledger in ledgers.items()}
+    total, main = anatomy(model).n_parameters, ledgers["attention+embeddings"].n_trainable
+    attention, mlp_out = (ledgers[name].n_trainable for name in ("only-attention", "only-mlp-out"))
+    same = "exactly equally many" if attention == mlp_out else f"not equally many ({mlp_out:,})"
+    title = f"The main plan trains {main / 1e6:.1f} of GPT-Neo 125M's {total / 1e6:.1f} million parameters"
+    return Answer(
+        sentence=f"Of {total:,} parameters of GPT-Neo 125M the main plan (attention and embeddings frozen) trains "
+                 f"{main:,} ({main / total:.1%}); attention alone is {attention:,}, and the MLP's output alone {same}.",
+        title=title, data=counts, alt=f"Trained parameters by role for {len(counts)} plans, as stacked bars",
+        draw=lambda: plots.shares(counts, title, "trained parameters (millions)"),
+        origin="Counted from the config of GPT-Neo 125M; nothing was trained.")
+
+
+def engine(folder: Path) -> Answer | None:
+    """Time and memory of the course's engine as a share of the Trainer's."""
+    place = folder / benchmarks.BENCHMARK.name
+    if not place.exists():
+        return None
+    found = benchmarks.read(place)
+    setting, n_pairs = found["setting"], found["n_pairs"]
+    rows, of_pairs = {}, f"{n_pairs} pair{'s' * (n_pairs != 1)} of processes"
+    for name, label in COMPARED.items():
+        low, high = (np.nan if end is None else 100 * (end - 1) for end in found["intervals"][name])
+        rows[label] = (100 * (found[name] - 1), low, high)
+    title = (f"Against the Trainer, main plan: {rows[COMPARED['time_ratio_main']][0]:+.0f}% time, "
+             f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})")
+    return Answer(
+        sentence="The course's engine takes "
+                 + "; ".join(f"{found[name]:.2f} of the Trainer's {label}" for name, label in COMPARED.items())
+                 + f" ({of_pairs}); it reaches {found['share_of_limit_main']:.2f} of the rate of a plain matrix "
+                 "product under the main plan.",
+        title=title, data=rows, alt="Change of time and memory against the Trainer in percent, with 95% intervals",
+        draw=lambda: plots.intervals(rows, title, "change against the Trainer (%)"),
+        origin=f"{setting['model']}, {setting['dtype']}, batch {setting['batch']} x {setting['length']} tokens, on "
+               f"{setting['machine']}, torch {setting['versions']['torch']}, transformers "
+               f"{setting['versions']['transformers']}; code at commit {commits(found)}.")
+
+
+def commits(record: Mapping) -> str:
+    found = {record.get("commit"), *(p.get("commit") for p in record.get("pairs", ()))} - {None}
+    return ", ".join(f"`{c[:7]}`" for c in sorted(found)) or "unknown"
+
+
+def memory(folder: Path) -> Answer | None:
+    """Peak memory by plan: what the budget predicts and what a process grew by."""
+    place = folder / benchmarks.MEMORY.name
+    if not place.exists():
+        return None
+    record = benchmarks.read(place)
+    points = {(p["plan"], p["batch"], p["length"]): p for p in record["points"]}
+    batch, length = max((b, n) for _, b, n in points)
+    shown = {plan: p for (plan, b, n), p in points.items() if (b, n) == (batch, length)}
+    if not {"full", "attention+embeddings"} <= set(shown):
+        return None
+    fall = {side: 1 - sum(shown["attention+embeddings"][side].values()) / sum(shown["full"][side].values())
+            for side in ("measured", "predicted")}
+    off = max(abs(p["ratio"] - 1) for p in points.values())
+    bars = {plan: {side: p[side] for side in ("predicted", "measured")} for plan, p in shown.items()}
+    title = (f"The main plan's peak lies {fall['measured']:.0%} below full training's, predicted were "
+             f"{fall['predicted']:.0%}\n(batch {batch} x {length} tokens)")
+    return Answer(
+        sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.0%} below full training's, "
+                 f"and the budget predicts {fall['predicted']:.0%}; over all {len(points)} points prediction and "
+                 f"measurement differ by at most {off:.0%}.",
+        title=title, data=bars, alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
+        draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),
+        origin=f"{record['model']}, {record['dtype']}, a process of its own for each point, on {record['machine']}; "
+               f"code at commit {commits(record)}.")

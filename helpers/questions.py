@@ -1,0 +1,68 @@
+"""The questions that the pages under results/ answer, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from helpers import answers, costs, lora_study
+
+RUNS = "the runs under `data/evidence/runs`"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One page.
+
+    Attributes:
+        name: of the page and its picture.
+        asks: the question, for the heading.
+        answer: takes the evidence of a model, or the folder of all evidence; None where nothing was recorded.
+        of_model: whether each model has its own answer.
+        source: what the answer is computed from.
+        command: what records it.
+        how_to_read: what the figure shows, and what it cannot show.
+    """
+
+    name: str
+    asks: str
+    answer: Callable
+    of_model: bool
+    source: str
+    command: str
+    how_to_read: str
+
+
+QUESTIONS = (
+    Question("forgetting", "Which plan forgets less, for what it has learned?", answers.forgetting, True, RUNS,
+             "make evidence",
+             "each line is one run, from the base at (0, 0) to its best gain. At one gain, lower is better. Plans are "
+             "compared in pairs with the same seed, at the dashed line; between evaluations a line is read by a "
+             "monotone curve."),
+    Question("rates", "How much of that is the learning rate's?", answers.rates, True,
+             "the table of rates (`data/evidence/rates.json`)", "make evidence",
+             "forgetting is read at one gain, 80% of full training's best. A rate that does not get there has no point."
+             " These are tuning runs: they chose the rates, and decide nothing else."),
+    Question("quality", "Which plan predicts the new text best?", answers.quality, True, RUNS, "make evidence",
+             "each row is a difference in test loss, with the weights of the best dev loss, over pairs with the same "
+             "seed. Right of zero: worse than full training. It is a loss, and says nothing about how a text reads."),
+    Question("style", "Who learns an author's style?", answers.style, True, RUNS, "make evidence",
+             "read down a column: the text stays, the models change. Style contrast is the mean over both authors of "
+             "how much better the model tuned on an author is than the one tuned on the other; what helps with any "
+             "story drops out."),
+    Question("what_trains", "What does each plan train?", costs.what_trains, False, "the config of GPT-Neo 125M",
+             "make results",
+             "a plan's name says what it freezes, or what alone it trains. The tied head is the token embedding, and "
+             "counts once."),
+    Question("engine", "What do a step's time and memory come to, against the Trainer?", costs.engine, False,
+             "`data/evidence/benchmark.json`", "make benchmark",
+             "left of zero: less than Hugging Face's Trainer as it comes, with the same plan and the same batch. Each "
+             "pair was measured one after the other on one machine, in processes of their own."),
+    Question("memory", "Does a plan need the memory that the budget predicts?", costs.memory, False,
+             "`data/evidence/memory.json`", "python scripts/measure_memory.py",
+             "for each plan the upper bar is predicted from the config alone, the hatched one measured as the growth "
+             "of a process."),
+    Question("lora", "LoRA or partial fine-tuning?", lora_study.lora, True, RUNS, "make evidence",
+             "as in the first question, on one text. These runs are described and decide nothing: they are few, and on "
+             "one text."),
+)

@@ -1,0 +1,177 @@
+"""results/ is what the code makes of the committed evidence, and says so whatever the evidence is."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+import benchmark
+import write_results
+from helpers import answers, benchmarks, costs, lora_study
+from helpers.findings import EVIDENCE
+from helpers.profiles import ROOT
+from helpers.questions import QUESTIONS
+from helpers.scoreboard import step_time
+from test_benchmark import FLOPS, pretend
+from test_scoreboard import evidence
+
+PAGES = sorted(write_results.RESULTS.glob("*.md"))
+PICTURES = sorted(write_results.RESULTS.glob("*.png"))
+
+
+def test_pages_and_pictures_are_up_to_date():
+    assert not write_results.differences(), "run: make results"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_a_page_shows_each_picture_with_words_for_it_and_says_what_it_rests_on(page):
+    text = page.read_text("utf-8")
+    for alt, target in re.findall(r"!\[(.*?)\]\((.+?)\)", text):
+        assert len(alt) > 20 and (page.parent / target).exists()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    assert page.name == "README.md" or re.search(r"\*.*(seed|nothing was trained|on x86_64|CPU|GPU).*\*", text)
+    assert "nan" not in text.lower().split()
+
+
+def test_pictures_are_small():
+    assert PICTURES and all(p.stat().st_size < 60_000 for p in PICTURES)
+
+
+# --- other evidence ----------------------------------------------------------------
+
+
+def at(found, **more):
+    for run in found.runs:
+        run.update(machine="a CPU", commit="c" * 40, protocol="p" * 64, n_trainable=10, **more)
+    found.rates.update(seeds=[900], protocol="p" * 64)
+    return found
+
+
+@pytest.mark.parametrize("slope, word", [(0.25, "less"), (0.8, "more")])
+def test_the_sentence_on_forgetting_follows_the_records(slope, word):
+    found = answers.forgetting(at(evidence({"attention+embeddings": slope})))
+    assert found.sentence.count(f"the main plan forgot {word} than full training") == 2
+    assert ("-0." if word == "less" else "+0.") in found.title
+    assert ("C10: *holds*" in found.sentence) == (word == "less")
+
+
+def test_a_difference_that_may_be_zero_is_not_called_less_or_more():
+    found = answers.forgetting(at(evidence(seeds=3)))
+    assert found.sentence.count("are not told apart") == 2 and "forgot less" not in found.sentence
+
+
+def test_a_protocol_has_a_date_only_where_it_is_the_one_that_was_dated():
+    found = answers.forgetting(at(evidence()))
+    assert "of 2026-01-02" in write_results.protocol_line(found, {"sha256": "p" * 64, "date": "2026-01-02"})
+    assert "of 2026" not in write_results.protocol_line(found, {"sha256": "q" * 64, "date": "2026-01-02"})
+
+
+def test_a_plan_that_learned_too_little_is_said_to_be_not_comparable():
+    found = answers.forgetting(at(evidence(**{"attention+embeddings": {"top": 0.03}})))
+    assert "not comparable" in found.sentence and "not comparable" in found.title
+    found.draw()
+
+
+def test_a_question_without_its_runs_has_no_answer():
+    only_full = at(evidence())
+    only_full.runs[:] = [r for r in only_full.runs if r["plan"] == "full"]
+    for question in QUESTIONS:
+        if question.of_model:
+            assert question.answer(only_full) is None, question.name
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.8])
+def test_every_answer_about_runs_can_be_drawn(slope):
+    table = [{"plan": p, "text": t, "rate": r, "forgetting_at_level": f} for t in ("alice", "edgar")
+             for p, r, f in (("full", 1e-4, 0.05), ("full", 3e-4, 0.10), ("attention+embeddings", 1e-4, slope / 10),
+                             ("attention+embeddings", 3e-4, 0.06), ("only-attention", 3e-4, None))]
+    found = at(evidence({"attention+embeddings": slope}, table=table))
+    seen = {q.name: q.answer(found) for q in QUESTIONS if q.of_model}
+    assert {name for name, answer in seen.items() if answer} == {"forgetting", "rates", "quality", "style"}
+    for answer in filter(None, seen.values()):
+        answer.draw()
+        assert write_results.data_hash(answer) == write_results.data_hash(answer)
+        assert "5 seeds" in answer.origin or "tuning" in answer.origin
+    assert ("the sign turns" in seen["rates"].sentence) == (slope > 0.5)
+
+
+def test_lora_is_set_beside_partial_fine_tuning_where_it_was_studied():
+    found = at(evidence(seeds=3))
+    found.runs.extend([r | {"plan": p} for r in found.runs if r["plan"] == "only-attention" for p in lora_study.LORA])
+    answer = lora_study.lora(found)
+    assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in answer.title + answer.sentence
+    answer.draw()
+
+
+# --- costs -------------------------------------------------------------------------
+
+
+def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path):
+    assert costs.engine(tmp_path) is None and costs.memory(tmp_path) is None
+    pairs = [benchmark.measure_group(plan, engines, r, "small", run=pretend) for r in range(3)
+             for plan, engines in benchmark.GROUPS]
+    setting = {"model": "a model", "dtype": "float32", "batch": 4, "length": 512, "machine": "a CPU",
+               "versions": {"torch": "2", "transformers": "5"}}
+    found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs}
+    (tmp_path / "benchmark.json").write_text(json.dumps(found))
+    answer = costs.engine(tmp_path)
+    assert "0.50 of the Trainer's time of a step, main plan" in answer.sentence and "-50% time" in answer.title
+    answer.draw()
+    assert step_time(found)[0]["verdict"] == "holds", "C12, from the same file"
+
+    def point(plan, size):
+        return {"plan": plan, "batch": 1, "length": 128, "ratio": 0.95,
+                "predicted": {"optimizer": 0.95 * size}, "measured": {"optimizer": size}}
+
+    record = {"model": "a model", "dtype": "float32", "machine": "a CPU",
+              "points": [point("full", 1000), point("attention+embeddings", 800)], "times": []}
+    (tmp_path / "memory.json").write_text(json.dumps(record))
+    answer = costs.memory(tmp_path)
+    assert "20% below full training's" in answer.sentence and "at most 5%" in answer.sentence
+    answer.draw()
+
+
+# --- writing -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A copy of the evidence without tuning runs, and of results/."""
+    shutil.copytree(EVIDENCE, tmp_path / "evidence", ignore=shutil.ignore_patterns("tuning", "retention"))
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    return tmp_path
+
+
+def test_fewer_seeds_make_other_pages_and_a_picture_is_drawn_only_when_its_numbers_change(place, capsys):
+    results, folder = place / "results", place / "evidence"
+    write_results.write(results, folder)
+    assert "drawn" not in capsys.readouterr().out
+    for path in (folder / "runs").rglob("2*.json"):
+        path.unlink()
+    stale = write_results.differences(results, folder)
+    assert "README.md: old text" in stale and "forgetting.png: old numbers" in stale
+    write_results.write(results, folder)
+    assert "drawn: forgetting.png" in capsys.readouterr().out
+    assert write_results.differences(results, folder) == []
+
+
+def test_a_page_that_nothing_asks_for_goes(place):
+    (place / "results" / "old.md").write_text("old")
+    assert "old.md: nothing asks for it" in write_results.differences(place / "results", place / "evidence")
+    write_results.write(place / "results", place / "evidence")
+    assert not (place / "results" / "old.md").exists()
+
+
+def test_without_any_evidence_the_index_says_what_would_record_it(place):
+    (place / "empty").mkdir()
+    write_results.write(place / "results", place / "empty")
+    said = (place / "results" / "README.md").read_text()
+    assert "Not recorded yet: `make evidence`." in said and "`make benchmark`" in said
+
+
+def test_the_date_of_the_protocol_is_kept_for_copies_without_a_history(place, monkeypatch):
+    monkeypatch.setattr(write_results, "git", lambda *a: None)
+    known = write_results.date_of_protocol(write_results.RESULTS)
+    assert known == json.loads((write_results.RESULTS / "protocol.json").read_text()) and known["date"]
