@@ -60,6 +60,25 @@ def n_code_cells(page: NotebookPage) -> int:
     return sum(cell["cell_type"] == "code" and bool("".join(cell["source"]).strip()) for cell in page.cells)
 
 
+# --- where there is no browser -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("setting", "ending"), [("1", pytest.fail.Exception), ("0", pytest.skip.Exception),
+                                                 (None, pytest.skip.Exception)])
+def test_what_cannot_be_tested_is_a_failure_in_ci_and_a_skip_elsewhere(setting, ending, monkeypatch):
+    monkeypatch.delenv("COURSE_REQUIRE_ALL", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("COURSE_REQUIRE_ALL", setting)
+    with pytest.raises(ending, match="no browser here"):
+        require_or_skip("no browser here")
+
+
+def test_ci_asks_for_everything_and_knows_the_browsers_that_the_tests_know():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert tuple(re.search(r"for name in (.*); do", script)[1].split()) == lab.BROWSERS
+    assert re.search(r"^export COURSE_REQUIRE_ALL=1\n(?:.*\n)*make test", script, re.MULTILINE)
+
+
 # --- open, run, run again ----------------------------------------------------------
 
 
