@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers import checkpoints, locks
 from helpers.allocator import give_back_freed_memory
@@ -221,11 +221,22 @@ def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSetti
                         f"{left} Try a third of the rate.")
 
 
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
 def progress_bar(run: Run, show: bool):
-    """The steps that are left; beside them loss and tokens a second: a widget in a notebook, else on stderr."""
+    """The steps that are left; beside them loss and tokens a second, written to stderr, in a notebook to stdout.
+
+    Jupyter shows stderr as an alarm, in red. A bar that was taken away would leave an empty red line there.
+    tqdm's own widget would stand in the saved notebook as a broken one, and it does not read TQDM_DISABLE.
+    """
     steps = range(run.step, run.settings.n_steps)
     bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
-               leave=False, mininterval=0.5, **({} if show and is_main() else {"disable": True}))  # TQDM_DISABLE
+               leave=False, mininterval=0.5, file=sys.stdout if in_notebook() else sys.stderr,
+               **({} if show and is_main() else {"disable": True}))  # else TQDM_DISABLE says
     run.bar = bar
     return bar
 

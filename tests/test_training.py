@@ -2,6 +2,8 @@
 
 import inspect
 import shutil
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,3 +242,20 @@ def test_that_a_run_goes_on_is_said_in_words_where_there_may_be_a_bar(tmp_path, 
     said = capsys.readouterr()
     words = f"The folder '{tmp_path}' holds step 2 of 4 of this run: going on from there.\n"
     assert (said.err, said.out) == ("" if bars_are_off else words, "")
+
+
+@pytest.mark.parametrize("is_notebook", [True, False])
+def test_a_bar_writes_to_stderr_but_in_a_notebook_to_stdout(is_notebook, monkeypatch, capsys):
+    monkeypatch.setattr(training, "in_notebook", lambda: is_notebook)
+    monkeypatch.setattr(training, "tqdm", partial(training.tqdm, disable=False))  # the tests' TQDM_DISABLE
+    run = SimpleNamespace(step=0, settings=SimpleNamespace(n_steps=2), plan=SimpleNamespace(title="a plan"))
+    list(training.progress_bar(run, True))
+    out, err = capsys.readouterr()
+    assert ("a plan" in out, "a plan" in err) == (is_notebook, not is_notebook)
+
+
+def test_a_kernel_is_a_notebook_and_a_terminal_is_not(monkeypatch):
+    assert not training.in_notebook()
+    for shell, expected in ((None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=object()), True)):
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        assert training.in_notebook() is expected
