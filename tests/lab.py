@@ -220,6 +220,7 @@ class NotebookPage:
     def wait_for_kernel(self) -> None:
         """Until the kernel is connected and has nothing to do. Without a kernel JupyterLab shows "idle" as well."""
         self.page.wait_for_function(CONNECTED, arg=f"{self.name}.ipynb", timeout=1000 * SECONDS_FOR_A_STEP)
+        expect(self.page.locator(".jp-NotebookPanel .jp-KernelName")).to_contain_text("Python 3")
         idle = self.page.locator('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]')
         expect(idle).to_be_attached(timeout=1000 * SECONDS_FOR_A_RUN)
 
@@ -265,9 +266,13 @@ class NotebookPage:
         if source is not None:
             self.page.keyboard.press("ControlOrMeta+a")
             self.page.keyboard.insert_text(source)
-        self.page.keyboard.press("Control+Enter")
         prompt = cell.locator(".jp-InputPrompt")
+        self.page.keyboard.press("Control+Enter")
         expect(prompt).not_to_have_text(before)
+        if prompt.inner_text().strip() == "[ ]:":  # JupyterLab drops what comes before the page knows its kernel
+            self.wait_for_kernel()
+            self.page.keyboard.press("Control+Enter")
+            expect(prompt).not_to_have_text("[ ]:")
         expect(prompt).to_have_text(re.compile(r"\[\d+\]"), timeout=1000 * SECONDS_FOR_A_RUN)
         return cell.locator(".jp-Cell-outputArea")
 
