@@ -67,7 +67,7 @@ def block_explorer(model: nn.Module, tokenizer, passage: str, block: int = 0, he
         return map_figure(page, **values), sentence(page, **values)
 
     rows = [["block", "head", "query"], ["text"]]
-    return Frame(controls, {"words": 150, "map": 470}, answer, still, rows, adjust=adjust)
+    return Frame(controls, {"words": 130, "map": 0}, answer, still, rows, adjust=adjust)
 
 
 class Passage:

@@ -30,6 +30,7 @@ from helpers.selectors import PlanError
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 PROBLEM_CLASS = "course-widget-problem"
+STALE = "What stands below is from before."
 DPI = 100
 # What a reader's choice can bring about. Its message is shown; anything else is shown and raised as well.
 EXPECTED = (PlanError, BudgetError, ModelError)
@@ -143,10 +144,16 @@ def control(kind: type, description: str, tooltip: str, **traits) -> ipywidgets.
 
 
 def problem_html(error: Exception) -> str:
-    """An error as the reader sees it: its message, and its kind where the message alone would not do."""
+    """An error as the reader sees it: its message, its kind where the message alone would not do, and what is old."""
     name = "" if isinstance(error, EXPECTED) else f"<b>{type(error).__name__}</b>: "
     return (f'<div class="{PROBLEM_CLASS}" role="alert" style="border-left: 4px solid var(--jp-error-color1, #b00020); '
-            f'padding-left: 8px; {STYLE}">{name}{html.escape(str(error))}</div>')
+            f'padding-left: 8px; {STYLE}">{name}{html.escape(str(error))} <i>{STALE}</i></div>')
+
+
+def tick(name: str, tooltip: str, is_on: bool) -> ipywidgets.Checkbox:
+    """A checkbox as narrow as its label, so that several stand in a row."""
+    return control(ipywidgets.Checkbox, name, tooltip, value=is_on, indent=False,
+                   layout={"width": "auto", "margin": "2px 1em 2px 4px"})
 
 
 def table_html(head: Iterable[str], rows: Iterable[Iterable[str]], css_class: str) -> str:
@@ -158,8 +165,8 @@ def table_html(head: Iterable[str], rows: Iterable[Iterable[str]], css_class: st
         f'<tr><th scope="row" style="text-align: left; font-weight: normal">{name}</th>' + "".join(
             f'<td style="text-align: right; padding-left: 1.2em">{cell}</td>' for cell in cells) + "</tr>"
         for name, *cells in rows)
-    return (f'<table class="{css_class}" style="border-collapse: collapse; {STYLE}">'
-            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>")
+    return (f'<div style="overflow-x: auto"><table class="{css_class}" style="border-collapse: collapse; {STYLE}">'
+            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def png(figure: Figure) -> bytes:

@@ -21,7 +21,7 @@ from helpers.closed_form import predictor
 from helpers.models import build_on_meta
 from helpers.plans import FreezePlan, Ledger
 from helpers.plots import COLOURS
-from helpers.widgets_frame import STYLE, Frame, control, table_html
+from helpers.widgets_frame import STYLE, Frame, control, table_html, tick
 
 RESULT, LEDGER, RATIO, CODE, COST = (f"freeze-designer-{part}"
                                      for part in ("result", "ledger", "ratio", "code", "cost"))
@@ -63,11 +63,6 @@ def freeze_designer(config, batch: int, length: int, ticked: Sequence[str] = ("a
 
     blocks = [name for name in controls if name.startswith("block ")]
     return Frame(controls, {"ledger": 220, "cost": 150}, answer, still, [["way"], list(parts.counts()), blocks])
-
-
-def tick(name: str, tooltip: str, is_on: bool):
-    return control(ipywidgets.Checkbox, name, tooltip, value=is_on, indent=False,
-                   layout={"width": "auto", "margin": "0 1.2em 0 0"})
 
 
 def plan_of(parts: Anatomy, way: str, ticked: Sequence[str]) -> FreezePlan:

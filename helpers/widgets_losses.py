@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from helpers.plots import COLOURS
 from helpers.records import read_runs
-from helpers.widgets_frame import STYLE, Frame, control, table_html
+from helpers.widgets_frame import STYLE, Frame, control, table_html, tick
 from helpers.widgets_svg import Line, chart
 
 # What can be drawn: label to (list of the record, key in each entry or None, unit).
@@ -63,8 +63,7 @@ def loss_explorer(folder: str | Path, text: str | None = None, plans: Sequence[s
         "window": control(ipywidgets.SelectionSlider, "Points averaged", "1: nothing is smoothed", options=WINDOWS,
                           value=window),
     }
-    controls |= {one: control(ipywidgets.Checkbox, one, f"show the runs of {one}", value=one in ticked, indent=False,
-                              layout={"width": "auto", "margin": "0 1.2em 0 0"}) for one in labels}
+    controls |= {one: tick(one, f"show the runs of {one}", one in ticked) for one in labels}
 
     def drawn(values) -> tuple[dict, list[Line], str, str]:
         on = [one for one in labels if values[one]]
@@ -83,7 +82,7 @@ def loss_explorer(folder: str | Path, text: str | None = None, plans: Sequence[s
         return curves_figure(lines, found, labels, title, MEASURES[frame.values["measure"]][2]), said
 
     rows = [["text", "measure", "seed", "window"], labels]
-    frame = Frame(controls, {"curves": 430, "ends": 110}, answer, still, rows)
+    frame = Frame(controls, {"curves": 0, "ends": 110}, answer, still, rows)
     return frame
 
 

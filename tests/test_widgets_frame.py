@@ -52,6 +52,7 @@ def test_a_wrong_choice_is_told_and_forgotten_when_it_is_mended():
     frame = doubler()
     frame.controls["number"].value = 13
     assert PROBLEM_CLASS in frame.problem.value and "Choose another one." in frame.problem.value
+    assert "from before" in frame.problem.value
     assert frame.views["twice"].value == "<b>2</b>"  # what was right stays
     frame.controls["number"].value = 3
     assert frame.problem.value == "" and frame.views["twice"].value == "<b>6</b>"
