@@ -139,7 +139,8 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
     trained = [row.n_trainable / 1e6 for row in ledger.rows]
     frozen = [(row.n_parameters - row.n_trainable) / 1e6 for row in ledger.rows]
     left.barh(roles, trained, color=COLOURS[1], label="trainable")
-    left.barh(roles, frozen, left=trained, color="white", edgecolor=COLOURS[0], hatch="//", label="frozen")
+    left.barh(roles, frozen, left=trained, color="white", edgecolor=COLOURS[0], hatch="//", label="frozen",
+              linewidth=[float(n > 0) for n in frozen])  # the edge of an empty bar would hide a small trainable one
     left.set_xlabel("parameters (millions)")
     left.set_title(f"{ledger.plan.title}: R = {ledger.R:.3f}", loc="left", fontsize=10)
     left.legend(fontsize=8)

@@ -133,6 +133,13 @@ def test_the_picture_says_what_it_shows(designer):
     assert all(ax.get_xlabel() for ax in figure.axes)
 
 
+def test_the_edge_of_an_empty_bar_hides_no_small_trainable_one(designer):
+    figure, _ = designer.still()
+    trained, frozen = figure.axes[0].containers
+    norm = ROLES.index("norm")
+    assert trained[norm].get_width() > 0 and frozen[norm].get_width() == frozen[norm].get_linewidth() == 0
+
+
 def test_a_tick_is_answered_within_100_ms(designer):
     """Median over twelve ticks, ledger and costs together, in the processor time of this process."""
     seconds = []
