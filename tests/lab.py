@@ -282,6 +282,7 @@ class NotebookPage:
         if self.page.locator("body").get_attribute("data-jp-theme-name") != THEMES[theme]:
             self.choose("Settings", "Theme", THEMES[theme])
         expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", THEMES[theme])
+        expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)  # it covers the window while a theme loads
         self.page.set_viewport_size({"width": width, "height": height})
 
     def cut_off(self) -> list[str]:

@@ -278,7 +278,10 @@ def test_an_error_of_one_process_alone_is_no_lost_process():
 def test_processes_end_their_group_before_python_ends(tmp_path):
     """Left to the interpreter's end, gloo's threads abort a process now and then, after all its work is done."""
     script = tmp_path / "ends.py"
-    script.write_text("import atexit, torch\nimport torch.distributed as dist\nfrom helpers import processes\n"
-                      "atexit.register(lambda: print('left open:', dist.is_initialized()))\n"  # runs after join's own
+    script.write_text("import atexit, os, pathlib, sys, torch\nimport torch.distributed as dist\n"
+                      "from helpers import processes\n"
+                      "said = pathlib.Path(sys.argv[1]) / os.environ['RANK']\n"
+                      "atexit.register(lambda: said.write_text(str(dist.is_initialized())))\n"  # after join's own
                       "processes.join(torch.device('cpu'))\ndist.all_reduce(torch.ones(9), async_op=True)\n")
-    assert processes.launch(2, str(script)).count("left open: False") == 2
+    processes.launch(2, str(script), str(tmp_path))
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["False", "False"], "left open"
