@@ -80,8 +80,8 @@ def join(device: torch.device) -> Accelerator:
                               kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     if accelerator.num_processes > 1:
         atexit.register(_leave)
-    if accelerator.num_processes > 1 and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _told_to_stop)  # Python lets the main thread alone do this
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _told_to_stop)  # Python lets the main thread alone do this
     return accelerator
 
 

@@ -64,11 +64,17 @@ def machine_class() -> str:
 
 def code_commit() -> str | None:
     """The project's commit; None outside a checkout."""
+    said = git("rev-parse", "HEAD")
+    return None if said is None else said.strip()
+
+
+def git(*arguments: str) -> str | None:
+    """What git prints about the project; None where git is missing or refuses, as outside a checkout."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
     except FileNotFoundError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None
 
 
 def read_runs(folder: str | Path) -> list[dict]:

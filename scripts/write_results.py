@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from helpers.findings import EVIDENCE, read_evidence, studied_models
 from helpers.profiles import ROOT, TINY
 from helpers.protocol import PAGE, read_protocol
 from helpers.questions import QUESTIONS, Question
+from helpers.records import git
 
 RESULTS = ROOT / "results"
 DATE = "protocol.json"  # when the protocol of the runs was fixed
@@ -146,14 +146,6 @@ def fixed_on(sha256: str) -> str | None:
         if text and hashlib.sha256(text.partition("\n## Amendments")[0].encode()).hexdigest() == sha256:
             return day
     return None
-
-
-def git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
 
 
 def known_date(results: Path) -> dict:
