@@ -8,6 +8,7 @@ their gradients. In a run of one process, everything here does nothing.
 from __future__ import annotations
 
 import atexit
+import os
 import re
 import runpy
 import signal
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -86,12 +87,24 @@ def join(device: torch.device) -> Accelerator:
 
 
 def _leave() -> None:
-    """End the process group while Python still runs: left to the interpreter's end, gloo's threads can abort it.
-
-    See pytorch/pytorch#190489: "terminate called without an active exception", now and then.
-    """
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code: int = 0) -> NoReturn:
+    """End a program that may be one process of several, after its work: like `sys.exit`, but for one thing.
+
+    Among several processes Python's own ending is left out. One of gloo's threads may still hold a
+    tensor, and a thread that lets go of a tensor while Python ends aborts the process, now and then:
+    "terminate called without an active exception" (pytorch/pytorch#190489). Leaving the group does not
+    wait for such a thread where something else, as a sharded model, still knows the group.
+    """
+    if n_processes() == 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def n_processes() -> int:
@@ -204,3 +217,4 @@ def _what_is_left(folder) -> str:
 if __name__ == "__main__":  # python -m helpers.processes SCRIPT ARGUMENTS
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
+    end()

@@ -44,7 +44,7 @@ from helpers.models import (
     require_weights,
     weight_hash,
 )
-from helpers.processes import ProcessError, from_all, is_main, join, n_processes, require_processes
+from helpers.processes import ProcessError, end, from_all, is_main, join, n_processes, require_processes
 from helpers.profiles import ProfileError
 from helpers.reports import as_dict, delta_line, median, peak_memory, print_report
 from helpers.selectors import PlanError
@@ -222,4 +222,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -285,3 +285,36 @@ def test_processes_end_their_group_before_python_ends(tmp_path):
                       "processes.join(torch.device('cpu'))\ndist.all_reduce(torch.ones(9), async_op=True)\n")
     processes.launch(2, str(script), str(tmp_path))
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["False", "False"], "left open"
+
+
+MARKED = """import atexit, os, sys, torch
+from helpers import processes
+to = os.open(os.path.join(sys.argv[1], os.environ.get("RANK", "alone")), os.O_CREAT | os.O_WRONLY)
+class Kept:
+    def __del__(self, write=os.write, to=to):
+        write(to, b"Python's own ending")
+sys.kept = Kept()  # let go of by Python's own ending, as a tensor that one of gloo's threads still holds
+atexit.register(os.write, to, b"atexit, ")
+processes.join(torch.device("cpu"))
+print("its last words", end="")  # no end of line: still in the buffer
+processes.end(int(sys.argv[2]))
+"""
+
+
+def test_pythons_own_ending_is_left_out_among_several_processes(tmp_path):
+    """A thread of gloo's that lets go of a tensor in it aborts the process: a race that no test can wait for."""
+    script = tmp_path / "marked.py"
+    script.write_text(MARKED)
+    alone = subprocess.run([sys.executable, script, tmp_path, "0"], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                           capture_output=True, text=True, check=True)
+    together = processes.launch(2, str(script), str(tmp_path), "0")
+    endings = {name: (tmp_path / name).read_text() for name in ("alone", "0", "1")}
+    assert endings == {"alone": "atexit, Python's own ending", "0": "atexit, ", "1": "atexit, "}
+    assert (alone.stdout, together) == ("its last words", 2 * "its last words")
+
+
+def test_the_exit_code_of_one_of_several_processes_is_kept(tmp_path):
+    script = tmp_path / "marked.py"
+    script.write_text(MARKED)
+    with pytest.raises(ProcessError, match="failed in 2 processes"):
+        processes.launch(2, str(script), str(tmp_path), "3")
