@@ -1,7 +1,7 @@
 """Helpers behind the Frozen Attention notebooks: one idea a file.
 
 Modules, in the order in which they may import each other:
-profiles, packages, rooms, drive, allocator, attention, models, editions, downloads, corpora, anatomy, selectors,
+profiles, packages, rooms, drive, attention, models, editions, downloads, corpora, anatomy, selectors,
 plans, freezing, losses, meter, budget, size_walk, closed_form, checkpoints, pretrained, bases, deltas, evaluation,
 processes, locks, runs, training, sharding, unfreezing, scaling, lora, sizes, timing, museum, comparison, records,
 protocol, decisions, benchmarks, probes, study, claims, cards, stability, findings, scoreboard, plots, answers,

@@ -22,7 +22,6 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers import checkpoints, locks
-from helpers.allocator import give_back_freed_memory
 from helpers.anatomy import Anatomy
 from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
 from helpers.losses import next_token_loss
@@ -42,7 +41,6 @@ from helpers.runs import History, Run, TrainingError, TrainSettings, put
 
 __all__ = ["FitResult", "History", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit", "train"]
 
-LONG_STEP = 1.0  # seconds; between such steps, asking for freed memory again is a small part of the time
 
 
 @dataclass
@@ -145,9 +143,7 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> 
             accelerator.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.note(loss, norms, seconds := time.perf_counter() - began)
-        if seconds > LONG_STEP:
-            give_back_freed_memory()
+        run.note(loss, norms, time.perf_counter() - began)
         run.evaluate(evaluate)
         run.save(optimizer)
     return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer, plan),

@@ -13,10 +13,10 @@ Engines: "trainer" is the Trainer as it comes; "trainer+pieces" is the Trainer w
 course's attention, so that the table shows what the rest (the loss in chunks, the loop) brings; "ours" is
 `helpers.training.fit`. All see the same windows in every step, so their first losses must agree.
 
-glibc keeps freed blocks below a threshold that grows up to 32 MiB, so part of a peak is memory that nothing uses.
-`fit` asks for it back after each long step (`helpers.allocator`); the Trainer leaves it as it is. To show how much
-of the ratio is the allocator's, the engines "… (exact allocator)" measure the two once more with
-MALLOC_MMAP_THRESHOLD_ set for both: freed blocks go back at once (memory_ratio_main_exact_allocator).
+glibc keeps freed blocks below a threshold that grows up to 32 MiB, so part of a peak is memory that nothing uses. To
+show how much of the ratio is the allocator's, the engines "… (exact allocator)" measure the two once more with
+MALLOC_MMAP_THRESHOLD_ set for both: freed blocks go back at once (memory_ratio_main_exact_allocator). It costs time:
+each step asks the system for all its pages anew.
 """
 
 from __future__ import annotations
@@ -188,8 +188,7 @@ def identity(shape: str) -> dict:
     return {"model": "gpt-neo-125m, random weights" if shape == "125m" else "a small shape, for tests",
             **(REAL if shape == "125m" else SMALL), "dtype": "float32", "n_steps": N_STEPS, "warm_up": WARM_UP,
             "machine": machine_class(), "n_threads": torch.get_num_threads(), "versions": versions(),
-            "allocator": "ours gives freed memory back after each step, the Trainer does not; 'exact allocator', both: "
-                         + ", ".join(f"{k}={v}" for k, v in EXACT.items())}
+            "exact allocator": EXACT}
 
 
 def finish(record: dict, shape: str) -> dict:
