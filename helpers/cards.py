@@ -89,7 +89,7 @@ def basis_of(entry: dict | None) -> str:
 
 
 def _basis_on_one(row: Mapping) -> str:
-    was_measured = row["verdict"] != UNTESTED and "predicted" not in row["note"]
+    was_measured = row["value"] is not None and "predicted" not in row["note"]
     how = f"{row['model']}{seeds_of(row) or ', no training runs'}" if was_measured else "predicted, not measured"
     return f"{row['verdict']}: {number_of(row)} ({how})"
 

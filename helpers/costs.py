@@ -53,10 +53,12 @@ def engine(folder: Path) -> Answer | None:
     title = (f"Against the Trainer, main plan: {rows[COMPARED['time_ratio_main']][0]:+.0f}% time, "
              f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})")
     return Answer(
-        sentence="The course's engine takes "
-                 + "; ".join(f"{found[name]:.2f} of the Trainer's {label}" for name, label in COMPARED.items())
-                 + f" ({of_pairs}); it reaches {found['share_of_limit_main']:.2f} of the rate of a plain matrix "
-                 "product under the main plan.",
+        sentence="A step of the course's engine takes "
+                 f"{found['time_ratio_main']:.2f} of the time and {found['memory_ratio_main']:.2f} of the peak memory "
+                 f"of Hugging Face's Trainer under the main plan, and {found['time_ratio_full']:.2f} and "
+                 f"{found['memory_ratio_full']:.2f} in full training ({of_pairs}). Under the main plan it reaches "
+                 f"{found['share_of_limit_main']:.2f} of the rate of a plain matrix product; an engine at that rate "
+                 f"itself would take {found['least_time_ratio_main']:.2f} of the Trainer's time.",
         title=title, data=rows, alt="Change of time and memory against the Trainer in percent, with 95% intervals",
         draw=lambda: plots.intervals(rows, title, "change against the Trainer (%)"),
         origin=f"{setting['model']}, {setting['dtype']}, batch {setting['batch']} x {setting['length']} tokens, on "
@@ -75,15 +77,14 @@ def memory(folder: Path) -> Answer | None:
     if not place.exists():
         return None
     record = benchmarks.read(place)
-    points = {(p["plan"], p["batch"], p["length"]): p for p in record["points"]}
-    batch, length = max((b, n) for _, b, n in points)
-    shown = {plan: p for (plan, b, n), p in points.items() if (b, n) == (batch, length)}
-    if not {"full", "attention+embeddings"} <= set(shown):
+    largest, setting = benchmarks.largest_setting(record), record["setting"]
+    if largest is None:
         return None
-    fall = {side: 1 - sum(shown["attention+embeddings"][side].values()) / sum(shown["full"][side].values())
-            for side in ("measured", "predicted")}
+    (batch, length), fall = largest, benchmarks.falls(record, *largest)
+    points = {(p["plan"], p["batch"], p["length"]): p for p in record["points"]}
     off = max(abs(p["ratio"] - 1) for p in points.values())
-    bars = {plan: {side: p[side] for side in ("predicted", "measured")} for plan, p in shown.items()}
+    bars = {plan: {side: p[side] for side in ("predicted", "measured")} for (plan, b, n), p in points.items()
+            if (b, n) == (batch, length)}
     title = (f"The main plan's peak lies {fall['measured']:.0%} below full training's, predicted were "
              f"{fall['predicted']:.0%}\n(batch {batch} x {length} tokens)")
     return Answer(
@@ -92,5 +93,5 @@ def memory(folder: Path) -> Answer | None:
                  f"measurement differ by at most {off:.0%}.",
         title=title, data=bars, alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
         draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),
-        origin=f"{record['model']}, {record['dtype']}, a process of its own for each point, on {record['machine']}; "
+        origin=f"{setting['model']}, {setting['dtype']}, a process of its own for each point, on {setting['machine']}; "
                f"code at commit {commits(record)}.")

@@ -16,7 +16,7 @@ import numpy as np
 from helpers import benchmarks, decisions
 from helpers.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
 from helpers.comparison import Interval
-from helpers.decisions import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, Finding
+from helpers.decisions import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding
 from helpers.findings import (
     AUTHORS,
     EVIDENCE,
@@ -32,6 +32,8 @@ from helpers.findings import (
     style_findings,
 )
 from helpers.plans import COURSE_PLANS
+
+ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0, "source": "recorded"}
 
 # --- the claims of one model -------------------------------------------------------
 
@@ -143,13 +145,15 @@ def stability_of_gradients(evidence: Evidence) -> list[dict]:
 
 
 def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
-    """Claim to its recorded verdicts, one a model: the study's, and the benchmark's on the time of a step."""
+    """Claim to its recorded verdicts, one a model: the study's, and those on memory and the time of a step."""
     found: dict[str, list[dict]] = {}
     for model in studied_models(folder):
         for entry in scoreboard(read_evidence(model, folder)):
             found.setdefault(entry["claim"], []).append(entry)
     if (folder / benchmarks.BENCHMARK.name).exists():
         found["C12"] = step_time(benchmarks.read(folder / benchmarks.BENCHMARK.name))
+    if (folder / benchmarks.MEMORY.name).exists():
+        found["C11"] = peak_memory(benchmarks.read(folder / benchmarks.MEMORY.name))
     return {claim: found[claim] for claim in CLAIMS if found.get(claim)}
 
 
@@ -158,8 +162,14 @@ def step_time(benchmark: dict) -> list[dict]:
     logs = benchmarks.plan_time_ratio(benchmark["pairs"], "main")
     if len(logs) < LEAST_PAIRS:
         return []
-    return [{"claim": "C12", **benchmarks.time_verdict(logs, benchmark["setting"]["machine"]), "model": "gpt-neo-125M",
-             "model_hash": "random weights", "n_seeds": 0, "source": "recorded"}]
+    return [{"claim": "C12", **benchmarks.time_verdict(logs, benchmark["setting"]["machine"]), **ON_125M}]
+
+
+def peak_memory(record: dict) -> list[dict]:
+    """C11 on GPT-Neo 125M, from the measured peaks."""
+    if benchmarks.largest_setting(record) is None:
+        return []
+    return [{"claim": "C11", **benchmarks.memory_verdict(record), "low": None, "high": None, **ON_125M}]
 
 
 def with_others(entries: Sequence[dict]) -> dict:
@@ -175,16 +185,19 @@ def recorded_claim(claim: str, folder: Path = EVIDENCE) -> dict:
 def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
     """The table of claims: recorded verdicts first, then the notebooks' own on models that no record is about.
 
+    A record that leaves a claim untested gives way to a notebook that tested it on the same model.
+
     Args:
         live: what the notebooks measured (`claims.load_claims`), or an earlier table.
     """
     own, studied = {e["id"]: e for e in live}, recorded_verdicts(folder)
     entries = []
     for claim in CLAIMS:
-        rows = list(studied.get(claim, ()))
+        here = on_models(own[claim]) if claim in own else ()
+        tested = {row["model"] for row in here if row["verdict"] != UNTESTED}
+        rows = [row for row in studied.get(claim, ()) if row["verdict"] != UNTESTED or row["model"] not in tested]
         known = {row["model"] for row in rows}
-        beside = [row for row in (on_models(own[claim]) if claim in own else ())
-                  if row["model"] not in known and not (rows and row["source"] == "recorded")]
+        beside = [row for row in here if row["model"] not in known and not (rows and row["source"] == "recorded")]
         rows += [{"claim": claim, **row} for row in beside]
         if rows:
             entries.append(made(**with_others(rows)))

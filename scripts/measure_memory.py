@@ -30,7 +30,7 @@ FILE = ROOT / "data" / "evidence" / "memory.json"
 BATCHES, LENGTHS = (1, 4), (128, 512)
 SMALL_LENGTHS = (16, 32)
 TIME_AT = {"125m": (4, 512), "small": (2, 32)}
-N_PAIRS = 2
+N_PAIRS = 4
 SECONDS_OF_STEP = {(1, 128): 0.6, (1, 512): 1.5, (4, 128): 1.6, (4, 512): 5.5}  # of full training, two idle cores
 SECONDS_TO_START = 12
 
@@ -142,11 +142,13 @@ def identity(shape: str) -> dict:
     import torch
 
     from helpers.benchmarks import ALLOCATOR_CONSTANT
+    from helpers.models import choose_device
     from helpers.records import machine_class, versions
 
     return {"model": f"gpt-neo-125m, random weights{'' if shape == '125m' else ' (a small shape, for tests)'}",
-            "dtype": "float32", "machine": machine_class(), "n_threads": torch.get_num_threads(),
-            "versions": versions(), "environment": EXACT, "constant_bytes": ALLOCATOR_CONSTANT}
+            "dtype": "float32", "device": choose_device().type, "machine": machine_class(),
+            "n_threads": torch.get_num_threads(), "versions": versions(), "environment": EXACT,
+            "constant_bytes": ALLOCATOR_CONSTANT}
 
 
 def minutes(missing_points, missing_times) -> float:

@@ -1,4 +1,4 @@
-"""Write the parts of README.md that come from somewhere else: lessons and verdicts.
+"""Write the parts of README.md that come from somewhere else: lessons, verdicts and measured costs.
 
     python scripts/refresh_readme.py            write them into README.md
     python scripts/refresh_readme.py --record   first write data/evidence/claims.json anew (make results)
@@ -6,7 +6,8 @@
 
 The lessons come from the first cell of each notebook, the verdicts from data/evidence/claims.json. That file
 holds the study's verdicts, as `helpers.scoreboard` computes them from the records, and beside them what the
-notebooks measured themselves, on the shipped miniature. The picture is written by scripts/write_results.py.
+notebooks measured themselves, on the shipped miniature. The costs come from benchmark.json and memory.json. The
+picture is written by scripts/write_results.py.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import sys
 from pathlib import Path
 
 from badges import badge, repository
-from helpers import profiles
+from helpers import costs, profiles
 from helpers.cards import RECORDED, newest_claims, recorded_claims
 from helpers.checkpoints import write_text
 from helpers.claims import claims_table, load_claims
+from helpers.findings import EVIDENCE
 from helpers.scoreboard import published, scoreboard_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,8 +60,17 @@ def fill(text: str, block: str, content: str) -> str:
     return pattern.sub(lambda m: f"{m[1]}{content}\n{m[2]}", text)
 
 
+def measured_costs() -> str:
+    """One sentence each on the engine and on memory, where they were measured."""
+    found = {"engine": costs.engine(EVIDENCE), "memory": costs.memory(EVIDENCE)}
+    return "\n\n".join(f"{answer.sentence} [How it was measured](results/{name}.md)."
+                       for name, answer in found.items() if answer is not None)
+
+
 def rendered(text: str) -> str:
-    return fill(fill(text, "lessons", lessons()), "claims", verdicts())
+    for block, content in (("lessons", lessons()), ("claims", verdicts()), ("costs", measured_costs())):
+        text = fill(text, block, content)
+    return text
 
 
 def record() -> None:

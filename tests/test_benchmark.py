@@ -199,15 +199,13 @@ def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypat
 # --- verdicts ----------------------------------------------------------------------
 
 
-def test_without_a_gpu_the_memory_claim_is_not_tested_whatever_is_predicted():
-    entry = benchmarks.memory_verdict(1, 128)
-    assert entry["verdict"] == UNTESTED and "not measured: no GPU here" in entry["note"]
-    assert 20 < entry["value"] < 60
-
-
-@pytest.mark.parametrize("fall, verdict", [(0.10, FAILS), (0.27, HOLDS), (0.40, "holds in part")])
-def test_a_measured_fall_decides_the_memory_claim(fall, verdict):
-    assert benchmarks.memory_verdict(8, 512, on_gpu=fall)["verdict"] == verdict
+@pytest.mark.parametrize("device, fall, verdict", [("cpu", 0.27, UNTESTED), ("cuda", 0.10, FAILS),
+                                                   ("cuda", 0.27, HOLDS), ("cuda", 0.40, "holds in part")])
+def test_a_gpu_decides_the_memory_claim_and_a_cpu_does_not(device, fall, verdict):
+    points = [{"plan": plan, "batch": b, "length": 512, "predicted": {"all": 100}, "measured": {"all": size}}
+              for b in (1, 4) for plan, size in (("full", 100), ("attention+embeddings", 100 * (1 - fall * b / 4)))]
+    entry = benchmarks.memory_verdict({"setting": {"device": device}, "points": points})
+    assert entry["verdict"] == verdict and entry["value"] == pytest.approx(100 * fall), "at the largest setting"
 
 
 def test_the_time_claim_needs_more_than_one_pair_and_a_gain_that_counts():

@@ -44,6 +44,7 @@ def test_freezing_is_not_advised_where_it_was_seen_to_fail():
 def test_what_was_not_measured_is_called_predicted():
     assert "predicted, not measured" in basis_of(entry("C11", UNTESTED, 21.5, "predicted by the budget"))
     assert "predicted" not in basis_of(entry("C11", HOLDS, 26.0))
+    assert "predicted" not in basis_of(entry("C11", UNTESTED, 21.5, "growth of a process on a CPU"))
 
 
 def test_a_claim_without_a_record_is_said_to_be_unknown():

@@ -117,7 +117,7 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
     found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs}
     (tmp_path / "benchmark.json").write_text(json.dumps(found))
     answer = costs.engine(tmp_path)
-    assert "0.50 of the Trainer's time of a step, main plan" in answer.sentence and "-50% time" in answer.title
+    assert "takes 0.50 of the time and" in answer.sentence and "-50% time" in answer.title
     answer.draw()
     assert step_time(found)[0]["verdict"] == "holds", "C12, from the same file"
 
@@ -125,7 +125,7 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
         return {"plan": plan, "batch": 1, "length": 128, "ratio": 0.95,
                 "predicted": {"optimizer": 0.95 * size}, "measured": {"optimizer": size}}
 
-    record = {"model": "a model", "dtype": "float32", "machine": "a CPU",
+    record = {"setting": {"model": "a model", "dtype": "float32", "machine": "a CPU"},
               "points": [point("full", 1000), point("attention+embeddings", 800)], "times": []}
     (tmp_path / "memory.json").write_text(json.dumps(record))
     answer = costs.memory(tmp_path)

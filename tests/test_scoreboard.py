@@ -8,7 +8,7 @@ import pytest
 import print_scoreboard
 from helpers.claims import record
 from helpers.comparison import forgetting_at, forgetting_without_blocks
-from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED
+from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED
 from helpers.findings import Evidence, forgetting_findings, read_evidence, studied_models, swap_contrasts
 from helpers.plans import COURSE_PLANS
 from helpers.scoreboard import published, scoreboard, scoreboard_table
@@ -247,6 +247,26 @@ def test_the_study_leads_and_one_run_of_the_same_model_gives_way(folder):
     assert table["C9"]["source"] == "recorded" and "also" not in table["C9"] and table["C9"]["n_seeds"] == 5
     beside = {e["id"]: e for e in published([live("C9", "another model")], place)}["C9"]
     assert [row["model"] for row in (beside, *beside["also"])] == ["gpt-neo-mini", "another model"]
+
+
+def test_memory_seen_on_a_cpu_leaves_the_claim_untested_until_a_gpu_tests_it(tmp_path):
+    point = {"batch": 4, "length": 512}
+    record = {"setting": {"device": "cpu"}, "points": [
+        point | {"plan": "full", "predicted": {"all": 200}, "measured": {"all": 210}},
+        point | {"plan": "attention+embeddings", "predicted": {"all": 170}, "measured": {"all": 168}}]}
+    (tmp_path / "memory.json").write_text(json.dumps(record))
+    entry, = published(folder=tmp_path)
+    assert (entry["id"], entry["verdict"], entry["model"]) == ("C11", UNTESTED, "gpt-neo-125M")
+    assert entry["value"] == pytest.approx(20) and "on a CPU, not measured on a GPU" in entry["note"]
+    foreseen, = published([live("C11", "gpt-neo-125M", UNTESTED)], tmp_path)
+    assert foreseen == entry, "a measurement leads before what was only predicted"
+    on_gpu, = published([live("C11", "gpt-neo-125M", FAILS)], tmp_path)
+    assert on_gpu["verdict"] == FAILS and "also" not in on_gpu
+    record["setting"]["device"] = "cuda"
+    (tmp_path / "memory.json").write_text(json.dumps(record))
+    assert published(folder=tmp_path)[0]["verdict"] == FAILS, "20% is less than the claimed 25 to 30%"
+    (tmp_path / "memory.json").write_text(json.dumps(record | {"points": record["points"][:1]}))
+    assert published(folder=tmp_path) == []
 
 
 def test_a_published_table_stays_as_it_is_when_it_is_published_again(folder):
