@@ -155,11 +155,17 @@ def largest_setting(record: Mapping) -> tuple[int, int] | None:
     return max(both, default=None)
 
 
+def by_plan(record: Mapping, batch: int, length: int) -> dict[str, dict[str, dict[str, int]]]:
+    """Plan to its "predicted" and "measured" bytes by group at one setting; `plots.predicted_and_measured` draws it."""
+    return {p["plan"]: {side: p[side] for side in ("predicted", "measured")} for p in record["points"]
+            if (p["batch"], p["length"]) == (batch, length)}
+
+
 def falls(record: Mapping, batch: int, length: int) -> dict[str, float]:
     """By how much the main plan's peak lies below full training's, "predicted" and "measured": 0 to 1."""
-    points = {p["plan"]: p for p in record["points"] if (p["batch"], p["length"]) == (batch, length)}
-    return {side: 1 - sum(points[PLANS["main"]][side].values()) / sum(points["full"][side].values())
-            for side in ("predicted", "measured")}
+    plans = by_plan(record, batch, length)
+    return {side: 1 - sum(plans[PLANS["main"]][side].values()) / sum(size.values())
+            for side, size in plans["full"].items()}
 
 
 def memory_verdict(record: Mapping) -> dict:

@@ -81,16 +81,14 @@ def memory(folder: Path) -> Answer | None:
     if largest is None:
         return None
     (batch, length), fall = largest, benchmarks.falls(record, *largest)
-    points = {(p["plan"], p["batch"], p["length"]): p for p in record["points"]}
-    off = max(abs(p["ratio"] - 1) for p in points.values())
-    bars = {plan: {side: p[side] for side in ("predicted", "measured")} for (plan, b, n), p in points.items()
-            if (b, n) == (batch, length)}
+    off = max(abs(p["ratio"] - 1) for p in record["points"])
+    bars = benchmarks.by_plan(record, batch, length)
     title = (f"The main plan's peak lies {fall['measured']:.0%} below full training's, predicted were "
              f"{fall['predicted']:.0%}\n(batch {batch} x {length} tokens)")
     return Answer(
         sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.0%} below full training's, "
-                 f"and the budget predicts {fall['predicted']:.0%}; over all {len(points)} points prediction and "
-                 f"measurement differ by at most {off:.0%}.",
+                 f"and the budget predicts {fall['predicted']:.0%}; over all {len(record['points'])} points "
+                 f"prediction and measurement differ by at most {off:.0%}.",
         title=title, data=bars, alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
         draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),
         origin=f"{setting['model']}, {setting['dtype']}, a process of its own for each point, on {setting['machine']}; "
