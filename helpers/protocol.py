@@ -52,10 +52,18 @@ def read_protocol(page: str | Path = PAGE) -> Protocol:
     fixed, _, amended = text.partition(f"\n{AMENDMENTS}")
     numbers: dict = {}
     for part in (fixed, amended):
-        for section, values in _blocks(part, page).items():
-            numbers.setdefault(section, {}).update(values)
+        _override(numbers, _blocks(part, page))
     n_amendments = len(re.findall(r"^- \d{4}-\d{2}-\d{2}", amended, re.MULTILINE))
     return Protocol(numbers, hashlib.sha256(fixed.encode()).hexdigest(), n_amendments)
+
+
+def _override(numbers: dict, newer: dict) -> None:
+    """Put the newer numbers in; a table keeps those of its numbers that the newer one does not name."""
+    for key, value in newer.items():
+        if isinstance(value, dict):
+            _override(numbers.setdefault(key, {}), value)
+        else:
+            numbers[key] = value
 
 
 def _blocks(text: str, page: Path) -> dict:

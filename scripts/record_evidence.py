@@ -4,6 +4,7 @@
     python scripts/record_evidence.py                     run what is missing; stop and go on at any time
     python scripts/record_evidence.py --books FOLDER      with the real authors as a second test
     python scripts/record_evidence.py --profile smollm2   the same study on the real pretrained model
+    python scripts/record_evidence.py --texts alice --plans full attention+embeddings      a part of it first
 
 Every number comes from data/evidence/PROTOCOL.md, which must be committed before the first run. Each file
 stores the hash of that page and of the model. A file that was made with another one is named, and nothing
@@ -38,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "data" / "evidence"
 STAGES = ("tune", "main", "books", "others", "long")
 AUTHORS = ("alice", "edgar")
+FULL = "full"  # what the other plans are compared with, and whose gain sets the level
 REAL = {"alice": ("carroll", ("alice", "carroll")), "edgar": ("poe", ("edgar", "poe"))}  # test name, words in files
 
 
@@ -63,6 +65,8 @@ class Study:
     folder: Path
     books: Path | None
     protocol: Protocol
+    plans: tuple[str, ...] = ()  # only these for now; empty: all
+    texts: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> dict:
@@ -74,6 +78,10 @@ class Study:
 
     def place(self, kind: str) -> Path:
         return self.folder / kind / self.model_name
+
+    def now(self, jobs: Iterable[Job]) -> list[Job]:
+        """Those of the plans and texts that are asked for now."""
+        return [j for j in jobs if j.plan in (self.plans or [j.plan]) and j.text in (self.texts or [j.text])]
 
 
 # --- the plan of runs --------------------------------------------------------------
@@ -185,7 +193,10 @@ def row_of(study: Study, plan: str, text: str, rate: float, seeds: list[int], le
 def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
     """g*: the first share of full training's best mean gain, over all its rates."""
     share = study.protocol["decisions"]["shares"][0]
-    rows = [row_of(study, "full", text, r, seeds, 0.0) for r in tried_rates(study, "full", text, seeds)]
+    rows = [row_of(study, FULL, text, r, seeds, 0.0) for r in tried_rates(study, FULL, text, seeds)]
+    if not rows:
+        raise SystemExit(f"The level of equal learning on '{text}' is a share of what full training gains there, and "
+                         f"full training has not been tuned on it yet. Add '{FULL}' to --plans.")
     return share * max(row["best_gain"] for row in rows)
 
 
@@ -212,8 +223,8 @@ def extension(study: Study, rates: list[float], start: list[float], chosen: dict
 def choose_rates(study: Study) -> dict:
     """Read the tuning runs and write the rates file: the table of all rates, the level, the chosen ones."""
     numbers, seeds = study.numbers, study.numbers["seeds"]["tuning"]
-    levels = {t: matched_gain_of(study, t, seeds) for t in AUTHORS}
-    groups = [(p, t, seeds) for p in numbers["deciding_plans"] for t in AUTHORS]
+    levels = {t: matched_gain_of(study, t, seeds) for t in AUTHORS if tried_rates(study, FULL, t, seeds)}
+    groups = [(p, t, seeds) for p in numbers["deciding_plans"] for t in levels]
     groups += [(p, t, seeds[:1]) for p in other_plans(study) for t in numbers["other_texts"]]
     table, chosen = [], {}
     for plan, text, own_seeds in groups:
@@ -231,9 +242,8 @@ def choose_rates(study: Study) -> dict:
 def smallest(study: Study, table: list[dict], chosen: dict) -> dict[str, float]:
     """The smallest difference in forgetting that counts, by text: a number from now on."""
     rules, found = study.protocol["decisions"], {}
-    for text in AUTHORS:
-        own = next(r for r in table if (r["plan"], r["text"]) == ("full", text)
-                   and r["rate"] == chosen["full"][text]["keep"])
+    for text, rates in chosen[FULL].items():
+        own = next(r for r in table if (r["plan"], r["text"], r["rate"]) == (FULL, text, rates["keep"]))
         found[text] = round(max(rules["smallest_forgetting"],
                                 rules["smallest_forgetting_share"] * (own["forgetting_at_level"] or 0)), 5)
     return found
@@ -353,7 +363,7 @@ def settings_of(study: Study, job: Job):
     return StudySettings(
         n_steps=n_steps, rate=job.rate, batch=n["batch"], seed=job.seed, warmup=n["warmup"],
         evaluate_every=n["evaluate_every"], dense_until=n["dense_until"], save_every=n_steps,
-        patience=None if is_long else n["patience"])
+        patience=None if is_long else n["patience"], precision=n.get("precision", "float32"))
 
 
 def half_of(job: Job) -> str:
@@ -525,16 +535,16 @@ class Here(concurrent.futures.Executor):
 
 def tune(study: Study, plans: list[str], texts: list[str], seeds: list[int], n_processes: int) -> None:
     """The grid, then beyond an edge where an optimum lies there, until none does or the limit is reached."""
-    run_all(study, tuning_jobs(study, plans, texts, seeds), n_processes)
+    grid = study.now(tuning_jobs(study, plans, texts, seeds))
+    run_all(study, grid, n_processes)
     while True:
-        levels = {t: matched_gain_of(study, t, study.numbers["seeds"]["tuning"]) for t in texts}
+        levels = {t: matched_gain_of(study, t, study.numbers["seeds"]["tuning"]) for t in {j.text for j in grid}}
         new = []
-        for plan in plans:
-            for text in texts:
-                rates = tried_rates(study, plan, text, seeds)
-                chosen = choose([row_of(study, plan, text, r, seeds, levels[text]) for r in rates])
-                new += [tuning_job(study, plan, text, r, s) for s in seeds
-                        for r in extension(study, rates, grid_of(study, plan), chosen)]
+        for plan, text in dict.fromkeys((j.plan, j.text) for j in grid):
+            rates = tried_rates(study, plan, text, seeds)
+            chosen = choose([row_of(study, plan, text, r, seeds, levels[text]) for r in rates])
+            new += [tuning_job(study, plan, text, r, s) for s in seeds
+                    for r in extension(study, rates, grid_of(study, plan), chosen)]
         if not new:
             return
         print("An optimum lies at the edge of the grid: " +
@@ -552,7 +562,11 @@ def run_stage(study: Study, stage: str, n_processes: int) -> None:
     if stage == "others":
         tune(study, other_plans(study), numbers["other_texts"], seeds["tuning"][:1], n_processes)
         choose_rates(study)
-    run_all(study, [j for j in jobs_of(study, stage, chosen_rates(study)) if j.choice != "tuning"], n_processes)
+    jobs = [j for j in study.now(jobs_of(study, stage, chosen_rates(study))) if j.choice != "tuning"]
+    if untuned := sorted({f"{j.plan} on {j.text}" for j in jobs if j.rate <= 0}):
+        raise SystemExit(f"No rate has been chosen yet for {', '.join(untuned)}. Run the stage 'tune' for them first, "
+                         "or leave them out with --plans and --texts.")
+    run_all(study, jobs, n_processes)
 
 
 def chosen_rates(study: Study) -> dict | None:
@@ -592,7 +606,7 @@ def print_plan(study: Study, stages: Iterable[str], n_processes: int) -> float:
         if stage == "books" and study.books is None:
             print("books    no runs: give --books FOLDER")
             continue
-        jobs = jobs_of(study, stage, chosen)
+        jobs = study.now(jobs_of(study, stage, chosen))
         missing = [j for j in jobs if not j.path.exists()]
         hours = sum(seconds_of(study, j, measured) for j in missing) / max(1, n_processes) / 3600
         total += hours
@@ -610,6 +624,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--books", type=Path, help="a folder with the real authors, e.g. alice.txt and poe.txt")
     parser.add_argument("--stages", nargs="+", choices=STAGES, help="only these")
     parser.add_argument("--seeds", type=int, help="at most so many main seeds (the protocol says how many in all)")
+    parser.add_argument("--plans", nargs="+", default=[], help="only these plans now; the others later")
+    parser.add_argument("--texts", nargs="+", default=[], choices=AUTHORS, help="only these texts now")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--start-over", action="store_true", help="first delete this model's recorded evidence")
@@ -637,7 +653,11 @@ def study_of(args) -> Study:
         profile, protocol = profiles.current(args.profile), read_protocol(args.folder / "PROTOCOL.md")
     except (profiles.ProfileError, ProtocolError) as error:
         raise SystemExit(str(error)) from error
-    study = Study(args.profile, profile.model_name, args.folder, args.books, protocol)
+    study = Study(args.profile, profile.model_name, args.folder, args.books, protocol, tuple(args.plans),
+                  tuple(args.texts))
+    known = [*study.numbers["deciding_plans"], *study.numbers["other_plans"]]
+    if unknown := [p for p in args.plans if p not in known]:
+        raise SystemExit(f"The study of this profile has no plan '{unknown[0]}'. It has: {', '.join(known)}.")
     if args.seeds:
         study.numbers["seeds"]["main"] = min(args.seeds, study.numbers["seeds"]["main"])
     return study

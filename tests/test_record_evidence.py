@@ -197,6 +197,8 @@ def test_an_amendment_overrides_a_number_and_leaves_the_hash(tmp_path):
     after = read_protocol(page)
     assert (before["tiny"]["n_steps"], after["tiny"]["n_steps"]) == (6, 3)
     assert before.sha256 == after.sha256 and after.n_amendments == 1
+    page.write_text(SMALL + "\n- 2026-01-02: other seeds.\n\n```toml\n[tiny.seeds]\nswap = 7\n```\n")
+    assert read_protocol(page)["tiny"] == {**before["tiny"], "seeds": {**before["tiny"]["seeds"], "swap": 7}}
     page.write_text(SMALL.replace("n_steps = 6", "n_steps = 7"))
     assert read_protocol(page).sha256 != before.sha256
     page.write_text(SMALL.replace("n_steps = 6", "n_steps 6"))
@@ -249,6 +251,35 @@ def test_a_small_study_from_end_to_end_and_again_without_work(small_study, capsy
     before = {f: (small_study / f).stat().st_mtime_ns for f in found if f != "rates.json"}
     assert record(small_study) == 0
     assert before == {f: (small_study / f).stat().st_mtime_ns for f in before}
+
+
+def test_a_part_first_and_the_rest_later_make_the_same_study(small_study, tmp_path):
+    stages = ["--stages", "tune", "main"]
+    whole = tmp_path / "whole"
+    shutil.copytree(small_study, whole)
+    record(whole, *stages)
+    record(small_study, *stages, "--texts", "alice", "--plans", "full")
+    made = [f for f in files(small_study) if f.startswith(("runs/", "tuning/"))]
+    assert made and all("/full/alice/" in f for f in made)
+    assert list(json.loads((small_study / "rates.json").read_text())["matched_gain"]) == ["alice"]
+    with pytest.raises(SystemExit, match="No rate has been chosen yet for full on edgar, only-mlp-out on alice"):
+        record(small_study, "--stages", "main")
+    with pytest.raises(SystemExit, match="Add 'full' to --plans"):
+        record(small_study, *stages, "--texts", "edgar", "--plans", "only-mlp-out")
+    record(small_study, *stages)
+    assert files(small_study) == files(whole)
+    assert (small_study / "rates.json").read_text() == (whole / "rates.json").read_text()
+
+
+def test_each_model_trains_in_the_precision_that_the_page_names():
+    studies = [the_study("tiny"), the_study("smollm2")]
+    found = {s.profile: {evidence.settings_of(s, j).precision for j in evidence.jobs_of(s, "tune")} for s in studies}
+    assert found == {"tiny": {"float32"}, "smollm2": {"bfloat16"}}
+
+
+def test_a_plan_that_the_study_does_not_have_is_named(small_study):
+    with pytest.raises(SystemExit, match="no plan 'ful'. It has: full"):
+        record(small_study, "--plans", "ful")
 
 
 def test_recorded_runs_can_be_compared(small_study):
