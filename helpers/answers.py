@@ -18,14 +18,15 @@ from helpers.comparison import Interval, frontier, loss_difference
 from helpers.decisions import sign_depends
 from helpers.findings import (
     AUTHORS,
+    BOOKS,
     DECIDING,
     FULL,
     MAIN,
     REAL,
-    TOP_SHARE,
     Evidence,
     by_rate,
     forgetting_gap,
+    full_gain,
     mean_style,
     share_of_style,
     style_findings,
@@ -98,21 +99,33 @@ def between(low: float, high: float, form: str = "+.3f") -> str:
 
 def forgetting(evidence: Evidence) -> Answer | None:
     """Forgetting against gain, by plan, and the difference that C10 is about."""
-    texts = [t for t in AUTHORS if evidence.of(MAIN, t, "keep") and evidence.of(FULL, t, "keep")]
+    return forgetting_on(evidence, AUTHORS, f" {verdict(evidence, 'C10')}.")
+
+
+def forgetting_in_one_pass(evidence: Evidence) -> Answer | None:
+    """The same where no window of the text was read twice, so that nothing could be learned by heart."""
+    runs = [r for text in BOOKS for plan in (MAIN, FULL) for r in evidence.of(plan, text, "keep")]
+    most = max((r["steps_taken"] * r["batch"] / r["n_train_windows"] for r in runs), default=0.0)
+    return forgetting_on(evidence, BOOKS, f" A run read at most {most:.0%} of its text's windows.")
+
+
+def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) -> Answer | None:
+    """Forgetting against gain on those of the texts that both plans were run on."""
+    texts = [t for t in some_texts if evidence.of(MAIN, t, "keep") and evidence.of(FULL, t, "keep")]
     if not texts:
         return None
     runs = {t: {p: evidence.of(p, t, "keep") for p in DECIDING if evidence.of(p, t, "keep")} for t in texts}
     paths = {t: {LABELS[p]: [frontier(r["evaluations"]) for r in plans.get(p, ())] for p in DECIDING}
              for t, plans in runs.items()}
     gaps = {t: forgetting_gap(evidence, MAIN, FULL, t) for t in texts}
-    levels = {t: gap[1] / TOP_SHARE * evidence.rates["matched_gain"][t] for t, gap in gaps.items() if gap}
+    levels = {t: gap[1] * full_gain(evidence, t) for t, gap in gaps.items() if gap}
     short = ", ".join(f"{t} {gap[0].mean:+.3f}" if gap else f"{t} not comparable" for t, gap in gaps.items())
     title = (f"Forgetting at equal gain, main plan minus full training: {short} nats a token\n"
              f"({evidence.model}, each plan at its own rate)")
     sentence = "; ".join(gap_in_words(t, gap) for t, gap in gaps.items())
     return of_runs(
         evidence, [r for plans in runs.values() for own in plans.values() for r in own], [paths, levels], title=title,
-        sentence=f"At equal gain, {sentence}. {verdict(evidence, 'C10')}.",
+        sentence=f"At equal gain, {sentence}.{ending}",
         alt=f"Forgetting against gain for {max(map(len, runs.values()))} plans on {' and '.join(texts)}, one line a "
             "run; the dashed line marks the gain at which the plans are compared",
         draw=lambda: plots.frontiers(paths, title, levels))

@@ -36,6 +36,7 @@ from helpers.records import read_runs
 EVIDENCE = DATA / "evidence"
 AUTHORS = ("alice", "edgar")
 REAL = {"alice": "carroll", "edgar": "poe"}  # the real author behind each text
+BOOKS = ("poe", "fresh")  # texts so long that a run reads a part of them, once
 MAIN, FULL = "attention+embeddings", "full"
 DECIDING = (FULL, MAIN, "only-attention", "only-mlp-out")
 RATES = {TINY.model_name: "rates.json", SMOLLM2.model_name: "rates-smollm2.json"}  # model to its table of rates
@@ -104,11 +105,19 @@ def forgetting_gap(evidence: Evidence, plan: str, other: str, text: str) -> tupl
     if not a or not b:
         return None
     try:
-        level, share = matched_gain([r["evaluations"] for r in a + b],
-                                    evidence.rates["matched_gain"][text] / TOP_SHARE)
+        level, share = matched_gain([r["evaluations"] for r in a + b], full_gain(evidence, text))
         return forgetting_difference(a, b, level), share
     except ComparisonError:
         return None
+
+
+def full_gain(evidence: Evidence, text: str) -> float:
+    """Full training's best mean gain, of which a level is a share: in its tuning runs, or on a text without any in
+    its main runs. NaN where there are neither."""
+    if text in evidence.rates["matched_gain"]:
+        return evidence.rates["matched_gain"][text] / TOP_SHARE
+    gains = [frontier(r["evaluations"])[0][-1] for r in evidence.of(FULL, text, "keep")]
+    return float(np.mean(gains)) if gains else np.nan
 
 
 def forgetting_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL) -> list[Finding]:

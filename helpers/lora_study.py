@@ -8,7 +8,7 @@ import pandas as pd
 from helpers import plots
 from helpers.answers import LABELS, Answer, of_runs
 from helpers.comparison import ComparisonError, forgetting_at, frontier, matched_gain
-from helpers.findings import AUTHORS, FULL, MAIN, TOP_SHARE, Evidence
+from helpers.findings import AUTHORS, FULL, MAIN, Evidence, full_gain
 
 LORA = ("lora-attention", "lora-mlp")
 
@@ -22,8 +22,7 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
     if not set(LORA) & set(runs) or FULL not in runs:
         return None
     try:
-        level, _ = matched_gain([r["evaluations"] for own in runs.values() for r in own],
-                                evidence.rates["matched_gain"][text] / TOP_SHARE)
+        level, _ = matched_gain([r["evaluations"] for own in runs.values() for r in own], full_gain(evidence, text))
     except ComparisonError:
         level = np.nan
     return pd.DataFrame.from_dict({LABELS[p]: {

@@ -39,6 +39,11 @@ QUESTIONS = (
              "each line is one run, from the base at (0, 0) to its best gain. At one gain, lower is better. Plans are "
              "compared in pairs with the same seed, at the dashed line; between evaluations a line is read by a "
              "monotone curve."),
+    Question("one_pass", "And on a long text that is read only once?", answers.forgetting_in_one_pass, True, RUNS,
+             "make evidence ARGS=\"--books FOLDER\"",
+             "as in the first question, on a real author's book. Where a run read less than 100% of it, no window came "
+             "twice: then nothing seen here comes from learning a short text by heart. The rates are those of the "
+             "course's own text in that manner. These runs are described and decide nothing."),
     Question("rates", "How much of that is the learning rate's?", answers.rates, True,
              "the table of rates (`data/evidence/rates.json`)", "make evidence",
              "forgetting is read at one gain, 80% of full training's best. A rate that does not get there has no point."

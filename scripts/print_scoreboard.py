@@ -20,6 +20,7 @@ from helpers.claims import made
 from helpers.decisions import overfitted_from
 from helpers.findings import (
     AUTHORS,
+    BOOKS,
     DECIDING,
     EVIDENCE,
     Evidence,
@@ -41,9 +42,8 @@ def forgetting_lines(evidence: Evidence) -> list[str]:
     """D of each pair of plans on each text that both were run on."""
     lines = []
     for plan, other in PAIRS:
-        for text in (*AUTHORS, "poe", "fresh"):
-            if text not in evidence.rates["matched_gain"] or not (evidence.of(plan, text, "keep")
-                                                                  and evidence.of(other, text, "keep")):
+        for text in (*AUTHORS, *BOOKS):
+            if not (evidence.of(plan, text, "keep") and evidence.of(other, text, "keep")):
                 continue
             found = forgetting_gap(evidence, plan, other, text)
             said = "not comparable" if found is None else f"{found[0]} at {found[1]:.0%}"

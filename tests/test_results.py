@@ -97,6 +97,16 @@ def test_every_answer_about_runs_can_be_drawn(slope):
     assert ("the sign turns" in seen["rates"].sentence) == (slope > 0.5)
 
 
+def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
+    found = at(evidence({"attention+embeddings": 0.8}), steps_taken=100, n_train_windows=1600)
+    assert answers.forgetting_in_one_pass(found) is None
+    found.runs.extend([r | {"text": "poe"} for r in found.runs if r["text"] == "edgar"])
+    answer = answers.forgetting_in_one_pass(found)
+    assert "on poe the main plan forgot more than full training" in answer.sentence and "at 80%" in answer.sentence
+    assert answer.sentence.endswith("A run read at most 50% of its text's windows.") and "C10" not in answer.sentence
+    answer.draw()
+
+
 def test_lora_is_set_beside_partial_fine_tuning_where_it_was_studied():
     found = at(evidence(seeds=3))
     found.runs.extend([r | {"plan": p} for r in found.runs if r["plan"] == "only-attention" for p in lora_study.LORA])
