@@ -61,6 +61,10 @@ class Evidence:
         """The finished runs of a plan by its course name."""
         return [r for r in self.every(plan, text, choice) if "diverged" not in r]
 
+    def of_long(self, plan: str, text: str) -> list[dict]:
+        """The finished long runs of a plan by its course name."""
+        return [r for r in chosen(self.long, COURSE_PLANS[plan].slug, text, "long") if "diverged" not in r]
+
     def both(self, plan: str, choice: str = "learn") -> list[dict]:
         return [r for text in AUTHORS for r in self.of(plan, text, choice)]
 
@@ -91,6 +95,16 @@ def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
 def nothing(reason: str) -> Finding:
     """What decides nothing, and why."""
     return Finding(Interval(np.nan, np.nan, np.nan, 0, np.nan, np.nan), UNDECIDED, 1.0, limits=(reason,))
+
+
+def probe_losses(run: dict) -> tuple[list[int], list[float]]:
+    """Steps, and the loss on the training probe at each."""
+    return [e["step"] for e in run["evaluations"]], [e["train_loss"] for e in run["evaluations"]]
+
+
+def n_levelled(runs: Sequence[dict]) -> int:
+    """How many of the runs levelled off on the training probe; see `decisions.Levelling`."""
+    return sum(decisions.levelling(*probe_losses(r)).has_levelled() for r in runs)
 
 
 # --- forgetting --------------------------------------------------------------------

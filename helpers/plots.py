@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 ROLE_COLOURS = {"attention": COLOURS[0], "mlp": COLOURS[1], "token_embedding": COLOURS[2],
                 "position_embedding": COLOURS[5], "norm": COLOURS[3], "head": COLOURS[4], "total": COLOURS[6]}
+GAIN, FORGETTING = "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token"
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -166,7 +167,7 @@ def spectra(matrices: Mapping[str, np.ndarray], title: str, rank: int) -> Figure
 def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str,
              level: float | None = None) -> Figure:
     """Forgetting against gain: {label: (gains, forgetting)}; a dashed line marks the matched gain."""
-    figure, ax = axes(title, "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token")
+    figure, ax = axes(title, GAIN, FORGETTING)
     for i, (label, (gains, forgotten)) in enumerate(points.items()):
         _line(ax, gains, forgotten, i, label)
     if level is not None:
@@ -178,12 +179,16 @@ def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
 
 def frontiers(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, levels: Mapping[str, float]) -> Figure:
     """As `frontier`, with several runs a plan and a panel a text: {text: {label: [(gains, forgetting), …]}}."""
-    figure, row = _panels(panels, title, "gain on held-out text (nats a token)",
-                          "forgetting: KL(base || tuned),\nnats a token")
+    return lines_of_runs(panels, title, GAIN, FORGETTING.replace(", ", ",\n"), levels)
+
+
+def lines_of_runs(panels: Mapping, title: str, x: str, y: str, levels: Mapping[str, float]) -> Figure:
+    """One line a run, one colour a label, one panel a text: {text: {label: [(xs, ys), …]}}; a dashed line a level."""
+    figure, row = _panels(panels, title, x, y)
     for ax, (text, paths) in zip(row, panels.items(), strict=True):
         for i, (label, runs) in enumerate(paths.items()):
-            for k, (gains, forgotten) in enumerate(runs):
-                ax.plot(gains, forgotten, color=COLOURS[i], label=label if k == 0 else "_nolegend_", linewidth=1)
+            for k, (xs, ys) in enumerate(runs):
+                ax.plot(xs, ys, color=COLOURS[i], label=label if k == 0 else "_nolegend_", linewidth=1)
         if text in levels:
             ax.axvline(levels[text], color="#666666", linestyle="--", linewidth=1)
     row[0].legend(fontsize=8)

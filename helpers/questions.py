@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import answers, costs, lora_study
+from helpers import answers, costs, long_runs, lora_study
 
 RUNS = "the runs under `data/evidence/runs`"
 
@@ -55,6 +55,11 @@ QUESTIONS = (
              "read down a column: the text stays, the models change. Style contrast is the mean over both authors of "
              "how much better the model tuned on an author is than the one tuned on the other; what helps with any "
              "story drops out."),
+    Question("convergence", "Does the loss settle?", long_runs.convergence, True, "the runs under `data/evidence/long`",
+             "make evidence",
+             "each line is one long run. *Levelled off*: a curve that falls to a limit, fitted to the first three "
+             "quarters, predicts the rest. A finite run proves no limit. Where the dev loss rises while the probe's "
+             "still falls, the run learns its text by heart."),
     Question("what_trains", "What does each plan train?", costs.what_trains, False, "the config of GPT-Neo 125M",
              "make results",
              "a plan's name says what it freezes, or what alone it trains. The tied head is the token embedding, and "

@@ -25,13 +25,14 @@ from helpers.findings import (
     MISSING,
     Evidence,
     forgetting_findings,
+    n_levelled,
+    probe_losses,
     quality_findings,
     read_evidence,
     share_of_style,
     studied_models,
     style_findings,
 )
-from helpers.plans import COURSE_PLANS
 
 ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0, "source": "recorded"}
 
@@ -105,16 +106,15 @@ def what_would_decide(findings: Sequence[Finding]) -> str:
 
 def convergence(evidence: Evidence) -> list[dict]:
     """C8: falls, and levels off within the run. Never *holds*: a finite run proves no limit."""
-    runs = [r for r in evidence.long if r["plan"] == COURSE_PLANS[MAIN].slug and "diverged" not in r]
+    runs = [r for text in AUTHORS for r in evidence.of_long(MAIN, text)]
     if not runs:
         return []
-    curves = [([e["step"] for e in r["evaluations"]], [e["train_loss"] for e in r["evaluations"]]) for r in runs]
-    falls = np.array([decisions.falls_share(losses) for _, losses in curves])
-    levelled = sum(decisions.levelling(*curve).has_levelled() for curve in curves)
+    falls = np.array([decisions.falls_share(probe_losses(r)[1]) for r in runs])
     steadily = int((falls >= 0.9).sum())
     verdict = FAILS if steadily == 0 else IN_PART if steadily == len(runs) else UNDECIDED
-    note = (f"falls steadily in {steadily} of {len(runs)} runs; levelled off within {curves[0][0][-1]} steps in "
-            f"{levelled}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} steps (median)")
+    note = (f"falls steadily in {steadily} of {len(runs)} runs; levelled off within {runs[0]['steps_taken']} steps "
+            f"in {n_levelled(runs)}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} steps "
+            "(median)")
     return [entry_of(evidence, "C8", verdict, spread_of(100 * falls, runs, verdict), "% of looks fell (least and most)",
                      note)]
 

@@ -8,13 +8,13 @@ import pytest
 
 import benchmark
 import write_results
-from helpers import answers, benchmarks, costs, lora_study
+from helpers import answers, benchmarks, costs, long_runs, lora_study
 from helpers.findings import EVIDENCE
 from helpers.profiles import ROOT
 from helpers.questions import QUESTIONS
 from helpers.scoreboard import step_time
 from test_benchmark import FLOPS, pretend
-from test_scoreboard import evidence
+from test_scoreboard import a_long_run, evidence
 
 PAGES = sorted(write_results.RESULTS.glob("*.md"))
 PICTURES = sorted(write_results.RESULTS.glob("*.png"))
@@ -104,6 +104,17 @@ def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
     answer = answers.forgetting_in_one_pass(found)
     assert "on poe the main plan forgot more than full training" in answer.sentence and "at 80%" in answer.sentence
     assert answer.sentence.endswith("A run read at most 50% of its text's windows.") and "C10" not in answer.sentence
+    answer.draw()
+
+
+def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did():
+    found = at(evidence())
+    found.long.extend(a_long_run(seed, falls=seed > 0) for seed in range(3))
+    for run in found.long:
+        run.update(machine="a CPU", protocol="p" * 64)
+    answer = long_runs.convergence(found)
+    assert "main plan: the loss on the training probe levelled off in 2 of 3 runs" in answer.sentence
+    assert "within 640 steps" in answer.title.lower() and "C8: *not decided*" in answer.sentence
     answer.draw()
 
 

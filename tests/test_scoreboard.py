@@ -113,7 +113,8 @@ def test_a_run_that_diverged_does_not_stop_the_scoreboard():
 def a_long_run(seed, falls=True):
     losses = [3.0 + 0.5 * t ** -0.5 + (0.0 if falls or t % 16 else 0.2) for t in range(8, 648, 8)]
     points = [{"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)]
-    return {"plan": COURSE_PLANS["attention+embeddings"].slug, "seed": seed, "best_step": 200, "evaluations": points}
+    return {"plan": COURSE_PLANS["attention+embeddings"].slug, "text": "alice", "seed": seed, "rate_choice": "long",
+            "model_hash": "m", "best_step": 200, "steps_taken": 640, "evaluations": points}
 
 
 @pytest.mark.parametrize("falling, wanted", [((True,) * 3, IN_PART), ((False,) * 3, FAILS),
