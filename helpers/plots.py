@@ -34,8 +34,7 @@ def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_r
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     else:
         ax.set_title(title, loc="left", fontsize=11)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
+    ax.set(xlabel=x, ylabel=y)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
