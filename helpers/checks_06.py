@@ -31,9 +31,10 @@ def start_of_the_factors(answer: Any) -> Reply:
     if (B @ A).any():
         return wrong("B A is not zero, so the model jumps before step 1: it is no longer the model that was "
                      "pretrained. Start one of the two at zero.")
-    if not B.any() and torch.linalg.matrix_rank(A) < RANK:
-        return wrong(f"the rows of A are no different from each other, so all {RANK} learn the same: that is rank "
-                     f"{torch.linalg.matrix_rank(A)}, not {RANK}. Start A at random.")
+    name, lines, random = ("A", "rows", A) if A.any() else ("B", "columns", B)
+    if torch.linalg.matrix_rank(random) < RANK:
+        return wrong(f"the {lines} of {name} are no different from each other, so all {RANK} learn the same: that is "
+                     f"rank {torch.linalg.matrix_rank(random)}, not {RANK}. Start {name} at random.")
     if not A.any():
         return right("Nothing jumps, and the gradient of A is not zero. (Most code does it the other way: B zero, A "
                      "random. By symmetry both can learn.)")

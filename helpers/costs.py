@@ -83,11 +83,11 @@ def memory(folder: Path) -> Answer | None:
     (batch, length), fall = largest, benchmarks.falls(record, *largest)
     off = max(abs(p["ratio"] - 1) for p in record["points"])
     bars = benchmarks.by_plan(record, batch, length)
-    title = (f"The main plan's peak lies {fall['measured']:.0%} below full training's, predicted were "
-             f"{fall['predicted']:.0%}\n(batch {batch} x {length} tokens)")
+    title = (f"The main plan's peak lies {fall['measured']:.1%} below full training's, predicted were "
+             f"{fall['predicted']:.1%}\n(batch {batch} x {length} tokens)")
     return Answer(
-        sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.0%} below full training's, "
-                 f"and the budget predicts {fall['predicted']:.0%}; over all {len(record['points'])} points "
+        sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.1%} below full training's, "
+                 f"and the budget predicts {fall['predicted']:.1%}; over all {len(record['points'])} points "
                  f"prediction and measurement differ by at most {off:.0%}.",
         title=title, data=bars, alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
         draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),

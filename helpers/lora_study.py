@@ -16,25 +16,29 @@ LORA = ("lora-attention", "lora-mlp")
 def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | None:
     """LoRA beside plans without new matrices: trained numbers, seeds, best gain, forgetting at the level all reach.
 
-    None where LoRA was not studied. No forgetting (NaN) where a run learned too little to be compared.
+    Over the seeds that all these plans have. The best gain is that of the rate that gains most, forgetting that of the
+    rate that forgets least. None where LoRA was not studied. No forgetting (NaN) where a run learned too little to be
+    compared.
     """
-    runs = lora_runs(evidence, text)
-    if not set(LORA) & set(runs) or FULL not in runs:
+    runs, learned = lora_runs(evidence, text, "keep"), lora_runs(evidence, text, "learn")
+    if not set(LORA) & set(runs) or FULL not in runs or set(runs) != set(learned):
         return None
     try:
         level, _ = matched_gain([r["evaluations"] for own in runs.values() for r in own], full_gain(evidence, text))
     except ComparisonError:
         level = np.nan
     return pd.DataFrame.from_dict({LABELS[p]: {
-        "trained": own[0]["n_trainable"], "seeds": len({r["seed"] for r in own}),
-        "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in own]), "compared at gain": level,
+        "trained": own[0]["n_trainable"], "seeds": len(own),
+        "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]), "compared at gain": level,
         "forgetting": np.mean([forgetting_at(r["evaluations"], level) for r in own]) if level > 0 else np.nan,
     } for p, own in runs.items()}, orient="index")
 
 
-def lora_runs(evidence: Evidence, text: str) -> dict[str, list[dict]]:
-    runs = {p: evidence.of(p, text, "keep") for p in (FULL, MAIN, "only-attention", *LORA)}
-    return {p: own for p, own in runs.items() if own}
+def lora_runs(evidence: Evidence, text: str, choice: str) -> dict[str, list[dict]]:
+    """The runs of the plans that are compared, with the seeds that all of them have; none of a plan without runs."""
+    runs = {p: own for p in (FULL, MAIN, "only-attention", *LORA) if (own := evidence.of(p, text, choice))}
+    seeds = set.intersection(*({r["seed"] for r in own} for own in runs.values())) if runs else set()
+    return {p: [r for r in own if r["seed"] in seeds] for p, own in runs.items()} if seeds else {}
 
 
 def lora(evidence: Evidence) -> Answer | None:
@@ -42,17 +46,16 @@ def lora(evidence: Evidence) -> Answer | None:
     text, table = AUTHORS[0], lora_table(evidence)
     if table is None:
         return None
-    runs, level = lora_runs(evidence, text), float(table["compared at gain"].iloc[0])
+    runs, level = lora_runs(evidence, text, "keep"), float(table["compared at gain"].iloc[0])
     paths = {LABELS[p]: [frontier(r["evaluations"]) for r in own] for p, own in runs.items()}
     words = "; ".join(f"{label}: {int(row['trained']):,} trained, best gain {row['best gain']:.3f}"
                       + (f", forgetting {row['forgetting']:.3f}" if level > 0 else "")
                       for label, row in table.iterrows())
     at_level = f"forgetting at an equal gain of {level:.3f}" if level > 0 else \
         "forgetting is not comparable: a run stays below 35% of full training's gain"
-    best = table["best gain"].idxmax()
-    title = (f"On {text}, {best} gains most ({table['best gain'].max():.3f} nats a token)"
-             + (f";\nat equal gain {table['forgetting'].idxmin()} forgets least" if level > 0 else "")
-             + f" ({evidence.model})")
+    gains = [f"{label} {gain:.3f}" for label, gain in table["best gain"].items()]
+    title = (f"Best gains on {text}, nats a token: {', '.join(gains[:2])},\n{', '.join(gains[2:])} ({evidence.model}, "
+             f"{int(table['seeds'].iloc[0])} seeds)")
     return of_runs(
         evidence, [r for own in runs.values() for r in own], [paths, level], title=title,
         sentence=f"On {text}, in nats a token ({at_level}): {words}.",

@@ -44,8 +44,8 @@ QUESTIONS = (
              "as in the first question, on a real author's book. Where a run read less than 100% of it, no window came "
              "twice: then nothing seen here comes from learning a short text by heart. The rates are those of the "
              "course's own text in that manner. These runs are described and decide nothing."),
-    Question("rates", "How much of that is the learning rate's?", answers.rates, True,
-             "the table of rates (`data/evidence/rates.json`)", "make evidence",
+    Question("rates", "How much does the learning rate change forgetting?", answers.rates, True,
+             "the tables of rates (`data/evidence/rates*.json`)", "make evidence",
              "forgetting is read at one gain, 80% of full training's best. A rate that does not get there has no point."
              " These are tuning runs: they chose the rates, and decide nothing else."),
     Question("quality", "Which plan predicts the new text best?", answers.quality, True, RUNS, "make evidence",
@@ -73,6 +73,7 @@ QUESTIONS = (
              "for each plan the upper bar is predicted from the config alone, the hatched one measured as the growth "
              "of a process."),
     Question("lora", "LoRA or partial fine-tuning?", lora_study.lora, True, RUNS, "make evidence",
-             "as in the first question, on one text. These runs are described and decide nothing: they are few, and on "
-             "one text."),
+             "as in the first question, on one text, with the seeds that all these plans have. Lines are runs at the "
+             "rate that forgets least; a best gain is that of the rate that gains most. These runs are described and "
+             "decide nothing: they are few, and on one text."),
 )

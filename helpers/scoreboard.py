@@ -57,11 +57,11 @@ def scoreboard(evidence: Evidence) -> list[dict]:
                             f"test loss, main plan minus full, largest of {len(findings['C13'])} tests; equal means "
                             f"within {decisions.SMALLEST_LOSS} nats",
                             findings["C13"]))
-    part_a = share_of_style(evidence)
+    part_a, on = share_of_style(evidence), ", on the real authors" if evidence.has_real_authors else ""
     entries.append(entry_of(
         evidence, "C14", style_verdict(part_a.verdict, verdicts["C14"]), part_a,
         "of full training's style contrast",
-        f"(a) main plan: {part_a.verdict}; MLP above attention at equal size: {verdicts['C14']} "
+        f"(a) main plan{on}: {part_a.verdict}; MLP above attention at equal size: {verdicts['C14']} "
         f"({weakest['C14'].interval}); (b), (c): not tested", [part_a, *findings["C14"]]))
     return entries
 

@@ -98,8 +98,8 @@ def protocol_line(answer: Answer, known: dict) -> str:
 
 def index(pages: dict[Question, dict[str, Answer]]) -> str:
     """All questions with their answers in one sentence each."""
-    parts = ["# Results", "One page a question. Every sentence, number and picture is computed from the files under "
-             "`data/evidence` by `make results`; nothing is typed in. The verdicts on all fifteen claims stand in the "
+    parts = ["# Results", "One page a question. Every answer, number and picture is computed by `make results` from "
+             "the files under `data/evidence`, or from a config. The verdicts on all fifteen claims stand in the "
              "[README](../README.md#what-the-course-found), the rules in the "
              "[protocol](../data/evidence/PROTOCOL.md)."]
     for question, found in pages.items():

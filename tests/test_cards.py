@@ -78,3 +78,5 @@ def test_the_shipped_verdicts_fill_the_card():
 def test_verdicts_are_counted_in_one_order():
     assert list(verdict_counts([entry("C1", IN_PART)])) == [HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED]
     assert verdict_counts([entry("C1", IN_PART)])[IN_PART] == ["C1"]
+    on_two = entry("C1", HOLDS, also=[entry("C1", UNDECIDED, model="another")])
+    assert verdict_counts([on_two])[IN_PART] == ["C1"], "each model counts"

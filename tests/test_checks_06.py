@@ -40,7 +40,7 @@ def test_one_random_and_one_zero_is_right(answer):
 @pytest.mark.parametrize("answer, words", [
     (factors(torch.zeros, torch.zeros), "no gradient, ever"),
     (factors(torch.randn, torch.randn), "jumps before step 1"),
-    (factors(torch.ones, torch.zeros), "rank 1, not 3"),
+    (factors(torch.ones, torch.zeros), "rank 1, not 3"), (factors(torch.zeros, torch.ones), "columns of B"),
     (lambda r, i, o: (torch.randn(i, r), torch.zeros(r, o)), "turned round"),
     (lambda r, i, o: (torch.randn(r, o), torch.zeros(i, r)), "B (n_out, rank)"),
     (lambda r, i, o: torch.randn(r, i), "two tensors"), (torch.zeros(2, 2), "function is asked for"),

@@ -122,7 +122,7 @@ def test_lora_is_set_beside_partial_fine_tuning_where_it_was_studied():
     found = at(evidence(seeds=3))
     found.runs.extend([r | {"plan": p} for r in found.runs if r["plan"] == "only-attention" for p in lora_study.LORA])
     answer = lora_study.lora(found)
-    assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in answer.title + answer.sentence
+    assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in answer.title and "3 seeds" in answer.title
     answer.draw()
 
 
@@ -150,7 +150,7 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
               "points": [point("full", 1000), point("attention+embeddings", 800)], "times": []}
     (tmp_path / "memory.json").write_text(json.dumps(record))
     answer = costs.memory(tmp_path)
-    assert "20% below full training's" in answer.sentence and "at most 5%" in answer.sentence
+    assert "20.0% below full training's" in answer.sentence and "at most 5%" in answer.sentence
     answer.draw()
 
 
