@@ -102,16 +102,27 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
 
 
 def _read(place: Path, damaged: list[str]) -> Checkpoint:
-    record = json.loads((place / "state.json").read_text(encoding="utf-8"))
-    if record.pop("own_sha256", None) != record_hash(record):
-        raise ValueError("state.json was changed")
-    if record["format"] != FORMAT:
-        raise ValueError(f"format {record['format']}, this course reads {FORMAT}")
+    record = read_record(place / "state.json", FORMAT)
     found = file_hash(place / "tensors.safetensors")
     if found != record["sha256"]:
         raise ValueError(f"hash {found[:12]}, expected {record['sha256'][:12]}")
     tensors = load_file(place / "tensors.safetensors")
     return Checkpoint(record["step"], tensors, record["state"], list(damaged))
+
+
+def read_record(place: Path, wanted_format: int) -> dict:
+    """A JSON record that carries its own hash, without it.
+
+    Raises:
+        ValueError: no record, one that was changed, or one of another format.
+        OSError: it cannot be read.
+    """
+    record = json.loads(place.read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or record.pop("own_sha256", None) != record_hash(record):
+        raise ValueError(f"{place.name} was changed")
+    if record["format"] != wanted_format:
+        raise ValueError(f"format {record['format']}, this course reads {wanted_format}")
+    return record
 
 
 def record_hash(record: dict) -> str:
@@ -207,14 +218,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str],
                       tensors: dict[str, torch.Tensor]) -> None:
-    """Put the tensors of `optimizer_tensors` back, each beside its parameter."""
+    """Put the tensors of `optimizer_tensors` back, each beside its parameter.
+
+    PyTorch keeps the count of steps on the CPU, except in a fused or capturable optimizer.
+    """
     by_name = {name: p for p, name in names.items()}
+    counts_there = {p for group in optimizer.param_groups if group.get("fused") or group.get("capturable")
+                    for p in group["params"]}
     for full_name, tensor in tensors.items():
         kind, _, rest = full_name.partition("/")
         if kind == "optimizer":
             name, _, key = rest.rpartition("/")
             p = by_name[name]
-            moved = tensor if key == "step" else tensor.to(p.device)
+            moved = tensor if key == "step" and p not in counts_there else tensor.to(p.device)
             optimizer.state[p][key] = moved.clone()
 
 

@@ -191,7 +191,7 @@ def _verified(header: dict[str, str], place: Path) -> dict:
     try:
         record = json.loads(header["delta"])
         own = record.pop("own_sha256")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DeltaError(f"'{place}' was damaged or edited: its record is unreadable ({error}). Copy or save it "
                          "again.") from error
     if own != record_hash(record):

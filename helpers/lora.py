@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from helpers.anatomy import Anatomy, Entry, anatomy
-from helpers.checkpoints import file_hash, record_hash, write_json, write_tensors
+from helpers.checkpoints import file_hash, read_record, record_hash, write_json, write_tensors
 from helpers.freezing import FreezePlan
 from helpers.models import build_on_meta, weight_hash
 from helpers.selectors import parse_selectors, select
@@ -212,8 +211,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
         raise LoraError(f"The adapter in '{folder}' was trained on the base {record['base'][:12]}…, and this model is "
                         f"{base_hash(model)[:12]}…. Load the base that it belongs to.")
     parts = anatomy(model)
-    made = {name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
-            for name, numbers in record["layers"].items()}
+    with torch.random.fork_rng():  # a new layer starts at random: the caller's random state stays
+        made = {name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
+                for name, numbers in record["layers"].items()}
     for name, layer in made.items():
         layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
         layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
@@ -222,11 +222,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
 
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     try:
-        record = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-        if record.pop("own_sha256", None) != record_hash(record):
-            raise ValueError("adapter.json was changed")
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}, this course reads {FORMAT}")
+        record = read_record(folder / "adapter.json", FORMAT)
         if file_hash(folder / "adapter.safetensors") != record["sha256"]:
             raise ValueError("adapter.safetensors was changed or cut short")
         return record, load_file(folder / "adapter.safetensors")

@@ -60,16 +60,21 @@ def launch(n_processes: int, *script: str, seconds: float = 300) -> str:
     Raises:
         ProcessError: it failed, or took longer than ``seconds``; with the last lines of its errors.
     """
+    run = subprocess.Popen(launch_command(n_processes, *script), cwd=ROOT, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True)
     try:
-        done = subprocess.run(launch_command(n_processes, *script), cwd=ROOT, capture_output=True, text=True,
-                              timeout=seconds)
+        printed, errors = run.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise ProcessError(f"{' '.join(script)} was not done after {seconds:g} seconds. Give it more time, or less to "
                            "do.") from error
-    if done.returncode != 0:
-        own = re.split(r"^[EW]\d{4} ", done.stderr, maxsplit=1, flags=re.MULTILINE)[0]  # the launcher's log follows
-        raise ProcessError(f"{' '.join(script)} failed in {n_processes} processes:\n{(own or done.stderr)[-2000:]}")
-    return done.stdout
+    finally:
+        if run.poll() is None:
+            run.terminate()  # the launcher then ends its processes; killed, it would leave them at work
+            run.communicate()
+    if run.returncode != 0:
+        own = re.split(r"^[EW]\d{4} ", errors, maxsplit=1, flags=re.MULTILINE)[0]  # the launcher's log follows
+        raise ProcessError(f"{' '.join(script)} failed in {n_processes} processes:\n{(own or errors)[-2000:]}")
+    return printed
 
 
 def join(device: torch.device) -> Accelerator:

@@ -59,6 +59,9 @@ class TrainSettings:
         for name in ("n_steps", "batch", "evaluate_every", "save_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be 1 or more; found {getattr(self, name)}.")
+        for name in ("warmup", "weight_decay", "clip"):
+            if (getattr(self, name) or 0) < 0:
+                raise TrainingError(f"{name} must be 0 or more; found {getattr(self, name)}.")
         if not (math.isfinite(self.rate) and 0 < self.rate <= MAX_RATE):
             raise TrainingError(f"The learning rate must be above 0 and at most {MAX_RATE:g}; found {self.rate:g}. "
                                 "Usual values are 3e-5 to 1e-3.")

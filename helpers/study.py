@@ -21,7 +21,7 @@ from helpers.evaluation import Retention, held_out_loss
 from helpers.freezing import FreezePlan
 from helpers.models import weight_hash
 from helpers.records import code_commit, machine_class, read_runs, rounded, slim, versions  # noqa: F401
-from helpers.training import FitResult, TrainingError, TrainSettings, fit
+from helpers.training import FitResult, NotFinite, TrainingError, TrainSettings, fit
 
 SHARED_ROLES = ("mlp", "norm")  # trained by full training and by the main plan: their norms can be compared
 
@@ -120,7 +120,7 @@ class Laboratory:
             prepare: called with the copy before the plan is applied, e.g. to insert LoRA.
 
         Raises:
-            Diverged: the loss was no number any more.
+            Diverged: the loss was no number any more. Any other `TrainingError` is a mishap, and passes through.
         """
         model = copy.deepcopy(self.base)
         if prepare is not None:
@@ -134,7 +134,7 @@ class Laboratory:
         try:
             result = fit(model, plan, tensor_of(self.corpora[author].train), settings,
                          evaluate=measure_and_keep, folder=folder, progress=progress)
-        except TrainingError as error:
+        except NotFinite as error:
             raise Diverged(str(error), settings, seen) from error
         return StudyRun(plan, author, settings, model, result, name or plan.slug)
 

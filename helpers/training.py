@@ -39,8 +39,13 @@ from helpers.processes import (
 )
 from helpers.runs import History, Run, TrainingError, TrainSettings, put
 
-__all__ = ["FitResult", "History", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit", "train"]
+__all__ = ["FitResult", "History", "NotFinite", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit",
+           "train"]
 
+
+
+class NotFinite(TrainingError):
+    """The loss or a gradient was no number any more."""
 
 
 @dataclass
@@ -205,7 +210,7 @@ def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSetti
     """Stops before the weights are touched.
 
     Raises:
-        TrainingError: with the step, the likely cause and what is left.
+        NotFinite: with the step, the likely cause and what is left.
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return
@@ -213,8 +218,8 @@ def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSetti
              "a number overflowed: check the text, the starting weights and the precision")
     saved = checkpoints.load_checkpoint(folder) if folder else None
     left = f"The last good checkpoint is step {saved.step} in '{folder}'." if saved else "No checkpoint was kept."
-    raise TrainingError(f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
-                        f"{left} Try a third of the rate.")
+    raise NotFinite(f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
+                    f"{left} Try a third of the rate.")
 
 
 def in_notebook() -> bool:

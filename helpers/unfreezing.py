@@ -50,6 +50,9 @@ def change_plan(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Freeze
     In several processes: DDP fixes what it sums when it wraps the model, and FSDP what it shares
     out. Change the plan on the bare model, in every process, and wrap it again.
 
+    A learning-rate scheduler that was made before knows the old groups only, and PyTorch's `LambdaLR`
+    stops at a new one. Make a new scheduler after the change.
+
     Args:
         optimizer: the one in use, wrapped by accelerate or not.
         settings: of the new group, such as ``lr``.
@@ -77,7 +80,7 @@ def change_plan(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Freeze
 
 
 def _forget(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> None:
-    """Take tensors out of an optimizer, moments and all. Groups stay, even empty: a scheduler counts them."""
+    """Take tensors out of an optimizer, moments and all. Groups stay, even empty: a scheduler may count them."""
     gone = {id(p) for p in tensors}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in gone]

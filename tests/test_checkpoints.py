@@ -39,7 +39,7 @@ def test_only_the_newest_are_kept_and_never_fewer_than_two(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "another record"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, name, damage):
     save(tmp_path, 1)
     file = save(tmp_path, 2) / name
@@ -49,6 +49,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
         file.write_bytes(raw)
     elif damage == "cut":
         file.write_bytes(raw[: len(raw) // 2])
+    elif damage == "another record":
+        file.write_text("[]")
     else:
         file.unlink()
     found = load_checkpoint(tmp_path)
@@ -83,6 +85,21 @@ def test_json_is_replaced_whole_and_an_old_file_survives_a_failure(tmp_path):
         write_json(tmp_path / "a.json", {"v": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"v": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_count_of_steps_goes_back_to_where_pytorch_keeps_it(fused):
+    here = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(here.parameters(), fused=fused)
+    here(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    kept = optimizer_tensors(optimizer, {p: n for n, p in here.named_parameters()})
+    elsewhere = torch.nn.Linear(3, 2, device="meta")  # stands for a GPU
+    there = torch.optim.AdamW(elsewhere.parameters(), foreach=False)
+    there.param_groups[0]["fused"] = fused  # the constructor refuses meta tensors
+    restore_optimizer(there, {p: n for n, p in elsewhere.named_parameters()}, kept)
+    found = {key: value.device.type for slots in there.state.values() for key, value in slots.items()}
+    assert found == {"step": "meta" if fused else "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 def test_optimizer_state_goes_to_tensors_and_back_bit_for_bit():

@@ -271,6 +271,30 @@ def test_a_script_that_fails_in_two_processes_is_an_error_with_its_last_lines(tm
         processes.launch(2, str(script))
 
 
+def test_after_its_time_nothing_of_a_launch_is_left_at_work(tmp_path):
+    script = tmp_path / "sleeps.py"
+    script.write_text("import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[1])\n"
+                      "(folder / os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(600)\n")
+
+    def too_long():
+        while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
+            time.sleep(0.1)
+        raise subprocess.TimeoutExpired("a launch", 0)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ProcessError, match="not done after 300 seconds"):
+        whole, calls = subprocess.Popen.communicate, []
+
+        def communicate(self, *arguments, **options):
+            calls.append(self)
+            return too_long() if len(calls) == 1 else whole(self, *arguments, **options)
+
+        patch.setattr(subprocess.Popen, "communicate", communicate)
+        processes.launch(2, str(script), str(tmp_path))
+    for rank in "01":
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / rank).read_text()), 0)
+
+
 def test_an_error_of_one_process_alone_is_no_lost_process():
     assert not processes.means_lost_process(RuntimeError("Connection closed by peer"))
 

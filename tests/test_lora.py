@@ -281,7 +281,9 @@ def test_with_b_zero_only_b_has_a_gradient_at_first():
 def test_an_adapter_comes_back_bit_for_bit(tmp_path):
     model, fresh = with_lora("q+v"), build_model(CONFIG, seed=1)
     save_adapter(model, tmp_path / "adapter")
+    dice = torch.get_rng_state()
     load_adapter(fresh, tmp_path / "adapter")
+    assert torch.equal(dice, torch.get_rng_state()), "loading draws no random numbers of the caller's"
     assert torch.equal(logits(fresh), logits(model)) and weight_hash(fresh) == weight_hash(model)
     assert list(layers_of(fresh)) == list(layers_of(model))
     size = (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
@@ -318,6 +320,7 @@ def edit(folder, reseal=False, **changes):
     (cut, "cut short"), (lambda f: edit(f, base="0" * 64), "adapter.json was changed"),
     (lambda f: edit(f, reseal=True, format=9), "format 9"), (lambda f: (f / "adapter.json").unlink(), "no adapter"),
     (lambda f: (f / "adapter.json").write_text("{"), "no adapter"),
+    (lambda f: (f / "adapter.json").write_text("[]"), "no adapter"),
     (lambda f: edit(f, reseal=True, base="0" * 64), "trained on the base 000000000000"),
 ])
 def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_stays(damage, words, tmp_path):

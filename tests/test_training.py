@@ -179,7 +179,7 @@ def test_a_gpu_too_small_for_one_window_is_an_error(monkeypatch):
 @pytest.mark.parametrize("bad, words", [
     ({"n_steps": 0}, "n_steps"), ({"rate": 0.0}, "rate"), ({"rate": -1.0}, "rate"), ({"rate": float("nan")}, "nan"),
     ({"rate": 50.0}, "50"), ({"batch": 0}, "batch"), ({"precision": "float16"}, "float16"),
-    ({"micro_batch": 0}, "micro"),
+    ({"micro_batch": 0}, "micro"), ({"warmup": -1}, "warmup"), ({"clip": -0.5}, "clip"),
 ])
 def test_settings_that_make_no_sense_are_refused(bad, words):
     with pytest.raises(TrainingError, match=words):
