@@ -90,6 +90,13 @@ def in_nats(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats a token, {interval.n_pairs} pairs"
 
 
+def share_in_words(ratio: Interval) -> str:
+    """A ratio with its interval."""
+    if ratio.n_pairs < 2:
+        return f"{ratio.mean:.2f} (one pair: no interval over seeds)"
+    return f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
 def between(low: float, high: float, form: str = "+.3f") -> str:
     return f"{low:{form}}" if f"{low:{form}}" == f"{high:{form}}" else f"{low:{form}} to {high:{form}}"
 
@@ -149,9 +156,10 @@ def rates(evidence: Evidence) -> Answer | None:
         return None
     at_one_rate = {t: by_rate(evidence, MAIN, FULL, t) for t in AUTHORS}
     by_the_rate = max(np.ptp(list(plans[LABELS[FULL]].values())) for plans in panels.values())
-    by_the_plan = max((abs(d) for own in at_one_rate.values() for d in own.values()), default=float("nan"))
-    title = (f"At equal gain the rate moves full training's forgetting by up to {by_the_rate:.3f} nats a token,\n"
-             f"the main plan at one common rate by up to {by_the_plan:.3f} ({evidence.model})")
+    by_the_plan = [abs(d) for own in at_one_rate.values() for d in own.values()]
+    title = (f"At equal gain the rate moves full training's forgetting by up to {by_the_rate:.3f} nats a token"
+             + (f",\nthe main plan at one common rate by up to {max(by_the_plan):.3f}" if by_the_plan else "")
+             + f" ({evidence.model})")
     seeds = evidence.rates.get("seeds") or [evidence.rates["seed"]]
     origin = f"{evidence.model}, tuning runs with seed{'s' * (len(seeds) != 1)} {listed(seeds)}, used for nothing else."
     return Answer(
@@ -191,7 +199,7 @@ def quality(evidence: Evidence) -> Answer | None:
              f"({evidence.model}, {main[0].n_pairs} pairs, each plan at its own rate)")
     return of_runs(
         evidence, [r for p in DECIDING for r in evidence.both(p)], rows, title=title,
-        sentence=f"Test loss minus full training's, over {len(tests)} tests: "
+        sentence=f"Test loss minus full training's, over {len(main)} test{'s' * (len(main) != 1)}: "
                  + "; ".join(f"{label} {span}" for label, span in spans.items())
                  + f" nats a token. {verdict(evidence, 'C13')}.",
         alt=f"Differences in test loss to full training with 95% intervals, {len(rows)} rows; the grey zone is too "
@@ -216,8 +224,8 @@ def style(evidence: Evidence) -> Answer | None:
     on = "the real authors" if options else "the test chapters"
     return of_runs(
         evidence, [r for p in plans for r in evidence.both(p)], table.to_dict(), title=title,
-        sentence=f"On {on} the main plan has {share.interval.mean:.2f} of full training's style contrast (95% interval "
-                 f"{share.interval.low:.2f} to {share.interval.high:.2f}); MLP's output minus attention: "
+        sentence=f"On {on} the main plan has {share_in_words(share.interval)} of full training's style contrast; MLP's "
+                 "output minus attention: "
                  f"{in_nats(at_equal_size)}. {verdict(evidence, 'C14')}.",
         alt=f"Mean test loss of {len(table)} tuned models on {len(tests)} texts",
         draw=lambda: plots.matrix(table, title, "tested on (loss, nats a token)", "", by_column=True))

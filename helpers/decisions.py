@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-from scipy.optimize import brentq, curve_fit
+from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from helpers.comparison import Interval, rising
+from helpers.comparison import Interval
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNTESTED = "not decided", "not tested here"
@@ -30,6 +29,7 @@ CATASTROPHIC = 0.5  # nats a token of forgetting
 SIGN = {"lower": -1.0, "higher": 1.0}
 LEAST_P = 1e-12  # a p-value is not followed below it
 LEAST_PAIRS = 3  # below, the study decides nothing
+FEW = f"below {LEAST_PAIRS} seeds nothing is decided"  # the reason that such a finding carries
 Rule = Callable[[Interval, Interval], str]  # (90% interval, 95% interval) to a verdict
 
 # --- one interval ------------------------------------------------------------------
@@ -129,6 +129,7 @@ class Finding:
         is_reversed: the interval lies on the other side and the estimate reaches the smallest difference.
         limits: reasons why it can be no more than *holds in part*.
         rule: what made the verdict; None where no interval could.
+        vetoes: it leaves the whole claim not decided, whatever other texts say.
     """
 
     interval: Interval
@@ -137,6 +138,7 @@ class Finding:
     is_reversed: bool = False
     limits: tuple[str, ...] = ()
     rule: Rule | None = None
+    vetoes: bool = False
 
     @property
     def pairs_needed(self) -> int | None:
@@ -147,9 +149,10 @@ class Finding:
 def finding_of(difference: Interval, smallest: float, claimed: str, limits: Sequence[str] = ()) -> Finding:
     """A claim that a difference lies on one side."""
     other = {"lower": "higher", "higher": "lower"}[claimed]
-    return Finding(difference, decide(difference, smallest, claimed), min(1.0, 2 * p_value(difference, 0.0, claimed)),
-                   decide(difference, smallest, other) == HOLDS, tuple(limits),
-                   lambda _, wide: decide(wide, smallest, claimed))
+    p = min(1.0, 2 * p_value(difference, 0.0, claimed))
+    return unless_few(Finding(difference, decide(difference, smallest, claimed), p,
+                              decide(difference, smallest, other) == HOLDS, tuple(limits),
+                              lambda _, wide: decide(wide, smallest, claimed)))
 
 
 def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS,
@@ -157,8 +160,15 @@ def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST
     """A claim that two losses are equal; its p is the larger of the two one-sided tests."""
     p = max(p_value(loss_90, -margin, "higher"), p_value(loss_90, margin, "lower"))
     verdict = decide_equal(loss_90, loss_95, margin)
-    return Finding(loss_95, verdict, p, verdict == FAILS, tuple(limits),
-                   lambda narrow, wide: decide_equal(narrow, wide, margin))
+    return unless_few(Finding(loss_95, verdict, p, verdict == FAILS, tuple(limits),
+                              lambda narrow, wide: decide_equal(narrow, wide, margin)))
+
+
+def unless_few(finding: Finding) -> Finding:
+    """The finding; from fewer than `LEAST_PAIRS` pairs it decides nothing, whatever its interval says."""
+    if finding.interval.n_pairs >= LEAST_PAIRS:
+        return finding
+    return replace(finding, verdict=UNDECIDED, p=1.0, is_reversed=False, limits=(*finding.limits, FEW))
 
 
 def over_texts(verdicts: list[str]) -> str:
@@ -174,6 +184,8 @@ def over_texts(verdicts: list[str]) -> str:
 def over_findings(findings: Sequence[Finding]) -> str:
     """As `over_texts`, with what else limits a claim: true on one text and reversed on another decides nothing."""
     verdicts = {f.verdict for f in findings}
+    if any(f.vetoes for f in findings):
+        return UNDECIDED
     if verdicts == {HOLDS}:
         return IN_PART if any(f.limits for f in findings) else HOLDS
     if len(verdicts) == 1:
@@ -194,66 +206,25 @@ def holm(p_values: Mapping[str, float], error: float = FAMILY_ERROR) -> frozense
 
 
 def primary_verdicts(findings: Mapping[str, Sequence[Finding]], error: float = FAMILY_ERROR) -> dict[str, str]:
-    """The verdicts of the primary tests of a model. A test's p is the largest over its texts."""
-    stands = holm({name: max(f.p for f in own) for name, own in findings.items()}, error)
+    """The verdicts of the primary tests of a model, as far as Holm's rule over them allows.
+
+    A claim that may not *hold* can still *hold in part*, and one that may not do that is not decided.
+    """
     verdicts = {name: over_findings(own) for name, own in findings.items()}
-    return {name: UNDECIDED if v == HOLDS and name not in stands else v for name, v in verdicts.items()}
+    for strong, weaker in ((HOLDS, IN_PART), (IN_PART, UNDECIDED)):
+        stands = holm({name: p_of(verdicts[name], own) for name, own in findings.items()}, error)
+        verdicts = {name: weaker if v == strong and name not in stands else v for name, v in verdicts.items()}
+    return verdicts
+
+
+def p_of(verdict: str, findings: Sequence[Finding]) -> float:
+    """Of a claim on several texts. On each: the largest p. On some, *in part*: the smallest, times their number."""
+    if verdict != IN_PART:
+        return max(f.p for f in findings)
+    return min(1.0, len(findings) * min(f.p for f in findings if f.verdict == HOLDS))
 
 
 def sign_depends(by_rate: Mapping[float, float], smallest: float) -> bool:
     """Whether differences at several rates point both ways. One that is too small to count has no sign."""
     signs = {math.copysign(1, d) for d in by_rate.values() if abs(d) >= smallest}
     return len(signs) == 2
-
-
-# --- claims about one run ----------------------------------------------------------
-
-
-def falls_share(losses: Sequence[float]) -> float:
-    """Share of the moves before the minimum of a loss that go down; 0 where the first value is the least."""
-    moves = np.diff(np.asarray(losses)[: int(np.argmin(losses)) + 1])
-    return float((moves < 0).mean()) if len(moves) else 0.0
-
-
-@dataclass(frozen=True)
-class Levelling:
-    """A curve L + a t^-b, fitted to the first part of a run; ``error``: its largest error on the rest, nats."""
-
-    limit: float
-    low: float
-    high: float
-    error: float
-
-    def has_levelled(self, largest_error: float = 0.05, largest_width: float = 0.1) -> bool:
-        return self.error <= largest_error and self.high - self.low < largest_width
-
-
-def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75) -> Levelling:
-    """Fit L + a t^-b (a, b >= 0) to the first part of a run, predict the rest; the interval of L is 95%."""
-    t, y = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
-    t, y = t[t > 0], y[t > 0]
-    n = int(part * len(t))
-
-    def curve(t, limit, a, b):
-        return limit + a * t ** -b
-
-    bounds = ([0, 0, 0.01], [np.inf, np.inf, 5])
-    start = (max(0.0, y[:n].min() - 0.1), max(1e-3, y[0] - y[n - 1]), 0.5)
-    found, covariance = curve_fit(curve, t[:n], y[:n], p0=start, bounds=bounds, max_nfev=20_000)
-    half = stdtrit(n - 3, 0.975) * math.sqrt(covariance[0, 0])
-    error = np.abs(curve(t[n:], *found) - y[n:]).max()
-    return Levelling(float(found[0]), float(found[0] - half), float(found[0] + half), float(error))
-
-
-def is_stable(norms: Mapping[str, float], spike_share: float = 0.01,
-              quarters: tuple[float, float] = (0.5, 2.0)) -> bool:
-    """Gradients of a run, from `comparison.norm_summary`: few spikes, no drift, nothing non-finite."""
-    is_finite = all(math.isfinite(v) for v in norms.values())
-    return is_finite and norms["spikes"] < spike_share and quarters[0] <= norms["quarters"] <= quarters[1]
-
-
-def overfitted_from(evaluations: Sequence[dict]) -> int | None:
-    """The step of the first evaluation after the best dev loss; None where the best is the last."""
-    points = rising(evaluations)
-    best = points[-1]["step"] if points else 0
-    return next((e["step"] for e in evaluations if e["step"] > best), None)

@@ -63,7 +63,15 @@ class Evidence:
 
     def of_long(self, plan: str, text: str) -> list[dict]:
         """The finished long runs of a plan by its course name."""
-        return [r for r in chosen(self.long, COURSE_PLANS[plan].slug, text, "long") if "diverged" not in r]
+        return [r for r in self.every_long(plan, text) if "diverged" not in r]
+
+    def every_long(self, plan: str, text: str) -> list[dict]:
+        """All long runs of a plan by its course name, those that broke off too."""
+        return chosen(self.long, COURSE_PLANS[plan].slug, text, "long")
+
+    def n_diverged(self, *plans: str, choice: str = "learn", texts: Sequence[str] = AUTHORS) -> int:
+        """How many runs of these plans broke off. A comparison is made without them, and must say so."""
+        return sum("diverged" in r for p in plans for t in texts for r in self.every(p, t, choice))
 
     def both(self, plan: str, choice: str = "learn") -> list[dict]:
         return [r for text in AUTHORS for r in self.of(plan, text, choice)]
@@ -95,16 +103,6 @@ def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
 def nothing(reason: str) -> Finding:
     """What decides nothing, and why."""
     return Finding(Interval(np.nan, np.nan, np.nan, 0, np.nan, np.nan), UNDECIDED, 1.0, limits=(reason,))
-
-
-def probe_losses(run: dict) -> tuple[list[int], list[float]]:
-    """Steps, and the loss on the training probe at each."""
-    return [e["step"] for e in run["evaluations"]], [e["train_loss"] for e in run["evaluations"]]
-
-
-def n_levelled(runs: Sequence[dict]) -> int:
-    """How many of the runs levelled off on the training probe; see `decisions.Levelling`."""
-    return sum(decisions.levelling(*probe_losses(r)).has_levelled() for r in runs)
 
 
 # --- forgetting --------------------------------------------------------------------
@@ -142,8 +140,8 @@ def forgetting_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL)
 def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> Finding:
     found = forgetting_gap(evidence, plan, other, text)
     if found is None:
-        has_runs = evidence.every(plan, text, "keep") and evidence.every(other, text, "keep")
-        return nothing("not comparable: a run stays below 35%, or diverged" if has_runs
+        seeds = [{r["seed"] for r in evidence.every(p, text, "keep")} for p in (plan, other)]
+        return nothing("not comparable: a run stays below 35%, or diverged" if seeds[0] & seeds[1]
                        else f"{MISSING} on '{text}' yet")
     gap, share = found
     smallest = evidence.rates["smallest_forgetting"][text]
@@ -177,7 +175,7 @@ def contradicted(finding: Finding, on_plain: Interval | None, smallest: float) -
     if on_plain.mean * finding.interval.mean > 0:
         return finding
     limits = (*finding.limits, "the loss on ordinary prose says otherwise")
-    return Finding(finding.interval, UNDECIDED, 1.0, limits=limits)
+    return Finding(finding.interval, UNDECIDED, 1.0, limits=limits, vetoes=True)
 
 
 def reach(evidence: Evidence, plan: str, text: str) -> tuple[int, int]:
@@ -200,7 +198,14 @@ def quality_finding(evidence: Evidence, text: str, test: str, plan: str = MAIN, 
     runs = [evidence.of(p, text, "learn") for p in (plan, other)]
     if not evidence.seeds(plan, other, texts=[text]):
         return nothing(f"{MISSING} on '{text}' yet")
-    return decisions.equal_finding(*(loss_difference(*runs, test, level) for level in (0.90, 0.95)))
+    losses = [loss_difference(*runs, test, level) for level in (0.90, 0.95)]
+    return decisions.equal_finding(*losses, limits=broken_off(evidence, plan, other, texts=[text]))
+
+
+def broken_off(evidence: Evidence, *plans: str, texts: Sequence[str] = AUTHORS) -> list[str]:
+    """The limit of a comparison without the runs that diverged; none where all were finished."""
+    n = evidence.n_diverged(*plans, texts=texts)
+    return [f"{n} run{'s' * (n != 1)} diverged and could not be compared"] if n else []
 
 
 def style_tests(evidence: Evidence) -> list[Mapping]:
@@ -215,7 +220,7 @@ def style_findings(evidence: Evidence) -> list[Finding]:
         return [nothing(f"{MISSING} of MLP and attention on both texts yet")]
     runs = [evidence.both(p) for p in plans]
     gaps = [style_difference(*runs, **on) for on in style_tests(evidence)]
-    return [decisions.finding_of(gap, SMALLEST_LOSS, "higher") for gap in gaps]
+    return [decisions.finding_of(gap, SMALLEST_LOSS, "higher", broken_off(evidence, *plans)) for gap in gaps]
 
 
 def share_of_style(evidence: Evidence, plan: str = MAIN) -> Finding:
@@ -223,8 +228,10 @@ def share_of_style(evidence: Evidence, plan: str = MAIN) -> Finding:
     if not evidence.seeds(plan, FULL):
         return nothing(f"{MISSING} on both texts yet")
     ratio = style_ratio(evidence.both(plan), evidence.both(FULL), **style_tests(evidence)[-1])
-    return Finding(ratio, decisions.decide_at_least(ratio, decisions.STYLE_SHARE), 1.0,
-                   rule=lambda _, wide: decisions.decide_at_least(wide, decisions.STYLE_SHARE))
+    return decisions.unless_few(Finding(
+        ratio, decisions.decide_at_least(ratio, decisions.STYLE_SHARE), 1.0,
+        limits=tuple(broken_off(evidence, plan, FULL)),
+        rule=lambda _, wide: decisions.decide_at_least(wide, decisions.STYLE_SHARE)))
 
 
 def swap_contrasts(evidence: Evidence) -> dict[str, float]:

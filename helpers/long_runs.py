@@ -8,7 +8,8 @@ import numpy as np
 
 from helpers import plots
 from helpers.answers import LABELS, Answer, of_runs, verdict
-from helpers.findings import AUTHORS, FULL, MAIN, Evidence, n_levelled
+from helpers.findings import AUTHORS, FULL, MAIN, Evidence
+from helpers.trends import n_levelled
 
 KINDS = {"training probe": "train_loss", "dev text": "held_out_loss"}
 

@@ -8,15 +8,16 @@ Where the study speaks about a claim, its verdict leads; verdicts on other model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from helpers import benchmarks, decisions
+from helpers import benchmarks, decisions, trends
 from helpers.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
-from helpers.comparison import Interval
-from helpers.decisions import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding
+from helpers.comparison import Interval, frontier
+from helpers.decisions import FAILS, FEW, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding
 from helpers.findings import (
     AUTHORS,
     EVIDENCE,
@@ -25,8 +26,6 @@ from helpers.findings import (
     MISSING,
     Evidence,
     forgetting_findings,
-    n_levelled,
-    probe_losses,
     quality_findings,
     read_evidence,
     share_of_style,
@@ -49,13 +48,13 @@ def scoreboard(evidence: Evidence) -> list[dict]:
     verdicts = decisions.primary_verdicts(findings)
     weakest = {claim: max(measured(own), key=lambda f: f.p) for claim, own in findings.items()}
     entries.append(entry_of(evidence, "C10", verdicts["C10"], weakest["C10"], "nats a token",
-                            "forgetting at equal gain, main plan minus full (above 0: it forgets more), weaker of "
-                            f"{len(AUTHORS)} texts",
+                            "forgetting at equal gain, main plan minus full (above 0: it forgets more), "
+                            f"{one_of(findings['C10'], 'weaker', 'text')}; {how_catastrophic(evidence)}",
                             findings["C10"]))
     widest = max(measured(findings["C13"]), key=lambda f: abs(f.interval.mean))
     entries.append(entry_of(evidence, "C13", verdicts["C13"], widest, "nats a token",
-                            f"test loss, main plan minus full, largest of {len(findings['C13'])} tests; equal means "
-                            f"within {decisions.SMALLEST_LOSS} nats",
+                            f"test loss, main plan minus full, {one_of(findings['C13'], 'largest', 'test')}; equal "
+                            f"means within {decisions.SMALLEST_LOSS} nats",
                             findings["C13"]))
     part_a, on = share_of_style(evidence), ", on the real authors" if evidence.has_real_authors else ""
     entries.append(entry_of(
@@ -71,6 +70,20 @@ def measured(findings: Sequence[Finding]) -> Sequence[Finding]:
     return [f for f in findings if f.interval.n_pairs] or findings
 
 
+def one_of(findings: Sequence[Finding], which: str, kind: str) -> str:
+    """Of how many measured findings the number shown is the one."""
+    n = sum(f.interval.n_pairs > 0 for f in findings)
+    return f"{which} of {n} {kind}s" if n > 1 else f"on one {kind}"
+
+
+def how_catastrophic(evidence: Evidence) -> str:
+    """The most that full training forgot, at its best gain, and whether the protocol's page calls that catastrophic."""
+    runs = [r for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
+    most = max((float(frontier(r["evaluations"])[1][-1]) for r in runs), default=math.nan)
+    word = "" if most >= decisions.CATASTROPHIC else "not "
+    return f"at its best gain full training forgot at most {most:.2f} nats, {word}catastrophic by the protocol"
+
+
 def style_verdict(part_a: str, primary: str) -> str:
     """Two of the four parts are not tested, so that *holds in part* is the most."""
     parts = {part_a, primary}
@@ -81,10 +94,8 @@ def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, uni
              findings: Sequence[Finding] = ()) -> dict:
     """A verdict with its number; where it is open, what would decide."""
     found = finding.interval
-    if 0 < found.n_pairs < LEAST_PAIRS:
-        verdict, note = UNDECIDED, f"{note}; below {LEAST_PAIRS} seeds nothing is decided"
-    elif verdict == UNDECIDED:
-        note = f"{note}; {what_would_decide(findings)}"
+    if verdict == UNDECIDED and (reason := what_would_decide(findings)):
+        note = f"{note}; {reason}"
     limits = dict.fromkeys(limit for f in (finding, *findings) for limit in f.limits)
     return {"claim": claim, "verdict": verdict, "value": plain(found.mean), "low": plain(found.low),
             "high": plain(found.high), "unit": unit, "model": evidence.model, "n_seeds": found.n_pairs,
@@ -92,9 +103,12 @@ def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, uni
 
 
 def what_would_decide(findings: Sequence[Finding]) -> str:
-    """How many seeds would decide what is open, if means and spreads stayed as they are."""
-    if any(limit.startswith(MISSING) for f in findings for limit in f.limits):
+    """How many seeds would decide what is open, if means and spreads stayed as they are; "" where a limit says it."""
+    limits = [limit for f in findings for limit in f.limits]
+    if any(limit.startswith(MISSING) for limit in limits):
         return "the missing runs would have to be recorded"
+    if FEW in limits:
+        return ""
     open_ones = [f for f in findings if f.verdict == UNDECIDED]
     needed = [f.pairs_needed for f in open_ones]
     if needed and None not in needed:
@@ -107,38 +121,40 @@ def what_would_decide(findings: Sequence[Finding]) -> str:
 def convergence(evidence: Evidence) -> list[dict]:
     """C8: falls, and levels off within the run. Never *holds*: a finite run proves no limit."""
     runs = [r for text in AUTHORS for r in evidence.of_long(MAIN, text)]
+    n = sum(len(evidence.every_long(MAIN, text)) for text in AUTHORS)
     if not runs:
         return []
-    falls = np.array([decisions.falls_share(probe_losses(r)[1]) for r in runs])
+    falls = np.array([trends.falls_share(trends.probe_losses(r)[1]) for r in runs])
     steadily = int((falls >= 0.9).sum())
-    verdict = FAILS if steadily == 0 else IN_PART if steadily == len(runs) else UNDECIDED
-    note = (f"falls steadily in {steadily} of {len(runs)} runs; levelled off within {runs[0]['steps_taken']} steps "
-            f"in {n_levelled(runs)}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} steps "
-            "(median)")
-    return [entry_of(evidence, "C8", verdict, spread_of(100 * falls, runs, verdict), "% of looks fell (least and most)",
-                     note)]
+    finding = spread_of(100 * falls, runs, FAILS if steadily == 0 else IN_PART if steadily == n else UNDECIDED)
+    note = (f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
+            f"in {trends.n_levelled(runs)}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
+            "steps (median)")
+    return [entry_of(evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding])]
 
 
 def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding:
     """Mean, least and most over runs, where a claim speaks about each run and not about a difference."""
     n_seeds = len({r["seed"] for r in runs})
     middle = Interval(float(values.mean()), float(values.min()), float(values.max()), n_seeds, np.nan, np.nan)
-    return Finding(middle, verdict, 1.0)
+    return decisions.unless_few(Finding(middle, verdict, 1.0))
 
 
 def stability_of_gradients(evidence: Evidence) -> list[dict]:
-    """C9, by `decisions.is_stable`; exploratory, so *holds in part* is the most."""
+    """C9, by `trends.is_stable`; exploratory, so *holds in part* is the most. A run that diverged was not stable."""
     runs, full = ([r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL))
     if not runs:
         return []
-    steady = [decisions.is_stable(norms["total"]) for norms in runs]
-    beside = [decisions.is_stable(norms["mlp+norm"]) for norms in full if "mlp+norm" in norms]
-    verdict = FAILS if not any(steady) else IN_PART if all(steady) else UNDECIDED
+    broken, beside_broken = evidence.n_diverged(MAIN), evidence.n_diverged(FULL)
+    steady = sum(trends.is_stable(norms["total"]) for norms in runs)
+    beside = [trends.is_stable(norms["mlp+norm"]) for norms in full if "mlp+norm" in norms]
     quarters = np.array([norms["total"]["quarters"] for norms in runs])
-    note = (f"unclipped: {sum(steady)} of {len(steady)} runs stable; full training on the same tensors: "
-            f"{sum(beside)} of {len(beside)}")
-    return [entry_of(evidence, "C9", verdict, spread_of(quarters, evidence.both(MAIN), verdict),
-                     "norm, last / first quarter (least and most)", note)]
+    finding = spread_of(quarters, evidence.both(MAIN),
+                        FAILS if steady == 0 else IN_PART if steady == len(runs) + broken else UNDECIDED)
+    note = (f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
+            f"{sum(beside)} of {len(beside) + beside_broken}")
+    return [entry_of(evidence, "C9", finding.verdict, finding, "norm, last / first quarter (least and most)", note,
+                     [finding])]
 
 
 # --- all claims --------------------------------------------------------------------

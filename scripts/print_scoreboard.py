@@ -17,7 +17,6 @@ import numpy as np
 
 from helpers import profiles
 from helpers.claims import made
-from helpers.decisions import overfitted_from
 from helpers.findings import (
     AUTHORS,
     BOOKS,
@@ -32,6 +31,7 @@ from helpers.findings import (
     swap_contrasts,
 )
 from helpers.scoreboard import scoreboard, scoreboard_table
+from helpers.trends import overfitted_from
 
 PAIRS = (("attention+embeddings", "full"), ("only-attention", "only-mlp-out"), ("only-attention", "only-mlp-in"),
          ("only-attention", "only-mlp-alternate"), ("lora-attention", "lora-mlp"))

@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -173,21 +174,29 @@ def tried_rates(study: Study, plan: str, text: str, seeds: list[int]) -> list[fl
     return sorted(r for r in found if all((folder / f"{s}-{r:g}.json").exists() for s in seeds))
 
 
+def is_tuned(study: Study, plan: str, text: str, seeds: list[int]) -> bool:
+    """Whether the whole grid was run: a plan that was tuned in part has no best rate yet."""
+    return set(grid_of(study, plan)) <= set(tried_rates(study, plan, text, seeds))
+
+
 def tuned(study: Study, plan: str, text: str, rate: float, seeds: list[int]) -> list[list[dict]]:
     paths = [tuning_job(study, plan, text, rate, s).path for s in seeds]
-    return [json.loads(p.read_text("utf-8"))["evaluations"] for p in paths]
+    return [json.loads(p.read_text("utf-8")) for p in paths]
 
 
 def row_of(study: Study, plan: str, text: str, rate: float, seeds: list[int], level: float) -> dict:
-    """One line of the rate table: means over the tuning seeds; no forgetting where a seed misses the level."""
+    """One line of the rate table: means over the tuning seeds; no forgetting where a seed misses the level.
+
+    A run that diverged gained nothing, and has not reached the level.
+    """
     from helpers.comparison import forgetting_at, frontier
 
-    runs = tuned(study, plan, text, rate, seeds)
-    at_level = [forgetting_at(e, level) for e in runs]
+    runs = [r["evaluations"] for r in tuned(study, plan, text, rate, seeds) if "diverged" not in r]
+    at_level = [forgetting_at(e, level) for e in runs] + [None] * (len(seeds) - len(runs))
     reach = [f for f in at_level if f is not None]
     return {"plan": plan, "text": text, "rate": rate, "n_seeds": len(seeds), "n_reach": len(reach),
-            "best_gain": round(sum(float(frontier(e)[0][-1]) for e in runs) / len(runs), 5),
-            "forgetting_at_level": round(sum(reach) / len(reach), 6) if len(reach) == len(runs) else None}
+            "best_gain": round(sum(float(frontier(e)[0][-1]) for e in runs) / len(seeds), 5),
+            "forgetting_at_level": round(sum(reach) / len(reach), 6) if len(reach) == len(seeds) else None}
 
 
 def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
@@ -195,9 +204,13 @@ def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
     share = study.protocol["decisions"]["shares"][0]
     rows = [row_of(study, FULL, text, r, seeds, 0.0) for r in tried_rates(study, FULL, text, seeds)]
     if not rows:
-        raise SystemExit(f"The level of equal learning on '{text}' is a share of what full training gains there, and "
-                         f"full training has not been tuned on it yet. Add '{FULL}' to --plans.")
+        raise untuned_level(text)
     return share * max(row["best_gain"] for row in rows)
+
+
+def untuned_level(text: str) -> SystemExit:
+    return SystemExit(f"The level of equal learning on '{text}' is a share of what full training gains there, and full "
+                      f"training has not been tuned on it yet. Add '{FULL}' to --plans.")
 
 
 def choose(rows: list[dict]) -> dict[str, float]:
@@ -223,14 +236,16 @@ def extension(study: Study, rates: list[float], start: list[float], chosen: dict
 def choose_rates(study: Study) -> dict:
     """Read the tuning runs and write the rates file: the table of all rates, the level, the chosen ones."""
     numbers, seeds = study.numbers, study.numbers["seeds"]["tuning"]
-    levels = {t: matched_gain_of(study, t, seeds) for t in AUTHORS if tried_rates(study, FULL, t, seeds)}
+    levels = {t: matched_gain_of(study, t, seeds) for t in AUTHORS if is_tuned(study, FULL, t, seeds)}
+    if not levels:
+        raise untuned_level(AUTHORS[0])
     groups = [(p, t, seeds) for p in numbers["deciding_plans"] for t in levels]
-    groups += [(p, t, seeds[:1]) for p in other_plans(study) for t in numbers["other_texts"]]
+    groups += [(p, t, seeds[:1]) for p in other_plans(study) for t in numbers["other_texts"] if t in levels]
     table, chosen = [], {}
     for plan, text, own_seeds in groups:
-        rows = [row_of(study, plan, text, r, own_seeds, levels[text])
-                for r in tried_rates(study, plan, text, own_seeds)]
-        if rows:
+        if is_tuned(study, plan, text, own_seeds):
+            rows = [row_of(study, plan, text, r, own_seeds, levels[text])
+                    for r in tried_rates(study, plan, text, own_seeds)]
             table += rows
             chosen.setdefault(plan, {})[text] = choose(rows)
     record = {"matched_gain": levels, "smallest_forgetting": smallest(study, table, chosen), "grid": numbers["grid"],
@@ -379,13 +394,13 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
     lab = laboratory(study, half_of(job))
     plan, prepare = plan_of(job.plan, lab.base.config)
     settings = settings_of(study, job)
+    name = job.plan if prepare or job.plan.startswith("only-mlp-") else None
     try:
-        run = lab.run(plan, job.text, settings, progress=False, forgetting=job.stage != "long",
-                      name=job.plan if prepare or job.plan.startswith("only-mlp-") else None,
+        run = lab.run(plan, job.text, settings, progress=False, forgetting=job.stage != "long", name=name,
                       prepare=(lambda model: prepare(model, job.seed)) if prepare else None)
         entry = lab.record(run, tests=False) | after_run(study, lab, run, job)
     except Diverged as error:
-        entry = {"diverged": str(error), "model_hash": lab.model_hash, "plan": plan.slug, "text": job.text,
+        entry = {"diverged": str(error), "model_hash": lab.model_hash, "plan": name or plan.slug, "text": job.text,
                  "seed": job.seed, "rate": job.rate, "retention_hash": lab.retention.text_hash,
                  "settings": asdict(settings), "test_windows": {}, "evaluations": error.evaluations}
     seconds = time.perf_counter() - began
@@ -437,10 +452,14 @@ def stale(study: Study, jobs: Iterable[Job], model_hash: str) -> list[str]:
             continue
         found = json.loads(job.path.read_text("utf-8"))
         wanted = {"model_hash": model_hash, "protocol": study.protocol.sha256, "rate": job.rate,
-                  "retention_hash": hashes[half_of(job)], "settings": asdict(settings_of(study, job))}
+                  "retention_hash": hashes[half_of(job)], "settings": asdict(settings_of(study, job)),
+                  "rate_choice": job.choice}
         other = [k for k, v in wanted.items() if found.get(k) != v]
         if found.get("test_windows") and ("poe" in found["test_windows"]) != has_real_texts(study):
             other.append("the test on the real authors (the same --books for all runs)")
+        twin = job.path.with_name(f"{job.seed}-learn.json")
+        if job.choice == "keep and learn" and twin.exists():
+            other.append(f"'{twin.name}' beside it, for a rate that is no longer another one")
         if other:
             problems.append(f"{job.path.relative_to(study.folder)} differs in {', '.join(other)}")
     return problems
@@ -486,7 +505,7 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
     began, failed = time.perf_counter(), []
     with executor(n_processes) as pool:
         futures = {pool.submit(do, study, j): j for j in missing}
-        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+        for done, future in enumerate(in_time(pool, futures), 1):
             job, error = futures[future], future.exception()
             if error is not None:
                 failed.append(f"{job.path.relative_to(study.folder)}: {type(error).__name__}: {error}")
@@ -497,6 +516,15 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
                   f"{left:.0f} minutes left in this stage", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
+
+
+def in_time(pool: concurrent.futures.Executor, futures: Iterable[concurrent.futures.Future]):
+    """The futures as they are done. Ctrl-C takes back those that have not begun, instead of waiting for them all."""
+    try:
+        yield from concurrent.futures.as_completed(futures)
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise SystemExit("Stopped. What is recorded stays; the same command goes on with the rest.") from None
 
 
 def executor(n_processes: int):
@@ -510,7 +538,11 @@ def executor(n_processes: int):
 
 
 def end_with_parent(seconds: float = 1.0) -> None:
-    """A worker ends when its study was killed: it would otherwise go on beside the study that resumes."""
+    """A worker ends when its study was killed: it would otherwise go on beside the study that resumes.
+
+    Ctrl-C ends it at once; Python's own answer would be an error of this run, and the next one.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = os.getppid()
 
     def watch() -> None:
@@ -651,15 +683,16 @@ def main(arguments: list[str] | None = None) -> int:
 def study_of(args) -> Study:
     try:
         profile, protocol = profiles.current(args.profile), read_protocol(args.folder / "PROTOCOL.md")
+        numbers = protocol[args.profile]
     except (profiles.ProfileError, ProtocolError) as error:
         raise SystemExit(str(error)) from error
     study = Study(args.profile, profile.model_name, args.folder, args.books, protocol, tuple(args.plans),
                   tuple(args.texts))
-    known = [*study.numbers["deciding_plans"], *study.numbers["other_plans"]]
+    known = [*numbers["deciding_plans"], *numbers["other_plans"]]
     if unknown := [p for p in args.plans if p not in known]:
         raise SystemExit(f"The study of this profile has no plan '{unknown[0]}'. It has: {', '.join(known)}.")
     if args.seeds:
-        study.numbers["seeds"]["main"] = min(args.seeds, study.numbers["seeds"]["main"])
+        numbers["seeds"]["main"] = min(args.seeds, numbers["seeds"]["main"])
     return study
 
 

@@ -15,19 +15,16 @@ from helpers.decisions import (
     IN_PART,
     UNDECIDED,
     equal_finding,
-    falls_share,
     finding_of,
     holm,
-    is_stable,
-    levelling,
     over_findings,
-    overfitted_from,
     p_value,
     primary_verdicts,
     sign_depends,
     with_pairs,
 )
 from helpers.protocol import read_protocol
+from helpers.trends import Levelling, falls_share, is_stable, levelling, overfitted_from
 
 N_STUDIES = 2000
 
@@ -52,7 +49,7 @@ def test_the_page_and_the_code_have_the_same_numbers():
     assert [page["fitted_part"], page["spike_share"], tuple(page["quarters"])] == [
         signature(levelling).parameters["part"].default, signature(is_stable).parameters["spike_share"].default,
         signature(is_stable).parameters["quarters"].default]
-    levels = signature(decisions.Levelling.has_levelled).parameters
+    levels = signature(Levelling.has_levelled).parameters
     assert [page["prediction_error"], page["limit_width"]] == [levels["largest_error"].default,
                                                               levels["largest_width"].default]
     reached = [matched_gain([[{"step": 0, "gain": 0.0, "forgetting": 0.0},
@@ -127,6 +124,28 @@ def test_what_holds_alone_can_be_too_little_among_three_tests():
     assert primary_verdicts({"C10": weak})["C10"] == HOLDS
     others = {"C13": [lower(-0.0, 0.05)] * 2, "C14": [lower(-0.0, 0.05)] * 2}
     assert primary_verdicts({"C10": weak, **others})["C10"] == UNDECIDED
+
+
+def test_less_evidence_never_gives_a_better_verdict():
+    strong, weak, open_ = lower(-0.05, 0.01), lower(-0.0100, 0.0095), lower(-0.02, 0.03)
+    others = {"C13": [lower(0.0, 0.05)] * 2, "C14": [lower(0.0, 0.05)] * 2}
+
+    def verdict(*findings):
+        return primary_verdicts({"C10": findings, **others})["C10"]
+
+    assert verdict(weak, weak) == verdict(weak, open_) == UNDECIDED
+    assert verdict(strong, weak) == verdict(strong, open_) == IN_PART and verdict(strong, strong) == HOLDS
+    limited = lower(-0.0100, 0.0095, ["at 65%"])
+    assert verdict(limited, limited) == UNDECIDED
+
+
+def test_two_pairs_decide_nothing_however_alike_they_are():
+    alike = finding_of(interval(-0.05, 1e-6, n=2), 0.01, "lower")
+    assert alike.verdict == UNDECIDED and alike.p == 1.0 and decisions.FEW in alike.limits
+    back = finding_of(interval(0.05, 1e-6, n=2), 0.01, "lower")
+    assert not back.is_reversed and over_findings([lower(-0.05, 0.01), back]) == IN_PART
+    same = interval(0.0, 1e-6, n=2)
+    assert equal_finding(same, same).verdict == UNDECIDED
 
 
 def test_the_sign_over_rates_ignores_what_is_too_small_to_count():

@@ -1,7 +1,12 @@
 """The study's runs: their plan, their files, and what happens when a study is stopped, or its rules change."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ import pytest
 import record_evidence as evidence
 from helpers.comparison import forgetting_difference, frontier
 from helpers.models import build_model, load_tokenizer, mini_config
-from helpers.profiles import DATA, TINY
+from helpers.profiles import DATA, ROOT, TINY
 from helpers.protocol import PAGE, ProtocolError, read_protocol
 from helpers.records import rounded, slim, write_record
 from helpers.study import StudySettings
@@ -311,6 +316,74 @@ def test_after_a_kill_between_two_runs_only_the_missing_ones_are_made(small_stud
     assert times == {f: (small_study / f).stat().st_mtime_ns for f in first}
 
 
+CTRL_C = """import sys, time
+from pathlib import Path
+import record_evidence as evidence
+from helpers.protocol import read_protocol
+
+folder = Path(sys.argv[1])
+
+def do(study, job):
+    (folder / f"begun-{job.seed}").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    evidence.do = do
+    study = evidence.Study("tiny", "a model", folder, None, read_protocol())
+    evidence.run_all(study, evidence.tuning_jobs(study, ["full"], ["alice"], range(8), {("full", "alice"): [1e-4]}), 2)
+"""
+
+
+def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
+    script = tmp_path / "study.py"
+    script.write_text(CTRL_C)
+    places = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
+    study = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                             env=os.environ | {"PYTHONPATH": places}, start_new_session=True)
+    while len(list(tmp_path.glob("begun-*"))) < 2:
+        assert study.poll() is None, study.stderr.read()
+        time.sleep(0.1)
+    os.killpg(study.pid, signal.SIGINT)
+    _, said = study.communicate(timeout=60)
+    assert study.returncode == 1 and "Stopped. What is recorded stays" in said
+    assert len(list(tmp_path.glob("begun-*"))) == 2
+    with pytest.raises(ProcessLookupError):  # Python's own helper process takes a moment longer
+        for _ in range(100):
+            os.killpg(study.pid, 0)
+            time.sleep(0.1)
+
+
+def test_a_plan_that_was_tuned_in_part_gets_no_rate(small_study):
+    page = small_study / "PROTOCOL.md"
+    page.write_text(page.read_text().replace("grid = [1e-3]", "grid = [3e-4, 1e-3]"))
+    record(small_study, "--stages", "tune")
+    (small_study / "tuning/two-layers/only-mlp-out/alice/900-0.0003.json").unlink()
+    study = evidence.Study("tiny", "two-layers", small_study, None, read_protocol(page))
+    chosen = evidence.choose_rates(study)["chosen"]
+    assert list(chosen["only-mlp-out"]) == ["edgar"] and list(chosen["full"]) == ["alice", "edgar"]
+
+
+def test_a_run_that_was_made_at_another_choice_of_rates_is_named(small_study):
+    record(small_study, "--stages", "tune", "main")
+    place = small_study / "runs/two-layers/full/alice"
+    run = json.loads((place / "0.json").read_text())
+    (place / "0.json").write_text(json.dumps(run | {"rate_choice": "keep"}))
+    with pytest.raises(SystemExit, match="0.json differs in rate_choice"):
+        record(small_study, "--stages", "main")
+    (place / "0.json").write_text(json.dumps(run))
+    (place / "0-learn.json").write_text(json.dumps(run | {"rate_choice": "learn"}))
+    with pytest.raises(SystemExit, match="no longer another one"):
+        record(small_study, "--stages", "main")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--plans", "only-mlp-out", "--stages", "tune"], "Add 'full' to --plans"),
+    (["--profile", "smoke", "--dry-run"], r"no section \[smoke\]")])
+def test_what_cannot_be_studied_is_said_without_a_traceback(small_study, arguments, words):
+    with pytest.raises(SystemExit, match=words):
+        record(small_study, *arguments)
+
+
 @pytest.mark.parametrize("change, words", [("protocol", "protocol"), ("model", "model_hash"), ("steps", "settings")])
 def test_evidence_of_another_protocol_or_model_is_named_and_refused(small_study, change, words):
     record(small_study, "--stages", "tune")
@@ -365,8 +438,12 @@ def test_a_run_that_diverges_is_recorded_as_one_that_did_not_reach_the_level(sma
         study = evidence.Study("tiny", "two-layers", small_study, None, read_protocol(page))
         evidence.prepare(study)
         path, _ = evidence.do(study, evidence.jobs_of(study, "tune")[0])
+        lora, _ = evidence.do(study, evidence.tuning_job(study, "lora-mlp", "alice", 1.0, 900))
     run = json.loads(path.read_text())
     assert "diverged" in run and run["test_windows"] == {} and run["evaluations"][0]["step"] == 0
+    assert json.loads(lora.read_text())["plan"] == "lora-mlp", "under its own name, as a finished run"
+    row = evidence.row_of(study, "full", "alice", 1.0, [900], 0.0)
+    assert (row["n_reach"], row["best_gain"], row["forgetting_at_level"]) == (0, 0, None)
 
 
 def test_real_books_are_a_second_test_and_no_window_of_them_is_trained_on(small_study, tmp_path):

@@ -62,6 +62,16 @@ def test_a_difference_that_may_be_zero_is_not_called_less_or_more():
     assert found.sentence.count("are not told apart") == 2 and "forgot less" not in found.sentence
 
 
+@pytest.mark.parametrize("more_on_alice", [0, 2])
+def test_one_seed_makes_pages_that_say_so(more_on_alice):
+    found = at(evidence(seeds=1 + more_on_alice))
+    found.runs[:] = [r for r in found.runs if r["seed"] == 0 or r["text"] == "alice"]
+    for question in QUESTIONS:
+        answer = question.answer(found) if question.of_model else None
+        assert answer is None or "nan" not in f"{answer.sentence} {answer.title}", question.name
+    assert "one pair: no interval over seeds" in answers.style(found).sentence
+
+
 def test_a_protocol_has_a_date_only_where_it_is_the_one_that_was_dated():
     found = answers.forgetting(at(evidence()))
     assert "of 2026-01-02" in write_results.protocol_line(found, {"sha256": "p" * 64, "date": "2026-01-02"})

@@ -8,7 +8,7 @@ import pytest
 import print_scoreboard
 from helpers.claims import record
 from helpers.comparison import forgetting_at, forgetting_without_blocks
-from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED
+from helpers.decisions import FAILS, FEW, HOLDS, IN_PART, UNDECIDED, UNTESTED
 from helpers.findings import Evidence, forgetting_findings, read_evidence, studied_models, swap_contrasts
 from helpers.plans import COURSE_PLANS
 from helpers.scoreboard import published, scoreboard, scoreboard_table
@@ -107,7 +107,43 @@ def test_a_run_that_diverged_does_not_stop_the_scoreboard():
     found.runs[0].update(diverged="at step 3", test_windows={}, evaluations=found.runs[0]["evaluations"][:1])
     on_alice, on_edgar = forgetting_findings(found)
     assert (on_alice.verdict, on_edgar.verdict) == (UNDECIDED, HOLDS), "it counts as not reaching the level"
-    assert verdict(found, "C10") == IN_PART and verdict(found, "C13") == HOLDS
+    assert verdict(found, "C10") == IN_PART
+    c13 = next(e for e in scoreboard(found) if e["claim"] == "C13")
+    assert c13["verdict"] == IN_PART and "1 run diverged and could not be compared" in c13["note"]
+
+
+@pytest.mark.parametrize("n_broken, wanted", [(0, IN_PART), (2, UNDECIDED)])
+def test_a_run_that_diverged_was_not_stable(n_broken, wanted):
+    found = evidence()
+    main = [r for r in found.runs if r["plan"] == COURSE_PLANS["attention+embeddings"].slug]
+    for run in main[:n_broken]:
+        run.update(diverged="at step 3", test_windows={})
+    entry = next(e for e in scoreboard(found) if e["claim"] == "C9")
+    assert entry["verdict"] == wanted and f"{10 - n_broken} of 10 runs stable" in entry["note"]
+
+
+def test_a_text_with_two_seeds_decides_nothing_beside_one_with_five():
+    found = evidence({"attention+embeddings": 0.25})
+    found.runs[:] = [r for r in found.runs if r["text"] == "alice" or r["seed"] < 2]
+    for claim in ("C10", "C13"):
+        entry = next(e for e in scoreboard(found) if e["claim"] == claim)
+        assert entry["verdict"] == IN_PART and FEW in entry["note"]
+    assert verdict(found, "C14") == UNDECIDED, "style needs both texts, and has two seeds"
+
+
+def test_one_text_alone_is_not_called_the_weaker_of_two():
+    found = evidence({"attention+embeddings": 0.25})
+    found.runs[:] = [r for r in found.runs if r["text"] == "alice"]
+    notes = {e["claim"]: e["note"] for e in scoreboard(found)}
+    assert "on one text;" in notes["C10"] and "largest of 2 tests" in notes["C13"], "the chapters and the real author"
+    assert "missing" in notes["C14"]
+
+
+def test_what_full_training_forgot_is_called_catastrophic_only_from_the_protocols_border_on():
+    note = next(e["note"] for e in scoreboard(evidence({"full": 0.5})) if e["claim"] == "C10")
+    assert "full training forgot at most 0.08 nats, not catastrophic" in note
+    note = next(e["note"] for e in scoreboard(evidence({"full": 5.0})) if e["claim"] == "C10")
+    assert "nats, catastrophic by the protocol" in note
 
 
 def a_long_run(seed, falls=True):
