@@ -188,6 +188,15 @@ def peak_memory(record: dict) -> list[dict]:
     return [{"claim": "C11", **benchmarks.memory_verdict(record), "low": None, "high": None, **ON_125M}]
 
 
+def newest(recorded: Iterable[dict], live: Iterable[dict]) -> list[dict]:
+    """The recorded verdicts, each replaced by a live one on the same model; one on another model stands beside it."""
+    found: dict[str, dict[str, dict]] = {}
+    for entry in (*recorded, *live):
+        found.setdefault(entry["id"], {}).update({row["model"]: {"claim": entry["id"], **row}
+                                                  for row in on_models(entry)})
+    return [made(**with_others(list(found[claim].values()))) for claim in CLAIMS if claim in found]
+
+
 def with_others(entries: Sequence[dict]) -> dict:
     """The first of a claim's verdicts, with the others under "also": what `claims.record` takes."""
     return {**entries[0], "also": list(entries[1:])} if len(entries) > 1 else dict(entries[0])

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import print_scoreboard
-from helpers.claims import record
+from helpers.claims import made, on_models, record
 from helpers.comparison import forgetting_at, forgetting_without_blocks
 from helpers.decisions import FAILS, FEW, HOLDS, IN_PART, UNDECIDED, UNTESTED
 from helpers.findings import Evidence, forgetting_findings, read_evidence, studied_models, swap_contrasts
 from helpers.plans import COURSE_PLANS
-from helpers.scoreboard import published, scoreboard, scoreboard_table
+from helpers.scoreboard import newest, published, scoreboard, scoreboard_table
 
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 TESTS = {"alice": 28, "edgar": 23, "plain": 24, "carroll": 100, "poe": 100}
@@ -162,6 +162,18 @@ def test_convergence_is_in_part_at_most_and_says_within_how_many_steps(falling, 
     assert entry["verdict"] == wanted and "within 640 steps" in entry["note"] and entry["n_seeds"] == 3
     assert entry["high"] == (100 if any(falling) else entry["value"]), "in percent, as notebook 04 has it"
     assert ("more seeds alone would not decide" in entry["note"]) == (wanted == UNDECIDED)
+
+
+def test_a_live_verdict_on_another_model_stands_beside_the_recorded_one_and_on_the_same_in_its_place():
+    def row(model, value):
+        return {"id": "C15", **made("C15", IN_PART, value=value, unit="x", model=model, model_hash="", n_seeds=1,
+                                    source="live")}
+
+    both = newest([row("gpt-neo-mini", 1.0)], [row("smollm2", 2.0)])
+    assert [(r["model"], r["value"]) for r in on_models(both[0])] == [("gpt-neo-mini", 1.0), ("smollm2", 2.0)]
+    again = newest(both, [row("gpt-neo-mini", 3.0)])
+    assert [(r["model"], r["value"]) for r in on_models(again[0])] == [("gpt-neo-mini", 3.0), ("smollm2", 2.0)]
+    assert [r["value"] for r in on_models(published(again)[[e["id"] for e in published(again)].index("C15")])] == [3, 2]
 
 
 def test_swaps_give_the_style_contrast_of_each_role():
