@@ -9,7 +9,7 @@ import numpy as np
 from helpers import plots
 from helpers.answers import LABELS, Answer, of_runs, verdict
 from helpers.findings import AUTHORS, FULL, MAIN, Evidence
-from helpers.trends import n_levelled
+from helpers.trends import curve, n_levelled
 
 KINDS = {"training probe": "train_loss", "dev text": "held_out_loss"}
 
@@ -31,11 +31,6 @@ def convergence(evidence: Evidence) -> Answer | None:
         evidence, every, paths, title=title, sentence=f"Within {n_steps} steps, {words}. {verdict(evidence, 'C8')}.",
         alt=f"Loss on the training probe and on the dev text over {n_steps} steps, one line a run and kind of text",
         draw=lambda: plots.lines_of_runs(paths, title, "step", "loss (nats a token)", {}))
-
-
-def curve(run: dict, key: str) -> tuple[list[int], list[float]]:
-    """Steps, and a loss at each."""
-    return [e["step"] for e in run["evaluations"]], [e[key] for e in run["evaluations"]]
 
 
 def in_words(plan: str, runs: Sequence[dict]) -> str:

@@ -8,7 +8,6 @@ Where the study speaks about a claim, its verdict leads; verdicts on other model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -78,9 +77,10 @@ def one_of(findings: Sequence[Finding], which: str, kind: str) -> str:
 
 def how_catastrophic(evidence: Evidence) -> str:
     """The most that full training forgot, at its best gain, and whether the protocol's page calls that catastrophic."""
-    runs = [r for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
-    most = max((float(frontier(r["evaluations"])[1][-1]) for r in runs), default=math.nan)
-    word = "" if most >= decisions.CATASTROPHIC else "not "
+    forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
+    if not forgot:
+        return f"{MISSING} of full training at the rate that forgets least"
+    most, word = max(forgot), "" if max(forgot) >= decisions.CATASTROPHIC else "not "
     return f"at its best gain full training forgot at most {most:.2f} nats, {word}catastrophic by the protocol"
 
 
@@ -124,7 +124,7 @@ def convergence(evidence: Evidence) -> list[dict]:
     n = sum(len(evidence.every_long(MAIN, text)) for text in AUTHORS)
     if not runs:
         return []
-    falls = np.array([trends.falls_share(trends.probe_losses(r)[1]) for r in runs])
+    falls = np.array([trends.falls_share(trends.curve(r)[1]) for r in runs])
     steadily = int((falls >= 0.9).sum())
     finding = spread_of(100 * falls, runs, FAILS if steadily == 0 else IN_PART if steadily == n else UNDECIDED)
     note = (f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "

@@ -66,11 +66,11 @@ def overfitted_from(evaluations: Sequence[dict]) -> int | None:
     return next((e["step"] for e in evaluations if e["step"] > best), None)
 
 
-def probe_losses(run: dict) -> tuple[list[int], list[float]]:
-    """Steps, and the loss on the training probe at each."""
-    return [e["step"] for e in run["evaluations"]], [e["train_loss"] for e in run["evaluations"]]
+def curve(run: dict, key: str = "train_loss") -> tuple[list[int], list[float]]:
+    """The steps of a run's evaluations, and a number at each: the loss on the training probe, or another."""
+    return [e["step"] for e in run["evaluations"]], [e[key] for e in run["evaluations"]]
 
 
 def n_levelled(runs: Sequence[dict]) -> int:
     """How many of the runs levelled off on the training probe; see `Levelling`."""
-    return sum(levelling(*probe_losses(r)).has_levelled() for r in runs)
+    return sum(levelling(*curve(r)).has_levelled() for r in runs)
