@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 
@@ -53,9 +55,9 @@ def lora(evidence: Evidence) -> Answer | None:
                       for label, row in table.iterrows())
     at_level = f"forgetting at an equal gain of {level:.3f}" if level > 0 else \
         "forgetting is not comparable: a run stays below 35% of full training's gain"
-    gains = [f"{label} {gain:.3f}" for label, gain in table["best gain"].items()]
-    title = (f"Best gains on {text}, nats a token: {', '.join(gains[:2])},\n{', '.join(gains[2:])} ({evidence.model}, "
-             f"{int(table['seeds'].iloc[0])} seeds)")
+    gains = ", ".join(f"{label} {gain:.3f}" for label, gain in table["best gain"].items())
+    title = fill(f"Best gains on {text}, nats a token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
+                 width=58)  # the picture has one panel
     return of_runs(
         evidence, [r for own in runs.values() for r in own], [paths, level], title=title,
         sentence=f"On {text}, in nats a token ({at_level}): {words}.",
