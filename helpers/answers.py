@@ -225,7 +225,6 @@ def style(evidence: Evidence) -> Answer | None:
     return of_runs(
         evidence, [r for p in plans for r in evidence.both(p)], table.to_dict(), title=title,
         sentence=f"On {on} the main plan has {share_in_words(share.interval)} of full training's style contrast; MLP's "
-                 "output minus attention: "
-                 f"{in_nats(at_equal_size)}. {verdict(evidence, 'C14')}.",
+                 f"output minus attention: {in_nats(at_equal_size)}. {verdict(evidence, 'C14')}.",
         alt=f"Mean test loss of {len(table)} tuned models on {len(tests)} texts",
         draw=lambda: plots.matrix(table, title, "tested on (loss, nats a token)", "", by_column=True))

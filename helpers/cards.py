@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.claims import CLAIMS, number_of, on_models, seeds_of
-from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, over_texts
+from helpers.decisions import FAILS, HOLDS, IN_PART, SMALLEST_LOSS, UNDECIDED, UNTESTED, over_texts
 from helpers.profiles import DATA
 
 RECORDED = DATA / "evidence" / "claims.json"
@@ -38,7 +38,8 @@ def _rule(wish: str, claim: str, holds: str, in_part: str, fails: str, undecided
 # The main plan freezes attention and embeddings, and trains MLP and LayerNorm.
 RULES = (
     _rule("the lowest loss on the new text", "C13",
-          "the main plan's loss is within 0.02 nats a token of full training's: let memory and time decide",
+          f"the main plan's loss is within {SMALLEST_LOSS:g} nats a token of full training's: let memory and time "
+          "decide",
           "the main plan was as good on some texts or models only: try both on your own dev text",
           "do not freeze for quality: full training was better",
           "try full training and the main plan, each at its own rate, on your own dev text"),

@@ -54,20 +54,13 @@ class Evidence:
     rates: dict
 
     def every(self, plan: str, text: str, choice: str) -> list[dict]:
-        """All runs of a plan by its course name, those that broke off too."""
-        return chosen(self.runs, COURSE_PLANS[plan].slug if plan in COURSE_PLANS else plan, text, choice)
+        """All runs of a plan by its course name, those that broke off too. The choice "long": its long runs."""
+        runs = self.long if choice == "long" else self.runs
+        return chosen(runs, COURSE_PLANS[plan].slug if plan in COURSE_PLANS else plan, text, choice)
 
     def of(self, plan: str, text: str, choice: str) -> list[dict]:
         """The finished runs of a plan by its course name."""
         return [r for r in self.every(plan, text, choice) if "diverged" not in r]
-
-    def of_long(self, plan: str, text: str) -> list[dict]:
-        """The finished long runs of a plan by its course name."""
-        return [r for r in self.every_long(plan, text) if "diverged" not in r]
-
-    def every_long(self, plan: str, text: str) -> list[dict]:
-        """All long runs of a plan by its course name, those that broke off too."""
-        return chosen(self.long, COURSE_PLANS[plan].slug, text, "long")
 
     def n_diverged(self, *plans: str, choice: str = "learn", texts: Sequence[str] = AUTHORS) -> int:
         """How many runs of these plans broke off. A comparison is made without them, and must say so."""

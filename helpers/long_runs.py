@@ -16,7 +16,7 @@ KINDS = {"training probe": "train_loss", "dev text": "held_out_loss"}
 
 def convergence(evidence: Evidence) -> Answer | None:
     """The loss of the long runs on the training probe and on the dev text, step by step."""
-    runs = {(t, p): own for t in AUTHORS for p in (FULL, MAIN) if (own := evidence.of_long(p, t))}
+    runs = {(t, p): own for t in AUTHORS for p in (FULL, MAIN) if (own := evidence.of(p, t, "long"))}
     if not runs:
         return None
     every = [r for own in runs.values() for r in own]

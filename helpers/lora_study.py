@@ -39,7 +39,7 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
 def lora_runs(evidence: Evidence, text: str, choice: str) -> dict[str, list[dict]]:
     """The runs of the plans that are compared, with the seeds that all of them have; none of a plan without runs."""
     runs = {p: own for p in (FULL, MAIN, "only-attention", *LORA) if (own := evidence.of(p, text, choice))}
-    seeds = set.intersection(*({r["seed"] for r in own} for own in runs.values())) if runs else set()
+    seeds = evidence.seeds(*runs, choice=choice, texts=[text])
     return {p: [r for r in own if r["seed"] in seeds] for p, own in runs.items()} if seeds else {}
 
 

@@ -120,8 +120,8 @@ def what_would_decide(findings: Sequence[Finding]) -> str:
 
 def convergence(evidence: Evidence) -> list[dict]:
     """C8: falls, and levels off within the run. Never *holds*: a finite run proves no limit."""
-    runs = [r for text in AUTHORS for r in evidence.of_long(MAIN, text)]
-    n = sum(len(evidence.every_long(MAIN, text)) for text in AUTHORS)
+    runs = evidence.both(MAIN, "long")
+    n = len(runs) + evidence.n_diverged(MAIN, choice="long")
     if not runs:
         return []
     falls = np.array([trends.falls_share(trends.curve(r)[1]) for r in runs])

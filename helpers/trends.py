@@ -41,14 +41,14 @@ def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75)
     t, y = t[t > 0], y[t > 0]
     n = int(part * len(t))
 
-    def curve(t, limit, a, b):
+    def power_law(t, limit, a, b):
         return limit + a * t ** -b
 
     bounds = ([0, 0, 0.01], [np.inf, np.inf, 5])
     start = (max(0.0, y[:n].min() - 0.1), max(1e-3, y[0] - y[n - 1]), 0.5)
-    found, covariance = curve_fit(curve, t[:n], y[:n], p0=start, bounds=bounds, max_nfev=20_000)
+    found, covariance = curve_fit(power_law, t[:n], y[:n], p0=start, bounds=bounds, max_nfev=20_000)
     half = stdtrit(n - 3, 0.975) * math.sqrt(covariance[0, 0])
-    error = np.abs(curve(t[n:], *found) - y[n:]).max()
+    error = np.abs(power_law(t[n:], *found) - y[n:]).max()
     return Levelling(float(found[0]), float(found[0] - half), float(found[0] + half), float(error))
 
 

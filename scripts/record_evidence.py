@@ -179,7 +179,7 @@ def is_tuned(study: Study, plan: str, text: str, seeds: list[int]) -> bool:
     return set(grid_of(study, plan)) <= set(tried_rates(study, plan, text, seeds))
 
 
-def tuned(study: Study, plan: str, text: str, rate: float, seeds: list[int]) -> list[list[dict]]:
+def tuned(study: Study, plan: str, text: str, rate: float, seeds: list[int]) -> list[dict]:
     paths = [tuning_job(study, plan, text, rate, s).path for s in seeds]
     return [json.loads(p.read_text("utf-8")) for p in paths]
 
