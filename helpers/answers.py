@@ -135,7 +135,7 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         sentence=f"At equal gain, {sentence}.{ending}",
         alt=f"Forgetting against gain for {max(map(len, runs.values()))} plans on {' and '.join(texts)}, one line a "
             "run; the dashed line marks the gain at which the plans are compared",
-        draw=lambda: plots.frontiers(paths, title, levels))
+        draw=lambda: plots.lines_of_runs(paths, title, levels))
 
 
 def gap_in_words(text: str, gap: tuple[Interval, float] | None) -> str:
@@ -202,8 +202,8 @@ def quality(evidence: Evidence) -> Answer | None:
         sentence=f"Test loss minus full training's, over {len(main)} test{'s' * (len(main) != 1)}: "
                  + "; ".join(f"{label} {span}" for label, span in spans.items())
                  + f" nats a token. {verdict(evidence, 'C13')}.",
-        alt=f"Differences in test loss to full training with 95% intervals, {len(rows)} rows; the grey zone is too "
-            "small to count",
+        alt="Differences in test loss to full training with 95% intervals, a row for each plan and test; the grey "
+            "zone is too small to count",
         draw=lambda: plots.intervals(rows, title, "test loss minus full training's (nats a token)", 0.02))
 
 

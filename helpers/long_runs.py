@@ -30,7 +30,7 @@ def convergence(evidence: Evidence) -> Answer | None:
     return of_runs(
         evidence, every, paths, title=title, sentence=f"Within {n_steps} steps, {words}. {verdict(evidence, 'C8')}.",
         alt=f"Loss on the training probe and on the dev text over {n_steps} steps, one line a run and kind of text",
-        draw=lambda: plots.lines_of_runs(paths, title, "step", "loss (nats a token)", {}))
+        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats a token)"))
 
 
 def in_words(plan: str, runs: Sequence[dict]) -> str:

@@ -62,4 +62,4 @@ def lora(evidence: Evidence) -> Answer | None:
         evidence, [r for own in runs.values() for r in own], [paths, level], title=title,
         sentence=f"On {text}, in nats a token ({at_level}): {words}.",
         alt=f"Forgetting against gain on {text} for LoRA and for plans without new matrices, one line a run",
-        draw=lambda: plots.frontiers({text: paths}, title, {text: level} if level > 0 else {}))
+        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level} if level > 0 else {}))

@@ -176,12 +176,8 @@ def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
-def frontiers(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, levels: Mapping[str, float]) -> Figure:
-    """As `frontier`, with several runs a plan and a panel a text: {text: {label: [(gains, forgetting), …]}}."""
-    return lines_of_runs(panels, title, GAIN, FORGETTING.replace(", ", ",\n"), levels)
-
-
-def lines_of_runs(panels: Mapping, title: str, x: str, y: str, levels: Mapping[str, float]) -> Figure:
+def lines_of_runs(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, levels: Mapping[str, float],
+                  x: str = GAIN, y: str = FORGETTING.replace(", ", ",\n")) -> Figure:
     """One line a run, one colour a label, one panel a text: {text: {label: [(xs, ys), …]}}; a dashed line a level."""
     figure, row = _panels(panels, title, x, y)
     for ax, (text, paths) in zip(row, panels.items(), strict=True):
@@ -209,10 +205,15 @@ def forgetting_over_rates(panels: Mapping[str, Mapping[str, Mapping[float, float
     return figure
 
 
+def title_width(title: str) -> float:
+    """Inches that a title needs, so that a small picture does not cut it off."""
+    return 0.2 + 0.085 * max(map(len, title.splitlines()))
+
+
 def _panels(names: Sequence[str], title: str, x: str, y: str):
     """One row of axes with a common vertical axis, and a title over them all."""
-    figure, grid = plt.subplots(1, len(names), figsize=(1 + 3.6 * len(names), 3.6), sharey=True, squeeze=False,
-                                layout="constrained")
+    width = max(1 + 3.6 * len(names), title_width(title))
+    figure, grid = plt.subplots(1, len(names), figsize=(width, 3.6), sharey=True, squeeze=False, layout="constrained")
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for ax, name in zip(grid[0], names, strict=True):
         ax.set_title(name, fontsize=9)
@@ -243,8 +244,7 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str
 
 def matrix(table: pd.DataFrame, title: str, x: str, y: str, by_column: bool = False) -> Figure:
     """A small table as a heat map with its numbers in it. ``by_column``: colours show differences inside a column."""
-    width = 1.0 + 0.085 * max(map(len, map(str, table.index))) + 1.2 * table.shape[1]
-    width = max(width, 0.2 + 0.085 * max(map(len, title.splitlines())))
+    width = max(1.0 + 0.085 * max(map(len, map(str, table.index))) + 1.2 * table.shape[1], title_width(title))
     figure, ax = plt.subplots(figsize=(width, 1.3 + 0.6 * table.shape[0]), layout="constrained")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     shown = table.to_numpy() - (table.to_numpy().mean(0) if by_column else 0)
