@@ -707,9 +707,12 @@ def prepare(study: Study) -> str:
 
 
 def recorded_jobs(study: Study) -> list[Job]:
-    """Every job whose file may be there: all stages, and the tuning runs beyond the grid."""
+    """Every job whose file may be there: all stages, and the tuning runs beyond the grid.
+
+    A plan or text that the rates file does not name has no settings yet to compare with.
+    """
     chosen, seeds = chosen_rates(study), study.numbers["seeds"]["tuning"]
-    jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.choice == "tuning" or chosen]
+    jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.rate > 0]
     plans = [*study.numbers["deciding_plans"], *other_plans(study)]
     return jobs + [tuning_job(study, p, t, r, s) for p in plans for t in AUTHORS for s in seeds
                    for r in study.protocol["decisions"]["ladder"] if r not in grid_of(study, p)]

@@ -376,6 +376,16 @@ def test_a_run_that_was_made_at_another_choice_of_rates_is_named(small_study):
         record(small_study, "--stages", "main")
 
 
+def test_runs_of_a_text_that_an_older_rates_file_lacks_are_no_reason_to_stop(small_study):
+    record(small_study, "--stages", "tune", "main")
+    place = small_study / "rates.json"
+    rates = json.loads(place.read_text())
+    older = rates | {"chosen": {p: {"alice": own["alice"]} for p, own in rates["chosen"].items()}}
+    place.write_text(json.dumps(older))
+    record(small_study, "--stages", "tune", "main")
+    assert json.loads(place.read_text()) == rates
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--plans", "only-mlp-out", "--stages", "tune"], "Add 'full' to --plans"),
     (["--profile", "smoke", "--dry-run"], r"no section \[smoke\]")])
