@@ -48,8 +48,8 @@ def scoreboard(evidence: Evidence) -> list[dict]:
     weakest = {claim: max(measured(own), key=lambda f: f.p) for claim, own in findings.items()}
     entries.append(entry_of(evidence, "C10", verdicts["C10"], weakest["C10"], "nats a token",
                             "forgetting at equal gain, main plan minus full (above 0: it forgets more), "
-                            f"{one_of(findings['C10'], 'weaker', 'text')}; {how_catastrophic(evidence)}",
-                            findings["C10"]))
+                            f"{one_of(findings['C10'], 'weaker', 'text')}; {how_catastrophic(evidence)}"
+                            f"{at_the_lowest_rate(evidence)}", findings["C10"]))
     widest = max(measured(findings["C13"]), key=lambda f: abs(f.interval.mean))
     entries.append(entry_of(evidence, "C13", verdicts["C13"], widest, "nats a token",
                             f"test loss, main plan minus full, {one_of(findings['C13'], 'largest', 'test')}; equal "
@@ -82,6 +82,22 @@ def how_catastrophic(evidence: Evidence) -> str:
         return f"{MISSING} of full training at the rate that forgets least"
     most, word = max(forgot), "" if max(forgot) >= decisions.CATASTROPHIC else "not "
     return f"at its best gain full training forgot at most {most:.2f} nats, {word}catastrophic by the protocol"
+
+
+def at_the_lowest_rate(evidence: Evidence) -> str:
+    """How many of the compared rates have only rates below them that did not reach the level; "" where none has.
+
+    Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
+    """
+    reached: dict[tuple, list[float]] = {}
+    for row in evidence.rates["table"]:
+        if row["forgetting_at_level"] is not None:
+            reached.setdefault((row["plan"], row["text"]), []).append(row["rate"])
+    chosen = evidence.rates.get("chosen", {})
+    own = {(p, t): rates["keep"] for p in (FULL, MAIN) for t, rates in chosen.get(p, {}).items() if (p, t) in reached}
+    n_lowest = sum(rate == min(reached[key]) for key, rate in own.items())
+    return (f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
+            "rate might change it" if n_lowest else "")
 
 
 def style_verdict(part_a: str, primary: str) -> str:

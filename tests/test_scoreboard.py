@@ -146,6 +146,16 @@ def test_what_full_training_forgot_is_called_catastrophic_only_from_the_protocol
     assert "nats, catastrophic by the protocol" in note
 
 
+def test_rates_with_nothing_slower_that_reached_the_level_are_counted():
+    at = {"full": {1e-5: None, 3e-5: 0.1, 1e-4: 0.2}, "attention+embeddings": {3e-5: 0.1, 1e-4: 0.09}}
+    rows = [{"plan": plan, "text": "alice", "rate": rate, "forgetting_at_level": f}
+            for plan, tried in at.items() for rate, f in tried.items()]
+    found = evidence(table=rows)
+    assert "lowest tried" not in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
+    found.rates["chosen"] = {"full": {"alice": {"keep": 3e-5}}, "attention+embeddings": {"alice": {"keep": 1e-4}}}
+    assert "1 of 2 rates compared are the lowest" in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
+
+
 def a_long_run(seed, falls=True):
     losses = [3.0 + 0.5 * t ** -0.5 + (0.0 if falls or t % 16 else 0.2) for t in range(8, 648, 8)]
     points = [{"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)]
