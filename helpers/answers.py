@@ -63,13 +63,22 @@ class Answer:
 
 def of_runs(evidence: Evidence, runs: Sequence[dict], data: Any, **parts) -> Answer:
     """An answer that rests on runs: says on which."""
+    return Answer(data=data, origin=origin_of(evidence, runs), protocol=protocol_of(runs), **parts)
+
+
+def protocol_of(runs: Sequence[dict]) -> str | None:
+    """The hash of the page that all these runs followed; None where it was not one page."""
+    protocols = {r.get("protocol") for r in runs}
+    return protocols.pop() if len(protocols) == 1 else None
+
+
+def origin_of(evidence: Evidence, runs: Sequence[dict]) -> str:
+    """Which model, how many runs and seeds, on which machines, with which code."""
     seeds = sorted({r["seed"] for r in runs})
     commits = sorted({(r.get("commit") or "unknown")[:7] for r in runs})
-    protocols = {r.get("protocol") for r in runs}
-    origin = (f"{evidence.model} (weights `{runs[0]['model_hash'][:12]}`), {len(runs)} runs, {len(seeds)} seed"
-              f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r['machine'] for r in runs}))}; "
-              f"code at commit {', '.join(f'`{c}`' for c in commits)}.")
-    return Answer(data=data, origin=origin, protocol=protocols.pop() if len(protocols) == 1 else None, **parts)
+    return (f"{evidence.model} (weights `{runs[0]['model_hash'][:12]}`), {len(runs)} runs, {len(seeds)} seed"
+            f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r['machine'] for r in runs}))}; "
+            f"code at commit {', '.join(f'`{c}`' for c in commits)}.")
 
 
 def listed(seeds: Sequence[int]) -> str:

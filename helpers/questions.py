@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import answers, costs, long_runs, lora_study
+from helpers import across_models, answers, costs, long_runs, lora_study
 
 RUNS = "the runs under `data/evidence/runs`"
 
@@ -39,6 +39,11 @@ QUESTIONS = (
              "each line is one run, from the base at (0, 0) to its best gain. At one gain, lower is better. Plans are "
              "compared in pairs with the same seed, at the dashed line; between evaluations a line is read by a "
              "monotone curve."),
+    Question("models", "Is it the plan, or the model?", across_models.forgetting_by_model, False, RUNS,
+             "make evidence ARGS=\"--profile smollm2\"",
+             "left of zero the main plan forgets less than full training, on that model and text. The models differ in "
+             "many things at once, so the picture cannot say why they differ, or agree. Two models are no sample of "
+             "models."),
     Question("one_pass", "And on a long text that is read only once?", answers.forgetting_in_one_pass, True, RUNS,
              "make evidence ARGS=\"--books FOLDER\"",
              "as in the first question, on a real author's book. Where a run read less than 100% of it, no window came "

@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
 import benchmark
 import write_results
-from helpers import answers, benchmarks, costs, long_runs, lora_study
+from helpers import across_models, answers, benchmarks, costs, long_runs, lora_study
 from helpers.findings import EVIDENCE
 from helpers.profiles import ROOT
 from helpers.questions import QUESTIONS
@@ -115,6 +116,21 @@ def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
     assert "on poe the main plan forgot more than full training" in answer.sentence and "at 80%" in answer.sentence
     assert answer.sentence.endswith("A run read at most 50% of its text's windows.") and "C10" not in answer.sentence
     answer.draw()
+
+
+@pytest.mark.parametrize("slope, words", [(0.25, "intervals lie on both sides of zero"),
+                                          (0.8, "the intervals that leave out zero lie on one side of it")])
+def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monkeypatch, slope, words):
+    studied = {model: replace(at(evidence({"attention+embeddings": own})), model=model)
+               for model, own in (("small", 0.8), ("large", slope))}
+    monkeypatch.setattr(across_models, "read_evidence", lambda model, folder: studied[model])
+    monkeypatch.setattr(across_models, "studied_models", lambda folder: list(studied))
+    answer = across_models.forgetting_by_model()
+    assert words in answer.title and words in answer.sentence and "**large**: on alice" in answer.sentence
+    assert answer.origin.count("5 seeds") == 2 and len(answer.data) == 4
+    answer.draw()
+    del studied["large"]
+    assert across_models.forgetting_by_model() is None
 
 
 def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did():
