@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.claims import CLAIMS, number_of, on_models, seeds_of
+from helpers.claims import number_of, on_models, seeds_of
 from helpers.decisions import FAILS, HOLDS, IN_PART, SMALLEST_LOSS, UNDECIDED, UNTESTED, over_texts
 from helpers.profiles import DATA
 
@@ -75,12 +75,6 @@ RULES = (
 def recorded_claims(place: Path = RECORDED) -> list[dict]:
     """The verdicts that the course ships: of the study, of the measurements of time and memory, of the notebooks."""
     return json.loads(place.read_text("utf-8"))
-
-
-def newest_claims(recorded: Sequence[dict], live: Sequence[dict]) -> list[dict]:
-    """The verdicts of this machine where there are any, the recorded ones elsewhere; in the order of `CLAIMS`."""
-    found = {e["id"]: e for e in (*recorded, *live)}
-    return [found[c] for c in CLAIMS if c in found]
 
 
 def basis_of(entry: dict | None) -> str:

@@ -8,7 +8,6 @@ from helpers.cards import (
     basis_of,
     card_text,
     decision_card,
-    newest_claims,
     recorded_claims,
     verdict_counts,
 )
@@ -51,11 +50,6 @@ def test_a_claim_without_a_record_is_said_to_be_unknown():
     card = decision_card([])
     assert set(card["this rests on"]) == {UNKNOWN}
     assert set(card["then"]) == {r.advice[UNTESTED] for r in RULES}
-
-
-def test_verdicts_of_this_machine_stand_in_for_recorded_ones():
-    found = newest_claims([entry("C10", HOLDS), entry("C4", HOLDS)], [entry("C10", FAILS)])
-    assert [(e["id"], e["verdict"]) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
 
 
 @pytest.mark.parametrize("first, second, chosen", [

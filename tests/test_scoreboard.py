@@ -186,6 +186,15 @@ def test_a_live_verdict_on_another_model_stands_beside_the_recorded_one_and_on_t
     assert [r["value"] for r in on_models(published(again)[[e["id"] for e in published(again)].index("C15")])] == [3, 2]
 
 
+def test_a_live_verdict_leaves_the_other_claims_and_their_order():
+    def row(claim, verdict, source="recorded"):
+        return {"id": claim, **made(claim, verdict, value=1.0, unit="x", model="a model", model_hash="", n_seeds=1,
+                                    source=source)}
+
+    found = newest([row("C10", HOLDS), row("C4", HOLDS)], [row("C10", FAILS, "live")])
+    assert [(e["id"], e["verdict"]) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
+
+
 def test_swaps_give_the_style_contrast_of_each_role():
     assert swap_contrasts(evidence()) == {"attention": pytest.approx(0.03), "mlp": pytest.approx(0.05),
                                           "all": pytest.approx(0.1)}
