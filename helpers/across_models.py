@@ -15,10 +15,11 @@ SIDES = ("no interval leaves out zero", "the intervals that leave out zero lie o
 def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     """The main plan's forgetting at equal gain minus full training's, on every model; None for fewer than two."""
     found, runs, origins = {}, [], []
-    for evidence in [read_evidence(model, folder) for model in studied_models(folder)]:
+    for model in studied_models(folder):
+        evidence = read_evidence(model, folder)
         gaps = {t: gap for t in AUTHORS if (gap := forgetting_gap(evidence, MAIN, FULL, t)) and gap[0].n_pairs > 1}
         if gaps:
-            found[evidence.model] = gaps
+            found[model] = gaps
             own = [r for plan in (MAIN, FULL) for t in gaps for r in evidence.of(plan, t, "keep")]
             origins.append(origin_of(evidence, own))
             runs += own

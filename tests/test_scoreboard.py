@@ -174,24 +174,21 @@ def test_convergence_is_in_part_at_most_and_says_within_how_many_steps(falling, 
     assert ("more seeds alone would not decide" in entry["note"]) == (wanted == UNDECIDED)
 
 
-def test_a_live_verdict_on_another_model_stands_beside_the_recorded_one_and_on_the_same_in_its_place():
-    def row(model, value):
-        return {"id": "C15", **made("C15", IN_PART, value=value, unit="x", model=model, model_hash="", n_seeds=1,
-                                    source="live")}
+def row(claim, verdict=IN_PART, value=1.0, model="a model", source="live"):
+    return {"id": claim, **made(claim, verdict, value=value, unit="x", model=model, model_hash="", n_seeds=1,
+                                source=source)}
 
-    both = newest([row("gpt-neo-mini", 1.0)], [row("smollm2", 2.0)])
+
+def test_a_live_verdict_on_another_model_stands_beside_the_recorded_one_and_on_the_same_in_its_place():
+    both = newest([row("C15", model="gpt-neo-mini")], [row("C15", value=2.0, model="smollm2")])
     assert [(r["model"], r["value"]) for r in on_models(both[0])] == [("gpt-neo-mini", 1.0), ("smollm2", 2.0)]
-    again = newest(both, [row("gpt-neo-mini", 3.0)])
+    again = newest(both, [row("C15", value=3.0, model="gpt-neo-mini")])
     assert [(r["model"], r["value"]) for r in on_models(again[0])] == [("gpt-neo-mini", 3.0), ("smollm2", 2.0)]
     assert [r["value"] for r in on_models(published(again)[[e["id"] for e in published(again)].index("C15")])] == [3, 2]
 
 
 def test_a_live_verdict_leaves_the_other_claims_and_their_order():
-    def row(claim, verdict, source="recorded"):
-        return {"id": claim, **made(claim, verdict, value=1.0, unit="x", model="a model", model_hash="", n_seeds=1,
-                                    source=source)}
-
-    found = newest([row("C10", HOLDS), row("C4", HOLDS)], [row("C10", FAILS, "live")])
+    found = newest([row("C10", HOLDS, source="recorded"), row("C4", HOLDS, source="recorded")], [row("C10", FAILS)])
     assert [(e["id"], e["verdict"]) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
 
 
