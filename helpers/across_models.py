@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from helpers import plots
 from helpers.answers import Answer, gap_in_words, origin_of, protocol_of
+from helpers.comparison import Interval
 from helpers.findings import AUTHORS, EVIDENCE, FULL, MAIN, forgetting_gap, read_evidence, studied_models
-
-SIDES = ("no interval leaves out zero", "the intervals that leave out zero lie on one side of it",
-         "intervals lie on both sides of zero")
 
 
 def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     """The main plan's forgetting at equal gain minus full training's, on every model; None for fewer than two."""
-    found, runs, origins = {}, [], []
+    found, runs, origins, zones, words = {}, [], [], [], []
     for model in studied_models(folder):
         evidence = read_evidence(model, folder)
         gaps = {t: gap for t in AUTHORS if (gap := forgetting_gap(evidence, MAIN, FULL, t)) and gap[0].n_pairs > 1}
@@ -23,16 +22,25 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
             own = [r for plan in (MAIN, FULL) for t in gaps for r in evidence.of(plan, t, "keep")]
             origins.append(origin_of(evidence, own))
             runs += own
+            zones += [evidence.smallest(t) for t in gaps]
+            words.append(f"**{model}**: {'; '.join(gap_in_words(t, g, evidence.smallest(t)) for t, g in gaps.items())}")
     if len(found) < 2:
         return None
     rows = {f"{model},\n{text}": (i.mean, i.low, i.high) for model, gaps in found.items()
             for text, (i, _) in gaps.items()}
-    says = SIDES[len({low > 0 for _, low, high in rows.values() if low > 0 or high < 0})]
-    title = f"Forgetting, main plan minus full training, on {len(found)} models: {says}"
-    words = ". ".join(f"**{model}**: {'; '.join(gap_in_words(t, gap) for t, gap in gaps.items())}"
-                      for model, gaps in found.items())
+    says = sides({model: [i for i, _ in gaps.values()] for model, gaps in found.items()})
+    title = f"Forgetting, main plan minus full training:\n{says}"
     return Answer(
-        sentence=f"Over {len(found)} models, {says}. {words}.", title=title, data=rows,
+        sentence=f"Main plan minus full training, {len(found)} models: {says}. {'. '.join(words)}.",
+        title=title, data=[rows, zones],
         alt=f"{len(rows)} differences in forgetting at equal gain with 95% intervals, a row for each model and text",
-        draw=lambda: plots.intervals(rows, title, "difference in forgetting at equal gain (nats a token)"),
+        draw=lambda: plots.intervals(rows, title, "difference in forgetting at equal gain (nats a token)", zones),
         origin=" ".join(origins), protocol=protocol_of(runs))
+
+
+def sides(found: Mapping[str, Sequence[Interval]]) -> str:
+    """On which models intervals lie above zero, and on which below."""
+    where = {"above": [m for m, own in found.items() if any(i.low > 0 for i in own)],
+             "below": [m for m, own in found.items() if any(i.high < 0 for i in own)]}
+    words = [f"{side} zero on {' and '.join(models)}" for side, models in where.items() if models]
+    return ", ".join(words) or "no interval leaves out zero"

@@ -138,7 +138,7 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
     short = ", ".join(f"{t} {gap[0].mean:+.3f}" if gap else f"{t} not comparable" for t, gap in gaps.items())
     title = (f"Forgetting at equal gain, main plan minus full training: {short} nats a token\n"
              f"({evidence.model}, each plan at its own rate)")
-    sentence = "; ".join(gap_in_words(t, gap) for t, gap in gaps.items())
+    sentence = "; ".join(gap_in_words(t, gap, evidence.smallest(t)) for t, gap in gaps.items())
     return of_runs(
         evidence, [r for plans in runs.values() for own in plans.values() for r in own], [paths, levels], title=title,
         sentence=f"At equal gain, {sentence}.{ending}",
@@ -147,12 +147,15 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         draw=lambda: plots.lines_of_runs(paths, title, levels))
 
 
-def gap_in_words(text: str, gap: tuple[Interval, float] | None) -> str:
+def gap_in_words(text: str, gap: tuple[Interval, float] | None, smallest: float) -> str:
+    """The difference in forgetting on one text; one below ``smallest`` is said to be too small to count."""
     if gap is None:
         return f"on {text} the main plan and full training are not comparable (a run stays below 35% of full's gain)"
     found, share = gap
     word = "less" if found.high < 0 else "more" if found.low > 0 else None
     words = f"the main plan forgot {word} than full training" if word else "the two plans are not told apart"
+    if word and abs(found.mean) < smallest:
+        words += f", by too little to count (less than {smallest:.3f})"
     return f"on {text} {words}: {in_nats(found)}, at {share:.0%} of full training's best gain"
 
 
@@ -183,7 +186,7 @@ def rates_in_words(evidence: Evidence, text: str, plans: Mapping[str, Mapping[fl
     words = f"on {text} full training forgot {between(min(full.values()), max(full.values()), '.3f')} nats a token, "
     if not at_one_rate:
         return f"{words}by the rate alone; at no common rate do both plans get that far"
-    turns = sign_depends(at_one_rate, evidence.rates["smallest_forgetting"][text])
+    turns = sign_depends(at_one_rate, evidence.smallest(text))
     listed_gaps = ", ".join(f"{d:+.3f} at {rate:g}" for rate, d in at_one_rate.items())
     return (f"{words}by the rate alone, and the main plan minus full training is {listed_gaps}"
             + (": the sign turns" if turns else ""))
@@ -225,15 +228,15 @@ def style(evidence: Evidence) -> Answer | None:
     table = pd.DataFrame({f"{LABELS[p]}, tuned on {a}": {
         t: np.mean([np.mean(r["test_windows"][t]) for r in evidence.of(p, a, "learn") if r["seed"] in seeds])
         for t in tests} for p, seeds in plans.items() for a in AUTHORS}).T
-    options = style_tests(evidence)[-1]
+    on, options = list(style_tests(evidence).items())[-1]
     contrast = {LABELS[p]: mean_style(evidence, p, **options) for p in plans}
-    share, at_equal_size = share_of_style(evidence), style_findings(evidence)[-1].interval
+    share = share_of_style(evidence)
+    at_equal_size = "; ".join(f"{in_nats(f.interval)} on {f.test or 'both texts'}" for f in style_findings(evidence))
     title = (f"Style contrast: main plan {contrast[LABELS[MAIN]]:.3f}, full training {contrast[LABELS[FULL]]:.3f}\n"
              f"({evidence.model}, {len(plans[MAIN])} seeds; colours compare inside a column)")
-    on = "the real authors" if options else "the test chapters"
     return of_runs(
         evidence, [r for p in plans for r in evidence.both(p)], table.to_dict(), title=title,
         sentence=f"On {on} the main plan has {share_in_words(share.interval)} of full training's style contrast; MLP's "
-                 f"output minus attention: {in_nats(at_equal_size)}. {verdict(evidence, 'C14')}.",
+                 f"output minus attention: {at_equal_size}. {verdict(evidence, 'C14')}.",
         alt=f"Mean test loss of {len(table)} tuned models on {len(tests)} texts",
         draw=lambda: plots.matrix(table, title, "tested on (loss, nats a token)", "", by_column=True))

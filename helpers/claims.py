@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import pandas as pd
 
@@ -163,15 +164,16 @@ def number_of(entry: dict) -> str:
 
 
 def claims_table(entries: list[dict], width: int = 110) -> str:
-    """The verdicts as aligned text for a terminal: two lines a claim."""
+    """The verdicts as aligned text for a terminal: a line a model, then the claim; long ones are wrapped."""
     if not entries:
         return "No claim has been measured yet."
     lines = []
     for e in entries:
         for k, row in enumerate(on_models(e)):
-            lines.append(f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} {row['model']}, "
-                         f"{row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, {row['source']}"[:width])
-        lines.append(f"     {e['statement']}"[:width])
+            line = (f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} {row['model']}, "
+                    f"{row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, {row['source']}")
+            lines.append(fill(line, width, subsequent_indent=" " * 21, break_on_hyphens=False))
+        lines.append(fill(e["statement"], width, initial_indent=" " * 5, subsequent_indent=" " * 5))
     return "\n".join(lines)
 
 

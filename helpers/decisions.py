@@ -121,7 +121,7 @@ def with_pairs(difference: Interval, n: int, level: float) -> Interval:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one text says about a claim.
+    """What one test says about a claim: one text, or one kind of texts.
 
     Attributes:
         verdict: from its interval alone.
@@ -130,6 +130,7 @@ class Finding:
         limits: reasons why it can be no more than *holds in part*.
         rule: what made the verdict; None where no interval could.
         vetoes: it leaves the whole claim not decided, whatever other texts say.
+        test: the text, or what else tells it from the claim's other tests; for notes.
     """
 
     interval: Interval
@@ -139,6 +140,7 @@ class Finding:
     limits: tuple[str, ...] = ()
     rule: Rule | None = None
     vetoes: bool = False
+    test: str = ""
 
     @property
     def pairs_needed(self) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,10 @@ class Evidence:
         own = [{r["seed"] for r in self.of(p, t, choice)} for p in plans for t in texts]
         return sorted(set.intersection(*own)) if own else []
 
+    def smallest(self, text: str) -> float:
+        """The smallest difference in forgetting that counts on a text, nats a token."""
+        return self.rates["smallest_forgetting"].get(text, SMALLEST_FORGETTING)
+
     @property
     def has_real_authors(self) -> bool:
         runs = self.both(FULL)
@@ -89,7 +93,7 @@ def studied_models(folder: Path = EVIDENCE) -> list[str]:
 def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
     """Read what `scripts/record_evidence.py` wrote."""
     rates = json.loads((folder / RATES[model]).read_text("utf-8"))
-    rates.setdefault("smallest_forgetting", dict.fromkeys(AUTHORS, SMALLEST_FORGETTING))
+    rates.setdefault("smallest_forgetting", {})
     return Evidence(model, read_runs(folder / "runs" / model), read_runs(folder / "long" / model), rates)
 
 
@@ -127,7 +131,7 @@ def full_gain(evidence: Evidence, text: str) -> float:
 
 def forgetting_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL) -> list[Finding]:
     """C10: does a plan forget less, text by text?"""
-    return [forgetting_finding(evidence, plan, other, text) for text in AUTHORS]
+    return [replace(forgetting_finding(evidence, plan, other, text), test=text) for text in AUTHORS]
 
 
 def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> Finding:
@@ -137,7 +141,7 @@ def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> 
         return nothing("not comparable: a run stays below 35%, or diverged" if seeds[0] & seeds[1]
                        else f"{MISSING} on '{text}' yet")
     gap, share = found
-    smallest = evidence.rates["smallest_forgetting"][text]
+    smallest = evidence.smallest(text)
     limits = [f"at {share:.0%} of full training's gain"] if share < TOP_SHARE else []
     if decisions.sign_depends(by_rate(evidence, plan, other, text), smallest):
         limits.append("the sign depends on the rate")
@@ -183,7 +187,7 @@ def reach(evidence: Evidence, plan: str, text: str) -> tuple[int, int]:
 
 def quality_findings(evidence: Evidence) -> list[Finding]:
     """C13: equal test loss, on the chapters and on the real author of each text."""
-    return [quality_finding(evidence, text, test) for text in AUTHORS
+    return [replace(quality_finding(evidence, text, test), test=test) for text in AUTHORS
             for test in (text, *([REAL[text]] if evidence.has_real_authors else []))]
 
 
@@ -201,9 +205,9 @@ def broken_off(evidence: Evidence, *plans: str, texts: Sequence[str] = AUTHORS) 
     return [f"{n} run{'s' * (n != 1)} diverged and could not be compared"] if n else []
 
 
-def style_tests(evidence: Evidence) -> list[Mapping]:
-    """On which texts style is tested: the chapters, and the real authors where they were measured."""
-    return [{}, {"on": REAL}] if evidence.has_real_authors else [{}]
+def style_tests(evidence: Evidence) -> dict[str, Mapping]:
+    """On which texts style is tested: the chapters, and the real authors where they were measured; the last leads."""
+    return {"the test chapters": {}} | ({"the real authors": {"on": REAL}} if evidence.has_real_authors else {})
 
 
 def style_findings(evidence: Evidence) -> list[Finding]:
@@ -212,19 +216,21 @@ def style_findings(evidence: Evidence) -> list[Finding]:
     if not evidence.seeds(*plans):
         return [nothing(f"{MISSING} of MLP and attention on both texts yet")]
     runs = [evidence.both(p) for p in plans]
-    gaps = [style_difference(*runs, **on) for on in style_tests(evidence)]
-    return [decisions.finding_of(gap, SMALLEST_LOSS, "higher", broken_off(evidence, *plans)) for gap in gaps]
+    gaps = {test: style_difference(*runs, **on) for test, on in style_tests(evidence).items()}
+    return [replace(decisions.finding_of(gap, SMALLEST_LOSS, "higher", broken_off(evidence, *plans)), test=test)
+            for test, gap in gaps.items()]
 
 
 def share_of_style(evidence: Evidence, plan: str = MAIN) -> Finding:
     """C14 (a): style contrast of a plan over full training's, on the real authors where they were measured."""
     if not evidence.seeds(plan, FULL):
         return nothing(f"{MISSING} on both texts yet")
-    ratio = style_ratio(evidence.both(plan), evidence.both(FULL), **style_tests(evidence)[-1])
+    test, on = list(style_tests(evidence).items())[-1]
+    ratio = style_ratio(evidence.both(plan), evidence.both(FULL), **on)
     return decisions.unless_few(Finding(
         ratio, decisions.decide_at_least(ratio, decisions.STYLE_SHARE), 1.0,
         limits=tuple(broken_off(evidence, plan, FULL)),
-        rule=lambda _, wide: decisions.decide_at_least(wide, decisions.STYLE_SHARE)))
+        rule=lambda _, wide: decisions.decide_at_least(wide, decisions.STYLE_SHARE), test=test))
 
 
 def swap_contrasts(evidence: Evidence) -> dict[str, float]:

@@ -26,12 +26,13 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
     if not set(LORA) & set(runs) or FULL not in runs or set(runs) != set(learned):
         return None
     try:
-        level, _ = matched_gain([r["evaluations"] for own in runs.values() for r in own], full_gain(evidence, text))
+        level, share = matched_gain([r["evaluations"] for own in runs.values() for r in own], full_gain(evidence, text))
     except ComparisonError:
-        level = np.nan
+        level, share = np.nan, np.nan
     return pd.DataFrame.from_dict({LABELS[p]: {
         "trained": own[0]["n_trainable"], "seeds": len(own),
-        "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]), "compared at gain": level,
+        "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]),
+        "compared at gain": level, "share of full's best": share,
         "forgetting": np.mean([forgetting_at(r["evaluations"], level) for r in own]) if level > 0 else np.nan,
     } for p, own in runs.items()}, orient="index")
 
@@ -53,7 +54,8 @@ def lora(evidence: Evidence) -> Answer | None:
     words = "; ".join(f"{label}: {int(row['trained']):,} trained, best gain {row['best gain']:.3f}"
                       + (f", forgetting {row['forgetting']:.3f}" if level > 0 else "")
                       for label, row in table.iterrows())
-    at_level = f"forgetting at an equal gain of {level:.3f}" if level > 0 else \
+    share = float(table["share of full's best"].iloc[0])
+    at_level = f"forgetting at an equal gain of {level:.3f}, {share:.0%} of full training's best" if level > 0 else \
         "forgetting is not comparable: a run stays below 35% of full training's gain"
     gains = ", ".join(f"{label} {gain:.3f}" for label, gain in table["best gain"].items())
     title = fill(f"Best gains on {text}, nats a token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",

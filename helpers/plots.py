@@ -225,17 +225,17 @@ def _panels(names: Sequence[str], title: str, x: str, y: str):
 
 
 def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str,
-              smallest: float | None = None) -> Figure:
+              smallest: float | Sequence[float] | None = None) -> Figure:
     """Means with their intervals, one a row: {label: (mean, low, high)}. The label says it all: one colour.
-
-    ``smallest`` shades the differences that are too small to count.
+    ``smallest`` shades the differences too small to count: one number, or one a row.
     """
     figure, ax = axes(title, x, "", (7, 1.4 + 0.45 * len(rows)), has_row_labels=True)
     means, lows, highs = np.array(list(rows.values()), dtype=float).reshape(-1, 3).T
     ax.errorbar(means, range(len(rows)), xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], capsize=4)
     ax.axvline(0, color="#444444", linewidth=1)
-    if smallest:
-        ax.axvspan(-smallest, smallest, color="#999999", alpha=0.2, label="too small to count")
+    if smallest is not None:
+        half = np.array(smallest)
+        ax.barh(range(len(rows)), 2 * half, 1, -half, color="#999999", alpha=0.2, label="too small to count")
         figure.legend(fontsize=8, loc="outside lower center", frameon=False)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -15,14 +15,13 @@ import numpy as np
 
 from helpers import benchmarks, decisions, trends
 from helpers.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
-from helpers.comparison import Interval, frontier
-from helpers.decisions import FAILS, FEW, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding
+from helpers.comparison import Interval
+from helpers.decisions import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding
 from helpers.findings import (
     AUTHORS,
     EVIDENCE,
     FULL,
     MAIN,
-    MISSING,
     Evidence,
     forgetting_findings,
     quality_findings,
@@ -30,6 +29,15 @@ from helpers.findings import (
     share_of_style,
     studied_models,
     style_findings,
+)
+from helpers.notes import (
+    at_the_highest_rate,
+    at_the_lowest_rate,
+    by_test,
+    how_catastrophic,
+    measured,
+    weakest,
+    what_would_decide,
 )
 
 ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0, "source": "recorded"}
@@ -45,59 +53,22 @@ def scoreboard(evidence: Evidence) -> list[dict]:
     findings = {"C10": forgetting_findings(evidence), "C13": quality_findings(evidence),
                 "C14": style_findings(evidence)}
     verdicts = decisions.primary_verdicts(findings)
-    weakest = {claim: max(measured(own), key=lambda f: f.p) for claim, own in findings.items()}
-    entries.append(entry_of(evidence, "C10", verdicts["C10"], weakest["C10"], "nats a token",
-                            "forgetting at equal gain, main plan minus full (above 0: it forgets more), "
-                            f"{one_of(findings['C10'], 'weaker', 'text')}; {how_catastrophic(evidence)}"
-                            f"{at_the_lowest_rate(evidence)}", findings["C10"]))
+    entries.append(entry_of(evidence, "C10", verdicts["C10"], weakest(findings["C10"], "lower"), "nats a token",
+                            "forgetting at equal gain, main plan minus full (above 0: it forgets more): "
+                            f"{by_test(findings['C10'])}; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}",
+                            findings["C10"]))
     widest = max(measured(findings["C13"]), key=lambda f: abs(f.interval.mean))
     entries.append(entry_of(evidence, "C13", verdicts["C13"], widest, "nats a token",
-                            f"test loss, main plan minus full, {one_of(findings['C13'], 'largest', 'test')}; equal "
-                            f"means within {decisions.SMALLEST_LOSS} nats",
-                            findings["C13"]))
-    part_a, on = share_of_style(evidence), ", on the real authors" if evidence.has_real_authors else ""
+                            f"test loss, main plan minus full: {by_test(findings['C13'])}; equal means within "
+                            f"{decisions.SMALLEST_LOSS} nats{at_the_highest_rate(evidence)}", findings["C13"]))
+    part_a = share_of_style(evidence)
     entries.append(entry_of(
         evidence, "C14", style_verdict(part_a.verdict, verdicts["C14"]), part_a,
         "of full training's style contrast",
-        f"(a) main plan{on}: {part_a.verdict}; MLP above attention at equal size: {verdicts['C14']} "
-        f"({weakest['C14'].interval}); (b), (c): not tested", [part_a, *findings["C14"]]))
+        f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}; contrast of the MLP's output minus "
+        f"attention's at equal size, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; (b), (c): not "
+        "tested", [part_a, *findings["C14"]]))
     return entries
-
-
-def measured(findings: Sequence[Finding]) -> Sequence[Finding]:
-    """Those with a number, if any has one."""
-    return [f for f in findings if f.interval.n_pairs] or findings
-
-
-def one_of(findings: Sequence[Finding], which: str, kind: str) -> str:
-    """Of how many measured findings the number shown is the one."""
-    n = sum(f.interval.n_pairs > 0 for f in findings)
-    return f"{which} of {n} {kind}s" if n > 1 else f"on one {kind}"
-
-
-def how_catastrophic(evidence: Evidence) -> str:
-    """The most that full training forgot, at its best gain, and whether the protocol's page calls that catastrophic."""
-    forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
-    if not forgot:
-        return f"{MISSING} of full training at the rate that forgets least"
-    most, word = max(forgot), "" if max(forgot) >= decisions.CATASTROPHIC else "not "
-    return f"at its best gain full training forgot at most {most:.2f} nats, {word}catastrophic by the protocol"
-
-
-def at_the_lowest_rate(evidence: Evidence) -> str:
-    """How many of the compared rates have only rates below them that did not reach the level; "" where none has.
-
-    Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
-    """
-    reached: dict[tuple, list[float]] = {}
-    for row in evidence.rates["table"]:
-        if row["forgetting_at_level"] is not None:
-            reached.setdefault((row["plan"], row["text"]), []).append(row["rate"])
-    chosen = evidence.rates.get("chosen", {})
-    own = {(p, t): rates["keep"] for p in (FULL, MAIN) for t, rates in chosen.get(p, {}).items() if (p, t) in reached}
-    n_lowest = sum(rate == min(reached[key]) for key, rate in own.items())
-    return (f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
-            "rate might change it" if n_lowest else "")
 
 
 def style_verdict(part_a: str, primary: str) -> str:
@@ -118,22 +89,6 @@ def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, uni
             "model_hash": evidence.runs[0]["model_hash"], "source": "recorded", "note": "; ".join([note, *limits])}
 
 
-def what_would_decide(findings: Sequence[Finding]) -> str:
-    """How many seeds would decide what is open, if means and spreads stayed as they are; "" where a limit says it."""
-    limits = [limit for f in findings for limit in f.limits]
-    if any(limit.startswith(MISSING) for limit in limits):
-        return "the missing runs would have to be recorded"
-    if FEW in limits:
-        return ""
-    open_ones = [f for f in findings if f.verdict == UNDECIDED]
-    needed = [f.pairs_needed for f in open_ones]
-    if needed and None not in needed:
-        return f"about {max(needed)} seeds would decide"
-    if findings and not open_ones and {f.verdict for f in findings} == {HOLDS}:
-        return "each test alone holds, but not beside the others (Holm)"
-    return "more seeds alone would not decide"
-
-
 def convergence(evidence: Evidence) -> list[dict]:
     """C8: falls, and levels off within the run. Never *holds*: a finite run proves no limit."""
     runs = evidence.both(MAIN, "long")
@@ -143,7 +98,8 @@ def convergence(evidence: Evidence) -> list[dict]:
     falls = np.array([trends.falls_share(trends.curve(r)[1]) for r in runs])
     steadily = int((falls >= 0.9).sum())
     finding = spread_of(100 * falls, runs, FAILS if steadily == 0 else IN_PART if steadily == n else UNDECIDED)
-    note = (f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
+    note = ("a finite run proves no limit, so in part is the most; "
+            f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
             f"in {trends.n_levelled(runs)}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
             "steps (median)")
     return [entry_of(evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding])]
@@ -167,7 +123,8 @@ def stability_of_gradients(evidence: Evidence) -> list[dict]:
     quarters = np.array([norms["total"]["quarters"] for norms in runs])
     finding = spread_of(quarters, evidence.both(MAIN),
                         FAILS if steady == 0 else IN_PART if steady == len(runs) + broken else UNDECIDED)
-    note = (f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
+    note = ("exploratory, so in part is the most; "
+            f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
             f"{sum(beside)} of {len(beside) + beside_broken}")
     return [entry_of(evidence, "C9", finding.verdict, finding, "norm, last / first quarter (least and most)", note,
                      [finding])]

@@ -40,8 +40,8 @@ ROWS = {"a": (-0.03, -0.05, -0.01), "b": (0.02, -0.01, 0.05), "c": (0.01, np.nan
 
 def test_intervals_have_one_colour_because_rows_have_labels():
     figure = plots.intervals(ROWS, "title", "difference", smallest=0.01)
-    container = figure.axes[0].containers[0]
-    assert len(figure.axes[0].containers) == 1
+    container, zone = figure.axes[0].containers
+    assert [bar.get_width() for bar in zone] == [0.02] * len(ROWS)
     assert list(container.lines[0].get_xdata()) == [mean for mean, _, _ in ROWS.values()]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(ROWS)
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["too small to count"]

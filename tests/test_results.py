@@ -118,8 +118,8 @@ def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
     answer.draw()
 
 
-@pytest.mark.parametrize("slope, words", [(0.25, "intervals lie on both sides of zero"),
-                                          (0.8, "the intervals that leave out zero lie on one side of it")])
+@pytest.mark.parametrize("slope, words", [(0.25, "above zero on small, below zero on large"),
+                                          (0.8, "above zero on small and large")])
 def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monkeypatch, slope, words):
     studied = {model: replace(at(evidence({"attention+embeddings": own})), model=model)
                for model, own in (("small", 0.8), ("large", slope))}
@@ -127,7 +127,7 @@ def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monke
     monkeypatch.setattr(across_models, "studied_models", lambda folder: list(studied))
     answer = across_models.forgetting_by_model()
     assert words in answer.title and words in answer.sentence and "**large**: on alice" in answer.sentence
-    assert answer.origin.count("5 seeds") == 2 and len(answer.data) == 4
+    assert answer.origin.count("5 seeds") == 2 and len(answer.data[0]) == len(answer.data[1]) == 4
     answer.draw()
     del studied["large"]
     assert across_models.forgetting_by_model() is None

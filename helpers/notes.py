@@ -1,0 +1,95 @@
+"""What a verdict of the study says beside its number: each test's own verdict, what limits it, what would decide.
+
+    by_test(forgetting_findings(evidence))    "alice -0.020 (not decided), edgar -0.049 (holds)"
+
+`scoreboard` joins these words to the notes of its entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from helpers import decisions
+from helpers.comparison import frontier
+from helpers.decisions import FEW, HOLDS, UNDECIDED, Finding
+from helpers.findings import AUTHORS, FULL, MAIN, MISSING, Evidence
+
+
+def by_test(findings: Sequence[Finding]) -> str:
+    """Each test with its estimate and its own verdict, the claim's other tests left out of account."""
+    found = [f for f in findings if f.test]
+    return ", ".join(f"{f.test}{f' {f.interval.mean:+.3f}' if f.interval.n_pairs else ''} ({f.verdict})"
+                     for f in found) or "no test has runs"
+
+
+def measured(findings: Sequence[Finding]) -> Sequence[Finding]:
+    """Those with a number, if any has one."""
+    return [f for f in findings if f.interval.n_pairs] or findings
+
+
+def weakest(findings: Sequence[Finding], claimed: str) -> Finding:
+    """The test that speaks least for a claim: the largest p, and of equal ones the estimate farthest from the claim.
+
+    Args:
+        claimed: "lower" or "higher", as in `decisions.decide`.
+    """
+    return max(measured(findings), key=lambda f: (f.p, -decisions.SIGN[claimed] * f.interval.mean))
+
+
+def how_catastrophic(evidence: Evidence) -> str:
+    """The most that full training forgot: at the compared rates, at other rates, beside the border of the protocol."""
+    forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
+    if not forgot:
+        return f"{MISSING} of full training at the rate that forgets least"
+    elsewhere = [r["forgetting_at_level"] for r in evidence.rates["table"]
+                 if r["plan"] == FULL and r["text"] in AUTHORS and r["forgetting_at_level"] is not None]
+    more = f", at another rate up to {max(elsewhere):.2f}" if elsewhere and max(elsewhere) > max(forgot) else ""
+    return (f"at the rates compared full training forgot at most {max(forgot):.2f} nats{more} (the protocol says "
+            f"catastrophic from {decisions.CATASTROPHIC:g} on)")
+
+
+def at_the_lowest_rate(evidence: Evidence) -> str:
+    """How many of the compared rates have only rates below them that did not reach the level; "" where none has.
+
+    Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
+    """
+    reached: dict[tuple, list[float]] = {}
+    for row in evidence.rates["table"]:
+        if row["forgetting_at_level"] is not None:
+            reached.setdefault((row["plan"], row["text"]), []).append(row["rate"])
+    chosen = evidence.rates.get("chosen", {})
+    own = {(p, t): rates["keep"] for p in (FULL, MAIN) for t, rates in chosen.get(p, {}).items() if (p, t) in reached}
+    n_lowest = sum(rate == min(reached[key]) for key, rate in own.items())
+    return (f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
+            "rate might change it" if n_lowest else "")
+
+
+def at_the_highest_rate(evidence: Evidence) -> str:
+    """Where the rate that learns is the highest one tried, so that the best may lie beyond it; "" where none is."""
+    tried: dict[str, list[float]] = {}
+    for row in evidence.rates["table"]:
+        tried.setdefault(row["plan"], []).append(row["rate"])
+    chosen = evidence.rates.get("chosen", {})
+    at_edge = [f"{name} on {t}" for p, name in ((FULL, "full training"), (MAIN, "the main plan"))
+               for t, rates in chosen.get(p, {}).items()
+               if t in AUTHORS and p in tried and rates.get("learn") == max(tried[p])]
+    return f"; the highest rate tried is the best for {', '.join(at_edge)}" if at_edge else ""
+
+
+def what_would_decide(findings: Sequence[Finding]) -> str:
+    """How many seeds would decide what is open, if means and spreads stayed as they are; "" where a limit says it."""
+    limits = [limit for f in findings for limit in f.limits]
+    if any(limit.startswith(MISSING) for limit in limits):
+        return "the missing runs would have to be recorded"
+    if FEW in limits:
+        return ""
+    open_ones = [f for f in findings if f.verdict == UNDECIDED]
+    needed = [f.pairs_needed for f in open_ones]
+    if needed and None not in needed:
+        return f"about {max(needed)} seeds would decide"
+    said = {f.verdict for f in findings}
+    if findings and not open_ones and said == {HOLDS}:
+        return "each test alone holds, but not beside the others (Holm)"
+    if not open_ones and len(said) > 1:
+        return "the tests disagree, which more seeds alone would not change"
+    return "more seeds alone would not decide"
