@@ -1,7 +1,7 @@
 """The protocol of the study: one page for people, whose numbers the code reads.
 
 The page holds its numbers in blocks of TOML, so that what a reader sees is what runs. A block
-under "Amendments" overrides the ones above it. The hash of the page is that of everything
+under "Amendments" overrides the ones above it, earlier amendments too. The hash of the page is that of everything
 before the amendments: it is stored in each result, so that a rule cannot be changed in silence
 after the runs. An amendment says what was changed, when, and which results had been seen.
 """
@@ -51,8 +51,8 @@ def read_protocol(page: str | Path = PAGE) -> Protocol:
     text = page.read_text("utf-8")
     fixed, _, amended = text.partition(f"\n{AMENDMENTS}")
     numbers: dict = {}
-    for part in (fixed, amended):
-        _override(numbers, _blocks(part, page))
+    for block in ("\n".join(_blocks(fixed)), *_blocks(amended)):
+        _override(numbers, _table(block, page))
     n_amendments = len(re.findall(r"^- \d{4}-\d{2}-\d{2}", amended, re.MULTILINE))
     return Protocol(numbers, hashlib.sha256(fixed.encode()).hexdigest(), n_amendments)
 
@@ -66,10 +66,13 @@ def _override(numbers: dict, newer: dict) -> None:
             numbers[key] = value
 
 
-def _blocks(text: str, page: Path) -> dict:
-    """All TOML of a part of the page as one table."""
-    joined = "\n".join(re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+def _blocks(text: str) -> list[str]:
+    """The TOML in a part of the page, block by block."""
+    return re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def _table(block: str, page: Path) -> dict:
     try:
-        return tomllib.loads(joined)
+        return tomllib.loads(block)
     except tomllib.TOMLDecodeError as error:
         raise ProtocolError(f"A block of numbers in '{page}' is not TOML: {error}. Correct that block.") from error

@@ -204,6 +204,9 @@ def test_an_amendment_overrides_a_number_and_leaves_the_hash(tmp_path):
     assert before.sha256 == after.sha256 and after.n_amendments == 1
     page.write_text(SMALL + "\n- 2026-01-02: other seeds.\n\n```toml\n[tiny.seeds]\nswap = 7\n```\n")
     assert read_protocol(page)["tiny"] == {**before["tiny"], "seeds": {**before["tiny"]["seeds"], "swap": 7}}
+    with page.open("a") as opened:  # a second one on the same table
+        opened.write("\n- 2026-01-03: seeds again.\n\n```toml\n[tiny.seeds]\nswap = 8\nmain = 4\n```\n")
+    assert read_protocol(page)["tiny"]["seeds"] == {**before["tiny"]["seeds"], "swap": 8, "main": 4}
     page.write_text(SMALL.replace("n_steps = 6", "n_steps = 7"))
     assert read_protocol(page).sha256 != before.sha256
     page.write_text(SMALL.replace("n_steps = 6", "n_steps 6"))
