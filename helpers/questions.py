@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from helpers import across_models, answers, costs, long_runs, lora_study
+from helpers import across_models, answers, costs, long_runs, lora_study, other_plans
 
 RUNS = "the runs under `data/evidence/runs`"
 
@@ -77,6 +77,11 @@ QUESTIONS = (
              "`data/evidence/memory.json`", "python scripts/measure_memory.py",
              "for each plan the upper bar is predicted from the config alone, the hatched one measured as the growth "
              "of a process."),
+    Question("plans", "What do all the other freezes do?", other_plans.every_plan, True, RUNS, "make evidence",
+             "each row is one plan against full training on one text, over pairs with the same seed. A plan's name "
+             "says what it freezes, or what alone it trains. Left of zero: it forgets less. The row says at which "
+             "share of full training's best gain both were read: rows with different shares are not to be compared "
+             "with each other. Plans with five pairs are described and decide nothing."),
     Question("lora", "LoRA or partial fine-tuning?", lora_study.lora, True, RUNS, "make evidence",
              "as in the first question, on one text, with the seeds that all these plans have. Lines are runs at the "
              "rate that forgets least; a best gain is that of the rate that gains most. These runs are described and "

@@ -9,9 +9,10 @@ import pytest
 
 import benchmark
 import write_results
-from helpers import across_models, answers, benchmarks, costs, long_runs, lora_study
+from helpers import across_models, answers, benchmarks, costs, long_runs, lora_study, other_plans
 from helpers.findings import EVIDENCE
 from helpers.profiles import ROOT
+from helpers.protocol import read_protocol
 from helpers.questions import QUESTIONS
 from helpers.scoreboard import step_time
 from test_benchmark import FLOPS, pretend
@@ -151,6 +152,20 @@ def test_lora_is_set_beside_partial_fine_tuning_where_it_was_studied():
     title = answer.title.replace("\n", " ")
     assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in title and "3 seeds" in title
     answer.draw()
+
+
+def test_every_plan_has_a_row_once_one_was_described_and_only_what_counts_is_counted():
+    found = at(evidence(seeds=3))
+    assert other_plans.every_plan(found) is None  # the deciding plans have pages of their own
+    found.runs.extend([r | {"plan": "only-norms"} for r in found.runs if r["plan"] == "only-attention"])
+    answer = other_plans.every_plan(found)
+    rows, smallest = answer.data
+    large = [mean for mean, low, high in rows.values() if low * high > 0 and abs(mean) >= smallest]
+    assert len(rows) == 4 and f"{sum(d < 0 for d in large)} of 4 plans forgot less" in answer.title.replace("\n", " ")
+    assert answer.sentence.count("trained)") == 4 and "`only-norms`" in answer.sentence
+    answer.draw()
+    wanted = read_protocol()["tiny"]["other_plans"]
+    assert [*other_plans.DESCRIBED, *lora_study.LORA] == wanted
 
 
 # --- costs -------------------------------------------------------------------------
