@@ -25,7 +25,7 @@ MEASURES = {"loss on the dev text": ("evaluations", "held_out_loss", "nats a tok
             "loss on the training text": ("evaluations", "train_loss", "nats a token"),
             "forgetting": ("evaluations", "forgetting", "nats a token"),
             "gradient norm": ("norms", None, "norm")}
-DASHES = ("", "6 3", "2 2")  # from the eighth label on
+DASHES = {"": "solid", "6 3": "dashed", "2 2": "dotted", "8 2 2 2": "double"}  # SVG to CSS; from the eighth label on
 WINDOWS = (1, 3, 5, 9, 15, 25)
 ALL = "all"
 
@@ -50,10 +50,10 @@ def loss_explorer(folder: str | Path, text: str | None = None, plans: Sequence[s
         RunsError: there is no run in the folder, or there are runs of several models.
     """
     runs = runs_of_one_model(folder)
-    labels = sorted(set(map(label, runs)))
     texts, seeds = (sorted({run[key] for run in runs}) for key in ("text", "seed"))
     first = plans or sorted({run["plan"] for run in runs})[:2]
     ticked = {label(r) for r in runs if r["plan"] in first and (choice is None or choice in r.get("rate_choice", ""))}
+    labels = sorted(set(map(label, runs)), key=lambda one: (one not in ticked, one))  # the ticked: colours of their own
     controls = {
         "text": control(ipywidgets.Dropdown, "Text", "which text the runs were trained on", options=texts,
                         value=text or texts[0]),
@@ -162,14 +162,19 @@ def lines_of(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, 
     """Thin with dots: every point, one line a seed. Thick: the smoothed one, if any. A label keeps its colour."""
     thin, thick = [], []
     for one, own in found.items():
-        place = labels.index(one)
-        style = {"colour": COLOURS[place % len(COLOURS)], "dash": DASHES[place // len(COLOURS) % len(DASHES)]}
+        style = style_of(one, labels)
         for run in own:
             steps, values = series(run, measure)
             thin.append(Line(steps, values, **style, opacity=0.45, dots=True))
             if window > 1:
                 thick.append(Line(steps, smoothed(values, window), **style, width=2.5))
     return thin + thick
+
+
+def style_of(one: str, labels: Sequence[str]) -> dict[str, str]:
+    """Colour and dash of a label: its own, as long as there are no more than 28."""
+    place = labels.index(one)
+    return {"colour": COLOURS[place % len(COLOURS)], "dash": [*DASHES][place // len(COLOURS) % len(DASHES)]}
 
 
 def title_of(measure: str, window: int, text: str) -> str:
@@ -179,11 +184,13 @@ def title_of(measure: str, window: int, text: str) -> str:
 
 
 def legend_html(found: Mapping[str, Sequence[Mapping]], labels: Sequence[str]) -> str:
-    """Which colour is which label."""
-    box = "display: inline-block; width: 1.6em; height: 0.6em; background: "
+    """Which colour and dash is which label."""
+    box = "display: inline-block; width: 1.6em; margin-bottom: 0.25em; border-top: 4px"
+    styles = {one: style_of(one, labels) for one in found}
     words = "".join(
         f'<span style="margin-right: 1.5em; white-space: nowrap"><span aria-hidden="true" '
-        f'style="{box}{COLOURS[labels.index(one) % len(COLOURS)]}"></span> {html.escape(one)}</span>' for one in found)
+        f'style="{box} {DASHES[own["dash"]]} {own["colour"]}"></span> {html.escape(one)}</span>'
+        for one, own in styles.items())
     return f'<div class="loss-explorer-legend" style="{STYLE}">{words}</div>'
 
 
@@ -193,10 +200,11 @@ def curves_figure(lines: Sequence[Line], found: Mapping[str, Sequence[Mapping]],
     figure = Figure(figsize=(8, 3.9), layout="constrained")
     ax = figure.add_subplot()
     for line in lines:
-        ax.plot(line.x, line.y, color=line.colour, linewidth=line.width, alpha=line.opacity,
-                marker="o" if line.dots else None, markersize=2.5)
+        ax.plot(line.x, line.y, color=line.colour, linestyle=_pattern(line.dash), linewidth=line.width,
+                alpha=line.opacity, marker="o" if line.dots else None, markersize=2.5)
     for one in found:
-        ax.plot([], [], color=COLOURS[labels.index(one) % len(COLOURS)], label=one)
+        own = style_of(one, labels)
+        ax.plot([], [], color=own["colour"], linestyle=_pattern(own["dash"]), label=one)
     ax.set_title(title, loc="left", fontsize=10)
     ax.set_xlabel("optimizer step")
     ax.set_ylabel(unit)
@@ -205,3 +213,8 @@ def curves_figure(lines: Sequence[Line], found: Mapping[str, Sequence[Mapping]],
     if found:
         ax.legend(fontsize=8)
     return figure
+
+
+def _pattern(dash: str):
+    """An SVG dash as matplotlib's line style."""
+    return (0, tuple(map(float, dash.split()))) if dash else "-"

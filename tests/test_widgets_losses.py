@@ -11,7 +11,18 @@ import pytest
 from helpers.comparison import chosen, pairs_by_seed
 from helpers.profiles import DATA, TINY
 from helpers.widgets import loss_explorer
-from helpers.widgets_losses import RunsError, ends, label, lines_of, runs_of_one_model, runs_shown, series, smoothed
+from helpers.widgets_losses import (
+    RunsError,
+    curves_figure,
+    ends,
+    label,
+    lines_of,
+    runs_of_one_model,
+    runs_shown,
+    series,
+    smoothed,
+    style_of,
+)
 
 RECORDED = DATA / "evidence" / "runs" / TINY.model_name
 
@@ -101,6 +112,18 @@ def test_a_label_keeps_its_colour(folder):
     alone = lines_of(runs_shown(runs, labels[1:2], "alice"), "forgetting", 1, labels)
     both = lines_of(runs_shown(runs, labels[:2], "alice"), "forgetting", 1, labels)
     assert {line.colour for line in alone} < {line.colour for line in both}
+
+
+def test_the_runs_shown_at_first_have_colours_of_their_own_however_many_others_there_are(folder):
+    for k in range(12):  # names that sort before and after
+        (folder / f"other-{k}.json").write_text(json.dumps(run(plan=f"{'az'[k % 2]}-{k}")))
+    labels = [name for name in loss_explorer(folder, plans=["full"]).controls if ", rate " in name]
+    styles = [tuple(style_of(name, labels).values()) for name in labels]
+    assert len(labels) == 15 and labels[:2] == ["full, rate 0.0001", "full, rate 0.0003"]
+    assert len(set(styles)) == len(styles)
+    eighth = {labels[7]: [run()]}
+    figure = curves_figure(lines_of(eighth, "forgetting", 1, labels), eighth, labels, "", "")
+    assert {line.get_linestyle() for line in figure.axes[0].lines} == {"--"}
 
 
 def test_nothing_chosen_is_an_empty_chart_and_no_error(folder):
