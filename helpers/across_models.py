@@ -8,6 +8,7 @@ from pathlib import Path
 from helpers import plots
 from helpers.answers import Answer, gap_in_words, origin_of, protocol_of
 from helpers.comparison import Interval
+from helpers.decisions import counts
 from helpers.findings import AUTHORS, EVIDENCE, FULL, MAIN, forgetting_gap, read_evidence, studied_models
 
 
@@ -29,9 +30,13 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     rows = {f"{model},\n{text}": (i.mean, i.low, i.high) for model, gaps in found.items()
             for text, (i, _) in gaps.items()}
     says = sides({model: [i for i, _ in gaps.values()] for model, gaps in found.items()})
-    title = f"Forgetting, main plan minus full training:\n{says}"
+    every = [interval for gaps in found.values() for interval, _ in gaps.values()]
+    n_large = sum(counts(interval, zone) for interval, zone in zip(every, zones, strict=True))
+    large = f"{n_large} of {len(rows)} differences {'is' if n_large == 1 else 'are'} clear and large enough to count"
+    title = f"Forgetting, main plan minus full training:\n{says};\n{large}"
     return Answer(
-        sentence=f"Main plan minus full training, {len(found)} models: {says}. {'. '.join(words)}.",
+        sentence=f"Main plan minus full training, {len(found)} models: {says}; {large}. "
+                 f"{'. '.join(words)}.",
         title=title, data=[rows, zones],
         alt=f"{len(rows)} differences in forgetting at equal gain with 95% intervals, a row for each model and text",
         draw=lambda: plots.intervals(rows, title, "difference in forgetting at equal gain (nats a token)", zones),

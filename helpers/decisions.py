@@ -54,6 +54,11 @@ def decide(difference: Interval, smallest: float, claimed: str) -> str:
     return FAILS if high < smallest else UNDECIDED
 
 
+def counts(difference: Interval, smallest: float) -> bool:
+    """Whether a difference is clear and large enough to count, on either side."""
+    return any(decide(difference, smallest, claimed) == HOLDS for claimed in SIGN)
+
+
 def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
     """Are two plans equally good? Two one-sided tests (Schuirmann 1987).
 

@@ -37,15 +37,16 @@ def weakest(findings: Sequence[Finding], claimed: str) -> Finding:
 
 
 def how_catastrophic(evidence: Evidence) -> str:
-    """The most that full training forgot: at the compared rates, at other rates, beside the border of the protocol."""
+    """The most that full training forgot: at its best gain, and at the level with other rates; beside the border."""
     forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
     if not forgot:
         return f"{MISSING} of full training at the rate that forgets least"
     elsewhere = [r["forgetting_at_level"] for r in evidence.rates["table"]
                  if r["plan"] == FULL and r["text"] in AUTHORS and r["forgetting_at_level"] is not None]
-    more = f", at another rate up to {max(elsewhere):.2f}" if elsewhere and max(elsewhere) > max(forgot) else ""
-    return (f"at the rates compared full training forgot at most {max(forgot):.2f} nats{more} (the protocol says "
-            f"catastrophic from {decisions.CATASTROPHIC:g} on)")
+    is_more = elsewhere and max(elsewhere) > max(forgot)
+    more = f", and at another rate up to {max(elsewhere):.2f} at the level" if is_more else ""
+    return (f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more} (the "
+            f"protocol says catastrophic from {decisions.CATASTROPHIC:g} on)")
 
 
 def at_the_lowest_rate(evidence: Evidence) -> str:

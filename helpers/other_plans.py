@@ -9,6 +9,7 @@ import numpy as np
 from helpers import plots
 from helpers.answers import Answer, in_nats, of_runs
 from helpers.comparison import frontier
+from helpers.decisions import counts
 from helpers.findings import AUTHORS, DECIDING, FULL, Evidence, forgetting_gap
 
 DESCRIBED = ("attention", "mlp", "first-half", "only-mlp-in", "only-mlp-alternate", "only-norms")
@@ -23,10 +24,10 @@ def every_plan(evidence: Evidence) -> Answer | None:
     if not set(compared) & set(DESCRIBED):
         return None
     runs = [r for p in (FULL, *plans) for r in evidence.of(p, text, "keep")]
-    rows = {f"{p}, at {share:.0%}": (gap.mean, gap.low, gap.high)
+    rows = {f"{p}{star(evidence, p, text)}, at {share:.0%}": (gap.mean, gap.low, gap.high)
             for p, (gap, share) in sorted(compared.items(), key=lambda item: item[1][0].mean)}
     smallest = evidence.smallest(text)
-    large = [gap.mean for gap, _ in compared.values() if gap.low * gap.high > 0 and abs(gap.mean) >= smallest]
+    large = [gap.mean for gap, _ in compared.values() if counts(gap, smallest)]
     title = fill(f"By enough to count, {sum(d < 0 for d in large)} of {len(rows)} plans forgot less than full training "
                  f"at equal gain, {sum(d > 0 for d in large)} forgot more ({evidence.model}, {text})", width=70)
     return of_runs(
@@ -46,4 +47,11 @@ def in_words(evidence: Evidence, plan: str, gap: tuple | None, text: str) -> str
     both = sorted(own.keys() & full.keys())
     share = np.mean([own[s] for s in both]) / np.mean([full[s] for s in both]) if both else np.nan
     forgot = f"{in_nats(gap[0])}, at {gap[1]:.0%} of full's gain" if gap else "not comparable"
-    return f"`{plan}` ({evidence.of(plan, text, 'keep')[0]['n_trainable']:,} trained) {share:.0%}, {forgot}"
+    n_trained = evidence.of(plan, text, "keep")[0]["n_trainable"]
+    return f"`{plan}`{star(evidence, plan, text)} ({n_trained:,} trained) {share:.0%}, {forgot}"
+
+
+def star(evidence: Evidence, plan: str, text: str) -> str:
+    """A star where no rate of a plan got to the level: its runs have the rate that gains most."""
+    at_level = [r["forgetting_at_level"] for r in evidence.rates["table"] if (r["plan"], r["text"]) == (plan, text)]
+    return "" if any(f is not None for f in at_level) else "*"

@@ -81,7 +81,9 @@ QUESTIONS = (
              "each row is one plan against full training on one text, over pairs with the same seed. A plan's name "
              "says what it freezes, or what alone it trains. Left of zero: it forgets less. The row says at which "
              "share of full training's best gain both were read: rows with different shares are not to be compared "
-             "with each other. Plans with five pairs are described and decide nothing."),
+             "with each other. A star: no rate of this plan got to 80%, so that its runs have the rate that gains "
+             "most, beside full training at the rate that forgets least; a part of the difference can be the rate's. "
+             "Plans with five pairs are described and decide nothing."),
     Question("lora", "LoRA or partial fine-tuning?", lora_study.lora, True, RUNS, "make evidence",
              "as in the first question, on one text, with the seeds that all these plans have. Lines are runs at the "
              "rate that forgets least; a best gain is that of the rate that gains most. These runs are described and "

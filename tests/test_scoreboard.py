@@ -173,10 +173,11 @@ def test_a_rate_that_learns_best_at_the_upper_edge_is_named():
 
 def test_what_full_training_forgot_stands_beside_the_border_of_catastrophic_at_other_rates_too():
     note = next(e["note"] for e in scoreboard(evidence({"full": 0.5})) if e["claim"] == "C10")
-    assert "full training forgot at most 0.08 nats (the protocol says catastrophic from 0.5 on)" in note
+    assert ("full training forgot at most 0.08 nats at its best gain with the rates compared (the protocol says "
+            "catastrophic from 0.5 on)") in note
     rows = [{"plan": "full", "text": "edgar", "rate": 3e-4, "forgetting_at_level": 0.574}]
     note = next(e["note"] for e in scoreboard(evidence({"full": 0.5}, table=rows)) if e["claim"] == "C10")
-    assert "at most 0.08 nats, at another rate up to 0.57 (the" in note
+    assert "with the rates compared, and at another rate up to 0.57 at the level (the" in note
 
 
 def test_rates_with_nothing_slower_that_reached_the_level_are_counted():
