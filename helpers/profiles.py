@@ -113,8 +113,8 @@ SMOLLM2 = Profile(
     name="smollm2", model="smollm2-135m-instruct", model_name="smollm2-135m-instruct",
     texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
     # The rates are a first plan, inside the study's grid of 1e-5 to 1e-4; tuning decides later.
-    length=256, batch=4, n_steps=48, short_steps=8, rate_main=5e-5, rate_full=3e-5, warmup=5,
-    retention_windows=8, held_out_windows=12, precision="float32",
+    length=128, batch=2, n_steps=24, short_steps=6, rate_main=5e-5, rate_full=3e-5, warmup=5,
+    retention_windows=5, held_out_windows=8, precision="float32",
     minutes=_minutes(5, 1, 3, 1, 15, 10, 10, 5),
     note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one")
 

@@ -107,7 +107,8 @@ def test_smollm2_is_the_fetched_model_on_texts_that_it_has_not_seen(fetched):
     profile = current("smollm2")
     assert profile.model == str(fetched)
     assert (profile.texts, profile.text_note) == (current("tiny").texts, current("tiny").text_note)
-    assert (profile.length, profile.batch, profile.n_steps) == (256, 4, 48)  # as the study's protocol has it
+    small = (128, 2, 24, 6)  # with these two cores of 77 GFLOPS run 05 in about ten minutes
+    assert (profile.length, profile.batch, profile.n_steps, profile.short_steps) == small
     assert "instruct variant" in profile.note and "de-quantised from 4 bits" in profile.note
     assert "not the published one" in profile.note
 
