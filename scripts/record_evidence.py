@@ -28,7 +28,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -503,9 +504,9 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
     if not missing:
         return
     began, failed = time.perf_counter(), []
-    with executor(n_processes) as pool:
+    with stopped_by_ctrl_c(), executor(n_processes) as pool, cancelled_by_ctrl_c(pool):
         futures = {pool.submit(do, study, j): j for j in missing}
-        for done, future in enumerate(in_time(pool, futures), 1):
+        for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
             job, error = futures[future], future.exception()
             if error is not None:
                 failed.append(f"{job.path.relative_to(study.folder)}: {type(error).__name__}: {error}")
@@ -518,13 +519,23 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
         raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
 
 
-def in_time(pool: concurrent.futures.Executor, futures: Iterable[concurrent.futures.Future]):
-    """The futures as they are done. Ctrl-C takes back those that have not begun, instead of waiting for them all."""
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C is no error: it says what to do. It can come at any moment, so all of the work stands inside."""
     try:
-        yield from concurrent.futures.as_completed(futures)
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped. What is recorded stays; the same command goes on with the rest.") from None
+
+
+@contextmanager
+def cancelled_by_ctrl_c(pool: concurrent.futures.Executor) -> Iterator[None]:
+    """Ctrl-C takes back the runs that have not begun, instead of waiting for them all."""
+    try:
+        yield
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
-        raise SystemExit("Stopped. What is recorded stays; the same command goes on with the rest.") from None
+        raise
 
 
 def executor(n_processes: int):

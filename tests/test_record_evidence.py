@@ -308,7 +308,7 @@ def test_after_a_kill_between_two_runs_only_the_missing_ones_are_made(small_stud
         return whole(study, job)
 
     monkeypatch.setattr(evidence, "do", killed_after_two)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="Stopped. What is recorded stays"):
         record(small_study, "--stages", "tune")
     first = files(small_study)
     assert len(first) == 2
@@ -354,6 +354,16 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
         for _ in range(100):
             os.killpg(study.pid, 0)
             time.sleep(0.1)
+
+
+def test_ctrl_c_while_a_finished_run_is_reported_is_no_error_either(small_study, monkeypatch):
+    class Interrupted(float):
+        def __format__(self, spec):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(evidence, "do", lambda study, job: (job.path, Interrupted()))
+    with pytest.raises(SystemExit, match="Stopped. What is recorded stays"):
+        record(small_study, "--stages", "tune")
 
 
 def test_a_plan_that_was_tuned_in_part_gets_no_rate(small_study):
