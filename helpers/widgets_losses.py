@@ -127,9 +127,12 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
     Points that are no number are left out of the means.
     """
-    half, sizes = window // 2, range(len(values))
-    parts = [values[max(0, i - half): i + half + 1] for i in sizes]
-    return np.array([np.nanmean(part) if np.isfinite(part).any() else np.nan for part in parts])
+    if not len(values):
+        return values
+    is_number, ones, half = np.isfinite(values), np.ones(window), window // 2
+    sums, counts = (np.convolve(points, ones)[half: half + len(values)] for points in (
+        np.where(is_number, values, 0.0), is_number.astype(float)))
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
 
 
 def ends(found: Mapping[str, Sequence[Mapping]], measure: str) -> dict[str, np.ndarray]:

@@ -551,9 +551,11 @@ def executor(n_processes: int):
 def end_with_parent(seconds: float = 1.0) -> None:
     """A worker ends when its study was killed: it would otherwise go on beside the study that resumes.
 
-    Ctrl-C ends it at once; Python's own answer would be an error of this run, and the next one.
+    Ctrl-C ends it at once; Python's own answer would be an error of this run, and the next one. A study that was
+    started in the background ignores Ctrl-C, and so do its workers.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = os.getppid()
 
     def watch() -> None:

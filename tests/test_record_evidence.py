@@ -342,7 +342,8 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
     script.write_text(CTRL_C)
     places = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
     study = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                             env=os.environ | {"PYTHONPATH": places}, start_new_session=True)
+                             env=os.environ | {"PYTHONPATH": places}, start_new_session=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     while len(list(tmp_path.glob("begun-*"))) < 2:
         assert study.poll() is None, study.stderr.read()
         time.sleep(0.1)
@@ -354,6 +355,16 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
         for _ in range(100):
             os.killpg(study.pid, 0)
             time.sleep(0.1)
+
+
+@pytest.mark.parametrize("ignored, code", [(True, 0), (False, -signal.SIGINT)])
+def test_a_worker_ignores_ctrl_c_as_its_study_does_in_the_background(ignored, code):
+    before = "SIG_IGN" if ignored else "SIG_DFL"
+    worker = (f"import os, signal, record_evidence as evidence; signal.signal(signal.SIGINT, signal.{before}); "
+              "evidence.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)")
+    places = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
+    done = subprocess.run([sys.executable, "-c", worker], cwd=ROOT, env=os.environ | {"PYTHONPATH": places})
+    assert done.returncode == code
 
 
 def test_ctrl_c_while_a_finished_run_is_reported_is_no_error_either(small_study, monkeypatch):
