@@ -15,7 +15,7 @@ import pandas as pd
 
 from helpers import plots
 from helpers.comparison import Interval, frontier, loss_difference
-from helpers.decisions import sign_depends
+from helpers.decisions import counts, sign_depends
 from helpers.findings import (
     AUTHORS,
     BOOKS,
@@ -154,16 +154,14 @@ def gap_in_words(text: str, gap: tuple[Interval, float] | None, smallest: float)
     found, share = gap
     word = "less" if found.high < 0 else "more" if found.low > 0 else None
     words = f"the main plan forgot {word} than full training" if word else "the two plans are not told apart"
-    if word and abs(found.mean) < smallest:
+    if word and not counts(found, smallest):
         words += f", by too little to count (less than {smallest:.3f})"
     return f"on {text} {words}: {in_nats(found)}, at {share:.0%} of full training's best gain"
 
 
 def rates(evidence: Evidence) -> Answer | None:
     """Forgetting at the level by rate, from the tuning runs."""
-    rows = [r for r in evidence.rates["table"] if r["forgetting_at_level"] is not None and r["text"] in AUTHORS]
-    panels = {t: {LABELS[p]: {r["rate"]: r["forgetting_at_level"] for r in rows if (r["text"], r["plan"]) == (t, p)}
-                  for p in DECIDING} for t in AUTHORS}
+    panels = {t: {LABELS[p]: evidence.at_level(p, t) for p in DECIDING} for t in AUTHORS}
     if not all(plans[LABELS[FULL]] for plans in panels.values()):
         return None
     at_one_rate = {t: by_rate(evidence, MAIN, FULL, t) for t in AUTHORS}

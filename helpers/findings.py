@@ -78,6 +78,11 @@ class Evidence:
         """The smallest difference in forgetting that counts on a text, nats a token."""
         return self.rates["smallest_forgetting"].get(text, SMALLEST_FORGETTING)
 
+    def at_level(self, plan: str, text: str) -> dict[float, float]:
+        """Rate to forgetting at the level, nats a token: of the tuning runs of a plan that got there."""
+        return {r["rate"]: r["forgetting_at_level"] for r in self.rates["table"]
+                if (r["plan"], r["text"]) == (plan, text) and r["forgetting_at_level"] is not None}
+
     @property
     def has_real_authors(self) -> bool:
         runs = self.both(FULL)
@@ -151,10 +156,8 @@ def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> 
 
 def by_rate(evidence: Evidence, plan: str, other: str, text: str) -> dict[float, float]:
     """D of the tuning runs at each rate at which both plans reach the level."""
-    at = {(r["plan"], r["rate"]): r["forgetting_at_level"] for r in evidence.rates["table"] if r["text"] == text}
-    rates = sorted({rate for _, rate in at})
-    return {r: at[plan, r] - at[other, r] for r in rates
-            if at.get((plan, r)) is not None and at.get((other, r)) is not None}
+    own, others = evidence.at_level(plan, text), evidence.at_level(other, text)
+    return {rate: own[rate] - others[rate] for rate in sorted(own.keys() & others.keys())}
 
 
 def loss_on_plain(evidence: Evidence, plan: str, other: str, text: str) -> Interval | None:

@@ -41,8 +41,7 @@ def how_catastrophic(evidence: Evidence) -> str:
     forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
     if not forgot:
         return f"{MISSING} of full training at the rate that forgets least"
-    elsewhere = [r["forgetting_at_level"] for r in evidence.rates["table"]
-                 if r["plan"] == FULL and r["text"] in AUTHORS and r["forgetting_at_level"] is not None]
+    elsewhere = [f for t in AUTHORS for f in evidence.at_level(FULL, t).values()]
     is_more = elsewhere and max(elsewhere) > max(forgot)
     more = f", and at another rate up to {max(elsewhere):.2f} at the level" if is_more else ""
     return (f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more} (the "
@@ -54,13 +53,10 @@ def at_the_lowest_rate(evidence: Evidence) -> str:
 
     Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
     """
-    reached: dict[tuple, list[float]] = {}
-    for row in evidence.rates["table"]:
-        if row["forgetting_at_level"] is not None:
-            reached.setdefault((row["plan"], row["text"]), []).append(row["rate"])
     chosen = evidence.rates.get("chosen", {})
-    own = {(p, t): rates["keep"] for p in (FULL, MAIN) for t, rates in chosen.get(p, {}).items() if (p, t) in reached}
-    n_lowest = sum(rate == min(reached[key]) for key, rate in own.items())
+    own = [(rates["keep"], reached) for p in (FULL, MAIN) for t, rates in chosen.get(p, {}).items()
+           if (reached := evidence.at_level(p, t))]
+    n_lowest = sum(rate == min(reached) for rate, reached in own)
     return (f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
             "rate might change it" if n_lowest else "")
 

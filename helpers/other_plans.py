@@ -53,5 +53,4 @@ def in_words(evidence: Evidence, plan: str, gap: tuple | None, text: str) -> str
 
 def star(evidence: Evidence, plan: str, text: str) -> str:
     """A star where no rate of a plan got to the level: its runs have the rate that gains most."""
-    at_level = [r["forgetting_at_level"] for r in evidence.rates["table"] if (r["plan"], r["text"]) == (plan, text)]
-    return "" if any(f is not None for f in at_level) else "*"
+    return "" if evidence.at_level(plan, text) else "*"
