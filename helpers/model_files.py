@@ -21,9 +21,10 @@ from transformers.activations import ACT2FN
 from helpers.names import plain_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-MOST_LAYERS = 10_000
+MOST_LAYERS = 500  # the deepest decoders have fewer than 200
 MOST_PARAMETERS = 10**13  # no model of today has so many: a config that says so is damaged
 MOST_BYTES_OF_A_CONFIG = 10**8
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 _POINTER = b"version https://git-lfs"
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation", "afn")
 # The numbers of a packed matrix are not its entries: bitsandbytes, GPTQ, AWQ, and what they keep beside them.
@@ -39,11 +40,20 @@ class ModelError(ValueError):
 # --- the config --------------------------------------------------------------------
 
 
-def require_readable_config(source: str | Path) -> None:
-    """Raise ModelError where a folder's config.json is no JSON object. A hub name passes."""
-    path = Path(source) / "config.json"
-    if path.is_file():
-        _require_object(path, f"The config of '{source}'")
+def require_readable(source: str | Path, names: tuple[str, ...]) -> None:
+    """Raise ModelError where a name can be no folder's, or one of these files in it is no JSON object.
+
+    A hub name passes, and so does a file that is not there.
+    """
+    try:
+        found = [path for path in (Path(source) / name for name in names) if path.is_file()] if str(source) else []
+    except OSError as error:
+        raise ModelError(f"No model at '{str(source)[:60]}…': {error.strerror}. Give a folder that exists, or a hub "
+                         "name.") from error
+    if not str(source).strip("\0 "):
+        raise ModelError("The model's name is empty. Give a folder that exists, or a hub name.")
+    for path in found:
+        _require_object(path, f"{path.name} in '{source}'")
 
 
 def require_config(config, source: str | Path = "") -> None:
@@ -51,14 +61,14 @@ def require_config(config, source: str | Path = "") -> None:
     whose = f"The config of '{source}'" if str(source) else f"This '{config.model_type}' config"
     _require_decoder(config, whose)
     require_size(config, whose)
-    for problem in (_odd_heads, _odd_dropout, _odd_ids, _odd_activation):
+    for problem in (_odd_heads, _odd_number, _odd_ids, _odd_activation):
         found = problem(config)
         if found:
             raise ModelError(f"{whose} cannot be right: {found}. Correct config.json, or get the model again.")
     try:
         shape_of(config)
     except Exception as error:
-        raise ModelError(f"{whose} describes no model that can be built: {first_line(error)}. Correct config.json, "
+        raise ModelError(f"{whose} describes no model that can be built: {in_one_line(error)}. Correct config.json, "
                          "or get the model again.") from error
 
 
@@ -91,8 +101,7 @@ def rough_size(config) -> int:
 
 def n_positions(config) -> int | None:
     """Return the longest input in tokens, or None where the family has no fixed limit."""
-    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
-    found = (getattr(config, name, None) for name in names)
+    found = (getattr(config, name, None) for name in POSITIONS)
     return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
 
 
@@ -117,6 +126,9 @@ def _require_decoder(config, whose: str) -> None:
         more = f" ({', '.join(other)})" if other else ""
         raise ModelError(f"{whose} is of a model of more than a decoder of text ('{config.model_type}'{more}). This "
                          "course trains text decoders: give the text model alone.")
+    if getattr(config, "is_decoder", True) is False and hasattr(config, "add_cross_attention"):
+        raise ModelError(f"{whose} is of an encoder ('{config.model_type}'), which reads in both directions. This "
+                         "course trains decoders: give a causal language model such as GPT-Neo or Llama.")
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ModelError(f"{whose} is of the family '{config.model_type}', which transformers has no causal language "
                          "model for. Give a decoder such as GPT-Neo or Llama.")
@@ -132,10 +144,16 @@ def _odd_heads(config) -> str | None:
     return None
 
 
-def _odd_dropout(config) -> str | None:
-    odd = [(name, value) for name, value in vars(config).items() if name.endswith(("dropout", "pdrop"))
-           and isinstance(value, (int, float)) and not 0 <= value <= 1]
-    return f"{odd[0][0]} is {odd[0][1]}, and a share is from 0 to 1" if odd else None
+def _odd_number(config) -> str | None:
+    numbers = {name: value for name, value in vars(config).items() if isinstance(value, (int, float))}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            return f"{name} is {value}"
+        if name.endswith(("dropout", "pdrop")) and not 0 <= value <= 1:
+            return f"{name} is {value}, and a share is from 0 to 1"
+        if name in POSITIONS and (value == 0 or value < -1):  # -1: without limit
+            return f"{name} is {value}, and a window needs positions"
+    return None
 
 
 def _odd_ids(config) -> str | None:
@@ -247,7 +265,7 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"'{path.parent}' cannot be loaded: {path.name} ({path.stat().st_size:,} bytes) is damaged or "
-                         f"only half downloaded ({first_line(error)}). Download or save the model again.") from error
+                         f"only half downloaded ({in_one_line(error)}). Download or save the model again.") from error
 
 
 def require_real(path: Path) -> None:
@@ -276,7 +294,7 @@ def _require_object(path: Path, whose: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{whose} cannot be loaded: it is no JSON ({first_line(error)}). Get the model "
+        raise ModelError(f"{whose} cannot be loaded: it is no JSON ({in_one_line(error)}). Get the model "
                          "again.") from error
     if not isinstance(found, dict):
         raise ModelError(f"{whose} cannot be loaded: it is {type(found).__name__} where an object {{…}} belongs. Get "
@@ -332,15 +350,15 @@ def _times(shape) -> str:
 # --- words -------------------------------------------------------------------------
 
 
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+def in_one_line(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    return " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__
 
 
 def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
     """Return one line a reader can act on, from whatever transformers raised."""
     folder = Path(str(source))
-    said = first_line(error)
+    said = in_one_line(error)
     if not folder.is_dir():
         if _looks_like_path(str(source)):
             return f"No {part} at '{source}': there is no such folder. Give a folder that exists, or a hub name."
@@ -349,8 +367,10 @@ def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
     if not (folder / "config.json").exists():
         return f"'{source}' is not a model folder: it has no config.json. It holds: {_listing(folder)}."
     if part == "model" and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        return (f"The folder '{source}' has no weights: no {WEIGHTS} file. It holds: {_listing(folder)}. "
-                "Save the model again with save_pretrained.")
+        half = [path.name for path in folder.iterdir() if path.suffix in (".incomplete", ".part", ".crdownload")]
+        advice = (f"{half[0]} is a download that did not end: download the model again." if half else
+                  "Save the model again with save_pretrained.")
+        return f"The folder '{source}' has no weights: no {WEIGHTS} file. It holds: {_listing(folder)}. {advice}"
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return (f"The folder '{source}' cannot be loaded as a {part}: it asks to run code of its own, and this course "
                 "runs no code from a model folder. Give a family that transformers knows.")

@@ -28,8 +28,7 @@ from helpers.model_files import (
     require_fit,
     require_loaded,
     require_memory,
-    require_readable_config,
-    require_real,
+    require_readable,
     require_size,
     rough_size,
     shape_of,
@@ -45,6 +44,8 @@ __all__ = ["ModelError", "attention_for", "build_model", "build_on_meta", "choos
 
 transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json")
 LARGE = 10**8  # parameters from which a model's memory is looked at before it is built
 
 
@@ -144,12 +145,13 @@ def load_config(source: str | Path):
     Raises:
         ModelError: the folder or name holds no config that transformers knows, or one that cannot be right.
     """
-    require_readable_config(source)
-    try:
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(why_not(source, error, part="config")) from error
-    require_config(config, source)
+    require_readable(source, ("config.json",))
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(why_not(source, error, part="config")) from error
+        require_config(config, source)
     return config
 
 
@@ -173,6 +175,7 @@ def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtyp
     config = load_config(source)
     if config.model_type == "gpt_neo" and config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, one fused kernel
+    require_readable(source, ("generation_config.json",))
     stored = require_files(source)
     require_fit(shape_of(config), stored, source)
     options = {"config": config, "dtype": dtype, "attn_implementation": attention_for(config.model_type, attention),
@@ -214,13 +217,10 @@ def load_tokenizer(source: str | Path):
         ModelError: the source has no tokenizer files, damaged ones, or more tokens than the model has rows for.
     """
     folder = Path(source)
+    require_readable(source, TOKENIZER_FILES)
     try:
-        for path in folder.glob("*.json") if folder.is_dir() else ():
-            require_real(path)
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         n_tokens, most = len(tokenizer), max(tokenizer.get_vocab().values(), default=0)
-    except ModelError:
-        raise
     except Exception as error:
         raise ModelError(why_not(source, error, part="tokenizer")) from error
     if n_tokens < 2:  # transformers makes an empty one where the files are missing
