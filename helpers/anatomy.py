@@ -29,7 +29,7 @@ _CONTAINERS = dict.fromkeys(
      "temporal_block", "conv", "mlstm_layer"), ("attention",))
 _CONTAINERS |= dict.fromkeys(
     ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "mlps", "mlp_block", "shared_mlp"), ("mlp",))
-_CONTAINERS["mixer"] = ("attention", "mlp")  # Nemotron-H names every kind of layer so
+_CONTAINERS["mixer"] = ("mlp", "attention")  # Nemotron-H names every kind of layer so
 
 # role -> part -> the modules that carry it in the families that transformers has
 _PARTS = {

@@ -112,7 +112,8 @@ class FreezePlan:
             rows.append(LedgerRow(role, len(entries), n, n_trainable, n / anatomy.n_parameters))
         ties = tuple(f"{', '.join(e.aliases)} is {e.name}: one tensor, counted once, "
                      f"{'trainable' if e.name in names else 'frozen'} as one" for e in anatomy.entries if e.aliases)
-        heads = [e for e in anatomy.entries if e.role == "head" and len(e.shape) > 1]
+        vocabulary = {e.shape[0] for e in anatomy.entries if e.role == "token_embedding"}
+        heads = [e for e in anatomy.entries if e.role == "head" and len(e.shape) > 1 and e.shape[0] in vocabulary]
         return Ledger(self, tuple(rows), ties + tuple(_of_the_head(e, e.name in names, anatomy) for e in heads))
 
     def explain(self, model: nn.Module, roles: dict[str, str] | None = None) -> Ledger:
