@@ -40,6 +40,9 @@ from helpers.names import named_parameters
 
 FORMAT = 1
 FILE_NAME = "delta.safetensors"
+_FIELDS = {"plan": dict, "plan.way": str, "plan.selectors": list, "roles": (dict, type(None)), "counts": dict,
+           "n_parameters": int, "base": dict, "base.model_type": str, "base.weight_hash": str, "base.config": dict,
+           "base.tensors": dict, "tokenizer": (str, type(None)), "tuned_hash": str, "tensors": dict}
 
 
 class DeltaError(RuntimeError):
@@ -190,6 +193,12 @@ def read_delta(path: str | Path) -> Delta:
 
 def _delta(record: dict, tensors: dict[str, torch.Tensor], place: Path) -> Delta:
     """The delta of a verified record, each tensor checked against its hash."""
+    for path, wanted in _FIELDS.items():
+        part = record
+        for name in path.split("."):
+            part = part[name]
+        if not isinstance(part, wanted):
+            raise TypeError(f"'{path}' is {type(part).__name__}")
     names = tensors.keys() | record["tensors"].keys()
     changed = [n for n in sorted(names) if n not in tensors or tensor_hash(tensors[n]) != record["tensors"].get(n)]
     if changed:

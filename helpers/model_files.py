@@ -105,8 +105,13 @@ def n_positions(config) -> int | None:
     return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0), None)
 
 
+def _field(config, name: str):
+    """A config's own field; some families know it under another name, some compute others from it."""
+    return vars(config).get(config.attribute_map.get(name, name))
+
+
 def _number(config, name: str) -> int:
-    value = getattr(config, name, None)
+    value = _field(config, name)
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
@@ -137,7 +142,7 @@ def _require_decoder(config, whose: str) -> None:
 def _odd_heads(config) -> str | None:
     width, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
     groups = _number(config, "num_key_value_heads")
-    if width and heads and width % heads and getattr(config, "head_dim", None) is None:
+    if width and heads and width % heads and _field(config, "head_dim") is None:
         return f"{heads} heads do not divide the width {width}"
     if heads and groups and heads % groups:
         return f"{groups} key/value heads do not divide {heads} heads"
@@ -159,7 +164,7 @@ def _odd_number(config) -> str | None:
 def _odd_ids(config) -> str | None:
     rows = _number(config, "vocab_size")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name, None)
+        value = _field(config, name)
         least = -1 if name == "pad_token_id" else 0  # -1: "no padding", in old Llama configs
         for token in value if isinstance(value, (list, tuple)) else [value]:
             if token is None or not rows:
@@ -171,7 +176,7 @@ def _odd_ids(config) -> str | None:
 
 def _odd_activation(config) -> str | None:
     for name in _ACTIVATIONS:
-        value = getattr(config, name, None)
+        value = _field(config, name)
         if isinstance(value, str) and value not in ACT2FN and config.model_type not in ("openai-gpt",):
             return f"the activation '{value}' ({name}) is not known"
     return None
@@ -191,8 +196,7 @@ def require_files(source: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     if not folder.is_dir():
         return {}
     if (folder / "adapter_config.json").exists():
-        raise ModelError(f"'{source}' holds a PEFT adapter (adapter_config.json), which is not a whole model. Merge it "
-                         "into its base, save that with save_pretrained, and give that folder.")
+        raise ModelError(why_not(source, OSError("an adapter")))
     stored: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in weight_files(folder):
         stored |= _header(path)
@@ -364,6 +368,9 @@ def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
             return f"No {part} at '{source}': there is no such folder. Give a folder that exists, or a hub name."
         return (f"Cannot get the {part} '{source}' from the model hub ({said}). Check the name and the "
                 "connection, or use COURSE_PROFILE=tiny, which needs no network.")
+    if (folder / "adapter_config.json").exists():
+        return (f"'{source}' holds a PEFT adapter (adapter_config.json), which is not a whole model. Merge it into its "
+                "base, save that with save_pretrained, and give that folder.")
     if not (folder / "config.json").exists():
         return f"'{source}' is not a model folder: it has no config.json. It holds: {_listing(folder)}."
     if part == "model" and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):

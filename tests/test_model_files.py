@@ -115,6 +115,8 @@ def test_a_model_saved_with_lora_inside_is_refused_by_name(folder):
 def test_a_peft_adapter_is_refused_as_one(folder):
     (folder / "adapter_config.json").write_text("{}")
     assert "PEFT adapter" in refusal(load_model, folder)
+    (folder / "config.json").unlink()
+    assert "PEFT adapter" in refusal(load_model, folder)
 
 
 # --- files -------------------------------------------------------------------------
