@@ -410,7 +410,7 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
         saved(tmp_path / "file" / "run")
 
 
-def rewritten(place, change, **tensors):
+def signed_again(place, change, **tensors):
     """A delta file whose record and tensors were changed, and whose hashes fit all the same."""
     with safe_open(place, framework="pt") as file:
         record = json.loads(file.metadata()["delta"])
@@ -426,7 +426,7 @@ def rewritten(place, change, **tensors):
                          ids=["shape", "broadcast", "values", "type"])
 def test_a_delta_whose_hash_fits_and_whose_content_does_not_leaves_the_base_as_it_was(tmp_path, tensor):
     place, _, base = saved(tmp_path, plan=FreezePlan.only("norms"))
-    rewritten(place, lambda record: None, **{"transformer.ln_f.bias": tensor})
+    signed_again(place, lambda record: None, **{"transformer.ln_f.bias": tensor})
     before = weight_hash(base)
     with pytest.raises(DeltaError):
         load_delta(place, base, in_place=True)
@@ -440,7 +440,7 @@ def test_a_delta_whose_hash_fits_and_whose_content_does_not_leaves_the_base_as_i
     lambda r: r["base"].update(tensors=[1]), lambda r: r["base"].update(config="x"), lambda r: r.update(roles=[1])])
 def test_a_record_that_lacks_what_a_delta_needs_is_refused(tmp_path, change):
     place, _, base = saved(tmp_path, plan=FreezePlan.only("norms"))
-    rewritten(place, change)
+    signed_again(place, change)
     before = weight_hash(base)
     with pytest.raises(DeltaError):
         load_delta(place, base, in_place=True)
