@@ -3,6 +3,9 @@
 Names are read component by component ("attn", "c_proj"), never as substrings:
 GPT-2's ``c_proj`` is attention inside ``attn`` and MLP inside ``mlp``, and an
 "embed" rule would miss GPT-Neo's ``wte``. A name that no rule knows is an error.
+
+Roles go by what a tensor does for the stream of vectors. So the role "attention" is held by all that mixes
+positions: in Mamba, RWKV and the hybrids the recurrent or convolutional mixer stands in attention's place.
 """
 
 from __future__ import annotations
@@ -14,40 +17,65 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 
 import pandas as pd
+import torch
 from torch import nn
+
+from helpers.names import named_parameters
 
 ROLES = ("attention", "mlp", "norm", "token_embedding", "position_embedding", "head")
 
-_CONTAINERS = dict.fromkeys(("attn", "attention", "self_attn", "self_attention"), "attention")
-_CONTAINERS |= dict.fromkeys(("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe"), "mlp")
+_CONTAINERS = dict.fromkeys(
+    ("attn", "attention", "self_attn", "self_attention", "self_att", "multi_head_attention", "linear_attn", "mamba",
+     "temporal_block", "conv", "mlstm_layer"), ("attention",))
+_CONTAINERS |= dict.fromkeys(
+    ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "mlps", "mlp_block", "shared_mlp"), ("mlp",))
+_CONTAINERS["mixer"] = ("mlp", "attention")  # Nemotron-H names every kind of layer so
 
 # role -> part -> the modules that carry it in the families that transformers has
 _PARTS = {
     "attention": {
-        "q": "q_proj q_a_proj q_b_proj", "k": "k_proj", "v": "v_proj",
+        "q": "q_proj q_a_proj q_b_proj Wq query project_q q", "k": "k_proj Wk key project_k k",
+        "v": "v_proj Wv value project_v v",
         "qkv": "c_attn query_key_value qkv_proj Wqkv",
-        "kv": "kv_a_proj_with_mqa kv_b_proj",
-        "attention-out": "out_proj o_proj c_proj dense",
+        "kv": "kv_a_proj_with_mqa kv_b_proj kv_proj",
+        "attention-out": "out_proj o_proj c_proj dense output Wo attention_out linear_out output_linear",
         "sinks": "sinks",
+        "attention-gate": "gate gate_proj q_gate_proj output_gate lambda_q1 lambda_k1 lambda_q2 lambda_k2",
+        "indexer": "wq_b wk weights_proj",  # sparse attention: which positions to look at
+        # state-space, recurrent and convolutional mixers, and linear attention
+        "mixer": "in_proj x_proj dt_proj conv1d conv_1d conv A_log A D dt a_proj b_proj g_proj "
+                 "g_a_proj g_b_proj f_proj f_a_proj f_b_proj in_proj_a in_proj_b in_proj_ba in_proj_z "
+                 "in_proj_qkv in_proj_qkvz linear_x linear_y input_gate recurrent_gate recurrent_param "
+                 "fgate_preact igate_preact ogate_preact time_decay time_first time_mix_key "
+                 "time_mix_value time_mix_receptance receptance",
     },
     "mlp": {
-        "mlp-in": "c_fc fc1 fc_in up_proj dense_h_to_4h w3 gate_up_proj",
-        "mlp-gate": "gate_proj w1",
-        "mlp-out": "c_proj fc2 fc_out down_proj dense_4h_to_h w2",
-        "router": "gate router shared_expert_gate",
+        "mlp-in": "c_fc fc1 fc_in up_proj dense_h_to_4h w3 gate_up_proj Wi w_1 proj_up input_linear key "
+                  "gate_up_proj_adapter_list",
+        "mlp-gate": "gate_proj w1 w_0 proj_up_gate receptance time_mix_key time_mix_receptance",
+        "mlp-out": "c_proj fc2 fc_out down_proj dense_4h_to_h w2 Wo w_out proj_down output_linear value",
+        "activation": "alpha_p alpha_n",
+        "router": "gate router shared_expert_gate expert e_score_correction",
     },
 }
 _INSIDE = {(role, module): part for role, parts in _PARTS.items()
            for part, modules in parts.items() for module in modules.split()}
-_BARE = {"fc1": ("mlp", "mlp-in"), "fc2": ("mlp", "mlp-out")}  # OPT's MLP has no module of its own
+_BARE = {"fc1": ("mlp", "mlp-in"), "fc2": ("mlp", "mlp-out"),  # OPT's MLP has no module of its own
+         "mlp": ("mlp", "mlp-out"),  # JetMoe's bias after its experts
+         "linear": ("attention", "mixer"),  # Zamba's way from its shared block into a layer
+         "input_residual": ("norm", "norm"), "post_attention_residual": ("norm", "norm")}  # Doge's scales
+_THROUGH = ("linear", "layer", "classifier")  # wrap a layer and say nothing of its role
 _OUTSIDE = {
-    **dict.fromkeys(("wte", "embed_tokens", "embed_in", "word_embeddings"), ("token_embedding", "token")),
-    **dict.fromkeys(("wpe", "embed_positions", "position_embeddings"), ("position_embedding", "position")),
-    **dict.fromkeys(("lm_head", "embed_out", "output_projection"), ("head", "head")),
+    **dict.fromkeys(("wte", "embed_tokens", "embed_in", "word_embeddings", "tokens_embed", "embeddings",
+                     "input_embedding"), ("token_embedding", "token")),
+    **dict.fromkeys(("wpe", "embed_positions", "position_embeddings", "positions_embed"),
+                    ("position_embedding", "position")),
+    **dict.fromkeys(("lm_head", "embed_out", "output_projection", "head"), ("head", "head")),
     # OPT-350m keeps its token vectors narrower than its blocks.
     "project_in": ("token_embedding", "token"), "project_out": ("head", "head"),
 }
-_NORM = re.compile(r"(\w+_)?(ln|norm|layernorm)(_?\d+|_f|_attn|_mlp)?")  # ln_1, q_norm, post_attention_layernorm
+# ln_1, q_norm, post_attention_layernorm
+_NORM = re.compile(r"(\w+_)?(ln|norm|layernorm)(_?\d+|_f|_attn|_mlp|_ffn|_mlstm|_out|_before_\w+)?")
 _DEFAULT_PART = {"attention": "attention", "mlp": "mlp", "norm": "norm", "token_embedding": "token",
                  "position_embedding": "position", "head": "head"}
 
@@ -61,12 +89,12 @@ class Entry:
     """One parameter tensor of a model.
 
     Attributes:
-        name: as in ``model.named_parameters()``.
+        name: as in ``model.named_parameters()``, without what a wrapper added (`names.plain_name`).
         role: one of `ROLES`.
         layer: index of its block, or None outside the blocks.
-        part: finer than the role: "q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate",
-            "mlp-out", "norm", "token", "position", "head"; weight and bias share it. "lora" for the
-            two factors that `helpers.lora` adds to a layer, whose role they take.
+        part: finer than the role: "q", "k", "v", "qkv", "attention-out", "mixer", "mlp-in", "mlp-gate",
+            "mlp-out", "router", "norm", "token", "position", "head"; weight and bias share it. "lora" for
+            the two factors that `helpers.lora` adds to a layer, whose role they take.
         aliases: other names of the same tensor, such as a tied "lm_head.weight".
         tied_head: True for a token embedding that is the output head as well.
     """
@@ -141,9 +169,11 @@ def anatomy(model: nn.Module, roles: dict[str, str] | None = None) -> Anatomy:
 
     Raises:
         AnatomyError: a parameter without a role, a pattern that matches nothing,
-            two patterns that disagree, or a role that does not exist.
+            two patterns that disagree, a role that does not exist, or a packed tensor, whose
+            numbers are not the matrix's.
     """
     tensors = _names_by_tensor(model)
+    _require_unpacked(tensors)
     given = _given_roles(roles or {}, [name for names, _ in tensors for name in names])
     pairs = {name: given.get(name) or _known(name) for names, _ in tensors for name in names}
     unknown = [name for name, pair in pairs.items() if pair is None]
@@ -177,9 +207,19 @@ def _match(pattern: list[str], parts: list[str]) -> bool:
 def _names_by_tensor(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
     """Each tensor once, with all its names. By identity: equal values do not tie two tensors."""
     found: dict[int, tuple[list[str], nn.Parameter]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(model, every_name=True):
         found.setdefault(id(parameter), ([], parameter))[0].append(name)
     return list(found.values())
+
+
+def _require_unpacked(tensors: list[tuple[list[str], nn.Parameter]]) -> None:
+    """Raise AnatomyError where one stored number stands for several, or a part of one: counts would be wrong."""
+    packed = [names[0] for names, p in tensors if hasattr(p, "quant_state")
+              or not (p.is_floating_point() or p.is_complex() or p.dtype in (torch.int8, torch.bool))]
+    if packed:
+        more = f" and {len(packed) - 3} more" if len(packed) > 3 else ""
+        raise AnatomyError(f"{len(packed)} tensors are packed (quantised) and cannot be counted by what is stored: "
+                           f"{', '.join(packed[:3])}{more}. Load the model in float32, float16 or bfloat16.")
 
 
 def _layer(name: str) -> int | None:
@@ -195,16 +235,29 @@ def _known(name: str) -> tuple[str, str] | None:
         return known and (known[0], "lora")
     if parts[-1] in ("weight", "bias"):
         parts = parts[:-1]
-    module = parts[-1].removesuffix("_bias") if parts else ""
+    found = _of_module(parts, _layer(name) is None)
+    while found is None and len(parts) > 1 and (parts[-1] in _THROUGH or parts[-1].isdigit()):
+        parts = parts[:-1]  # "q_proj.linear" is q_proj, "input_layernorm.0" a norm
+        found = _of_module(parts, _layer(name) is None)
+    return found
+
+
+def _of_module(parts: list[str], outside: bool) -> tuple[str, str] | None:
+    """(role, part) of a module by its path, or None."""
+    module = parts[-1].removesuffix("_bias").removesuffix("_weight") if parts else ""
     if _NORM.fullmatch(module):
         return "norm", "norm"
-    if _layer(name) is None:
+    if outside:
         return _OUTSIDE.get(module)
-    container = next((_CONTAINERS[c] for c in reversed(parts[:-1]) if c in _CONTAINERS), None)
-    if container is None:
+    at = next((i for i in reversed(range(len(parts) - 1)) if parts[i] in _CONTAINERS), None)
+    if at is None:
         return _BARE.get(module)
-    part = _INSIDE.get((container, module))
-    return (container, part) if part else None
+    for role in _CONTAINERS[parts[at]]:
+        part = _INSIDE.get((role, module))
+        if part:
+            return role, part
+    inside_a_router = "mlp" in _CONTAINERS[parts[at]] and {"gate", "router"} & set(parts[at + 1:-1])
+    return ("mlp", "router") if inside_a_router else None
 
 
 def _entry(names: list[str], parameter: nn.Parameter, pairs: set[tuple[str, str]]) -> Entry:

@@ -11,6 +11,7 @@ from torch import nn
 from helpers.checkpoints import record_hash
 from helpers.freezing import tensor_hash
 from helpers.models import weight_hash
+from helpers.names import named_parameters, plain_name, unwrapped
 
 # Config fields that change neither the weights nor what the model computes from them.
 _NO_MATTER = frozenset((
@@ -37,8 +38,9 @@ class BaseRecord:
 
 def base_record(model: nn.Module) -> BaseRecord:
     """Write down a base model before it is trained: a few kilobytes of hashes."""
-    fields = json.loads(model.config.to_json_string(use_diff=False))
-    return BaseRecord(model.config.model_type, weight_hash(model), _relevant(fields),
+    config = unwrapped(model).config
+    fields = json.loads(config.to_json_string(use_diff=False))
+    return BaseRecord(config.model_type, weight_hash(model), _relevant(fields),
                       {name: fingerprint(t) for name, t in stored_tensors(model).items()})
 
 
@@ -74,9 +76,10 @@ def tokenizer_hash(tokenizer) -> str:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, a tied one once, and the buffers that are saved with a model."""
-    every_name = dict(model.named_parameters(remove_duplicate=False))
-    return dict(model.named_parameters()) | {n: t for n, t in model.state_dict().items() if n not in every_name}
+    """Return parameters, a tied one once, and the buffers that are saved with a model, by plain names."""
+    every_name = dict(named_parameters(model, every_name=True))
+    stored = {plain_name(name): tensor for name, tensor in model.state_dict().items()}
+    return dict(named_parameters(model)) | {n: t for n, t in stored.items() if n not in every_name}
 
 
 def fingerprint(tensor: torch.Tensor) -> str:

@@ -20,9 +20,11 @@ from transformers import masking_utils
 from helpers.freezing import FreezePlan
 from helpers.losses import next_token_loss
 from helpers.meter import KINDS, Flops, StepMeter
+from helpers.model_files import require_config
 from helpers.models import build_model, enable_checkpointing, n_positions
 
 MIB = 2**20
+MOST_WINDOWS = 1024  # held in memory at a time; the loss walks them one by one, also without numbers
 
 
 class BudgetError(ValueError):
@@ -99,12 +101,13 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
             ``flops.backward_input``.
 
     Raises:
-        BudgetError: batch or length below what a step needs, a length over the model's
-            positions, an unknown loss, optimizer or dtype, or a model whose shapes depend on the
-            text (a mixture of experts).
+        BudgetError: batch or length below what a step needs, more windows at a time than any machine
+            holds, a length over the model's positions, an unknown loss, optimizer or dtype, or a
+            model whose shapes depend on the text (a mixture of experts).
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
     """
     check_step(config, batch, length, dtype, loss, optimizer)
+    require_config(config)
     with FakeTensorMode(), _never_packed():
         model = _build(config, attention)
         plan.apply(model, roles)
@@ -148,6 +151,9 @@ def check_step(config, batch: int, length: int, dtype: torch.dtype, loss: str, o
     for name, value, least in (("batch", batch, 1), ("length", length, 2)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BudgetError(f"The {name} must be a whole number of at least {least}; found {value!r}.")
+    if batch > MOST_WINDOWS:
+        raise BudgetError(f"A batch of {batch:,} windows at a time is more than this budget can walk ({MOST_WINDOWS:,} "
+                          "at most). Give the number that is in memory at a time: the micro-batch.")
     limit = n_positions(config)
     if limit is not None and length > limit:
         raise BudgetError(f"A window of {length} tokens does not fit: the model has {limit} positions. "

@@ -35,10 +35,14 @@ from helpers.bases import (
 )
 from helpers.checkpoints import record_hash, write_tensors
 from helpers.freezing import FreezePlan, tensor_hash
-from helpers.models import weight_hash
+from helpers.models import tensors_hash, weight_hash
+from helpers.names import named_parameters
 
 FORMAT = 1
 FILE_NAME = "delta.safetensors"
+_FIELDS = {"plan": dict, "plan.way": str, "plan.selectors": list, "roles": (dict, type(None)), "counts": dict,
+           "n_parameters": int, "base": dict, "base.model_type": str, "base.weight_hash": str, "base.config": dict,
+           "base.tensors": dict, "tokenizer": (str, type(None)), "tuned_hash": str, "tensors": dict}
 
 
 class DeltaError(RuntimeError):
@@ -82,7 +86,7 @@ def save_delta(model: nn.Module, plan: FreezePlan, base: nn.Module | BaseRecord,
     base = base if isinstance(base, BaseRecord) else base_record(base)
     ledger, names = plan.explain(model, roles), plan.trainable_names(anatomy(model, roles))
     _require_frozen(model, plan, names, base)
-    tensors = {name: p.detach() for name, p in model.named_parameters() if name in names}
+    tensors = {name: p.detach() for name, p in named_parameters(model) if name in names}
     record = {
         "format": FORMAT, "plan": asdict(plan), "flag": plan.flag, "roles": roles,
         "counts": {row.role: row.n_trainable for row in ledger.rows if row.n_trainable},
@@ -146,13 +150,20 @@ def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_pl
     if tokenizer is not None and delta.tokenizer not in (None, tokenizer_hash(tokenizer)):
         raise DeltaError(f"The delta '{place}' was trained with another tokenizer (hash {delta.tokenizer[:12]}…, "
                          f"this one {tokenizer_hash(tokenizer)[:12]}…). Load the base's own tokenizer.")
+    own = dict(named_parameters(base_model))
+    unlike = [f"{name} is {kind(t)}, in the model {kind(own[name])}" for name, t in delta.tensors.items()
+              if kind(t) != kind(own[name])]
+    if unlike:
+        raise DeltaError(f"The delta '{place}' does not fit its base: {some(unlike)}. Save it again from the trained "
+                         "model.")
+    if tensors_hash(list((own | delta.tensors).items())) != delta.tuned_hash:
+        raise DeltaError(f"The delta '{place}' gives other weights than were saved. Save it again from the trained "
+                         "model.")
     model = base_model if in_place else copy.deepcopy(base_model)
+    own = dict(named_parameters(model))
     with torch.no_grad():
         for name, tensor in delta.tensors.items():
-            model.get_parameter(name).copy_(tensor)
-    if weight_hash(model) != delta.tuned_hash:
-        raise DeltaError(f"The delta '{place}' gave other weights than were saved. Save it again from the trained "
-                         "model.")
+            own[name].copy_(tensor)
     return model
 
 
@@ -173,6 +184,21 @@ def read_delta(path: str | Path) -> Delta:
         raise DeltaError(f"'{place}' cannot be read: {error}. It was cut short or changed, or it is no safetensors "
                          "file: copy or save it again.") from error
     record = _verified(header, place)
+    try:
+        return _delta(record, tensors, place)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DeltaError(f"'{place}' holds no delta that can be read: its record fits its hash, but lacks what a delta "
+                         f"needs ({type(error).__name__}: {error}). Save it again from the trained model.") from error
+
+
+def _delta(record: dict, tensors: dict[str, torch.Tensor], place: Path) -> Delta:
+    """The delta of a verified record, each tensor checked against its hash."""
+    for path, wanted in _FIELDS.items():
+        part = record
+        for name in path.split("."):
+            part = part[name]
+        if not isinstance(part, wanted):
+            raise TypeError(f"'{path}' is {type(part).__name__}")
     names = tensors.keys() | record["tensors"].keys()
     changed = [n for n in sorted(names) if n not in tensors or tensor_hash(tensors[n]) != record["tensors"].get(n)]
     if changed:
@@ -197,8 +223,8 @@ def _verified(header: dict[str, str], place: Path) -> dict:
     if own != record_hash(record):
         raise DeltaError(f"'{place}' was damaged or edited: its record does not fit its own hash. Copy or save it "
                          "again.")
-    if record["format"] != FORMAT:
-        raise DeltaError(f"'{place}' has format version {record['format']}; this course reads {FORMAT}. Use the "
+    if record.get("format") != FORMAT:
+        raise DeltaError(f"'{place}' has format version {record.get('format')}; this course reads {FORMAT}. Use the "
                          "version of the course that wrote it, or save it again.")
     return record
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from helpers.anatomy import anatomy
 from helpers.models import tensor_bytes
+from helpers.names import computed_buffers, named_buffers, named_modules, named_parameters
 from helpers.plans import COURSE_PLANS, FreezePlan, Ledger, LedgerRow, undo
 from helpers.selectors import PlanError
 
@@ -31,11 +32,21 @@ class FreezingError(AssertionError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model before training: a hash of each parameter and buffer, what was frozen, and each one's rate."""
+    """A model before training, by plain names (`helpers.names`).
+
+    Attributes:
+        hashes: of each parameter and buffer.
+        frozen: the parameters that were frozen.
+        rates: learning rate of each parameter that an optimizer held.
+        kinds: type and shape of each parameter and buffer.
+        ties: name to all names of a tensor, where it has several.
+    """
 
     hashes: dict[str, str]
     frozen: frozenset[str]
     rates: dict[str, float]
+    kinds: dict[str, str] = field(default_factory=dict)
+    ties: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,10 +85,12 @@ def snapshot(model: nn.Module, optimizer=None) -> Snapshot:
         optimizer: one or several, to remember the learning rates as they are now.
     """
     held = _held(optimizer)
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     rates = {name: float(held[id(p)][0]["lr"]) for name, p in parameters.items() if id(p) in held}
-    hashes = {name: tensor_hash(t) for name, t in (parameters | dict(model.named_buffers())).items()}
-    return Snapshot(hashes, frozenset(n for n, p in parameters.items() if not p.requires_grad), rates)
+    tensors = parameters | dict(named_buffers(model))
+    return Snapshot({name: tensor_hash(t) for name, t in tensors.items()},
+                    frozenset(n for n, p in parameters.items() if not p.requires_grad), rates,
+                    {name: _kind(t) for name, t in tensors.items()}, _ties(model))
 
 
 def freezing_proof(before: Snapshot, model: nn.Module, optimizer=None, plan: FreezePlan | None = None,
@@ -86,22 +99,30 @@ def freezing_proof(before: Snapshot, model: nn.Module, optimizer=None, plan: Fre
 
     Every frozen tensor and buffer must be bit-identical, without gradient, and unknown to the
     optimizer. Every trainable one that had a nonzero gradient and rate must have moved; the
-    gradient is known from ``.grad`` or from the optimizer's state.
+    gradient is known from ``.grad`` or from the optimizer's state. One that moved must be held by the
+    optimizer, where one is given, and no tensor may have got another type, shape or tie. A table that a
+    model grows or recomputes as it needs it (a cache of positions) is no weight and is left out.
 
     Args:
         optimizer: the one used, or several, wrapped by accelerate or not.
         plan: where given, what is frozen must be exactly what this plan freezes.
         roles: as for `anatomy`, only needed with a plan.
     """
-    held, parameters = _held(optimizer), dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
+    held, parameters = _held(optimizer), dict(named_parameters(model))
+    caches = _caches(before, model)
+    buffers = {name: tensor for name, tensor in named_buffers(model) if name not in caches}
     frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
     trainable = {name: p for name, p in parameters.items() if p.requires_grad}
     moved = {n for n, t in (parameters | buffers).items() if tensor_hash(t) != before.hashes.get(n)}
-    problems = [*_changed_names(before, parameters | buffers), *_changed_flags(before, model, plan, roles)]
+    problems = [*_changed_names(before, parameters | buffers, caches), *_changed_ties(before, model),
+                *_changed_kinds(before, trainable), *_changed_flags(before, model, plan, roles)]
     for name, tensor in (frozen | buffers).items():
         kind = "frozen" if name in frozen else "a buffer"
         problems += _moved_or_held(f"{name} is {kind} but", tensor, name in moved and name in before.hashes, held)
+    if optimizer is not None:
+        problems += [f"{name} is trainable and changed, but no optimizer holds it: it was replaced after the optimizer "
+                     "was built, or other code changed it" for name, p in trainable.items()
+                     if name in moved and name in before.hashes and id(p) not in held]
     notes = []
     for name in (n for n in trainable if n not in moved):
         reason, is_wrong = _why_unmoved(name, trainable[name], before, held, optimizer is not None)
@@ -124,22 +145,56 @@ def _held(optimizer) -> dict[int, tuple[dict, dict]]:
             for group in one.param_groups for p in group["params"]}
 
 
-def _changed_names(before: Snapshot, tensors: dict[str, torch.Tensor]) -> list[str]:
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))}"
+
+
+def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The first name of each tensor that has several, to all of them."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in named_parameters(model, every_name=True):
+        names.setdefault(id(parameter), []).append(name)
+    return {several[0]: tuple(several) for several in names.values() if len(several) > 1}
+
+
+def _caches(before: Snapshot, model: nn.Module) -> frozenset[str]:
+    """Buffers that the model computes itself and computed anew: grown, dropped, or frequencies set for a length."""
+    found, computed = dict(named_buffers(model)), computed_buffers(model)
+    gone = {name for name in before.kinds if name in computed and name not in found}
+    return frozenset(gone | {name for name, tensor in found.items() if name in computed and (
+        before.kinds.get(name) != _kind(tensor) or name.endswith("inv_freq"))})
+
+
+def _changed_ties(before: Snapshot, model: nn.Module) -> list[str]:
+    """Tensors that share their memory with others than before, under names that are all still there."""
+    now = _ties(model)
+    return [f"{name} was one tensor with {', '.join(before.ties.get(name, (name, 'none'))[1:])} at the snapshot and is "
+            f"one with {', '.join(now.get(name, (name, 'none'))[1:])} now" for name in sorted(before.ties.keys() | now)
+            if before.ties.get(name) != now.get(name) and name in before.hashes]
+
+
+def _changed_kinds(before: Snapshot, trainable: dict[str, torch.Tensor]) -> list[str]:
+    """Trainable tensors of another type or shape: replaced, which no optimizer's step does."""
+    return [f"{name} is trainable and was {before.kinds[name]} at the snapshot, {_kind(p)} now: a step changes neither "
+            "type nor shape" for name, p in trainable.items() if before.kinds.get(name, _kind(p)) != _kind(p)]
+
+
+def _changed_names(before: Snapshot, tensors: dict[str, torch.Tensor], caches: frozenset[str]) -> list[str]:
     """Tensors that came or went: a head that lost its tie shows here."""
     return [f"{name} is {'new' if name in tensors else 'gone'} since the snapshot: was a tie made or broken?"
-            for name in sorted(tensors.keys() ^ before.hashes.keys())]
+            for name in sorted((tensors.keys() ^ before.hashes.keys()) - caches)]
 
 
 def _changed_flags(before: Snapshot, model: nn.Module, plan: FreezePlan | None, roles) -> list[str]:
     """Parameters that train although the plan, or the snapshot, has them frozen; and the reverse."""
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    flags = {name: p.requires_grad for name, p in named_parameters(model)}
     problems = [f"{name} was frozen at the snapshot and is trainable now" for name in flags
                 if flags[name] and name in before.frozen]
     if plan is not None:
         wanted = plan.trainable_names(anatomy(model, roles))
         problems += [f"{name} is {'trainable' if flag else 'frozen'}, against the plan {plan.code}"
                      for name, flag in flags.items() if flag != (name in wanted)]
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         if vars(module).get("requires_grad") is False and any(p.requires_grad for p in module.parameters()):
             problems.append(f"{name or 'model'}.requires_grad = False set a module's plain attribute and froze "
                             "nothing: call requires_grad_(False)")

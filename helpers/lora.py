@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError
@@ -20,7 +19,8 @@ from torch import nn
 from helpers.anatomy import Anatomy, Entry, anatomy
 from helpers.checkpoints import file_hash, read_record, record_hash, write_json, write_tensors
 from helpers.freezing import FreezePlan
-from helpers.models import build_on_meta, weight_hash
+from helpers.models import build_on_meta, tensors_hash
+from helpers.names import named_modules, named_parameters
 from helpers.selectors import parse_selectors, select
 
 FORMAT = 1
@@ -104,8 +104,9 @@ def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0)
     layers = {entry.name.removesuffix(".weight"): _linear(model, entry, rank, alpha) for entry in entries}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for name, linear in layers.items():
-            _replace(model, name, LoRALinear(linear, rank, alpha))
+        made = {name: LoRALinear(linear, rank, alpha) for name, linear in layers.items()}
+    for name, layer in made.items():
+        _replace(model, name, layer)
     return list(layers)
 
 
@@ -115,7 +116,7 @@ def layers_of(model: nn.Module) -> dict[str, LoRALinear]:
     Raises:
         LoraError: it has none.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    found = {name: module for name, module in named_modules(model).items() if isinstance(module, LoRALinear)}
     if not found:
         raise LoraError("This model has no LoRA layer. Call insert(model, 'attention', rank=…, alpha=…) first.")
     return found
@@ -149,23 +150,26 @@ def unload(model: nn.Module) -> None:
 
 def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linear:
     """The layer of a target, if LoRA with these numbers fits it."""
-    layer = model.get_submodule(entry.name.rpartition(".")[0])
+    layer = named_modules(model)[entry.name.rpartition(".")[0]]
     if isinstance(layer, LoRALinear):
         raise LoraError(f"{entry.name} has LoRA already. Start from a fresh model, or call unload(model) first.")
-    if not isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Linear) or "weight" not in dict(layer.named_parameters(recurse=False)):
         raise LoraError(f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
                         "PEFT knows more kinds of layers.")
-    if not isinstance(rank, int) or not 1 <= rank <= min(entry.shape):
+    if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != (layer.out_features, layer.in_features):
+        raise LoraError(f"{entry.name} is packed ({str(layer.weight.dtype).removeprefix('torch.')}): its factors could "
+                        "not be made in its own type. Load the model in float32 or bfloat16.")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= min(entry.shape):
         raise LoraError(f"The rank must be a whole number from 1 to {min(entry.shape)}, the smaller side of "
                         f"{entry.name}; found {rank!r}.")
-    if not (math.isfinite(alpha) and alpha > 0):
+    if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha > 0):
         raise LoraError(f"alpha must be above 0; found {alpha!r}. A usual choice is twice the rank.")
     return layer
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)
+    setattr(named_modules(model)[parent], child, layer)
 
 
 # --- the adapter file --------------------------------------------------------------
@@ -173,8 +177,8 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def base_hash(model: nn.Module) -> str:
     """`models.weight_hash` of the model as it would be without LoRA."""
-    base = [(name, p) for name, p in model.named_parameters() if name.rpartition(".")[2] not in ("lora_A", "lora_B")]
-    return weight_hash(SimpleNamespace(named_parameters=lambda: base))
+    return tensors_hash([(name, p) for name, p in named_parameters(model)
+                         if name.rpartition(".")[2] not in ("lora_A", "lora_B")])
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
@@ -214,10 +218,22 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
     with torch.random.fork_rng():  # a new layer starts at random: the caller's random state stays
         made = {name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
                 for name, numbers in record["layers"].items()}
+    _require_shapes(made, tensors, folder)
     for name, layer in made.items():
         layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
         layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
         _replace(model, name, layer)
+
+
+def _require_shapes(made: dict[str, LoRALinear], tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
+    """Raise LoraError unless the file has both factors of each layer, in their shapes, and nothing else."""
+    wanted = {f"{name}.{factor}": tuple(getattr(layer, factor).shape)
+              for name, layer in made.items() for factor in ("lora_A", "lora_B")}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        raise LoraError(f"The adapter in '{folder}' does not fit its own record: {odd[0]} is {found.get(odd[0])}, "
+                        f"{wanted.get(odd[0])} is wanted. Save it again.")
 
 
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:

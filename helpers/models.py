@@ -4,38 +4,77 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+import transformers
+from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GPTNeoConfig,
-)
+from torch._guards import detect_fake_mode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from helpers.attention import COURSE_ATTENTION
+from helpers.model_files import (
+    ModelError,
+    n_positions,
+    require_config,
+    require_files,
+    require_fit,
+    require_loaded,
+    require_memory,
+    require_readable,
+    require_size,
+    rough_size,
+    shape_of,
+    weight_files,
+    why_not,
+)
+from helpers.names import named_parameters, plain_name
+
+__all__ = ["ModelError", "attention_for", "build_model", "build_on_meta", "choose_device", "choose_precision",
+           "enable_checkpointing", "gpt_neo_125m_config", "load_config", "load_model", "load_tokenizer", "mini_config",
+           "n_positions", "require_weights", "tensor_bytes", "tensors_hash",
+           "weight_hash"]
 
 transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
 
-
-class ModelError(ValueError):
-    """A model that cannot be loaded or used. The message says what to do."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json")
+LARGE = 10**8  # parameters from which a model's memory is looked at before it is built
 
 
 # --- build and load ----------------------------------------------------------------
 
 
 def attention_for(model_type: str, attention: str = "fast") -> str:
-    """The ``attn_implementation`` name for a family: ``"fast"`` or ``"eager"``."""
-    if attention == "fast":
-        return COURSE_ATTENTION if model_type == "gpt_neo" else "sdpa"
+    """Return the ``attn_implementation`` name for a family: ``"fast"`` or ``"eager"``.
+
+    A family without PyTorch's fused attention (Gemma 2, BLOOM, Mamba, ...) gets the eager kind, and a warning says
+    so once.
+    """
+    if attention not in ("fast", "eager"):
+        raise ModelError(f"Attention '{attention}' is not known. Choose 'fast' or 'eager'.")
     if attention == "eager":
         return "eager"
-    raise ModelError(f"Attention '{attention}' is not known. Choose 'fast' or 'eager'.")
+    if model_type == "gpt_neo":
+        return COURSE_ATTENTION
+    return "sdpa" if _has_sdpa(model_type) else "eager"
+
+
+@cache  # so the warning comes once for each family
+def _has_sdpa(model_type: str) -> bool:
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    supported = name is None or bool(getattr(getattr(transformers, name), "_supports_sdpa", False))
+    if not supported:
+        warnings.warn(f"transformers has no fast attention (SDPA) for the family '{model_type}': the eager kind is "
+                      "used, which takes more time and memory.", stacklevel=3)
+    return supported
 
 
 def mini_config(**changes) -> GPTNeoConfig:
@@ -56,17 +95,23 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
         config: any transformers config of a causal language model.
         seed: seeds the weights; the caller's own random state is left as it was.
         attention: ``"fast"`` or ``"eager"`` (see `attention_for`).
+
+    Raises:
+        ModelError: the model would be larger than any, or than this machine's memory.
     """
+    require_size(config)
+    if rough_size(config) > LARGE and detect_fake_mode() is None:
+        require_memory(build_on_meta(config), f"A '{config.model_type}' model of this config")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         implementation = attention_for(config.model_type, attention)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=implementation, trust_remote_code=False)
 
 
 def build_on_meta(config) -> nn.Module:
-    """The same model with shapes but no numbers: no memory, for counting alone."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    """Build the same model with shapes but no numbers: no memory, for counting alone."""
+    require_size(config)
+    return shape_of(config)
 
 
 def enable_checkpointing(model: nn.Module, use_reentrant: bool = False) -> None:
@@ -95,96 +140,112 @@ def gpt_neo_125m_config() -> GPTNeoConfig:
 
 
 def load_config(source: str | Path):
-    """Read a config from a folder or a hub name.
+    """Read a config from a folder or a hub name, and try its shapes.
 
     Raises:
-        ModelError: the folder or name holds no config that transformers knows.
+        ModelError: the folder or name holds no config that transformers knows, or one that cannot be right.
     """
-    try:
-        return AutoConfig.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_why_not(source, error, part="config")) from error
+    require_readable(source, ("config.json",))
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(why_not(source, error, part="config")) from error
+        require_config(config, source)
+    return config
 
 
 def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtype = torch.float32,
                device: str | torch.device | None = None) -> nn.Module:
     """Load a causal language model from a folder or a hub name.
 
-    GPT-Neo gets the course's attention and the fused form of its own GELU.
+    GPT-Neo gets the course's attention and the fused form of its own GELU. Names that a wrapper changed
+    (``_orig_mod.``, ``module.``) are read as the model's own. No code from the folder runs.
 
     Args:
         source: a folder with config and safetensors, or a name such as "EleutherAI/gpt-neo-125M".
-        attention: ``"fast"`` (SDPA) or ``"eager"`` (needed for attention maps).
+        attention: ``"fast"`` (SDPA, where the family has it) or ``"eager"`` (needed for attention maps).
         dtype: precision of the weights in memory.
         device: where to put it; None chooses with `choose_device`.
 
     Raises:
-        ModelError: no such model, no weights in the folder, or a family that
-            transformers does not know. The message says which.
+        ModelError: no such model, no weights in the folder, a family that is no decoder, or tensors that are
+            missing, left over, of another shape, packed or not finite. The message says which.
     """
     config = load_config(source)
     if config.model_type == "gpt_neo" and config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, one fused kernel
+    require_readable(source, ("generation_config.json",))
+    stored = require_files(source)
+    require_fit(shape_of(config), stored, source)
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention_for(config.model_type, attention),
+               "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(source), config=config, dtype=dtype, use_safetensors=True,
-            attn_implementation=attention_for(config.model_type, attention))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_why_not(source, error)) from error
+        with _quiet():
+            if any(plain_name(name) != name for name in stored):
+                kind = AutoModelForCausalLM._model_mapping[type(config)]
+                del options["trust_remote_code"]
+                model, report = kind.from_pretrained(None, state_dict=_plain_tensors(Path(source)), **options)
+            else:
+                model, report = AutoModelForCausalLM.from_pretrained(str(source), use_safetensors=True, **options)
+    except Exception as error:
+        raise ModelError(why_not(source, error)) from error
+    require_loaded(model, report, source)
     return model.to(device or choose_device())
+
+
+def _plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """A folder's tensors under their own names."""
+    return {plain_name(name): tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers only reports what does not fit; here it becomes an error, so its table is not printed."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def load_tokenizer(source: str | Path):
     """Load the tokenizer that belongs to a model.
 
     Raises:
-        ModelError: the source has no tokenizer files.
+        ModelError: the source has no tokenizer files, damaged ones, or more tokens than the model has rows for.
     """
+    folder = Path(source)
+    require_readable(source, TOKENIZER_FILES)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(_why_not(source, error, part="tokenizer")) from error
-    if len(tokenizer) < 2:  # transformers makes an empty one where the files are missing
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        n_tokens, most = len(tokenizer), max(tokenizer.get_vocab().values(), default=0)
+    except Exception as error:
+        raise ModelError(why_not(source, error, part="tokenizer")) from error
+    if n_tokens < 2:  # transformers makes an empty one where the files are missing
         raise ModelError(f"'{source}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
                          "Save the tokenizer beside the model with save_pretrained.")
+    rows = _vocabulary_rows(folder)
+    if rows is not None and most >= rows:
+        raise ModelError(f"The tokenizer of '{source}' has tokens up to id {most:,}, and the model's embedding has "
+                         f"{rows:,} rows. Save the model's own tokenizer beside it, or resize the embedding "
+                         "(resize_token_embeddings) and save the model again.")
     return tokenizer
 
 
+def _vocabulary_rows(folder: Path) -> int | None:
+    """Rows of the embedding, where the folder holds a config that says so."""
+    return getattr(load_config(folder), "vocab_size", None) if (folder / "config.json").is_file() else None
+
+
 def require_weights(source: str | Path) -> None:
-    """Say at once, before anything slow, that a folder holds no weights. A hub name passes.
+    """Check at once, before anything slow, that a folder holds whole weights. A hub name passes.
 
     Raises:
-        ModelError: the folder has no safetensors file.
+        ModelError: the folder has no safetensors file, or one that is damaged, packed or holds an adapter.
     """
-    folder = Path(source)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise ModelError(_why_not(source, OSError("no weights")))
-
-
-def _why_not(source, error: Exception, part: str = "model") -> str:
-    """One sentence a reader can act on, from whatever transformers raised."""
-    folder = Path(str(source))
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if not folder.is_dir():
-        if _looks_like_path(str(source)):
-            return f"No {part} at '{source}': there is no such folder. Give a folder that exists, or a hub name."
-        return (f"Cannot get the {part} '{source}' from the model hub ({first_line}). Check the name and the "
-                "connection, or use COURSE_PROFILE=tiny, which needs no network.")
-    if not (folder / "config.json").exists():
-        return f"'{source}' is not a model folder: it has no config.json. It holds: {_listing(folder)}."
-    if part == "model" and not list(folder.glob("*.safetensors")):
-        return (f"The folder '{source}' has no weights: no *.safetensors file. It holds: {_listing(folder)}. "
-                "Save the model again with save_pretrained.")
-    return f"The folder '{source}' cannot be loaded as a {part}: {first_line}"
-
-
-def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") != 1 or Path(source).parent.is_dir()
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name for p in folder.iterdir())
-    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "nothing"
+    require_files(source)
 
 
 # --- device, precision, identity ---------------------------------------------------
@@ -212,15 +273,15 @@ def choose_precision(asked: str, device: torch.device) -> str:
     return "bfloat16" if on_gpu else "float32"
 
 
-def n_positions(config) -> int | None:
-    """The longest input in tokens, or None where the family has no fixed limit."""
-    return getattr(config, "max_position_embeddings", None)
-
-
 def weight_hash(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and bytes of all parameters; a tied tensor counts once."""
+    return tensors_hash(named_parameters(model))
+
+
+def tensors_hash(named: list[tuple[str, torch.Tensor]]) -> str:
+    """Return the `weight_hash` of a model that has these names and tensors."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    for name, parameter in sorted(named, key=lambda pair: pair[0]):
         digest.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())
         digest.update(tensor_bytes(parameter))
     return digest.hexdigest()

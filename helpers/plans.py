@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import nn
 
-from helpers.anatomy import Anatomy, anatomy
+from helpers.anatomy import Anatomy, Entry, anatomy
+from helpers.names import named_parameters, unwrapped
 from helpers.selectors import GROUPS, PlanError, canonical, file_id, select
 
 _MEMORY = "_requires_grad_before_plan"  # on the model, so that a deep copy can be undone as well
@@ -111,7 +112,9 @@ class FreezePlan:
             rows.append(LedgerRow(role, len(entries), n, n_trainable, n / anatomy.n_parameters))
         ties = tuple(f"{', '.join(e.aliases)} is {e.name}: one tensor, counted once, "
                      f"{'trainable' if e.name in names else 'frozen'} as one" for e in anatomy.entries if e.aliases)
-        return Ledger(self, tuple(rows), ties)
+        vocabulary = {e.shape[0] for e in anatomy.entries if e.role == "token_embedding"}
+        heads = [e for e in anatomy.entries if e.role == "head" and len(e.shape) > 1 and e.shape[0] in vocabulary]
+        return Ledger(self, tuple(rows), ties + tuple(_of_the_head(e, e.name in names, anatomy) for e in heads))
 
     def explain(self, model: nn.Module, roles: dict[str, str] | None = None) -> Ledger:
         """The ledger of this plan on a model, which stays as it is (the meta device serves)."""
@@ -128,8 +131,10 @@ class FreezePlan:
         """
         parts = anatomy(model, roles)
         names = self.trainable_names(parts)
-        vars(model).setdefault(_MEMORY, {name: p.requires_grad for name, p in model.named_parameters()})
-        for name, parameter in model.named_parameters():
+        parameters = named_parameters(model)
+        _require_trainable({name: p for name, p in parameters if name in names})
+        vars(unwrapped(model)).setdefault(_MEMORY, {name: p.requires_grad for name, p in parameters})
+        for name, parameter in parameters:
             parameter.requires_grad_(name in names)
             if name not in names:
                 parameter.grad = None  # a stale gradient would still move the weight
@@ -138,10 +143,27 @@ class FreezePlan:
 
 def undo(model: nn.Module) -> None:
     """Put ``requires_grad`` back to what it was before the first plan; nothing to do where none was applied."""
-    before = vars(model).pop(_MEMORY, {})
-    for name, parameter in model.named_parameters():
+    before = vars(unwrapped(model)).pop(_MEMORY, {})
+    for name, parameter in named_parameters(model):
         if name in before:
             parameter.requires_grad_(before[name])
+
+
+def _require_trainable(parameters: dict[str, nn.Parameter]) -> None:
+    """Raise PlanError where a tensor that should train holds whole numbers: it can have no gradient."""
+    odd = [f"{name} ({str(p.dtype).removeprefix('torch.')})" for name, p in parameters.items()
+           if not (p.is_floating_point() or p.is_complex())]
+    if odd:
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        raise PlanError(f"The plan would train {', '.join(odd[:3])}{more}, which holds whole numbers and can have no "
+                        "gradient. Load the model in float32 or bfloat16, or freeze it; the model is unchanged.")
+
+
+def _of_the_head(entry: Entry, trains: bool, parts: Anatomy) -> str:
+    """What happens to a head of its own: a plan for embeddings does not reach it."""
+    share = entry.n_parameters / parts.n_parameters
+    return (f"{entry.name} is a tensor of its own, not tied to the token embedding: {entry.n_parameters:,} parameters "
+            f"({share:.1%}), {'trainable' if trains else 'frozen'}")
 
 
 COURSE_PLANS: dict[str, FreezePlan] = {
@@ -177,7 +199,7 @@ class Ledger:
 
     plan: FreezePlan
     rows: tuple[LedgerRow, ...]
-    ties: tuple[str, ...] = ()  # one sentence for each tensor with several names
+    ties: tuple[str, ...] = ()  # one sentence for each tensor with several names, and for a head of its own
 
     @property
     def n_parameters(self) -> int:

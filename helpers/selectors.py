@@ -27,12 +27,18 @@ _FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv")}
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _FORMS = "layers:0-5, attention@0-5, name:transformer.h.*.mlp.c_fc.weight"
 
+def _is_bias(entry: Entry) -> bool:
+    """A vector named "bias", or a tensor named "..._bias": a mixture keeps one row of it for each expert."""
+    last = entry.name.split(".")[-1]
+    return (last == "bias" and len(entry.shape) == 1) or last.endswith("_bias")
+
+
 _TESTS: dict[str, Callable[[Entry], bool]] = {
     "head": lambda e: e.role == "head" or e.tied_head,
     "embeddings": lambda e: e.role in ("token_embedding", "position_embedding"),
     "norms": lambda e: e.role == "norm",
     "blocks": lambda e: e.layer is not None,
-    "biases": lambda e: e.name.split(".")[-1] == "bias" and len(e.shape) == 1,
+    "biases": _is_bias,
     "qkv": lambda e: e.part in ("q", "k", "v", "kv", "qkv"),
 }
 

@@ -9,6 +9,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -407,3 +408,40 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DeltaError, match="Could not save the delta.*choose another place"):
         saved(tmp_path / "file" / "run")
+
+
+def signed_again(place, change, **tensors):
+    """A delta file whose record and tensors were changed, and whose hashes fit all the same."""
+    with safe_open(place, framework="pt") as file:
+        record = json.loads(file.metadata()["delta"])
+        held = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118
+    record.pop("own_sha256")
+    record["tensors"] = {name: deltas.tensor_hash(tensor) for name, tensor in held.items()}
+    change(record)
+    record["own_sha256"] = checkpoints.record_hash(record)
+    save_file(held, place, {"delta": json.dumps(record)})
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(7), torch.zeros(1), torch.zeros(16), torch.zeros(16).double()],
+                         ids=["shape", "broadcast", "values", "type"])
+def test_a_delta_whose_hash_fits_and_whose_content_does_not_leaves_the_base_as_it_was(tmp_path, tensor):
+    place, _, base = saved(tmp_path, plan=FreezePlan.only("norms"))
+    signed_again(place, lambda record: None, **{"transformer.ln_f.bias": tensor})
+    before = weight_hash(base)
+    with pytest.raises(DeltaError):
+        load_delta(place, base, in_place=True)
+    assert weight_hash(base) == before
+
+
+@pytest.mark.parametrize("change", [
+    lambda r: r.pop("plan"), lambda r: r.pop("tensors"), lambda r: r.pop("base"), lambda r: r.pop("format"),
+    lambda r: r.update(plan=[1]), lambda r: r.update(tensors=[1]), lambda r: r.update(base=None),
+    lambda r: r["plan"].update(way="sideways"), lambda r: r["base"].update(more=1), lambda r: r.update(tuned_hash=None),
+    lambda r: r["base"].update(tensors=[1]), lambda r: r["base"].update(config="x"), lambda r: r.update(roles=[1])])
+def test_a_record_that_lacks_what_a_delta_needs_is_refused(tmp_path, change):
+    place, _, base = saved(tmp_path, plan=FreezePlan.only("norms"))
+    signed_again(place, change)
+    before = weight_hash(base)
+    with pytest.raises(DeltaError):
+        load_delta(place, base, in_place=True)
+    assert weight_hash(base) == before
