@@ -28,7 +28,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
 from helpers import checkpoints
-from helpers.profiles import ROOT
+from helpers.profiles import ROOT, launcher_settings, wanted_elsewhere, without_library_settings
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for one that lives and says nothing
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "timeout")  # gloo's words for it
@@ -81,14 +81,53 @@ def join(device: torch.device) -> Accelerator:
     """This process's place among those that the launcher started; alone, if there was no launcher.
 
     On GPUs each process gets one of its own, as the current device; call it before the model is loaded.
+    accelerate's own variables (precision, gradient accumulation, compilation) change nothing here.
+
+    Raises:
+        ProcessError: the environment asks for another way of training, or names no possible place.
     """
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
-                              kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    accelerator = _accelerator(device)
     if accelerator.num_processes > 1:
         atexit.register(_leave)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _told_to_stop)  # Python lets the main thread alone do this
     return accelerator
+
+
+def _accelerator(device: torch.device) -> Accelerator:
+    if wanted := wanted_elsewhere():
+        raise ProcessError(f"The environment sets {', '.join(wanted)}: this course trains whole models in each process "
+                           "and does not split them. Unset it, or launch without it.")
+    _require_place()
+    try:
+        with without_library_settings():
+            return Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1,
+                               dynamo_backend="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError, RuntimeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ProcessError(f"accelerate cannot start here: {said}. The launcher's settings are "
+                           f"{launcher_settings() or 'none'}; unset what you did not set on purpose, or start Python "
+                           "again.") from error
+
+
+def _require_place() -> None:
+    """Raises ProcessError where RANK, LOCAL_RANK and WORLD_SIZE name no place, or not all that a launcher sets is there.
+
+    accelerate would stop with a traceback, or wait for processes that nobody started.
+    """
+    found = launcher_settings()
+    numbers = {name: found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT") if name in found}
+    wrong = [name for name, value in numbers.items() if not (value.isascii() and value.isdigit() and len(value) < 9)]
+    alone = found.get("WORLD_SIZE", "1") == "1" and "LOCAL_RANK" not in found
+    missing = [] if alone else [n for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+                                if n not in found]
+    outside = not wrong and not missing and not alone and not (
+        max(int(found["RANK"]), int(found["LOCAL_RANK"])) < int(found["WORLD_SIZE"]) and int(found["MASTER_PORT"]) < 2**16)
+    if wrong or missing or outside:
+        raise ProcessError(f"The environment says that a launcher started this process ({found}), but "
+                           f"{', '.join(wrong or missing) or 'the numbers'} "
+                           f"{'is missing' if missing and not wrong else 'cannot be'}. Unset these variables, or start "
+                           "with accelerate launch or torchrun.")
 
 
 def _leave() -> None:
