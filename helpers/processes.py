@@ -111,7 +111,7 @@ def _accelerator(device: torch.device) -> Accelerator:
 
 
 def _require_place() -> None:
-    """Raises ProcessError where RANK, LOCAL_RANK and WORLD_SIZE name no place, or not all that a launcher sets is there.
+    """Raises ProcessError where RANK, LOCAL_RANK and WORLD_SIZE name no place, or only some of them are there.
 
     accelerate would stop with a traceback, or wait for processes that nobody started.
     """
@@ -121,13 +121,14 @@ def _require_place() -> None:
     alone = found.get("WORLD_SIZE", "1") == "1" and "LOCAL_RANK" not in found
     missing = [] if alone else [n for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
                                 if n not in found]
-    outside = not wrong and not missing and not alone and not (
-        max(int(found["RANK"]), int(found["LOCAL_RANK"])) < int(found["WORLD_SIZE"]) and int(found["MASTER_PORT"]) < 2**16)
-    if wrong or missing or outside:
-        raise ProcessError(f"The environment says that a launcher started this process ({found}), but "
-                           f"{', '.join(wrong or missing) or 'the numbers'} "
-                           f"{'is missing' if missing and not wrong else 'cannot be'}. Unset these variables, or start "
-                           "with accelerate launch or torchrun.")
+    problem = f"not a number: {', '.join(wrong)}" if wrong else f"missing: {', '.join(missing)}" if missing else None
+    if problem is None and not alone:
+        ranks = int(found["RANK"]), int(found["LOCAL_RANK"])
+        if max(ranks) >= int(found["WORLD_SIZE"]) or int(found["MASTER_PORT"]) >= 2**16:
+            problem = "these numbers do not fit each other"
+    if problem:
+        raise ProcessError(f"The environment says that a launcher started this process ({found}), but {problem}. "
+                           "Unset these variables, or start with accelerate launch or torchrun.")
 
 
 def _leave() -> None:

@@ -200,7 +200,7 @@ def _capped(profile: Profile) -> Profile:
     if cap is None:
         return profile
     if not (cap.isascii() and cap.isdigit() and len(cap) <= 9 and int(cap) > 0):
-        raise ProfileError(f"COURSE_STEPS is '{cap[:80]}'. Give a whole number of steps, 1 or more, in the digits 0 to 9.")
+        raise ProfileError(f"COURSE_STEPS is '{cap[:80]}'. Give a whole number of steps, 1 or more, in digits 0 to 9.")
     n_steps = min(profile.n_steps, int(cap))
     return replace(profile, n_steps=n_steps, warmup=min(profile.warmup, n_steps - 1))
 
