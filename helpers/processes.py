@@ -24,11 +24,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
 from helpers import checkpoints
-from helpers.profiles import ROOT, launcher_settings, wanted_elsewhere, without_library_settings
+from helpers.profiles import ROOT, drop_library_settings, launcher_settings, wanted_elsewhere
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for one that lives and says nothing
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "timeout")  # gloo's words for it
@@ -99,11 +100,14 @@ def _accelerator(device: torch.device) -> Accelerator:
         raise ProcessError(f"The environment sets {', '.join(wanted)}: this course trains whole models in each process "
                            "and does not split them. Unset it, or launch without it.")
     _require_place()
+    drop_library_settings()
+    is_new = not PartialState._shared_state
     try:
-        with without_library_settings():
-            return Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1,
-                               dynamo_backend="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1,
+                           dynamo_backend="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError, RuntimeError) as error:
+        if is_new:
+            AcceleratorState._reset_state(reset_partial_state=True)  # half made, it would fail again in each question
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProcessError(f"accelerate cannot start here: {said}. The launcher's settings are "
                            f"{launcher_settings() or 'none'}; unset what you did not set on purpose, or start Python "

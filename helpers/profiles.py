@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -247,17 +245,15 @@ def wanted_elsewhere() -> list[str]:
             if (_setting(name) or "").lower() in ("1", "true", "t", "yes", "y", "on")]
 
 
-@contextmanager
-def without_library_settings() -> Iterator[None]:
-    """Hide accelerate's and MPI's own variables for a moment: they change gradients, ranks and precision in silence."""
-    hidden = {name: value for name, value in os.environ.items()
-              if name.startswith(("ACCELERATE_", "PMI_", "OMPI_", "MV2_", "MPI_"))}
-    for name in hidden:
+def drop_library_settings() -> None:
+    """Take accelerate's and MPI's own variables out of this process: they change gradients, ranks and precision.
+
+    accelerate reads some of them again whenever it is asked for its state, so they stay out.
+    """
+    for name in [n for n in os.environ if n.startswith(("ACCELERATE_", "PMI_", "OMPI_", "MV2_", "MPI_"))]:
         del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    if os.environ.get("FORK_LAUNCHED", "0") not in ("0", "1"):
+        del os.environ["FORK_LAUNCHED"]
 
 
 def tf32_override() -> str | None:

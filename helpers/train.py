@@ -189,11 +189,11 @@ def run(setup: Setup, prompt: str | None) -> dict:
     print(f"{corpus.name}: {corpus.split.how}\n")
     print(setup.plan.explain(model))
     dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
-    retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
     before, base = held_out_loss(model, test), base_record(model)
     if not math.isfinite(before.mean):
         raise ModelError(f"The model's loss on the test text is {before.mean} before any training: its weights are "
                          "damaged or overflow. Load it again from its source.")
+    retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)  # all is checked: the first write

@@ -1,4 +1,4 @@
-"""`python -m helpers.train`: whatever a user types, sets or interrupts ends in one line, and no folder before its time."""
+"""`python -m helpers.train`: whatever a user types, sets or interrupts ends in one line; no folder before its time."""
 
 import io
 import json
@@ -18,8 +18,8 @@ TEXT = ROOT / "data" / "plain_tales.txt"
 QUICK = {"--text": TEXT, "--profile": "smoke", "--steps": "2", "--lr": "3e-4", "--length": "32"}
 
 
-def words(out, **changes):
-    flags = QUICK | {"--out": out} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+def words(place, **changes):
+    flags = QUICK | {"--out": place} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
     return [str(w) for pair in flags.items() for w in pair]
 
 
@@ -59,7 +59,7 @@ SETTINGS = {
     "COURSE_STEPS": ["0", "-1", "1.5", "³", "３", "many", "9" * 5000, "1e3", "0x10"],
     "COURSE_MODEL": ["a" * 5000, "~nobody-of-this-name/model"],
     "ACCELERATE_USE_FSDP": ["true"], "ACCELERATE_USE_DEEPSPEED": ["1"], "WORLD_SIZE": ["2", "banana", "-1", "³"],
-    "LOCAL_RANK": ["0", "x", "1.5"], "FORK_LAUNCHED": ["maybe"],
+    "LOCAL_RANK": ["0", "x", "1.5"],
 }
 
 
@@ -71,7 +71,7 @@ def test_a_setting_that_cannot_be_is_one_line_and_leaves_no_folder(name, value, 
     flags = words(tmp_path / "run")
     flags = [f for i, f in enumerate(flags) if "--profile" not in (f, flags[max(i - 1, 0)]) or name != "COURSE_PROFILE"]
     said = refused(capsys, *flags)
-    assert name in said or "accelerate" in said or "The model" in said, said
+    assert name in said or "Profile '" in said or "The model" in said, said
     assert not any(tmp_path.iterdir())
 
 
@@ -90,9 +90,10 @@ def test_a_folder_of_texts_that_is_none_is_said(kind, tmp_path, capsys, monkeypa
 
 def test_accelerates_own_variables_change_nothing(tmp_path, capsys, monkeypatch):
     found = []
-    for i, settings in enumerate(({}, {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16",
-                                       "ACCELERATE_DYNAMO_BACKEND": "inductor", "OMPI_COMM_WORLD_SIZE": "2",
-                                       "ACCELERATE_TORCH_DEVICE": "nonsense", "ACCELERATE_USE_CPU": "perhaps"})):
+    others = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16",
+              "ACCELERATE_DYNAMO_BACKEND": "inductor", "OMPI_COMM_WORLD_SIZE": "2", "FORK_LAUNCHED": "maybe",
+              "ACCELERATE_TORCH_DEVICE": "nonsense", "ACCELERATE_USE_CPU": "perhaps"}
+    for i, settings in enumerate(({}, others)):
         for state in ("PartialState", "AcceleratorState", "GradientState"):
             monkeypatch.setattr(getattr(sys.modules["accelerate.state"], state), "_shared_state", {})
         for name, value in settings.items():

@@ -87,8 +87,9 @@ STATES = {
     "an identity without settings": drop("identity", "settings"),
 }
 RECORDS = {
-    "a step that is text": put_in("4", "step"), "a step of -5": put_in(-5, "step"), "a step of 1.5": put_in(1.5, "step"),
-    "true as a step": put_in(True, "step"), "another step": put_in(2, "step"), "an additional field": put_in(1, "extra"),
+    "a step that is text": put_in("4", "step"), "a step of -5": put_in(-5, "step"), "true as a step":
+    put_in(True, "step"), "a step of 1.5": put_in(1.5, "step"), "another step": put_in(2, "step"),
+    "an additional field": put_in(1, "extra"),
     "no state": drop("state"), "a state that is a list": put_in([], "state"), "no hash": drop("sha256"),
     "kept steps that are text": put_in(["2"], "kept"),
 }

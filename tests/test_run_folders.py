@@ -141,7 +141,8 @@ def test_a_file_is_never_written_by_way_of_one_that_is_there(tmp_path, write, ki
         half.symlink_to(mine)
     write(tmp_path / "a.json")
     assert mine.read_text() == half.read_text() == "a reader's own"
-    assert (tmp_path / "a.json").stat().st_size and {p.name for p in tmp_path.iterdir()} == {"a.json", "mine", half.name}
+    assert (tmp_path / "a.json").stat().st_size
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", "mine", half.name}
 
 
 def test_a_linked_target_is_replaced_and_what_it_leads_to_stays(tmp_path):
