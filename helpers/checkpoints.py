@@ -244,8 +244,11 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensor_hash(tensor: torch.Tensor) -> str:
-    """SHA-256 of a tensor's bytes, as 64 hex digits."""
+def bytes_hash(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes alone, as 64 hex digits: records of texts carry it.
+
+    `freezing.tensor_hash` also hashes type and shape, so the two never agree.
+    """
     return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 

@@ -127,7 +127,7 @@ class Run:
         self.names = {p: n for n, p in model.named_parameters()}
         self._kept, self.best_step, self.bar = {}, 0, None
         self.identity = {"plan": plan.slug, "base": weight_hash(model), "settings": asdict(settings),
-                         "windows": list(windows.shape), "text": checkpoints.tensor_hash(windows),
+                         "windows": list(windows.shape), "text": checkpoints.bytes_hash(windows),
                          "arithmetic": arithmetic()}
 
     def resume(self, optimizer) -> None:

@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from helpers import profiles
-from helpers.checkpoints import tensor_hash, write_json
+from helpers.checkpoints import bytes_hash, write_json
 from helpers.protocol import Protocol, ProtocolError, read_protocol
 from helpers.records import RUN_FIELDS, RecordError, read_record
 
@@ -142,9 +142,8 @@ def long_jobs(study: Study, chosen: dict | None) -> list[Job]:
 
 
 def other_plans(study: Study) -> list[str]:
-    """The plans beside the deciding four; LoRA only where the course has it."""
-    has_lora = (ROOT / "helpers" / "lora.py").exists()
-    return [p for p in study.numbers["other_plans"] if has_lora or not p.startswith("lora-")]
+    """Return the plans beside the deciding four: all that the protocol names."""
+    return list(study.numbers["other_plans"])
 
 
 def jobs_of(study: Study, stage: str, chosen: dict | None = None) -> list[Job]:
@@ -445,7 +444,7 @@ def after_run(study: Study, lab, run, job: Job) -> dict:
 
 def stale(study: Study, jobs: Iterable[Job], model_hash: str) -> list[str]:
     """What is there and was made with something else: one sentence a file."""
-    hashes = {half: tensor_hash(w) for half, w in retention_windows(study).items()}
+    hashes = {half: bytes_hash(w) for half, w in retention_windows(study).items()}
     problems = []
     for job in jobs:
         if not job.path.exists():

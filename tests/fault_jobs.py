@@ -74,7 +74,7 @@ def outcome(model, windows, settings, folder, gate) -> dict:
     except (TrainingError, CheckpointError, LockError) as error:
         return {"error": str(error)}
     return {"weights": weight_hash(model), "steps": result.history.steps, "evaluations": result.history.evaluations,
-            "best": {n: checkpoints.tensor_hash(t) for n, t in result.best.items()}, "proof": result.proof.ok}
+            "best": {n: checkpoints.bytes_hash(t) for n, t in result.best.items()}, "proof": result.proof.ok}
 
 
 def inject_nan(parameter: torch.nn.Parameter, at: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, GPTNeoForCausalLM
 
 import pretrain_mini as script
-from helpers.checkpoints import load_checkpoint, tensor_hash
+from helpers.checkpoints import bytes_hash, load_checkpoint
 from helpers.profiles import ROOT
 
 TEXT = ROOT / "data" / "plain_tales.txt"
@@ -27,7 +27,7 @@ def command(out, steps=12):
 
 def weights(out):
     found = load_checkpoint(out)
-    return found.step, {n: tensor_hash(t) for n, t in found.tensors.items()}
+    return found.step, {n: bytes_hash(t) for n, t in found.tensors.items()}
 
 
 @pytest.fixture(scope="module")

@@ -499,12 +499,18 @@ def test_real_books_are_a_second_test_and_no_window_of_them_is_trained_on(small_
 
 
 def test_a_lora_run_is_recorded_under_its_own_name(small_study):
-    pytest.importorskip("helpers.lora")
     study = evidence.Study("tiny", "two-layers", small_study, None, read_protocol(small_study / "PROTOCOL.md"))
     evidence.prepare(study)
     job = evidence.tuning_job(study, "lora-attention", "alice", 1e-3, 900)
     run = json.loads(evidence.do(study, job)[0].read_text())
     assert run["plan"] == "lora-attention" and run["proof_ok"] and 0 < run["n_trainable"] < run["n_parameters"] / 10
+
+
+def test_no_plan_of_the_protocol_leaves_the_study():
+    """Plans once left it, in silence, where a file of the house had another name."""
+    for profile, model in (("tiny", "gpt-neo-mini"), ("smollm2", "smollm2-135m-instruct")):
+        study = evidence.Study(profile, model, evidence.EVIDENCE, None, read_protocol())
+        assert evidence.other_plans(study) == read_protocol()[profile]["other_plans"]
 
 
 def test_books_that_lack_an_author_are_named(small_study, tmp_path):
