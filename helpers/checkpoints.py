@@ -167,9 +167,13 @@ def read_record(place: Path, wanted_format: int) -> dict:
         ValueError: no record, one that was changed, or one of another format.
         OSError: it cannot be read.
     """
-    record = read_json(place)
-    if record.pop("own_sha256", None) != record_hash(record):
-        raise ValueError(f"{place.name} was changed")
+    return verified(read_json(place), wanted_format, place.name)
+
+
+def verified(record: dict, wanted_format: int, name: str) -> dict:
+    """A record that carries its own hash, checked and without it. ``name`` is where it stood, for the ValueError."""
+    if not isinstance(record, dict) or record.pop("own_sha256", None) != record_hash(record):
+        raise ValueError(f"{name} was changed")
     if record.get("format") != wanted_format:
         raise ValueError(f"format {record.get('format')}, this course reads {wanted_format}")
     return record
