@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,13 @@ from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C while torch is being read, which takes seconds
+    def stop_at_once(number, frame):
+        print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import torch
 
@@ -316,4 +324,5 @@ def kept_traceback() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end(main())

@@ -171,6 +171,15 @@ def test_ctrl_c_says_where_the_run_stands_and_the_same_command_goes_on(tmp_path)
     assert "stopped at step " in last and ", checkpoint " in last and last.endswith("the same command goes on"), last
 
 
+def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path):
+    process = start(tmp_path / "run")
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and said.strip().endswith("the same command starts again"), said[-2000:]
+    assert len(said.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
 def test_where_a_run_stopped_is_said_in_each_case(tmp_path):
     assert where_it_stopped(tmp_path, None) == "stopped before the first step: the same command starts again"
     assert where_it_stopped(tmp_path, 7) == "stopped at step 7, no checkpoint yet: the same command starts again"
