@@ -108,6 +108,7 @@ def where_it_stopped(out: Path, step: int | None) -> str:
 
 def _holds_checkpoints_of_a_run(out: Path) -> bool:
     """Whether a verified checkpoint proves that the folder was a run whose run.json is gone."""
-    newest = newest_record(out / CHECKPOINTS)
+    place = out / CHECKPOINTS
+    newest = None if place.is_symlink() else newest_record(place)
     identity = newest["state"].get("identity") if newest else None
     return isinstance(identity, dict) and {"plan", "base", "settings"} <= identity.keys()

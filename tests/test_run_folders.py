@@ -36,8 +36,9 @@ def readers_file(place):
 
 @pytest.mark.parametrize("name", ["step-by-step", "step-00000001-backup", "step-1", "step-99999999x", ".partial-report",
                                   ".partial-00000001", ".partial-00000001-9.txt"])
-def test_a_folder_of_a_similar_name_is_no_checkpoint_and_stays(tmp_path, name):
-    kept = readers_file(tmp_path / name / "notes.txt")
+@pytest.mark.parametrize("file", ["notes.txt", "state.json"])
+def test_a_folder_of_a_similar_name_is_no_checkpoint_and_stays(tmp_path, name, file):
+    kept = readers_file(tmp_path / name / file)
     for step in range(1, 6):
         save(tmp_path, step)
     assert kept.read_text() == "a reader's own"
@@ -180,6 +181,15 @@ def test_a_folder_with_other_things_in_it_is_no_run(tmp_path, inside):
         folders.check_out(tmp_path)
         folders.claim(tmp_path, MINE)
     assert content(tmp_path) == before
+
+
+def test_a_link_to_the_checkpoints_of_a_run_makes_no_run(tmp_path):
+    save(tmp_path / "run" / "checkpoints", 1, identity={"plan": "full", "base": "b", "settings": {}})
+    folders.check_out(tmp_path / "run")  # its run.json is gone, and its checkpoints prove what it was
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoints").symlink_to(tmp_path / "run" / "checkpoints")
+    with pytest.raises(TrainingError, match="holds no run of this course"):
+        folders.check_out(tmp_path / "other")
 
 
 @pytest.mark.parametrize("record", ["{}", '{"scripts": {}}', "[]", "", "{", "[" * 100_000, "\ufeff{}"])
