@@ -6,7 +6,6 @@ Everything published about them is computed here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,11 @@ from helpers.budget import MIB, Budget
 from helpers.comparison import paired_interval
 from helpers.decisions import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, decide
 from helpers.profiles import ROOT
+from helpers.records import REMEDY, RecordError, read_record
 
 BENCHMARK, MEMORY = (ROOT / "data" / "evidence" / name for name in ("benchmark.json", "memory.json"))
 PLANS = {"main": "attention+embeddings", "full": "full", "first-half": "first-half"}  # their names in COURSE_PLANS
+FIELDS = {BENCHMARK.name: {"pairs": list, "flops": dict}, MEMORY.name: {"points": list, "times": list, "setting": dict}}
 # Beside its tensors a process grows in its first step: code that is read in, buffers of the matrix products,
 # threads. Measured: 45 MiB on the 125M at 1 x 128 and at 4 x 512; 20 on a model of almost no size.
 ALLOCATOR_CONSTANT = 45 * MIB
@@ -39,12 +40,16 @@ def read(path: Path) -> dict:
     """An evidence file.
 
     Raises:
-        BenchmarkError: it is not there, or holds nothing yet.
+        BenchmarkError: it is not there, is damaged, or is of another form.
     """
     script = "make benchmark" if path.name == BENCHMARK.name else "python scripts/measure_memory.py"
     if not path.exists():
         raise BenchmarkError(f"There is no '{path.name}' yet. Make it with: {script}")
-    return json.loads(path.read_text("utf-8"))
+    try:
+        return read_record(path, FIELDS.get(path.name, {}))
+    except RecordError as error:
+        raise BenchmarkError(f"{str(error).removesuffix(REMEDY)}Restore it from the repository, or move it away and "
+                             f"make it anew with: {script}") from error
 
 
 # --- the engine against the Trainer ------------------------------------------------

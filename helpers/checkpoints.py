@@ -7,16 +7,26 @@ A run folder holds ``step-00000040/`` folders. Each has two files:
 
 A folder is written under a temporary name, flushed to disk, then renamed. So
 ``step-…`` is complete, or it is not there.
+
+Each state.json lists the steps of its run that are kept. Only these are ever deleted, and only
+while they hold the two files and nothing else. A link is never followed. What stands in the way
+of a new checkpoint is set aside under another name.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import shutil
+import re
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,6 +35,10 @@ from safetensors.torch import load_file, save_file
 from helpers.models import tensor_bytes
 
 FORMAT = 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
+_STEP = re.compile(r"step-(\d{8,})")
+_PARTIAL = re.compile(r"\.partial-\d{8,}-\d+")
+_HALF_WRITTEN = re.compile(r"\.state\.json\.\d+")
 
 
 class CheckpointError(RuntimeError):
@@ -43,7 +57,7 @@ class Checkpoint:
 
 def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
                     keep: int = 2) -> Path:
-    """Write ``folder/step-…`` in one atomic move, then delete all but the newest ``keep``.
+    """Write ``folder/step-…`` in one atomic move, then delete all of this run's but the newest ``keep``.
 
     Args:
         tensors: name to tensor; moved to the CPU and made contiguous for saving.
@@ -56,28 +70,28 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
     """
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{step:08d}-{os.getpid()}"
+    partial = folder / f".partial-{step:08d}-{os.getpid()}{secrets.randbelow(10**6):06d}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_partials(folder)
+        kept = [old for old in kept_steps(folder) if old != step]
         partial.mkdir()
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        save_file(plain, partial / "tensors.safetensors")
-        record = {"format": FORMAT, "step": step, "sha256": file_hash(partial / "tensors.safetensors"),
-                  "state": state}
-        write_json(partial / "state.json", {**record, "own_sha256": record_hash(record)})
-        _flush(partial / "tensors.safetensors")
-        if final.exists():
-            shutil.rmtree(final)
+        save_file(plain, partial / TENSORS)
+        record = {"format": FORMAT, "step": step, "sha256": file_hash(partial / TENSORS), "state": state,
+                  "kept": sorted([*kept, step])}
+        write_json(partial / STATE, {**record, "own_sha256": record_hash(record)})
+        _flush(partial / TENSORS)
+        _set_aside(final)
         os.replace(partial, final)
         _flush(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_partial(partial)
         raise CheckpointError(f"Could not save the checkpoint of step {step} in '{folder}': {error}. "
                               "Free some space or choose another folder; earlier checkpoints are "
                               "intact, and the same command resumes from the last one.") from error
-    for old in _step_folders(folder)[max(keep, 2):]:
-        shutil.rmtree(old)
+    for old in sorted([*kept, step])[:-max(keep, 2)]:
+        _remove_step(folder / f"step-{old:08d}")
     return final
 
 
@@ -97,17 +111,53 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
             damaged.append(f"{place.name} is damaged ({error}); using the one before it")
     if damaged:
         raise CheckpointError(f"Every checkpoint in '{folder}' is damaged: {'; '.join(damaged)}. "
-                              "Delete the folder to start again.")
+                              "Delete nothing: choose a new folder to start again.")
     return None
 
 
+def newest_record(folder: str | Path) -> dict | None:
+    """The record of the newest checkpoint whose record is intact, without its tensors; None where there is none."""
+    for place in _step_folders(Path(folder)):
+        try:
+            return _record(place)
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
+
+
+def kept_steps(folder: str | Path) -> list[int]:
+    """The steps that a run's own newest record lists, of those that are still there. Oldest first."""
+    record = newest_record(folder)
+    listed = [] if record is None else record.get("kept", [record["step"]])  # older records list none
+    return sorted(step for step in listed if (Path(folder) / f"step-{step:08d}").is_dir())
+
+
 def _read(place: Path, damaged: list[str]) -> Checkpoint:
-    record = read_record(place / "state.json", FORMAT)
-    found = file_hash(place / "tensors.safetensors")
+    record = _record(place)
+    found = file_hash(place / TENSORS)
     if found != record["sha256"]:
         raise ValueError(f"hash {found[:12]}, expected {record['sha256'][:12]}")
-    tensors = load_file(place / "tensors.safetensors")
-    return Checkpoint(record["step"], tensors, record["state"], list(damaged))
+    return Checkpoint(record["step"], load_file(place / TENSORS), record["state"], list(damaged))
+
+
+def _record(place: Path) -> dict:
+    """The verified record of one step's folder: its hash fits, and so does what it says of itself."""
+    record = read_record(place / STATE, FORMAT)
+    odd = record.keys() ^ {"format", "step", "sha256", "state"}
+    if odd - {"kept"}:
+        raise ValueError(f"{STATE} has other fields than expected: {', '.join(sorted(odd - {'kept'}))}")
+    if not is_count(record["step"]) or record["step"] != _number(place):
+        raise ValueError(f"{STATE} says step {record['step']!r}")
+    if not isinstance(record["state"], dict) or not isinstance(record["sha256"], str):
+        raise ValueError(f"{STATE} has a state or a hash of another kind")
+    if not (isinstance(kept := record.get("kept", []), list) and all(is_count(step) for step in kept)):
+        raise ValueError(f"{STATE} lists steps that are no numbers")
+    return record
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value out of a file is a whole number, 0 or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def read_record(place: Path, wanted_format: int) -> dict:
@@ -117,11 +167,15 @@ def read_record(place: Path, wanted_format: int) -> dict:
         ValueError: no record, one that was changed, or one of another format.
         OSError: it cannot be read.
     """
-    record = json.loads(place.read_text(encoding="utf-8"))
+    return verified(read_json(place), wanted_format, place.name)
+
+
+def verified(record: dict, wanted_format: int, name: str) -> dict:
+    """A record that carries its own hash, checked and without it. ``name`` is where it stood, for the ValueError."""
     if not isinstance(record, dict) or record.pop("own_sha256", None) != record_hash(record):
-        raise ValueError(f"{place.name} was changed")
-    if record["format"] != wanted_format:
-        raise ValueError(f"format {record['format']}, this course reads {wanted_format}")
+        raise ValueError(f"{name} was changed")
+    if record.get("format") != wanted_format:
+        raise ValueError(f"format {record.get('format')}, this course reads {wanted_format}")
     return record
 
 
@@ -130,14 +184,59 @@ def record_hash(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+# --- whose is it? ------------------------------------------------------------------
+
+
 def _step_folders(folder: Path) -> list[Path]:
-    """Newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    """Newest first. Names of our own alone, and no links."""
+    try:
+        found = [p for p in folder.iterdir() if _STEP.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=_number, reverse=True)
+
+
+def _number(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
+
+
+def _remove_step(place: Path) -> None:
+    """Delete a checkpoint that the run's record listed, if it is one: its two files, and nothing else beside them."""
+    try:
+        if place.is_symlink() or {p.name for p in place.iterdir()} != {TENSORS, STATE}:
+            return
+        _record(place)
+        gone = place.with_name(f".partial-{_number(place):08d}-{os.getpid()}")
+        os.rename(place, gone)  # at once: a kill leaves no half checkpoint under the name of a whole one
+        _remove_partial(gone)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"The old checkpoint '{place}' stays: {error}", file=sys.stderr)
 
 
 def _clear_partials(folder: Path) -> None:
-    for leftover in folder.glob(".partial-*"):
-        shutil.rmtree(leftover)
+    for leftover in folder.iterdir():
+        if _PARTIAL.fullmatch(leftover.name):
+            _remove_partial(leftover)
+
+
+def _remove_partial(place: Path) -> None:
+    """Delete what a write left half done; left alone where it is a link, or holds a file of another name."""
+    if place.is_symlink() or not place.is_dir():
+        return
+    held = list(place.iterdir())
+    if all(p.name in (TENSORS, STATE) or _HALF_WRITTEN.fullmatch(p.name) for p in held):
+        for file in held:
+            file.unlink(missing_ok=True)
+        place.rmdir()
+
+
+def _set_aside(place: Path) -> None:
+    """Give what stands under a new checkpoint's name (a damaged one, a link, a reader's file) another name."""
+    if not os.path.lexists(place):
+        return
+    aside = place.with_name(f"set-aside-{place.name}-{secrets.token_hex(4)}")
+    os.rename(place, aside)
+    print(f"'{place}' was in the way of a new checkpoint. It is now '{aside.name}', unchanged.", file=sys.stderr)
 
 
 # --- files -------------------------------------------------------------------------
@@ -157,6 +256,24 @@ def bytes_hash(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
+def read_json(path: str | Path, expected: type = dict) -> Any:
+    """Read a JSON file that must hold one ``expected`` (dict or list).
+
+    Raises:
+        ValueError: the file is empty, half, too deeply nested, or of another form; it is named.
+        OSError: it is not there, or cannot be read.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is damaged: it is no JSON that can be read ({error})") from error
+    if not isinstance(found, expected):
+        kind = {dict: "an object", list: "a list"}[expected]
+        raise ValueError(f"'{path}' is damaged: expected was {kind}, found a {type(found).__name__}")
+    return found
+
+
 def write_json(path: str | Path, value) -> None:
     """Write JSON atomically, as `write_text` does."""
     write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
@@ -164,16 +281,8 @@ def write_json(path: str | Path, value) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically: a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _replacement(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, str] | None = None) -> None:
@@ -186,10 +295,16 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: di
     Raises:
         OSError, SafetensorError: the disk is full, or the place cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with _replacement(Path(path)) as partial:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, header)
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """A new file beside ``path`` that takes its place at the end, on the disk and at once; gone after an error."""
+    partial = _new_file(path)
+    try:
+        yield partial
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
@@ -197,9 +312,35 @@ def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: di
         partial.unlink(missing_ok=True)
 
 
+def _new_file(path: Path) -> Path:
+    """An empty file that was not there before: no file of a reader's is written over, and no link is followed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    while True:
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return partial
+        except FileExistsError:
+            partial = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}")
+
+
 def _flush(path: Path) -> None:
-    """Ask the system to put a file, or a folder's list of names, on the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Ask the system to put a file, or a folder's list of names, on the disk now.
+
+    Windows writes through descriptors alone that may write, and opens no folder; some network drives flush
+    no folder either. A rename is then as safe as that system makes it.
+    """
+    if path.is_dir():
+        try:
+            _sync(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EISDIR):
+                raise
+    else:
+        _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, how: int) -> None:
+    descriptor = os.open(path, how)
     try:
         os.fsync(descriptor)
     finally:

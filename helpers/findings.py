@@ -8,7 +8,6 @@ A study that is still growing has fewer seeds, plans or texts: what is missing i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from helpers.comparison import (
 from helpers.decisions import SMALLEST_FORGETTING, SMALLEST_LOSS, UNDECIDED, Finding
 from helpers.plans import COURSE_PLANS
 from helpers.profiles import DATA, SMOLLM2, TINY
-from helpers.records import read_runs
+from helpers.records import read_record, read_runs
 
 EVIDENCE = DATA / "evidence"
 AUTHORS = ("alice", "edgar")
@@ -96,8 +95,8 @@ def studied_models(folder: Path = EVIDENCE) -> list[str]:
 
 
 def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
-    """Read what `scripts/record_evidence.py` wrote."""
-    rates = json.loads((folder / RATES[model]).read_text("utf-8"))
+    """Read what `scripts/record_evidence.py` wrote. Raises RecordError, which names a damaged file."""
+    rates = read_record(folder / RATES[model], {"chosen": dict})
     rates.setdefault("smallest_forgetting", {})
     return Evidence(model, read_runs(folder / "runs" / model), read_runs(folder / "long" / model), rates)
 

@@ -12,6 +12,7 @@ file locks nothing, and nobody has to delete it.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +24,9 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 _held: dict[Path, tuple[int, int]] = {}  # lock file to (process, file descriptor); a forked child holds nothing
+
+
+_OWN_CONTENT = re.compile(rb"(\d{1,20}\n)?")
 
 
 class LockError(RuntimeError):
@@ -46,7 +50,7 @@ def take(folder: str | Path) -> None:
         place = folder.resolve() / ".lock"
         if not _is_held(place):
             _held[place] = (os.getpid(), _locked(place, folder))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise LockError(f"The run folder '{folder}' cannot be made or written: {error}. "
                         "Choose another folder, or free space and ask for the right to write there.") from error
 
@@ -72,12 +76,19 @@ def _is_held(place: Path) -> bool:
 
 
 def _locked(place: Path, folder: Path) -> int:
-    """The descriptor of a lock file that this process has locked. Its content only serves the message."""
-    descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+    """The descriptor of a lock file that this process has locked. Its content only serves the message.
+
+    A link is somebody else's: refused. A file that holds more than a process's number is locked, and left as it is.
+    """
+    if place.is_symlink():
+        raise LockError(f"'{place}' is a link, and no lock of this course. Choose another folder.")
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         _lock(descriptor, folder)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        if _OWN_CONTENT.fullmatch(os.read(descriptor, 40)):
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
     except (OSError, LockError):
         os.close(descriptor)
         raise

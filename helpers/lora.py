@@ -8,22 +8,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from helpers.anatomy import Anatomy, Entry, anatomy
-from helpers.checkpoints import file_hash, read_record, record_hash, write_json, write_tensors
+from helpers.checkpoints import bytes_hash, file_hash, read_record, record_hash, verified, write_tensors
 from helpers.freezing import FreezePlan
 from helpers.models import build_on_meta, tensors_hash
 from helpers.names import named_modules, named_parameters
 from helpers.selectors import parse_selectors, select
 
-FORMAT = 1
+FORMAT = 2
+FILE_NAME = "adapter.safetensors"
 LORA_PLAN = FreezePlan.only("lora")  # A and B train, the whole base stays fixed
 
 
@@ -182,7 +183,9 @@ def base_hash(model: nn.Module) -> str:
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
-    """Write ``adapter.safetensors`` (all A and B) and ``adapter.json`` (what they belong to).
+    """Write ``adapter.safetensors``: all A and B, and in its header what they belong to.
+
+    An older adapter there stays until the new one is whole: one file, one rename.
 
     Raises:
         LoraError: no LoRA in the model, its change is merged into W, or the folder cannot be written.
@@ -192,12 +195,12 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         raise LoraError("The change is merged into the weights. Call unmerge(model) before you save the adapter.")
     tensors = {f"{name}.{factor}": getattr(layer, factor)
                for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
+    record = {"format": FORMAT, "base": base_hash(model), "tensors": _content_hash(tensors),
+              "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()}}
+    header = {"adapter": json.dumps({**record, "own_sha256": record_hash(record)})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "adapter.safetensors", tensors)
-        record = {"format": FORMAT, "base": base_hash(model), "sha256": file_hash(folder / "adapter.safetensors"),
-                  "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()}}
-        write_json(folder / "adapter.json", {**record, "own_sha256": record_hash(record)})
+        write_tensors(folder / FILE_NAME, tensors, header)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"Could not save the adapter in '{folder}': {error}. Free some space or choose another "
                         "folder.") from error
@@ -238,9 +241,27 @@ def _require_shapes(made: dict[str, LoRALinear], tensors: dict[str, torch.Tensor
 
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     try:
-        record = read_record(folder / "adapter.json", FORMAT)
-        if file_hash(folder / "adapter.safetensors") != record["sha256"]:
-            raise ValueError("adapter.safetensors was changed or cut short")
-        return record, load_file(folder / "adapter.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise LoraError(f"'{folder}' holds no adapter that can be read ({error}). Save it again.") from error
+        with safe_open(folder / FILE_NAME, framework="pt") as file:
+            header = (file.metadata() or {}).get("adapter")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header is None:
+            return _older_record(folder), tensors
+        record = verified(json.loads(header), FORMAT, f"the record in {FILE_NAME}")
+        if _content_hash(tensors) != record["tensors"]:
+            raise ValueError(f"{FILE_NAME} was changed")
+        return record, tensors
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise LoraError(f"'{folder}' holds no adapter that can be read: it was changed or cut short, or there is none "
+                        f"({error}). Save it again.") from error
+
+
+def _older_record(folder: Path) -> dict:
+    """The record of an adapter of format 1, which stood in a file of its own."""
+    record = read_record(folder / "adapter.json", 1)
+    if file_hash(folder / FILE_NAME) != record["sha256"]:
+        raise ValueError(f"{FILE_NAME} does not belong to adapter.json")
+    return record
+
+
+def _content_hash(tensors: dict[str, torch.Tensor]) -> str:
+    return record_hash({name: [str(t.dtype), list(t.shape), bytes_hash(t)] for name, t in tensors.items()})

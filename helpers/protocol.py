@@ -43,25 +43,33 @@ def read_protocol(page: str | Path = PAGE) -> Protocol:
     """Read the page.
 
     Raises:
-        ProtocolError: no page, or a block that is not TOML.
+        ProtocolError: no page, one that is no text, or a block that is not TOML or contradicts another.
     """
     page = Path(page)
     if not page.is_file():
         raise ProtocolError(f"No protocol page at '{page}'. The study has none to follow; restore the file.")
-    text = page.read_text("utf-8")
+    try:
+        text = page.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"The protocol page '{page}' cannot be read: {error}. Restore the file.") from error
     fixed, _, amended = text.partition(f"\n{AMENDMENTS}")
     numbers: dict = {}
     for block in ("\n".join(_blocks(fixed)), *_blocks(amended)):
-        _override(numbers, _table(block, page))
+        _override(numbers, _table(block, page), page)
+    if not numbers:
+        raise ProtocolError(f"The protocol page '{page}' has no block of numbers. Restore the file.")
     n_amendments = len(re.findall(r"^- \d{4}-\d{2}-\d{2}", amended, re.MULTILINE))
     return Protocol(numbers, hashlib.sha256(fixed.encode()).hexdigest(), n_amendments)
 
 
-def _override(numbers: dict, newer: dict) -> None:
+def _override(numbers: dict, newer: dict, page: Path) -> None:
     """Put the newer numbers in; a table keeps those of its numbers that the newer one does not name."""
     for key, value in newer.items():
+        if key in numbers and isinstance(numbers[key], dict) != isinstance(value, dict):
+            raise ProtocolError(f"An amendment in '{page}' makes '{key}' a table where it was a number, or a number "
+                                "where it was a table. Correct that block.")
         if isinstance(value, dict):
-            _override(numbers.setdefault(key, {}), value)
+            _override(numbers.setdefault(key, {}), value, page)
         else:
             numbers[key] = value
 
@@ -74,5 +82,5 @@ def _blocks(text: str) -> list[str]:
 def _table(block: str, page: Path) -> dict:
     try:
         return tomllib.loads(block)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ProtocolError(f"A block of numbers in '{page}' is not TOML: {error}. Correct that block.") from error

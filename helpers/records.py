@@ -10,14 +10,24 @@ import json
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from helpers.checkpoints import write_text
+from helpers.checkpoints import read_json, write_text
 from helpers.comparison import rising
 from helpers.profiles import ROOT
+
+REMEDY = "Restore it from the repository, or move it away and record it anew with `make evidence`."
+RUN_FIELDS = MappingProxyType({"plan": str, "text": str, "seed": int, "evaluations": list})
+
+
+class RecordError(ValueError):
+    """A file of the evidence that cannot be used. The message names it and says what to do."""
 
 
 def slim(evaluations: list[dict], best_step: int) -> list[dict]:
@@ -78,5 +88,33 @@ def git(*arguments: str) -> str | None:
 
 
 def read_runs(folder: str | Path) -> list[dict]:
-    """All recorded runs under a folder, sorted by path."""
-    return [json.loads(p.read_text("utf-8")) for p in sorted(Path(folder).rglob("*.json"))]
+    """All recorded runs under a folder, sorted by path. One whose proof failed does not count: a line says so.
+
+    Raises:
+        RecordError: a file that is damaged, or no record of a run.
+    """
+    runs = {path: read_record(path, RUN_FIELDS) for path in sorted(Path(folder).rglob("*.json"))}
+    broken = [path for path, run in runs.items() if run.get("proof_ok", True) is not True]
+    for path in broken:
+        print(f"Left out: '{path}', for the proof of its freeze failed.", file=sys.stderr)
+    return [run for path, run in runs.items() if path not in broken]
+
+
+def read_record(path: str | Path, fields: Mapping[str, type | tuple[type, ...]] = MappingProxyType({})) -> dict:
+    """Read one file of the evidence.
+
+    Args:
+        fields: names that it must have, each with the type of its value.
+
+    Raises:
+        RecordError: no such file, a damaged one, or one of another form. It is named.
+    """
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{error}. {REMEDY}") from error
+    wrong = [name for name, kind in fields.items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        raise RecordError(f"'{path}' is no such record as expected: {', '.join(wrong)} "
+                          f"{'is' if len(wrong) == 1 else 'are'} missing, or of another form. {REMEDY}")
+    return found

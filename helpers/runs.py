@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,15 @@ from helpers import checkpoints, locks
 from helpers.anatomy import anatomy
 from helpers.freezing import FreezePlan
 from helpers.models import weight_hash
-from helpers.processes import is_main, own_random_state, random_states
+from helpers.processes import is_main, n_processes, own_random_state, random_states
+from helpers.profiles import tf32_override
 
 MAX_RATE = 1.0
+MAX_COUNT = 10**9  # steps, windows
+# Settings that change no result up to a step: a run may go on with others of these.
+FREE_SETTINGS = frozenset(("n_steps", "micro_batch", "save_every"))
+_STATE_FIELDS = {"identity", "history", "best_step"}
+_SLOTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
 
 
 class TrainingError(RuntimeError):
@@ -31,9 +39,10 @@ class TrainSettings:
     """All that decides a run besides model, plan and text.
 
     Attributes:
-        n_steps: optimizer steps.
+        n_steps: optimizer steps. A finished run goes on with more of them; its last evaluation stays in its history.
         rate: learning rate after the warm-up; constant from there, so every point is a finished run.
         batch: windows a step.
+        seed: decides the order of the text, 0 to 2**32 - 1.
         micro_batch: windows at a time in memory; None: the whole batch. Changes no result.
         warmup: steps of linear increase.
         weight_decay: AdamW's, on matrices and vectors alike.
@@ -57,11 +66,16 @@ class TrainSettings:
 
     def __post_init__(self):
         for name in ("n_steps", "batch", "evaluate_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} must be 1 or more; found {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or not 1 <= value <= MAX_COUNT:
+                raise TrainingError(f"{name} must be a whole number, 1 or more and at most {MAX_COUNT:,}; found "
+                                    f"{value}.")
         for name in ("warmup", "weight_decay", "clip"):
-            if (getattr(self, name) or 0) < 0:
-                raise TrainingError(f"{name} must be 0 or more; found {getattr(self, name)}.")
+            if not (0 <= (value := getattr(self, name) or 0) and math.isfinite(value)):
+                raise TrainingError(f"{name} must be 0 or more, and finite; found {value}.")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed <= 2**32 - n_processes():
+            raise TrainingError(f"The seed must be a whole number from 0 to {2**32 - n_processes()}; found "
+                                f"{self.seed}. Any small number will do.")
         if not (math.isfinite(self.rate) and 0 < self.rate <= MAX_RATE):
             raise TrainingError(f"The learning rate must be above 0 and at most {MAX_RATE:g}; found {self.rate:g}. "
                                 "Usual values are 3e-5 to 1e-3.")
@@ -104,6 +118,8 @@ class History:
 class Run:
     """A run in progress: where it stands, what it has seen, and its folder."""
 
+    where: dict[Path, int] = {}  # run folder to the step at which this process's last run in it stands
+
     def __init__(self, model, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, folder):
         self.model, self.plan, self.settings = model, plan, settings
         self.folder = None if folder is None else Path(folder)
@@ -111,11 +127,18 @@ class Run:
         self.names = {p: n for n, p in model.named_parameters()}
         self._kept, self.best_step, self.bar = {}, 0, None
         self.identity = {"plan": plan.slug, "base": weight_hash(model), "settings": asdict(settings),
-                         "windows": list(windows.shape), "text": checkpoints.bytes_hash(windows)}
+                         "windows": list(windows.shape), "text": checkpoints.bytes_hash(windows),
+                         "arithmetic": arithmetic()}
 
     def resume(self, optimizer) -> None:
-        """Take the folder, and take up its newest intact checkpoint, if it is of this very run."""
+        """Take the folder, and take up its newest intact checkpoint, if it is of this very run.
+
+        Raises:
+            TrainingError: it is of another run, or does not hold what a run saves. Nothing is changed then.
+        """
         saved = self._take_folder() if self.folder else None
+        if self.folder:
+            self.where[self.folder] = saved.step if saved else 0
         if saved is None:
             return
         put(self.model, {n[6:]: t for n, t in saved.tensors.items() if n.startswith("model/")})
@@ -133,11 +156,57 @@ class Run:
         saved = checkpoints.load_checkpoint(self.folder)
         for line in saved.damaged if saved and is_main() else []:
             print(line, file=sys.stderr)
-        other = [k for k, v in self.identity.items() if saved and saved.state["identity"].get(k) != v]
-        if other:
+        if saved is None:
+            return None
+        if problem := self._problem(saved):
+            raise TrainingError(f"Step {saved.step} in '{self.folder}' fits its hash, but it is no checkpoint that "
+                                f"this course wrote: {problem}. Choose a new folder.")
+        if other := differences(self.identity, saved.state["identity"]):
             raise TrainingError(f"The folder '{self.folder}' holds another run: it differs in {', '.join(other)}. "
-                                "Choose a new folder, or delete that one.")
+                                "Choose a new folder.")
+        if problem := self._tensor_problem(saved.tensors):
+            raise TrainingError(f"Step {saved.step} in '{self.folder}' fits its hash, but not this model: {problem}. "
+                                "Choose a new folder.")
+        if saved.step > self.settings.n_steps:
+            raise TrainingError(f"The folder '{self.folder}' holds step {saved.step} of this run already, more than "
+                                f"the {self.settings.n_steps} asked for. Ask for {saved.step} steps or more, or choose "
+                                "a new folder.")
         return saved
+
+    def _problem(self, saved: checkpoints.Checkpoint) -> str | None:
+        """What is wrong with a checkpoint's record; None where it is as `save` writes it."""
+        state = saved.state
+        if odd := state.keys() ^ _STATE_FIELDS:
+            return f"its record has {'no' if odd <= _STATE_FIELDS else 'an unknown'} {', '.join(sorted(odd))}"
+        if not isinstance(state["identity"], dict) or not isinstance(state["identity"].get("settings"), dict):
+            return "its identity is no table"
+        if not checkpoints.is_count(state["best_step"]) or state["best_step"] > saved.step:
+            return f"its best step is {state['best_step']!r}"
+        return history_problem(state["history"], saved.step)
+
+    def _tensor_problem(self, tensors: dict[str, torch.Tensor]) -> str | None:
+        """What is wrong with a checkpoint's tensors; None where each has its place, and each place its tensor."""
+        wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        like = {f"{kind}/{n}": (p.shape, p.dtype) for kind in ("model", "best") for n, p in wanted.items()}
+        optional = {f"optimizer/{n}/{slot}": (torch.Size() if slot == "step" else p.shape,
+                                              torch.float32 if slot == "step" else p.dtype)
+                    for n, p in wanted.items() for slot in _SLOTS}
+        place = torch.get_rng_state()
+        like["random/cpu"] = place.shape, place.dtype
+        for name, tensor in tensors.items():
+            if re.fullmatch(r"(process\d+/)?random/(cpu|cuda\d+)", name) and tensor.dtype == place.dtype:
+                if name.endswith("cpu") and tensor.shape != place.shape:
+                    return f"{name} has the shape {list(tensor.shape)}"
+                continue
+            expected = like.get(name) or optional.get(name)
+            if expected is None:
+                return f"{name} has no place in it"
+            if expected != (tensor.shape, tensor.dtype):
+                return f"{name} is {tensor.dtype} {list(tensor.shape)}, not {expected[1]} {list(expected[0])}"
+        missing = sorted(like.keys() - tensors.keys())
+        missing += [f"optimizer/{n}/{slot}" for n in wanted for slot in _SLOTS
+                    if f"optimizer/{n}/{slot}" not in tensors and any(f"optimizer/{n}/{s}" in tensors for s in _SLOTS)]
+        return f"{missing[0]} is missing" if missing else None
 
     def _say_where(self) -> None:
         """Say in words that a run goes on. TQDM_DISABLE silences them and the bar: no notebook stores either."""
@@ -151,6 +220,8 @@ class Run:
         """One finished step."""
         rate = self.settings.rate_at(self.step)
         self.step += 1
+        if self.folder:
+            self.where[self.folder] = self.step
         self.history.steps.append({"step": self.step, "loss": loss, "rate": rate, "norms": norms})
         self.history.seconds.append(seconds)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {self.settings.batch * self.identity['windows'][1] / seconds:,.0f} "
@@ -164,7 +235,8 @@ class Run:
         found = measure(self.model) if measure else {}
         self.history.evaluations.append({"step": self.step, **found})
         losses = [e.get("held_out_loss", -e["step"]) for e in self.history.evaluations]
-        if losses[-1] <= min(losses):
+        numbers = [loss for loss in losses if not math.isnan(loss)]
+        if len(losses) == 1 or (not math.isnan(losses[-1]) and losses[-1] <= min(numbers)):
             self.best_step = self.step
             self._kept = keep(self.model, self._kept) if measure else {}
 
@@ -185,6 +257,46 @@ class Run:
         tensors |= checkpoints.optimizer_tensors(inner, self.names) | dice
         checkpoints.save_checkpoint(self.folder, self.step, tensors, {
             "identity": self.identity, "history": asdict(self.history), "best_step": self.best_step})
+
+
+def arithmetic() -> dict[str, str | None]:
+    """What rounds a run's numbers and is set outside of it: torch's default type, and how it multiplies float32."""
+    return {"default_type": str(torch.get_default_dtype()), "matmul": torch.get_float32_matmul_precision(),
+            "tf32_override": tf32_override()}
+
+
+def differences(mine: dict, saved: dict) -> list[str]:
+    """The names of what makes a saved run another one. An older record without a name says nothing about it."""
+    found = []
+    for name, value in mine.items():
+        if name == "settings":
+            there = saved[name]
+            found += [k for k, v in value.items() if k not in FREE_SETTINGS and k in there and there[k] != v]
+            found += sorted(there.keys() - value.keys() - FREE_SETTINGS)
+        elif saved.get(name, value) != value:
+            found.append(name)
+    return found
+
+
+def history_problem(found, step: int) -> str | None:
+    """What is wrong with the history of a checkpoint of ``step``; None where `History` can hold it."""
+    if not isinstance(found, dict) or found.keys() != {"steps", "evaluations", "seconds"}:
+        return "its history is not that of a run"
+    if not all(isinstance(part, list) for part in found.values()):
+        return "its history is not made of lists"
+    if [s.get("step") if isinstance(s, dict) else None for s in found["steps"]] != list(range(1, step + 1)):
+        return f"its history does not have the steps 1 to {step}"
+    if not all(isinstance(s.get("norms"), dict) and all(isinstance(s.get(k), (int, float)) for k in ("loss", "rate"))
+               for s in found["steps"]):
+        return "a step of its history has no loss, rate or norms"
+    if len(found["seconds"]) != step or not all(isinstance(s, (int, float)) for s in found["seconds"]):
+        return "its history does not have a time for each step"
+    at = [e.get("step") if isinstance(e, dict) else None for e in found["evaluations"]]
+    if not all(checkpoints.is_count(s) and s <= step for s in at) or at != sorted(set(at)):
+        return "the evaluations of its history are not in order"
+    if not all(isinstance(e.get("held_out_loss", 0.0), (int, float)) for e in found["evaluations"]):
+        return "an evaluation of its history has a loss that is no number"
+    return None
 
 
 def trainable_copy(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ Prints what trains, what it should cost and what it did cost, the held-out loss 
 after, what was forgotten, the proof that frozen weights stayed, and a sample. Writes
 RUN/report.json, and RUN/delta.safetensors with the best weights: what trained, and nothing
 else (`helpers.deltas.load_delta` puts it back on the base). Stopped at any moment, the same
-command goes on. In several processes:
+command goes on; with more --steps a finished run does. In several processes:
 
     accelerate launch --multi_gpu --num_processes 2 -m helpers.train --processes 2 --text …
 """
@@ -14,12 +14,24 @@ command goes on. In several processes:
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C while torch is being read, which takes seconds
+    def stop_at_once(number, frame):
+        print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop_at_once)
 
 import torch
 
@@ -31,7 +43,7 @@ from helpers.checkpoints import CheckpointError
 from helpers.corpora import Corpus, TextError, load_corpus, tensor_of
 from helpers.deltas import DeltaError, save_delta
 from helpers.evaluation import Retention, held_out_loss, sample_text
-from helpers.folders import check_out, claim, write_report
+from helpers.folders import CHECKPOINTS, check_out, claim, refuse_other, where_it_stopped, write_report
 from helpers.freezing import FreezePlan
 from helpers.models import (
     ModelError,
@@ -46,13 +58,17 @@ from helpers.models import (
 )
 from helpers.processes import ProcessError, end, from_all, is_main, join, n_processes, require_processes
 from helpers.profiles import ProfileError
-from helpers.reports import as_dict, delta_line, median, peak_memory, print_report
+from helpers.records import machine_class, versions
+from helpers.reports import as_dict, delta_line, growth, median, peak_memory, print_report
+from helpers.runs import Run, arithmetic
 from helpers.selectors import PlanError
-from helpers.study import machine_class, versions
 from helpers.training import FitResult, TrainingError, TrainSettings, fit
 
 BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError,
              DeltaError, ProcessError, locks.LockError)
+
+
+SAMPLE = 60  # tokens
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,11 +104,13 @@ class Setup:
     settings: TrainSettings
     predicted: Budget
     out: Path
-    memory_before: int  # bytes, before the model was loaded
+    memory_before: int | None  # bytes, before the model was loaded; None where the system does not tell
+    mine: dict = field(default_factory=dict)  # what this run is, for its folder
 
 
 def prepare(args: argparse.Namespace) -> Setup:
-    """Check every input, cheapest first, then load the model. Raises the errors of `BAD_INPUT`."""
+    """Check every input, cheapest first, then load the model. Raises the errors of `BAD_INPUT`; writes nothing."""
+    require_words(args)
     profile = profiles.current(args.profile, args.model)
     plan = FreezePlan.parse(freeze=args.freeze, only=args.only)
     settings = TrainSettings(
@@ -107,14 +125,50 @@ def prepare(args: argparse.Namespace) -> Setup:
     source = profile.model
     config = load_config(source)
     require_weights(source)
-    length = checked_length(args.length or profile.length, config)
+    length = checked_length(profile.length if args.length is None else args.length, config)
     tokenizer = load_tokenizer(source)
     corpus = load_corpus(args.text, tokenizer, length, name=Path(args.text).stem)
     require_intervals(corpus, length)
-    at_a_time = settings.micro_batch or -(-settings.batch // n_processes())
+    require_batch(settings.batch, corpus)
+    require_prompt(args.prompt, tokenizer, config)
+    at_a_time = min(settings.micro_batch or settings.batch, -(-settings.batch // n_processes()))
     predicted = budget(config, plan, at_a_time, length)  # the plan meets the model here
     memory = peak_memory()
-    return Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
+    setup = Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
+    setup.mine = {"text_sha256": corpus.sha256, "model_hash": weight_hash(setup.model), "plan": plan.slug,
+                  "length": length, **asdict(settings), "arithmetic": arithmetic()}
+    refuse_other(out, setup.mine)
+    return setup
+
+
+def require_words(args: argparse.Namespace) -> None:
+    """Raises ProfileError where a word of the command cannot be a path, or is no text."""
+    for name in ("text", "out", "model", "prompt", "profile", "freeze", "only"):
+        word = getattr(args, name)
+        if word is None:
+            continue
+        if name in ("text", "out", "model"):
+            if not word.strip():
+                raise ProfileError(f"--{name} is empty. Give a name.")
+            profiles.usable_path(word, f"--{name}")
+        elif "\0" in word or any(0xD800 <= ord(letter) < 0xE000 for letter in word):
+            raise ProfileError(f"--{name} holds bytes that are no text in this terminal's encoding. Write it in UTF-8.")
+
+
+def require_batch(batch: int, corpus: Corpus) -> None:
+    """Raises TextError where a step would need more windows than the text has."""
+    n_windows = len(corpus.train)
+    if batch > n_windows:
+        raise TextError(f"'{corpus.path}' has {n_windows} windows to train on, fewer than a batch of {batch}. "
+                        f"Use --batch {n_windows} or fewer, a smaller --length, or a longer text.")
+
+
+def require_prompt(prompt: str | None, tokenizer, config) -> None:
+    """Raises TextError where a prompt leaves no room for a sample."""
+    limit, n_tokens = n_positions(config), len(tokenizer(prompt)["input_ids"]) if prompt else 0
+    if limit and n_tokens + SAMPLE > limit:
+        raise TextError(f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "
+                        f"{limit} positions. Give a prompt of {max(limit - SAMPLE, 0)} tokens or fewer.")
 
 
 def checked_length(length: int, config) -> int:
@@ -136,27 +190,24 @@ def require_intervals(corpus: Corpus, length: int) -> None:
                             f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length.")
 
 
-def claim_folder(setup: Setup) -> None:
-    """Take the folder and write into it what this run is; refuse one in use, or one that holds another run."""
-    claim(setup.out, {"text_sha256": setup.corpus.sha256, "model_hash": weight_hash(setup.model),
-                      "plan": setup.plan.slug, "length": tensor_of(setup.corpus.train).size(1),
-                      **asdict(setup.settings)})
-
-
 def run(setup: Setup, prompt: str | None) -> dict:
-    """Train, measure, print, and return the report."""
+    """Measure, take the folder, train, measure again, print, and return the report."""
     model, corpus = setup.model, setup.corpus
     print(setup.profile.note)
     print(f"{corpus.name}: {corpus.split.how}\n")
     print(setup.plan.explain(model))
     dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
-    retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
     before, base = held_out_loss(model, test), base_record(model)
+    if not math.isfinite(before.mean):
+        raise ModelError(f"The model's loss on the test text is {before.mean} before any training: its weights are "
+                         "damaged or overflow. Load it again from its source.")
+    retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
     start = prompt or setup.tokenizer.decode(test[0, :12])
-    sample_before = sample_text(model, setup.tokenizer, start, 60)
+    sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
+    in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)  # all is checked: the first write
     began = time.perf_counter()
     result = fit(model, setup.plan, tensor_of(corpus.train), setup.settings,
-                 evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean}, folder=setup.out / "checkpoints")
+                 evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean}, folder=setup.out / CHECKPOINTS)
     seconds = time.perf_counter() - began
     result.use_best(model)
     if not is_main():
@@ -167,13 +218,13 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "n_parameters": setup.predicted.n_parameters, "held_out_loss_before": as_dict(before),
         "held_out_loss_after": as_dict(after), "forgetting": as_dict(forgotten), "proof_ok": result.proof.ok,
         "predicted_bytes": setup.predicted.at_peak, "predicted_peak_bytes": setup.predicted.peak_bytes,
-        "measured_growth_bytes": peak_memory() - setup.memory_before,
+        "measured_growth_bytes": growth(setup.memory_before),
         "n_processes": n_processes(), "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
         "seed": setup.settings.seed, "rate": setup.settings.rate, "n_steps": setup.settings.n_steps,
         "best_step": result.best_step, "model_hash": base.weight_hash, "tuned_hash": weight_hash(model),
         "text": corpus.name, "text_hash": corpus.sha256, "profile": setup.profile.name,
         "versions": versions(), "machine": machine_class(), "evaluations": result.history.evaluations,
-        "sample_before": sample_before, "sample_after": sample_text(model, setup.tokenizer, start, 60),
+        "sample_before": sample_before, "sample_after": sample_text(model, setup.tokenizer, start, SAMPLE),
         "full_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "delta_bytes": save_trained(setup, model, base, result),
     }
@@ -201,25 +252,77 @@ def in_every_process(work: Callable):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: done; 2: bad input, said in one line; 1: the proof failed."""
+    """Exit code 0: done; 2: it could not be done, said in one line; 1: the proof failed; 130: interrupted."""
+    write_any_letter()
     args = parser().parse_args(arguments)
+    try:
+        report = report_of(args)
+        if is_main():
+            print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
+        return 0 if report["proof_ok"] else 1
+    except BAD_INPUT as error:
+        if is_main() or isinstance(error, ProcessError):
+            say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        if is_main():
+            say(where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS)))
+        return 130
+    except BrokenPipeError:  # as in `… | head`: nobody reads on
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
+        say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
+        return 2
+    except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
+        say(f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
+            f"{kept_traceback()}")
+        return 2
+
+
+def report_of(args: argparse.Namespace) -> dict:
+    """Check, train and measure what the command asks for."""
     try:
         join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
         require_processes(args.processes)
         setup = in_every_process(lambda: prepare(args))
-        in_every_process(lambda: claim_folder(setup) if is_main() else None)
         with nullcontext() if is_main() else redirect_stdout(None):
-            report = run(setup, args.prompt)
-    except BAD_INPUT as error:
-        if is_main() or isinstance(error, ProcessError):
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+            return run(setup, args.prompt)
     finally:
-        locks.give_back(args.out)
-    if is_main():
-        print(f"\nresult: {setup.out / 'report.json'}\n{delta_line(report, setup.out)}")
-    return 0 if report["proof_ok"] else 1
+        if "\0" not in args.out:
+            locks.give_back(args.out)
+
+
+# --- the terminal ------------------------------------------------------------------
+
+
+def write_any_letter() -> None:
+    """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(line: str) -> None:
+    """One line on stderr, whatever an error's own words hold."""
+    print(" ".join(line.split()), file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0][:300]}" if words else type(error).__name__
+
+
+def kept_traceback() -> str:
+    """Write the traceback of the error in progress to a file of its own; says where, or that it could not."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="helpers-train-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(traceback.format_exc())
+    except OSError as error:
+        return f"Its traceback could not be written ({error})."
+    return f"Its traceback is in '{name}'."
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end(main())

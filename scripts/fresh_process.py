@@ -51,9 +51,14 @@ def continued(path: Path, setting: dict, **empty) -> dict:
     Raises:
         SystemExit: it was measured on another machine, version or shape, so nothing here can be added to it.
     """
+    from helpers.records import REMEDY, RecordError, read_record
+
     if not path.exists():
         return {"setting": setting, **empty}
-    record = json.loads(path.read_text("utf-8"))
+    try:
+        record = read_record(path, {"setting": dict, **{name: type(value) for name, value in empty.items()}})
+    except RecordError as error:
+        raise SystemExit(f"{str(error).removesuffix(REMEDY)}Move it away, and give the same command again.") from error
     other = [key for key, value in setting.items() if record["setting"].get(key) != value]
     if other:
         raise SystemExit(f"'{path.name}' was measured elsewhere: it differs in {', '.join(other)}. "

@@ -31,6 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from helpers.checkpoints import (
+    Checkpoint,
     file_hash,
     load_checkpoint,
     optimizer_tensors,
@@ -210,12 +211,27 @@ def resume(out: Path, model, optimizers, names) -> int:
         return 0
     for line in checkpoint.damaged:
         print(line, file=sys.stderr)
-    weights = {n[len("model/"):]: t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
-    model.load_state_dict(weights, strict=False)
+    put_weights(model, checkpoint, out)
     for i, optimizer in enumerate(optimizers):
         part = {n[2:]: t for n, t in checkpoint.tensors.items() if n.startswith(f"{i}/")}
         restore_optimizer(optimizer, names, part)
     return checkpoint.step
+
+
+def put_weights(model, checkpoint: Checkpoint, out: Path) -> None:
+    """Put a checkpoint's weights into the model, all of them or none.
+
+    Raises:
+        SystemExit: they are not this model's.
+    """
+    found = {n[len("model/"):]: t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
+    wanted = dict(model.named_parameters())
+    odd = sorted(n for n in found.keys() | wanted.keys()
+                 if n not in found or n not in wanted or found[n].shape != wanted[n].shape)
+    if odd:
+        raise SystemExit(f"Step {checkpoint.step} in '{out}' is of another model: {odd[0]} does not fit. "
+                         "Choose a new folder.")
+    model.load_state_dict(found, strict=False)
 
 
 def save(out: Path, step: int, model, optimizers, names, recipe: dict) -> None:
@@ -237,8 +253,7 @@ def export(run: Path, target: Path) -> None:
     checkpoint = load_checkpoint(run)
     if checkpoint is None:
         raise SystemExit(f"There is no checkpoint in '{run}'. Train first.")
-    weights = {n[len("model/"):]: t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
-    model.load_state_dict(weights, strict=False)
+    put_weights(model, checkpoint, run)
     model.half().save_pretrained(target)
     PreTrainedTokenizerFast.from_pretrained(run / "tokenizer").save_pretrained(target)
     shutil.copy(run / "log.jsonl", target / "training_log.jsonl")

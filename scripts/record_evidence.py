@@ -19,10 +19,8 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import copy
-import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from pathlib import Path
 from helpers import profiles
 from helpers.checkpoints import bytes_hash, write_json
 from helpers.protocol import Protocol, ProtocolError, read_protocol
+from helpers.records import RUN_FIELDS, RecordError, read_record
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "data" / "evidence"
@@ -181,7 +180,7 @@ def is_tuned(study: Study, plan: str, text: str, seeds: list[int]) -> bool:
 
 def tuned(study: Study, plan: str, text: str, rate: float, seeds: list[int]) -> list[dict]:
     paths = [tuning_job(study, plan, text, rate, s).path for s in seeds]
-    return [json.loads(p.read_text("utf-8")) for p in paths]
+    return [read_record(p, RUN_FIELDS) for p in paths]
 
 
 def row_of(study: Study, plan: str, text: str, rate: float, seeds: list[int], level: float) -> dict:
@@ -450,7 +449,7 @@ def stale(study: Study, jobs: Iterable[Job], model_hash: str) -> list[str]:
     for job in jobs:
         if not job.path.exists():
             continue
-        found = json.loads(job.path.read_text("utf-8"))
+        found = read_record(job.path)
         wanted = {"model_hash": model_hash, "protocol": study.protocol.sha256, "rate": job.rate,
                   "retention_hash": hashes[half_of(job)], "settings": asdict(settings_of(study, job)),
                   "rate_choice": job.choice}
@@ -479,10 +478,21 @@ def refuse_stale(study: Study, jobs: Iterable[Job], model_hash: str) -> None:
 
 
 def start_over(study: Study) -> None:
-    """Delete the recorded evidence of this model, and of no other."""
-    for kind in ("tuning", "runs", "long", "retention"):
-        shutil.rmtree(study.place(kind), ignore_errors=True)
+    """Delete the recorded evidence of this model, and of no other: the files that are records, and follow no link."""
+    for kind in ("tuning", "runs", "long"):
+        for path in [] if study.place(kind).is_symlink() else study.place(kind).rglob("*.json"):
+            if path.is_file() and not path.is_symlink() and is_record(path):
+                path.unlink()
+    (study.place("retention") / "windows.safetensors").unlink(missing_ok=True)
     study.rates_file.unlink(missing_ok=True)
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is one that `do` wrote; a damaged one cannot be told from a reader's own, and stays."""
+    try:
+        return read_record(path, RUN_FIELDS | {"model_hash": str, "protocol": str}) != {}
+    except RecordError:
+        return False
 
 
 def require_committed(page: Path) -> None:
@@ -616,7 +626,7 @@ def run_stage(study: Study, stage: str, n_processes: int) -> None:
 def chosen_rates(study: Study) -> dict | None:
     """The chosen rates, or None before the tuning."""
     place = study.rates_file
-    return json.loads(place.read_text("utf-8"))["chosen"] if place.exists() else None
+    return read_record(place, {"chosen": dict})["chosen"] if place.exists() else None
 
 
 # --- the estimate ------------------------------------------------------------------
@@ -627,7 +637,7 @@ def measured_seconds(study: Study) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     for kind in ("tuning", "runs", "long"):
         for path in study.place(kind).rglob("*.json"):
-            run = json.loads(path.read_text("utf-8"))
+            run = read_record(path)
             if "wall_seconds" in run:
                 for key in (path.parent.parent.name, run["stage"], ""):
                     sums.setdefault(key, []).append(run["wall_seconds"])
@@ -731,4 +741,7 @@ def recorded_jobs(study: Study) -> list[Job]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RecordError as error:
+        sys.exit(f"error: {error}")

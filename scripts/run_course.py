@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -25,6 +25,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from notebook_kernel import KERNEL_SETTINGS, OFFLINE, Failure, code_cells, run_notebook
 from offline_html import notebook_html
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -133,10 +138,12 @@ def show_claims(build: Path) -> None:
         print(f"\n{claims_table(claims)}")
 
 
-def peak_memory() -> float:
-    """GiB: the most that any finished kernel held."""
+def peak_memory() -> str:
+    """In words: the most that any finished kernel held. Windows does not tell it."""
+    if resource is None:
+        return "memory not measured"
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
+    return f"at most {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30:.1f} GiB of memory"
 
 
 def report(done: list[Lesson], out: Path, seconds: float) -> None:
@@ -147,7 +154,7 @@ def report(done: list[Lesson], out: Path, seconds: float) -> None:
         return
     n_cells = sum(lesson.n_cells for lesson in done)
     print(f"\n{len(done)} notebook{'s' * (len(done) != 1)}, {n_cells} cells, {clock(seconds)} minutes, "
-          f"at most {peak_memory():.1f} GiB of memory. Read them: {shown(out / (done[0].name + '.html'))}")
+          f"{peak_memory()}. Read them: {shown(out / (done[0].name + '.html'))}")
 
 
 def shown(path: Path) -> str:
@@ -156,9 +163,10 @@ def shown(path: Path) -> str:
 
 
 def forget_claims(build: Path) -> None:
-    """A whole run shows only what it measures itself."""
-    for old in (build / "claims").glob("*.json"):
-        old.unlink()
+    """A whole run shows only what it measures itself. Nothing but the claims' own files is deleted, and no link."""
+    for old in (build / "claims").glob("C*.json"):
+        if re.fullmatch(r"C\d+\.json", old.name) and old.is_file() and not old.is_symlink():
+            old.unlink()
 
 
 def record_minutes(done: list[Lesson], profile: str) -> None:

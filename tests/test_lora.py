@@ -1,11 +1,15 @@
 """LoRA by hand: equal to PEFT's, exact in and out, trained by the course's own loop, saved and refused."""
 
+import contextlib
 import copy
 import json
+import os
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers import lora
@@ -289,7 +293,7 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path):
     size = (tmp_path / "adapter" / "adapter.safetensors").stat().st_size
     n = lora.n_adapter_parameters(CONFIG, "q+v", 3)
     assert 4 * n < size < 4 * n + 3000
-    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == ["adapter.safetensors"]
 
 
 def test_a_merged_adapter_is_not_saved(tmp_path):
@@ -311,16 +315,30 @@ def cut(folder):
 
 
 def edit(folder, reseal=False, **changes):
-    record = json.loads((folder / "adapter.json").read_text()) | changes
+    with safe_open(folder / "adapter.safetensors", framework="pt") as file:
+        record = json.loads(file.metadata()["adapter"]) | changes
     record.pop("own_sha256")
-    (folder / "adapter.json").write_text(json.dumps({**record, "own_sha256": record_hash(record) if reseal else "no"}))
+    rewrite(folder, json.dumps({**record, "own_sha256": record_hash(record) if reseal else "no"}))
+
+
+def rewrite(folder, header=None, change=lambda tensors: None):
+    with safe_open(folder / "adapter.safetensors", framework="pt") as file:
+        header = header or file.metadata()["adapter"]
+    tensors = load_file(folder / "adapter.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter.safetensors", {"adapter": header})
+
+
+def flip(tensors):
+    next(iter(tensors.values())).add_(1)
 
 
 @pytest.mark.parametrize("damage, words", [
-    (cut, "cut short"), (lambda f: edit(f, base="0" * 64), "adapter.json was changed"),
-    (lambda f: edit(f, reseal=True, format=9), "format 9"), (lambda f: (f / "adapter.json").unlink(), "no adapter"),
-    (lambda f: (f / "adapter.json").write_text("{"), "no adapter"),
-    (lambda f: (f / "adapter.json").write_text("[]"), "no adapter"),
+    (cut, "cut short"), (lambda f: edit(f, base="0" * 64), "the record in adapter.safetensors was changed"),
+    (lambda f: edit(f, reseal=True, format=9), "format 9"),
+    (lambda f: (f / "adapter.safetensors").unlink(), "no adapter"),
+    (lambda f: rewrite(f, "{"), "no adapter"), (lambda f: rewrite(f, "[]"), "no adapter"),
+    (lambda f: rewrite(f, "[" * 100_000), "no adapter"), (lambda f: rewrite(f, change=flip), "was changed"),
     (lambda f: edit(f, reseal=True, base="0" * 64), "trained on the base 000000000000"),
 ])
 def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_stays(damage, words, tmp_path):
@@ -330,6 +348,53 @@ def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_stays(damage, wor
     with pytest.raises(LoraError, match=words):
         load_adapter(model, tmp_path)
     assert not any(isinstance(m, LoRALinear) for m in model.modules())
+
+
+def test_an_adapter_of_two_files_as_the_older_form_had_is_read_and_refused_where_they_do_not_fit(tmp_path):
+    model = with_lora()
+    save_adapter(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter.safetensors")
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    record = {"format": 1, "base": lora.base_hash(model), "sha256": file_hash(tmp_path / "adapter.safetensors"),
+              "layers": {name: {"rank": x.rank, "alpha": x.alpha} for name, x in layers_of(model).items()}}
+    (tmp_path / "adapter.json").write_text(json.dumps({**record, "own_sha256": record_hash(record)}))
+    fresh = build_model(CONFIG, seed=1)
+    load_adapter(fresh, tmp_path)
+    assert weight_hash(fresh) == weight_hash(model)
+    flip(tensors)
+    save_file(tensors, tmp_path / "adapter.safetensors")
+    with pytest.raises(LoraError, match="does not belong to adapter.json"):
+        load_adapter(build_model(CONFIG, seed=1), tmp_path)
+
+
+def test_an_adapter_whose_writer_dies_at_any_moment_is_the_old_or_the_new_one(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    old, new = with_lora(), with_lora()
+    next(iter(layers_of(new).values())).lora_B.data.add_(1)
+    hashes = {weight_hash(old), weight_hash(new)}
+    replace, sync = os.replace, os.fsync
+    for step in range(6):
+        save_adapter(old, tmp_path)
+        left = [step]
+
+        def counted(work, left=left):
+            def call(*arguments):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return work(*arguments)
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted(replace))
+            patch.setattr(os, "fsync", counted(sync))
+            with contextlib.suppress(Killed):
+                save_adapter(new, tmp_path)
+        fresh = build_model(CONFIG, seed=1)
+        load_adapter(fresh, tmp_path)
+        assert weight_hash(fresh) in hashes
 
 
 def test_an_adapter_for_another_base_is_refused(tmp_path):

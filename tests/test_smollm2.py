@@ -225,6 +225,17 @@ def test_a_damaged_file_is_named_and_the_folder_made_anew(shelf, copied):
     assert weight_hash(load_model(folder, device="cpu")) == shelf[1].weight_hash
 
 
+def test_a_readers_file_in_a_damaged_model_folder_is_kept(shelf, copied):
+    folder = fetch(shelf[1])
+    (folder / "model.safetensors").write_bytes(b"half")
+    (folder / "delta.safetensors").write_text("mine")
+    said = []
+    fetch(shelf[1], say=said.append)
+    kept, = folder.parent.glob(f"{folder.name}-set-aside-*")
+    assert [p.name for p in kept.iterdir()] == ["delta.safetensors"] and any(str(kept) in line for line in said)
+    assert weight_hash(load_model(folder, device="cpu")) == shelf[1].weight_hash
+
+
 def test_a_folder_that_the_command_did_not_make_is_left_alone(shelf, copied):
     profiles.smollm2_dir().mkdir(parents=True)
     (profiles.smollm2_dir() / "config.json").write_text("mine")
