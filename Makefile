@@ -12,7 +12,8 @@ ARGS ?=
 
 # Strict: each cell must print again what its notebook stores, within CELL_SECONDS.
 # That limit alone counts here: pytest's own one for tests is switched off.
-NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) \
+NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \
+	--nbval-cell-timeout=$(CELL_SECONDS) \
 	--nbval-kernel-startup-timeout=300 --timeout=0 -q
 
 .DEFAULT_GOAL := help
