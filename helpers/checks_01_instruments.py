@@ -40,12 +40,10 @@ def _third_reads_fourth(x):
 # (what it does, the part, whether it looks ahead); x is (1, 6, 4)
 PRACTICE_PARTS: tuple[tuple[str, Part, bool], ...] = (
     ("the mean over each token and all before it", _running_mean, False),
-    ("the square of each number", lambda x: x**2, False),
     ("the features of each token in reverse", lambda x: x.flip(-1), False),
     ("each token plus the one before it", lambda x: x + torch.cat([x[:, :1], x[:, :-1]], dim=1), False),
     ("each token plus the one after it", _next_token, True),
     ("each token minus the mean over all tokens", lambda x: x - x.mean(1, keepdim=True), True),
-    ("token 0 reads token 1, and nothing else looks ahead", lambda x: _first_reads(x, 1), True),
     ("token 0 reads the last token, and nothing else looks ahead", lambda x: _first_reads(x, -1), True),
     ("token 2 reads token 3, and nothing else looks ahead", _third_reads_fourth, True),
     ("every token reads the last one", lambda x: x + x[:, -1:], True),
