@@ -3,8 +3,12 @@
 import configparser
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -310,8 +314,18 @@ def test_a_number_outside_its_band_fails_under_nbval(capsys, value):
     assert "outside 0.1 to 0.2" in shown and left_out(shown) == shown
 
 
-def test_make_leaves_the_number_out():
-    assert "--nbval-sanitize-with=tests/nbval.cfg" in (ROOT / "Makefile").read_text("utf-8")
+def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
+    source = "from helpers.claims import in_band\n_ = in_band('fall', 0.17, 0.1, 0.2, 'nats')"
+    stored = ["0.17, between 0.1 and 0.2", "0.12, between 0.1 and 0.2", "0.17, between 0.1 and 0.3"]
+    cells = [nbformat.v4.new_code_cell(source, execution_count=n, outputs=[
+        nbformat.v4.new_output("stream", name="stdout", text=f"fall: {text} nats\n")])
+        for n, text in enumerate(stored, start=1)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "bands.ipynb")
+    option, = re.findall(r"--nbval-sanitize-with=\S+", (ROOT / "Makefile").read_text("utf-8"))
+    command = [sys.executable, "-m", "pytest", str(tmp_path), "--nbval", "--nbval-current-env", option, "-q",
+               "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert "1 failed, 2 passed" in done.stdout and "bands.ipynb::Cell 2" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_band_that_misses_says_so(capsys):
