@@ -12,11 +12,12 @@ ARGS ?=
 
 # Strict: each cell must print again what its notebook stores, within CELL_SECONDS.
 # That limit alone counts here: pytest's own one for tests is switched off.
-NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-cell-timeout=$(CELL_SECONDS) \
+NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \
+	--nbval-cell-timeout=$(CELL_SECONDS) \
 	--nbval-kernel-startup-timeout=300 --timeout=0 -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv course lab test nbval test-machines notebooks evidence results benchmark smollm2 badges site lint lock
+.PHONY: help venv course lab test test-long nbval test-machines notebooks evidence results benchmark smollm2 badges site lint lock
 
 help: ## list the commands
 	@echo "make <command>:"
@@ -36,6 +37,9 @@ lab: venv ## open the course in JupyterLab [ARGS="--no-browser"]
 test: venv ## unit and property tests, then every notebook against its stored outputs
 	@$(PY) -m pytest tests
 	@$(NBVAL)
+
+test-long: venv ## the tests that take minutes, such as whole notebooks with real answers in them
+	@$(PY) -m pytest tests -m long --timeout=0
 
 nbval: venv ## only the notebooks, against their stored outputs
 	@$(NBVAL)

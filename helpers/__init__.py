@@ -1,8 +1,8 @@
 """Helpers behind the Frozen Attention notebooks: one idea a file.
 
 Modules, in the order in which they may import each other:
-profiles, packages, rooms, drive, names, attention, model_files, models, editions, downloads, corpora, anatomy,
-selectors, plans, freezing, losses, meter, budget, size_walk, closed_form, checkpoints, pretrained, bases, deltas,
+profiles, packages, rooms, drive, attention, models, editions, downloads, corpora, anatomy, selectors, plans,
+freezing, losses, meter, budget, size_walk, closed_form, checkpoints, kept, reading, pretrained, bases, deltas,
 evaluation, processes, locks, runs, training, sharding, unfreezing, scaling, lora, sizes, timing, museum, comparison,
 records, protocol, decisions, trends, benchmarks, probes, study, claims, cards, stability, findings, notes,
 scoreboard, plots, answers, lora_study, other_plans, long_runs, across_models, costs, questions, widgets_frame,

@@ -11,7 +11,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from helpers.checks import Reply, call, number, right, wrong
+from helpers.checks import Reply, number, right, value_of, wrong
+from helpers.reading import plain
 
 
 def judge_function(answer: Any, cases: Iterable[tuple], correct: Callable, mistakes: Mapping[Callable, str],
@@ -29,7 +30,7 @@ def judge_function(answer: Any, cases: Iterable[tuple], correct: Callable, mista
         TypeError, ValueError: it returned something that is no number.
     """
     cases = list(cases)
-    found = [_results(call(answer, *copy.deepcopy(case))) for case in cases]
+    found = [_results(value_of(answer, *copy.deepcopy(case))) for case in cases]
     expected = [_results(correct(*case)) for case in cases]
     wrong_at = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not _same(a, b, within)]
     if not wrong_at:
@@ -43,7 +44,7 @@ def judge_function(answer: Any, cases: Iterable[tuple], correct: Callable, mista
 
 
 def _results(value: Any) -> list[float]:
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = plain(value)
     return [number(v) for v in value] if isinstance(value, (list, tuple)) else [number(value)]
 
 

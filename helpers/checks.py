@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
+import inspect
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,11 +25,13 @@ from typing import Any
 
 import torch
 
-from helpers.checkpoints import write_json
+from helpers.kept import keep, read_kept
 from helpers.profiles import build_dir
+from helpers.reading import finite, named, number  # noqa: F401  (the checks take `number` from here)
 
-# What a reader's own function may raise when it is called.
-FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
+FAULTS = (Exception,)  # what a reader's own function may raise when it is called: anything
+# What our own code may raise on an answer of another form than the exercise asks for.
+OTHER_FORM = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
 
 _CHECKS: dict[str, Callable[[Any], Reply]] = {}
 
@@ -82,18 +83,22 @@ def reply_to(name: str, answer: Any) -> Reply:
         return function(answer)
     except AnswerFault as fault:
         return wrong(str(fault))
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         return wrong(f"this answer cannot be read ({error}). Look at the form that the exercise asks for.")
+    except OTHER_FORM:
+        return wrong(f"this answer cannot be read: it is {named(answer)}. Look at the form that the exercise asks for.")
 
 
-def check(name: str, answer: Any) -> bool | None:
-    """Print the reply to an answer, and keep a right one for `progress`; Run-all goes on whatever it is."""
+def check(name: str, answer: Any) -> None:
+    """Print the reply to an answer, and keep a right one for `progress`; Run-all goes on whatever it is.
+
+    Returns nothing, so that a notebook shows the reply alone. `reply_to` gives the reply itself.
+    """
     reply = reply_to(name, answer)
     words = {True: "right. ", False: "not yet. ", None: ""}[reply.ok]
     print(f"{name}: {words}{reply.message}")
     if reply.ok:
         _keep(name)
-    return reply.ok
 
 
 def _find(name: str) -> Callable[[Any], Reply]:
@@ -113,29 +118,6 @@ def _load(notebook: str = "") -> None:
 # --- reading an answer -------------------------------------------------------------
 
 
-def number(answer: Any) -> float:
-    """A number from an int, a float, a one-element tensor, array or list, or text such as "56,707,584" or "9.5%".
-
-    Raises:
-        ValueError: it holds no number, or several.
-    """
-    if isinstance(answer, torch.Tensor):
-        answer = answer.detach().cpu()
-    if hasattr(answer, "tolist"):  # a tensor or something of numpy's
-        answer = answer.tolist()
-    while isinstance(answer, (list, tuple)) and len(answer) == 1:
-        answer = answer[0]
-    if isinstance(answer, str):
-        if re.search(r"^\D*0,|,(?!\d{3}(?!\d))", answer):  # many languages write 3,24 where Python wants 3.24
-            raise ValueError(f"a decimal is written with a point, {answer.replace(',', '.')} and not {answer}")
-        answer = answer.replace(",", "").replace("_", "").strip().removesuffix("%")
-    if isinstance(answer, (list, tuple, set, dict)):
-        pair = isinstance(answer, tuple) and len(answer) == 2
-        comma = ". A decimal is written with a point, {0}.{1} and not {0},{1}".format(*answer) if pair else ""
-        raise ValueError(f"one number is asked for, found {len(answer)}{comma}")
-    return float(answer)
-
-
 def judge_number(answer: Any, correct: float, praise: str, mistakes: Mapping[float, str], *, within: float = 0.0,
                  otherwise: str = "Read the hints, one at a time.") -> Reply:
     """Compare a number with the right one and with the known wrong ones.
@@ -144,7 +126,7 @@ def judge_number(answer: Any, correct: float, praise: str, mistakes: Mapping[flo
         mistakes: wrong value to what probably happened.
         within: absolute difference that still counts as equal.
     """
-    found = number(answer)
+    found = finite(answer)
     if math.isclose(found, correct, rel_tol=1e-9, abs_tol=within):
         return right(praise)
     for value, reason in mistakes.items():
@@ -154,7 +136,7 @@ def judge_number(answer: Any, correct: float, praise: str, mistakes: Mapping[flo
 
 
 def call(function: Any, *arguments: Any) -> Any:
-    """What the reader's function returns, for a check that tries it on several cases.
+    """Return what the reader's function returns, for a check that tries it on several cases.
 
     Raises:
         AnswerFault: it is no function, or it stopped with an error. `reply_to` turns it into the reply.
@@ -164,7 +146,33 @@ def call(function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except FAULTS as error:
-        raise AnswerFault(f"your function stopped with {type(error).__name__}: {error}") from error
+        asked = "" if _takes(function, len(arguments)) else f". It is called with {len(arguments)} arguments here"
+        raise AnswerFault(f"your function stopped with {type(error).__name__}: {error}{asked}") from error
+
+
+def value_of(function: Any, *arguments: Any) -> Any:
+    """Return what the reader's function returns, as `call` does, where it must return something.
+
+    Raises:
+        AnswerFault: as in `call`.
+        ValueError: it returned nothing.
+    """
+    value = call(function, *arguments)
+    if value is None:
+        raise ValueError("your function returns None: end it with `return`; print shows a value on the screen, "
+                         "and hands nothing on")
+    return value
+
+
+def _takes(function: Any, n: int) -> bool:
+    """Whether a function can be called with ``n`` arguments, as far as Python can tell."""
+    try:
+        inspect.signature(function).bind(*range(n))
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions say nothing about their arguments
+        return True
+    return True
 
 
 # --- progress ----------------------------------------------------------------------
@@ -187,35 +195,24 @@ def exercise_names() -> list[str]:
 
 
 def solved() -> set[str]:
-    """Names of the exercises that were answered right on this machine.
+    """Return the names of the exercises that were answered right on this machine.
 
-    A damaged file is said, put aside as ``progress.json.damaged``, and begun anew.
+    A damaged file is said and put aside, and what could be read of it is kept.
     """
-    place = _progress_file()
-    try:
-        found = json.loads(place.read_text("utf-8"))
-        if isinstance(found, dict) and isinstance(found.get("solved"), list):
-            return {name for name in found["solved"] if isinstance(name, str)}
-        fault = "it holds no list of solved exercises"
-    except FileNotFoundError:
-        return set()
-    except ValueError as error:  # no JSON, or no UTF-8
-        fault = str(error)
-    place.replace(place.with_name("progress.json.damaged"))
-    print(f"progress.json in the build folder cannot be read ({fault}). It is now progress.json.damaged, and the "
-          "list of solved exercises begins anew.")
-    return set()
+    return set(read_kept(_progress_file(), _readable).get("solved", ()))
+
+
+def _readable(found: Any) -> dict:
+    """The names in a file of solved exercises."""
+    names = found.get("solved") if isinstance(found, dict) else None
+    return {"solved": [name for name in names if isinstance(name, str)]} if isinstance(names, list) else {}
 
 
 def _keep(name: str) -> None:
     """Note a solved exercise. A build folder that cannot be written is said, and nothing stops."""
-    try:
-        done = solved()
-        if name not in done:
-            _progress_file().parent.mkdir(parents=True, exist_ok=True)
-            write_json(_progress_file(), {"solved": sorted(done | {name})})
-    except OSError as error:
-        print(f"(Progress could not be kept: {error.strerror or error}. COURSE_BUILD names another build folder.)")
+    done = solved()
+    if name not in done:
+        keep(_progress_file(), {"solved": sorted(done | {name})})
 
 
 def _progress_file() -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from helpers.checks import Reply, call, exercise, judge_number, number, right, wrong
+from helpers.checks import Reply, exercise, judge_number, number, right, value_of, wrong
 
 UNIFORM = math.log(4096)  # nats: a uniform guess over the miniature's vocabulary
 
@@ -148,7 +148,7 @@ MISMEASURED: tuple[tuple[Measure, str], ...] = (
 @exercise("00d")
 def fair_measure(answer: Any) -> Reply:
     """A function (losses, text) -> bits a character, tried on three short texts."""
-    found = [number(_returned(call(answer, losses.clone(), text))) for losses, text in TEXTS]
+    found = [number(value_of(answer, losses.clone(), text)) for losses, text in TEXTS]
     if _same(found, bits_per_character):
         return right("Bits a character: the same text, the same unit, whatever the tokenizer.")
     for measure, reason in MISMEASURED:
@@ -157,12 +157,6 @@ def fair_measure(answer: Any) -> Reply:
     losses, text = TEXTS[0]
     return wrong(f"for the losses {[round(x, 1) for x in losses.tolist()]} of {text!r} it gives {found[0]:.4g}, and "
                  f"{bits_per_character(losses, text):.4g} is right. Add up, change the unit, divide.")
-
-
-def _returned(value: Any) -> Any:
-    if value is None:
-        raise ValueError("your function returns None: end it with `return`")
-    return value
 
 
 def _same(found: list[float], measure: Measure) -> bool:

@@ -11,6 +11,7 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoBlock
 
 from helpers.checks import Reply, call, exercise, judge_number, right, wrong
 from helpers.models import mini_config
+from helpers.reading import tensor
 
 CLOSE = 1e-5
 HIDDEN = -1e4  # a masked score is this low or lower: -inf and the smallest float both are
@@ -39,7 +40,7 @@ def check_scores(answer: Any) -> Reply:
 def _as_scores(answer: Any, shape: torch.Size) -> torch.Tensor | Reply:
     if callable(answer) and not isinstance(answer, torch.Tensor):
         return wrong("this is a function. Call it, and give the scores that it returns.")
-    found = torch.as_tensor(answer, dtype=torch.float32).detach().cpu()
+    found = tensor(answer)
     if found.shape == shape[1:]:
         found = found.unsqueeze(0)  # the batch of one was left out
     if found.shape[-2:] == (32, 32):
@@ -130,6 +131,81 @@ def _second_skip_from_x(x, ln_1, attention, ln_2, mlp):
     return x + mlp(ln_2(x + attention(ln_1(x))))
 
 
+def _no_first_skip(x, ln_1, attention, ln_2, mlp):
+    h = attention(ln_1(x))
+    return h + mlp(ln_2(h))
+
+
+def _no_second_skip(x, ln_1, attention, ln_2, mlp):
+    return mlp(ln_2(x + attention(ln_1(x))))
+
+
+def _no_first_ln(x, ln_1, attention, ln_2, mlp):
+    h = x + attention(x)
+    return h + mlp(ln_2(h))
+
+
+def _no_second_ln(x, ln_1, attention, ln_2, mlp):
+    h = x + attention(ln_1(x))
+    return h + mlp(h)
+
+
+def _lns_exchanged(x, ln_1, attention, ln_2, mlp):
+    return gpt_neo_wiring(x, ln_2, attention, ln_1, mlp)
+
+
+def _mlp_first(x, ln_1, attention, ln_2, mlp):
+    return gpt_neo_wiring(x, ln_1, mlp, ln_2, attention)
+
+
+def _mlp_first_with_its_ln(x, ln_1, attention, ln_2, mlp):
+    return gpt_neo_wiring(x, ln_2, mlp, ln_1, attention)
+
+
+def _first_skip_after_ln(x, ln_1, attention, ln_2, mlp):
+    n = ln_1(x)
+    h = n + attention(n)
+    return h + mlp(ln_2(h))
+
+
+def _second_skip_after_ln(x, ln_1, attention, ln_2, mlp):
+    n = ln_2(x + attention(ln_1(x)))
+    return n + mlp(n)
+
+
+def _ln_after_each_part(x, ln_1, attention, ln_2, mlp):
+    h = x + ln_1(attention(x))
+    return h + ln_2(mlp(h))
+
+
+def _post_ln_first(x, ln_1, attention, ln_2, mlp):
+    h = ln_1(x + attention(x))
+    return h + mlp(ln_2(h))
+
+
+def _post_ln_second(x, ln_1, attention, ln_2, mlp):
+    h = x + attention(ln_1(x))
+    return ln_2(h + mlp(h))
+
+
+def _x_added_twice(x, ln_1, attention, ln_2, mlp):
+    h = x + attention(ln_1(x))
+    return x + h + mlp(ln_2(h))
+
+
+def _mlp_reads_attention_alone(x, ln_1, attention, ln_2, mlp):
+    a = attention(ln_1(x))
+    return x + a + mlp(ln_2(a))
+
+
+def _mlp_reads_ln_1_of_x(x, ln_1, attention, ln_2, mlp):
+    return x + attention(ln_1(x)) + mlp(ln_1(x))
+
+
+def _h_alone(x, ln_1, attention, ln_2, mlp):
+    return x + attention(ln_1(x))
+
+
 def _parallel(x, ln_1, attention, ln_2, mlp):
     return x + attention(ln_1(x)) + mlp(ln_2(x))
 
@@ -158,6 +234,31 @@ MISWIRED: tuple[tuple[Wiring, str], ...] = (
     (_one_ln_twice, "you used ln_1 twice. Each part has a LayerNorm of its own: the MLP reads ln_2(h)."),
 )
 
+# The same with one fault in one half
+ONE_FAULT: tuple[tuple[Wiring, str], ...] = (
+    (_mlp_reads_ln_1_of_x, "your MLP reads ln_1(x), beside attention. In GPT-Neo it reads ln_2(h), which already holds "
+                           "attention's result."),
+    (_mlp_reads_attention_alone, "your MLP reads what attention returned, without x. It reads ln_2(h), and h holds "
+                                 "both."),
+    (_no_first_skip, "the first skip is missing: what attention returns is *added* to x."),
+    (_no_second_skip, "the second skip is missing: what the MLP returns is *added* to h."),
+    (_h_alone, "you return h, before the MLP. The second half is missing."),
+    (_x_added_twice, "x is added twice: h holds it already."),
+    (_first_skip_after_ln, "your first skip starts after ln_1. It carries x itself, before it is normalised."),
+    (_second_skip_after_ln, "your second skip starts after ln_2. It carries h itself, before it is normalised."),
+    (_no_first_ln, "attention reads x itself. It reads a normalised copy, ln_1(x)."),
+    (_no_second_ln, "the MLP reads h itself. It reads a normalised copy, ln_2(h)."),
+    (_lns_exchanged, "ln_1 and ln_2 are exchanged: ln_1 stands before attention, ln_2 before the MLP."),
+    (_mlp_first, "the MLP comes first in your block. Attention comes first, and the MLP reads its result."),
+    (_mlp_first_with_its_ln, "the MLP comes first in your block. Attention comes first, and the MLP reads its result."),
+    (_ln_after_each_part, "you normalise what each part returns. A LayerNorm stands *before* its part: "
+                          "attention(ln_1(x))."),
+    (_post_ln_first, "in the first half you normalise after the sum. ln_1 stands before attention, and not on the road "
+                     "from x to h."),
+    (_post_ln_second, "in the second half you normalise after the sum. ln_2 stands before the MLP, and not on the road "
+                      "from h to y."),
+)
+
 
 @exercise("01c")
 def check_wiring(answer: Any) -> Reply:
@@ -173,7 +274,7 @@ def check_wiring(answer: Any) -> Reply:
             return wrong(f"your function returns the shape {tuple(found.shape)}; y has {tuple(y.shape)}.")
         if residual_error(found, y) < CLOSE:
             return right("Residual error under 0.00001: this is a GPT-Neo block.")
-        for wiring, reason in MISWIRED:
+        for wiring, reason in (*MISWIRED, *ONE_FAULT):
             if residual_error(found, wiring(x, *parts)) < CLOSE:
                 return wrong(f"residual error {residual_error(found, y):.2f}: {reason}")
     return wrong(f"residual error {residual_error(found, y):.2f}. Draw the two skips: where does each begin and end?")

@@ -86,6 +86,8 @@ def _while_open(answer: Any, part: nn.Module, block: nn.Module, x: torch.Tensor,
             if stop:
                 raise _Stopped
             return block(x)[0]
+    except _Stopped:
+        raise
     except FAULTS as error:
         tuple_too = " Attention returns a tuple: take its first entry, as silence does." if part is block.attn else ""
         raise AnswerFault(f"while it was open, the block stopped with {type(error).__name__}: {error}.{tuple_too}"

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from helpers.checks import AnswerFault, Reply, call, exercise, right, wrong
+from helpers.checks import AnswerFault, Reply, call, exercise, right, value_of, wrong
+from helpers.reading import named, plain, tensor
 
 # --- 01d: does a part look ahead? --------------------------------------------------
 
@@ -32,16 +33,20 @@ def _first_reads(x, source, share=1.0):
     return torch.cat([x[:, :1] + share * x[:, source, None], x[:, 1:]], dim=1)
 
 
+def _third_reads_fourth(x):
+    return torch.cat([x[:, :2], x[:, 2:3] + x[:, 3:4], x[:, 3:]], dim=1)
+
+
 # (what it does, the part, whether it looks ahead); x is (1, 6, 4)
 PRACTICE_PARTS: tuple[tuple[str, Part, bool], ...] = (
     ("the mean over each token and all before it", _running_mean, False),
-    ("the square of each number", lambda x: x**2, False),
     ("the features of each token in reverse", lambda x: x.flip(-1), False),
     ("each token plus the one before it", lambda x: x + torch.cat([x[:, :1], x[:, :-1]], dim=1), False),
     ("each token plus the one after it", _next_token, True),
     ("each token minus the mean over all tokens", lambda x: x - x.mean(1, keepdim=True), True),
-    ("token 0 reads token 1, and nothing else looks ahead", lambda x: _first_reads(x, 1), True),
     ("token 0 reads the last token, and nothing else looks ahead", lambda x: _first_reads(x, -1), True),
+    ("token 2 reads token 3, and nothing else looks ahead", _third_reads_fourth, True),
+    ("every token reads the last one", lambda x: x + x[:, -1:], True),
     ("token 0 reads a millionth of token 3", lambda x: _first_reads(x, 3, 1e-6), True),
 )
 
@@ -66,14 +71,26 @@ def _earlier(j):
     return slice(None, j)
 
 
+def _some_equal(a, b):
+    return bool((a == b).any())
+
+
 MISPROBED: tuple[tuple[Probe, str], ...] = (
     (lambda part, x: not looks_ahead(part, x), "your answer is turned round: True must mean that it looks ahead."),
     (lambda part, x: _probe(part, x, range(x.shape[1]), lambda j: slice(j + 1, None)),
      "you look at the outputs *after* the changed token. They may change. The outputs before it may not."),
     (lambda part, x: True,
      "you say True to every part. A token may see itself, and later tokens may see it: only outputs *before* the "
-     "changed token tell. Compare [:, :j], without j."),
-    (lambda part, x: False, "you say False to every part. Does the copy really differ from x when the part reads it?"),
+     "changed token tell. Compare [:, :j], without j. And before token 0 there is nothing to compare: begin with 1."),
+    (lambda part, x: False,
+     "you say False to every part. Either the loop ends in its first round: `return False` belongs after the loop, not "
+     "into it. Or the copy does not differ from x when the part reads it."),
+    (lambda part, x: _probe(part, x, [1], _earlier),
+     "you change token 1 and no other: a `return` inside the loop ends it in its first round. Return True at the first "
+     "leak, and False after the loop."),
+    (lambda part, x: _probe(part, x, range(1, x.shape[1]), _earlier, _some_equal),
+     "you ask whether *every* number before the changed token moved. One that moves is a leak: (a != b).any(), or "
+     "not (a == b).all(), or torch.equal."),
     (lambda part, x: _probe(part, x, [x.shape[1] - 1], _earlier),
      "you change only the last token. A part may read token 1 too early and the last one never. Change each in turn."),
     (lambda part, x: _probe(part, x, [x.shape[1] // 2], _earlier),
@@ -108,8 +125,13 @@ def _verdict(answer: Any, part: Part, x: torch.Tensor) -> bool:
                           "Change a copy: other = x.clone().")
     if said is None:
         raise AnswerFault("your function returns None. It must return True or False, also where no leak is found.")
-    if isinstance(said, torch.Tensor) and said.numel() != 1:
-        raise AnswerFault(f"your function returns {said.numel()} values. One is asked for: use .any() or torch.equal.")
+    said = torch.as_tensor(said).flatten() if isinstance(said, torch.Tensor) else plain(said)
+    if isinstance(said, (list, tuple, torch.Tensor)):
+        if len(said) != 1:
+            raise AnswerFault(f"your function returns {len(said)} values. One is asked for: use .any() or torch.equal.")
+        said = plain(said[0])
+    if not isinstance(said, (bool, int, float)):
+        raise AnswerFault(f"your function returns {named(said)}. It must return True or False.")
     return bool(said)
 
 
@@ -168,7 +190,7 @@ MISSPLIT: tuple[tuple[Split, str], ...] = (
 def check_logit_by_piece(answer: Any) -> Reply:
     """A function (pieces, ln, row) -> (pieces,): what each piece adds to the logit."""
     pieces, ln, row = practice_stream()
-    found = torch.as_tensor(call(answer, pieces.clone(), ln, row.clone()), dtype=torch.float32).detach()
+    found = tensor(value_of(answer, pieces.clone(), ln, row.clone()))
     if found.shape == pieces.shape:
         return wrong("one number for each piece is asked for, and you return one for each feature: multiply with the "
                      "row and add up over the width.")

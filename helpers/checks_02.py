@@ -8,6 +8,7 @@ import torch
 
 from helpers.checks import Reply, exercise, judge_number, number, right, wrong
 from helpers.museum import EXHIBITS
+from helpers.reading import items
 
 # --- 02a: a zeroed gradient --------------------------------------------------------
 
@@ -18,7 +19,8 @@ def zeroed_gradient(answer: Any) -> Reply:
     return judge_number(answer, 2 * 0.99**3, "Decay asks for no gradient: 2 · 0.99³ = 1.9406.", {
         2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the "
              "weight, and weight decay shrinks it.",
-        1.94: "almost: you took 1% of the *first* value three times. Each step takes 1% of what is left.",
+        1.94: "1.94 may be two things: the right number, rounded, or 1% of the *first* value taken away three "
+              "times (2 − 0.06). Each step takes 1% of what is left. Give four decimals.",
         2 * 0.9**3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
         1.98: "that is the weight after one step; three are asked for.",
         1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
@@ -35,10 +37,7 @@ _FROZEN, _BEFORE = (2, 4), (0, 1)  # places in TENSORS: attention, and what stan
 @exercise("02b")
 def gradients_with_frozen_attention(answer: Any) -> Reply:
     """Six words, in order, also as one text; None, 0 and other numbers are read as absent, zero and nonzero."""
-    answer = answer.replace(",", " ").split() if isinstance(answer, str) else answer
-    found = [_state(value) for value in (answer.values() if isinstance(answer, dict) else answer)]
-    if len(found) != len(TENSORS):
-        raise ValueError(f"{len(TENSORS)} words are asked for, found {len(found)}")
+    found = [_state(value) for value in items(answer, f"{len(TENSORS)} words", len(TENSORS))]
     if tuple(found) == STATES:
         return right("Only the frozen weights have no gradient. It passes through them to all that stands before.")
     if any(found[i] == "zero" for i in _FROZEN):
@@ -80,10 +79,7 @@ _HALF, _MAIN, _NORMS, _HEAD, _UPPER = 0, 2, 3, 5, (1, 4)  # places in CUTS
 @exercise("02c")
 def blocks_without_gradients(answer: Any) -> Reply:
     """Six whole numbers: a list, tuple, tensor, array, or a dict in the order of the plans."""
-    answer = answer.values() if isinstance(answer, dict) else answer
-    found = [number(value) for value in (answer.tolist() if hasattr(answer, "tolist") else answer)]
-    if len(found) != len(CUTS):
-        raise ValueError(f"{len(CUTS)} numbers are asked for, found {len(found)}")
+    found = [number(value) for value in items(answer, f"{len(CUTS)} numbers", len(CUTS))]
     right_ones = [n for _, n in CUTS]
     if found == right_ones:
         return right("What counts is the lowest weight that trains, not how many do.")

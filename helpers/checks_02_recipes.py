@@ -39,7 +39,7 @@ def freeze_one_block(answer: Any) -> Reply:
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     call(answer, model, 1)
     return (_judge_flags(model) or _judge_gradients(model) or _judge_values(model, values) or _judge_no_such(answer)
-            or right("Block 1, all of it, and nothing else: it works by the place in the model, not by its name."))
+            or right("Block 1, all of it, and nothing else; and a block that is not there is an error."))
 
 
 def _judge_flags(model: nn.Module) -> Reply | None:
@@ -137,8 +137,9 @@ def _judge_step(answer: Any, build: Callable, has_momentum: bool, reason: str) -
     if torch.equal(moved, ~wanted):
         return wrong(f"turned round: rows {ROWS} stand still, and the others move.")
     if (moved & ~wanted).any():
-        return wrong(reason or "all rows move. If you put old values back, did you copy them with clone()? Otherwise "
-                               "they are the new values.")
+        return wrong(reason or "all rows move. If you put old values back, two things may have gone wrong. Without "
+                               "clone() the old values are the new ones. And `weight = …` only gives the name to "
+                               "another tensor: write *into* the parameter, weight[rows] = … or weight.copy_(…).")
     if not torch.allclose(weight[ROWS], other[ROWS], atol=1e-6):
         return wrong(f"the other rows stay. But rows {ROWS} do not move as an ordinary step of this optimizer moves "
                      "them, with its decay and its momentum.")

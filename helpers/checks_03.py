@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from helpers.checks import Reply, exercise, judge_number, number, right, wrong
+from helpers.reading import finite, named, plain
 
 COUNTS = {"attention": 28_320_768, "mlp": 56_669_184, "norm": 38_400, "token_embedding": 38_597_376,
           "position_embedding": 1_572_864}
@@ -18,9 +19,21 @@ TOTAL = sum(COUNTS.values())
 HEAD = COUNTS["token_embedding"]  # tied: the same tensor
 
 
+# One block: its MLP alone, with its two LayerNorms, and with the last LayerNorm of the model as well
+_ONE_BLOCK = tuple(COUNTS["mlp"] // 12 + n_norms * 2 * 768 for n_norms in (0, 1, 2, 3))
+
+
+def _in_millions(answer: Any) -> bool:
+    """Whether an answer is the right count in millions, to one decimal or more."""
+    return abs(finite(answer) - MAIN / 1e6) < 0.06
+
+
 @exercise("03a")
 def trainable_of_the_main_plan(answer: Any) -> Reply:
     """Parameters that train with attention and embeddings frozen."""
+    if _in_millions(answer):
+        return wrong("this is near, in millions. Give all the digits: a rounded number does not show whether the "
+                     "LayerNorms and the biases are in it.")
     return judge_number(answer, MAIN, "56,707,584: the MLPs (56,669,184) and 25 LayerNorms (38,400).", {
         MAIN + HEAD: "you counted the head as a trainable tensor of its own. It is tied to the token embedding: one "
                      "tensor, and frozen.",
@@ -31,6 +44,10 @@ def trainable_of_the_main_plan(answer: Any) -> Reply:
                                      "are missing.",
         12 * 2 * 4 * 768**2: "the MLP's matrices are right. Its biases and the LayerNorms are missing.",
         MAIN / 12: "this is divided by 12. The model has 12 blocks, and each has its own MLP.",
+        **dict.fromkeys(_ONE_BLOCK, "this is one block. The model has 12, and each has an MLP of its own. (The "
+                                    "LayerNorm after the last block is there once.)"),
+        MAIN - 12 * 2 * 768: "one LayerNorm is missing in each block: a block has two, one before each part.",
+        MAIN - 13 * 2 * 768: "you counted one LayerNorm a block. A block has two, and one more stands after the last.",
         MAIN + COUNTS["position_embedding"]: "you left the position embedding (wpe) trainable. The plan freezes both "
                                              "embeddings.",
         TOTAL - MAIN: "this is what the plan freezes. Asked is what trains.",
@@ -52,8 +69,10 @@ _SPOKEN = {"wte": "token_embedding", "wpe": "position_embedding", "norms": "norm
 @exercise("03b")
 def whole_roles_nearest_65_million(answer: Any) -> Reply:
     """The trained roles: a list, tuple or set of names, or text such as "attention + token_embedding"."""
-    if not isinstance(answer, (str, Iterable)):
+    if isinstance(plain(answer), (int, float)):
         return _judge_sum(number(answer))
+    if not isinstance(answer, (str, Iterable)):
+        raise ValueError(f"names of roles are asked for, found {named(answer)}")
     roles = _roles(answer)
     n = sum(COUNTS[role] for role in roles)
     if roles == _NEAREST:
@@ -141,10 +160,13 @@ def largest_batches(answer: Any) -> Reply:
         tuple(FREE // peaks[1] for peaks in PEAKS.values()):
             "you divided by the peak of one window. The state is in that number too, and it is there once, however "
             "many windows there are. Split the peak into a fixed part and a part for each window.",
-        tuple(8 * FREE // peaks[8] for peaks in PEAKS.values()):
-            "you took an eighth of the peak at batch 8 for each window. Part of that peak is the state, which does "
-            "not grow with the batch.",
-        tuple(math.ceil(x) for x in exact): "you rounded up. The next whole window does not fit any more.",
+        tuple(8 * FREE // peaks[8] for peaks in PEAKS.values()):  # both mistakes give 12 and 13
+            "one window too few in each, and there are two ways to get there. Either you divided the rest by what a "
+            "window costs and forgot the first window, whose cost is in the peak of batch 1: add 1. Or you took an "
+            "eighth of the peak at batch 8 for each window: part of it is the state, which does not grow.",
+        tuple(math.ceil(x) for x in exact):
+            "one window too many in each. Either you rounded up, and the next whole window does not fit any more. Or "
+            "you counted the first window twice: 1 is added only if its cost was taken away with the fixed part.",
         (13, 28): "you divided by R. R says how many parameters train; most of the peak does not depend on it.",
         BATCHES[::-1]: "the numbers are right, and the order is not: full training first.",
     }

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from helpers.checks import Reply, exercise, judge_number, number, right, wrong
-
-STOPS = (TypeError, ValueError, KeyError, IndexError, AttributeError, NameError, ArithmeticError, RuntimeError)
+from helpers.checks import FAULTS, Reply, call, exercise, judge_number, number, right, wrong
+from helpers.reading import named
 
 # --- 04c: which rate? --------------------------------------------------------------
 
@@ -30,10 +29,7 @@ def rate_of_each_plan(answer: Any) -> Reply:
     """A function from ``{plan: {rate: loss}}`` to ``{plan: rate or "wider"}``."""
     if not callable(answer):
         return wrong("give the function itself, answer_04c = choose, without brackets and without a table.")
-    try:
-        return _judge_choice(answer)
-    except STOPS as error:
-        return wrong(f"your function stopped with {type(error).__name__}: {error}. Try it on the table above first.")
+    return _judge_choice(answer)
 
 
 def _judge_choice(choose: Callable) -> Reply:
@@ -70,9 +66,10 @@ def _judge_awkward(choose: Callable) -> Reply:
 
 
 def _chosen(choose: Callable, table: dict) -> dict:
-    found = choose({plan: dict(losses) for plan, losses in table.items()})
+    found = call(choose, {plan: dict(losses) for plan, losses in table.items()})
     if not isinstance(found, dict) or set(found) != set(table):
-        raise ValueError(f"it should return a dict with the keys {sorted(table)}, and returned {found!r}")
+        raise ValueError(f"it should return a dict with the keys {sorted(table)}, and returned "
+                         f"{found if isinstance(found, dict) else named(found)}")
     return {plan: WIDER if _says_wider(value) else number(value) for plan, value in found.items()}
 
 
@@ -92,7 +89,7 @@ def resume_exactly(answer: Any) -> Reply:
     try:
         with torch.random.fork_rng(devices=[]):
             return _judge_resume(save, load)
-    except STOPS as error:
+    except FAULTS as error:
         return wrong(f"your functions stopped with {type(error).__name__}: {error}.")
 
 
@@ -143,10 +140,14 @@ def _what_is_missing(now: dict, then: dict, lost: dict) -> str | None:
 def _wrong_step(step: Any) -> str | None:
     if step is None:
         return "all is back, but load returns nothing. It should return the step at which the run goes on."
-    if number(step) == 0:
+    try:
+        found = number(step)
+    except ValueError as fault:
+        return f"all is back, but load should return the step at which the run goes on: {fault}."
+    if found == 0:
         return ("load returns step 0, so the data order starts from the beginning: the run sees its first batches "
                 "twice. Save the step, and return it.")
-    if number(step) != SAVED_AT:
+    if found != SAVED_AT:
         return f"load returns step {step}, but the run was saved after step {SAVED_AT}. Return what was saved."
     return None
 

@@ -12,7 +12,8 @@ from scipy import stats
 from torch import nn
 
 from helpers.cases import judge_function
-from helpers.checks import Reply, call, exercise, number, right, wrong
+from helpers.checks import Reply, call, exercise, number, right, value_of, wrong
+from helpers.reading import plain
 
 # --- 04b: one step, in parts -------------------------------------------------------
 
@@ -167,8 +168,8 @@ def _only(ratio: Callable) -> Callable:
 @exercise("04e")
 def ratio_of_times(answer: Any) -> Reply:
     """A function from [(main, full), …] in seconds to (ratio, low, high)."""
-    first = call(answer, list(TIMES[0]))
-    if not hasattr(first, "__len__") or len(first) != 3:
+    first = plain(value_of(answer, list(TIMES[0])))
+    if not isinstance(first, (list, tuple)) or len(first) != 3:
         return wrong("return three numbers: the ratio, and the two ends of its interval.")
     reply = judge_function(lambda pairs: answer(pairs)[0], [(case,) for case in TIMES], _only(time_ratio), {
         _only(_variant(inverse=True)): "you divided full by main. Asked is main / full: below 1 means that main is "

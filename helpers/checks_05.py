@@ -6,7 +6,8 @@ import math
 import re
 from typing import Any
 
-from helpers.checks import Reply, exercise, judge_number, right, wrong
+from helpers.checks import Reply, exercise, judge_number, number, right, value_of, wrong
+from helpers.reading import items
 
 
 @exercise("05a")
@@ -38,12 +39,13 @@ def style_number(answer) -> Reply:
     any_story = {(m, t): base - (0.0 if m == "base" else 0.2) for t, base in texts.items() for m in ("base", "A", "E")}
     one_better = {**any_story, ("A", "A"): 3.0, ("A", "E"): 3.5}  # A's model is better at every story
     own = {**any_story, ("A", "A"): 3.1, ("E", "E"): 3.6}
-    if not math.isclose(answer(any_story), 0.0, abs_tol=1e-9):
+    number_of_any, number_of_one, number_of_own = (number(value_of(answer, t)) for t in (any_story, one_better, own))
+    if not math.isclose(number_of_any, 0.0, abs_tol=1e-9):
         return wrong("two models that became better at every story get a style. That is the own gain: compare two "
                      "tuned models on the same text instead.")
-    if not math.isclose(answer(one_better), 0.0, abs_tol=1e-9):
+    if not math.isclose(number_of_one, 0.0, abs_tol=1e-9):
         return wrong("one model that is better at every story gets a style. Use both texts, so that it cancels.")
-    if answer(own) <= 0:
+    if number_of_own <= 0:
         return wrong("models that are best on their own author get no positive number. Check the sign.")
     return right("what helps with any story cancels, on both texts.")
 
@@ -92,7 +94,7 @@ def verdicts_of_intervals(answer: Any) -> Reply:
 def _verdicts(answer: Any) -> list[str]:
     if isinstance(answer, dict):
         answer = [answer[key] for key in sorted(answer)]
-    answer = answer.split(",") if isinstance(answer, str) else list(answer)
+    answer = items(answer.split(",") if isinstance(answer, str) else answer, f"{len(CASES)} verdicts")
     words = [re.sub(r"[\s_-]+", " ", str(word)).strip().lower() for word in answer]
     words = [_SPOKEN.get(word, word) for word in words]
     odd = [word for word in words if word not in VERDICTS]

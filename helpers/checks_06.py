@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from helpers.checks import Reply, call, exercise, judge_number, number, right, wrong
+from helpers.checks import Reply, call, exercise, judge_number, right, wrong
+from helpers.reading import finite, tensor
 
 # --- 06a: where A and B start ------------------------------------------------------
 
@@ -45,7 +46,7 @@ def start_of_the_factors(answer: Any) -> Reply:
 def _two_factors(answer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
         raise ValueError("your function should return two tensors, A and B")
-    A, B = (torch.as_tensor(f).detach().float() for f in answer)
+    A, B = map(tensor, answer)
     return A, B
 
 
@@ -179,7 +180,9 @@ def _ratios(compare: Callable, b_costs: float, drift: float = DRIFT, n_pairs: in
     pairs = call(compare, lambda: run("a", 1.0), lambda: run("b", b_costs), n_pairs, lambda: now)
     if not isinstance(pairs, (list, tuple)) or len(pairs) != n_pairs:
         raise ValueError(f"compare should return a list of n_pairs pairs, here {n_pairs}")
-    seconds = [(number(a), number(b)) for a, b in pairs]
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise ValueError("each entry of the list should be a pair: (seconds of a, seconds of b)")
+    seconds = [(finite(a), finite(b)) for a, b in pairs]
     if any(x <= 0 for pair in seconds for x in pair):
         raise ValueError("a time is not above 0: call clock() before and after each run, and take the difference")
     return [math.log(b / a) for a, b in seconds]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from helpers.checks import FAULTS, AnswerFault, Reply, call, exercise, judge_number, number, right, wrong
+from helpers.checks import FAULTS, AnswerFault, Reply, call, exercise, judge_number, number, right, value_of, wrong
+from helpers.reading import finite, items
 
 # --- 07a: which plan trains 7 B in 24 GB? ------------------------------------------
 
@@ -58,8 +59,14 @@ def plans_that_fit(answer: Any) -> Reply:
                  "= 16 a trained number + 2 a frozen one + 5 GB.")
 
 
+def _words(answer: Any) -> list:
+    if isinstance(answer, str):
+        return answer.split(",")
+    return list(answer) if isinstance(answer, Mapping) else items(answer, "names of plans")
+
+
 def _names(answer: Any) -> frozenset[str]:
-    words = answer.split(",") if isinstance(answer, str) else list(answer)
+    words = _words(answer)
     names = frozenset(str(w).strip().lower().removeprefix("only-") for w in words if str(w).strip())
     unknown = names - set(TRAINABLE)
     if unknown:
@@ -86,7 +93,7 @@ def one_gradient_of_two_processes(answer: Any) -> Reply:
 
 
 def _wrong_share(share: Callable, n_rows: int, n: int) -> str | None:
-    shares = [[int(number(r)) for r in call(share, n_rows, i, n)] for i in range(n)]
+    shares = [[int(finite(r)) for r in items(value_of(share, n_rows, i, n), "rows")] for i in range(n)]
     rows = sorted(r for one in shares for r in one)
     case = f"{n_rows} rows, {n} processes: your shares are {shares}"
     if len(rows) > len(set(rows)):
@@ -103,7 +110,7 @@ def _judge_scale(scaled: Callable) -> Reply:
     nats, n_here = [3.0 * sum(halves[0]), 5.0 * sum(halves[1])], [sum(h) for h in halves]
     n_all = sum(n_here)
     goal = sum(nats) / n_all
-    found = sum(number(call(scaled, s, n, n_all, 2)) for s, n in zip(nats, n_here, strict=True)) / 2  # DDP's mean
+    found = sum(number(value_of(scaled, s, n, n_all, 2)) for s, n in zip(nats, n_here, strict=True)) / 2  # DDP's mean
     told = {
         "Each token of the shorter share counts six times as much: you divided by the process's own tokens. Divide by "
         "those of all processes.": sum(s / n for s, n in zip(nats, n_here, strict=True)) / 2,

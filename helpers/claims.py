@@ -5,17 +5,17 @@ A verdict never comes without a number, the model it was measured on, and how ma
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import pandas as pd
 
-from helpers.checkpoints import write_json
 from helpers.decisions import (  # noqa: F401  (the words and rules are at hand here as well)
     FAILS,
     HOLDS,
@@ -30,7 +30,9 @@ from helpers.decisions import (  # noqa: F401  (the words and rules are at hand 
     decide_equal,
     over_texts,
 )
+from helpers.kept import keep, read_kept
 from helpers.profiles import build_dir
+from helpers.reading import finite
 
 
 class ClaimError(ValueError):
@@ -125,10 +127,8 @@ def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str
 
 
 def store(entry: Mapping, folder: Path | None = None) -> None:
-    """Write an entry where `load_claims` looks for it."""
-    place = (folder or build_dir() / "claims") / f"{entry['id']}.json"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, dict(entry))
+    """Write an entry where `load_claims` looks for it; a folder that cannot be written is said."""
+    keep((folder or build_dir() / "claims") / f"{entry['id']}.json", dict(entry))
 
 
 def on_models(entry: Mapping) -> list[Mapping]:
@@ -147,10 +147,34 @@ def plain(number) -> float | None:
 
 
 def load_claims(folder: Path | None = None) -> list[dict]:
-    """All recorded verdicts, in the order of `CLAIMS`."""
+    """Return all recorded verdicts, in the order of `CLAIMS`. A damaged file is said and put aside."""
     place = folder or build_dir() / "claims"
-    found = {p.stem: json.loads(p.read_text("utf-8")) for p in place.glob("C*.json")}
-    return [found[c] for c in CLAIMS if c in found]
+    there = {path.stem for path in place.glob("C*.json")}
+    found = [read_kept(place / f"{claim}.json", lambda entry, claim=claim: entry if _is_entry(entry, claim) else {})
+             for claim in CLAIMS if claim in there]
+    return [entry for entry in found if entry]
+
+
+def _is_entry(found: Any, claim: str) -> bool:
+    """Whether a file holds what `made` makes for this claim."""
+    if not isinstance(found, dict) or found.get("id") != claim:
+        return False
+    others = found.get("also", [])
+    texts = all(isinstance(found.get(key), str) for key in ("statement", "notebook"))
+    return texts and isinstance(others, list) and all(map(_is_verdict, [found, *others]))
+
+
+def _is_verdict(row: Any) -> bool:
+    if not isinstance(row, dict) or row.get("verdict") not in VERDICTS or type(row.get("n_seeds")) is not int:
+        return False
+    texts = all(isinstance(row.get(key), str) for key in ("unit", "model", "model_hash", "source", "note"))
+    numbers = all(row.get(key) is None or _is_number(row[key]) for key in ("value", "low", "high"))
+    return texts and numbers and (row.get("value") is not None or row["verdict"] in (UNTESTED, UNDECIDED))
+
+
+def _is_number(found: Any) -> bool:
+    """Whether something read from JSON is a number that can be shown: no truth value, no NaN, no infinity."""
+    return type(found) in (int, float) and abs(found) <= sys.float_info.max
 
 
 def number_of(entry: dict) -> str:
@@ -180,32 +204,119 @@ def claims_table(entries: list[dict], width: int = 110) -> str:
 # --- predictions -------------------------------------------------------------------
 
 
-def predict(claim: str, value: float | None, low: float | None = None, high: float | None = None) -> None:
+def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> None:
     """Note your own estimate and the range that you are 80% sure of, before you measure.
 
-    Kept in ``build/predictions.json`` on this machine alone. ``predict("C4", None)`` notes nothing, and
-    leaves an earlier one as it is.
+    Kept in ``build/predictions.json`` on this machine alone. One line says what was understood; whatever is given,
+    nothing stops. ``predict("C4", 0.5)`` notes a number without a range, ``predict("C4", None)`` takes an earlier
+    one back, and ``predict("C4", ...)`` leaves it as it is.
     A result that no claim is about is named by its notebook, as in ``predict("00-gain", None)``.
+
+    Raises:
+        ClaimError: no claim or result has this name.
     """
     if claim not in CLAIMS and not re.fullmatch(r"\d\d-[a-z-]+", claim):
         raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
-    if value is None and claim in predictions():
-        print(f"{claim}: your earlier prediction is kept.")
+    earlier = predictions().get(claim)
+    if value is None or value is ...:
+        print(f"{claim}: {_left_open(claim, value, earlier)}")
         return
-    if value is None:
-        print(f"{claim}: no prediction. Put a number in place of None to make one.")
+    try:
+        number = _estimate(value)
+    except ValueError as fault:
+        stays = "" if earlier is None else f" Your earlier prediction, {_said(earlier)}, stays."
+        print(f'{claim}: nothing is noted: {fault}. Write a number, as in predict("{claim}", 0.5, 0.4, 0.6).{stays}')
         return
-    low, high = (value if low is None else low), (value if high is None else high)
-    if not low <= value <= high:
-        raise ClaimError(f"Your value {value:g} is not inside your range {low:g} to {high:g}. Check the order.")
-    write_json(_predictions_file(), {**predictions(), claim: {"value": value, "low": low, "high": high}})
-    print(f"{claim}: you predict {value:g}, and are 80% sure of {low:g} to {high:g}.")
+    ends, remark = _range(number, low, high)
+    entry = {"value": number, "low": ends and ends[0], "high": ends and ends[1]}
+    if not keep(_predictions_file(), {**predictions(), claim: entry}):
+        return
+    if ends:
+        print(f"{claim}: you predict {number:g}, and are 80% sure of {ends[0]:g} to {ends[1]:g}.{remark}")
+    else:
+        print(f"{claim}: you predict {number:g}, without a range.{remark} "
+              f'To say how sure you are: predict("{claim}", {number:g}, low, high).')
+
+
+def _left_open(claim: str, value: Any, earlier: Mapping | None) -> str:
+    """What to say where no number was given, after doing what it means."""
+    if earlier is None:
+        return f"no prediction. Put a number in place of {'None' if value is None else 'the three dots'} to make one."
+    if value is ...:
+        return f"your earlier prediction is kept: {_said(earlier)}."
+    rest = {name: entry for name, entry in predictions().items() if name != claim}
+    if not keep(_predictions_file(), rest):
+        return "your earlier prediction stays."
+    return f"your earlier prediction, {_said(earlier)}, is taken back."
+
+
+def _estimate(value: Any) -> float:
+    """The number that was typed.
+
+    Raises:
+        ValueError: it is none, or may mean two.
+    """
+    if isinstance(value, str) and value.strip().endswith("%"):
+        raise ValueError(f"'{value.strip()[:20]}' may mean a share or a number of percent, so write it without the "
+                         "sign, in the unit that is asked for")
+    return finite(value)
+
+
+def _range(number: float, low: Any, high: Any) -> tuple[tuple[float, float] | None, str]:
+    """The ends of the range in order, or None, and what to say about them."""
+    if low is None and high is None:
+        return None, ""
+    if low is None or high is None:
+        return None, " A range has two ends, and one is missing."
+    try:
+        first, second = _estimate(low), _estimate(high)
+    except ValueError as fault:
+        return None, f" The range is not kept: {fault}."
+    ends = (min(first, second), max(first, second))
+    if first == second:
+        return None, " The range is not kept: both ends are the same, and nobody is that sure."
+    if not ends[0] <= number <= ends[1]:
+        return None, f" The range is not kept: {number:g} is not inside {ends[0]:g} to {ends[1]:g}."
+    return ends, " (The ends stood the other way round.)" if first > second else ""
 
 
 def predictions() -> dict[str, dict]:
-    """All predictions so far, by claim."""
-    place = _predictions_file()
-    return json.loads(place.read_text("utf-8")) if place.exists() else {}
+    """Return all predictions so far, by claim; ``low`` and ``high`` are None where no range was given.
+
+    A damaged file is said and put aside, and what could be read of it is kept.
+    """
+    return read_kept(_predictions_file(), _readable)
+
+
+def _readable(found: Any) -> dict[str, dict]:
+    """The entries of a file of predictions that have the form of one."""
+    return {claim: entry for claim, entry in found.items() if _is_prediction(entry)} if isinstance(found, dict) else {}
+
+
+def _is_prediction(entry: Any) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"value", "low", "high"} or not _is_number(entry["value"]):
+        return False
+    low, high = entry["low"], entry["high"]
+    if low is None and high is None:
+        return True
+    return _is_number(low) and _is_number(high) and low <= entry["value"] <= high
+
+
+def _has_range(entry: Mapping) -> bool:
+    """Whether the range says something: one of width zero does not."""
+    return entry["low"] is not None and entry["low"] < entry["high"]
+
+
+def _said(entry: Mapping | None) -> str:
+    """A prediction in a line: ``0.5 (0.4 to 0.6)``."""
+    if entry is None:
+        return "no prediction"
+    return f"{entry['value']:g} ({entry['low']:g} to {entry['high']:g})" if _has_range(entry) else f"{entry['value']:g}"
+
+
+def _holds(entry: Mapping, measured: float) -> bool | None:
+    """Whether the measurement lies in the range; None where there is no range."""
+    return entry["low"] <= measured <= entry["high"] if _has_range(entry) else None
 
 
 def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: str = "measured") -> None:
@@ -215,20 +326,20 @@ def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: 
         how: where the number comes from; "predicted" where it was computed and nothing was measured.
     """
     yours = predictions().get(claim)
-    said = "no prediction" if yours is None else f"{yours['value']:g} ({yours['low']:g} to {yours['high']:g})"
-    print(f"{claim}  article: {article or '-'} | you: {said} | {how}: {measured:.3g} {unit}".rstrip())
-    if yours is not None and not yours["low"] <= measured <= yours["high"]:
+    print(f"{claim}  article: {article or '-'} | you: {_said(yours)} | {how}: {measured:.3g} {unit}".rstrip())
+    if yours is not None and _holds(yours, measured) is False:
         print("Outside your range. Which assumption was different from what happened?")
 
 
 def prediction_ledger(entries: list[dict]) -> pd.DataFrame:
-    """Reader and measurement side by side, and whether the 80% range held."""
+    """Return reader and measurement side by side, and whether the 80% range held (NA where none was given)."""
     yours = predictions()
-    return pd.DataFrame([{
+    table = pd.DataFrame([{
         "claim": e["id"], "you": yours[e["id"]]["value"], "measured": e["value"], "unit": e["unit"],
-        "in your range": yours[e["id"]]["low"] <= e["value"] <= yours[e["id"]]["high"],
+        "in your range": _holds(yours[e["id"]], e["value"]),
     } for e in entries if e["id"] in yours and e["value"] is not None],
         columns=["claim", "you", "measured", "unit", "in your range"])
+    return table.astype({"in your range": "boolean"})
 
 
 def _predictions_file() -> Path:
@@ -239,14 +350,15 @@ def _predictions_file() -> Path:
 
 
 def in_band(what: str, value: float, low: float, high: float, unit: str = "") -> bool:
-    """Print that a measured number lies where this page says it does, or that it does not.
+    """Print a measured number, and that it lies where this page says it does, or that it does not.
 
     The last digits of a training run differ between machines. A band says how much of the
-    number the page relies on; the prose around it claims no more.
+    number the page relies on; the prose around it claims no more. Strict nbval compares the band, and leaves the
+    number out (``tests/nbval.cfg``).
     """
     inside = low <= value <= high
     if inside:
-        print(f"{what}: between {low:g} and {high:g} {unit}".rstrip())
+        print(f"{what}: {value:.3g}, between {low:g} and {high:g} {unit}".rstrip())
     else:
         print(f"{what}: {value:.4g} {unit}, outside {low:g} to {high:g}, which was seen when this page was made.")
     return inside

@@ -93,6 +93,17 @@ def test_01c_names_the_mistake_in_the_wiring_with_its_residual_error(wiring, nam
     assert "residual error" in reply.message
 
 
+@pytest.mark.parametrize(("wiring", "reason"), checks_01.ONE_FAULT)
+def test_01c_names_one_fault_in_one_half(wiring, reason):
+    reply = reply_to("01c", wiring)
+    assert reply.ok is False and reply.message.endswith(f": {reason}")
+
+
+def test_01c_no_two_wirings_are_taken_for_each_other():
+    reasons = [reply_to("01c", wiring).message for wiring, _ in (*checks_01.MISWIRED, *checks_01.ONE_FAULT)]
+    assert len({reason.partition(": ")[2] for reason in reasons}) == len(reasons) - 1  # the MLP first: two ways
+
+
 def faulty(x, ln_1, attention, ln_2, mlp):
     return x @ x
 
@@ -179,7 +190,49 @@ def probe_that_writes_into_x(part, x):
     return False
 
 
+def probe_that_returns_in_its_loop(part, x):
+    before = part(x)
+    for j in range(1, x.shape[1]):
+        other = x.clone()
+        other[:, j] += 1
+        if not torch.equal(part(other)[:, :j], before[:, :j]):
+            return True
+        return False
+
+
+def probe_that_returns_at_token_0(part, x):
+    before = part(x)
+    for j in range(x.shape[1]):
+        other = x.clone()
+        other[:, j] += 1
+        return not torch.equal(part(other)[:, :j], before[:, :j])
+
+
+def probe_that_asks_for_any(part, x):
+    before = part(x)
+    for j in range(1, x.shape[1]):
+        other = x.clone()
+        other[:, j] += 1
+        if not (part(other)[:, :j] == before[:, :j]).any():
+            return True
+    return False
+
+
+def probe_that_asks_for_all(part, x):
+    before = part(x)
+    for j in range(1, x.shape[1]):
+        other = x.clone()
+        other[:, j] += 1
+        if (part(other)[:, :j] != before[:, :j]).all():
+            return True
+    return False
+
+
 @pytest.mark.parametrize(("answer", "named"), [
+    (probe_that_returns_in_its_loop, "a `return` inside the loop"),
+    (probe_that_returns_at_token_0, "belongs after the loop"),
+    (probe_that_asks_for_any, "One that moves is a leak"), (probe_that_asks_for_all, "One that moves is a leak"),
+    (lambda part, x: "no", "'no'. It must return True or False"),
     (probe_that_writes_into_x, "you change x itself"), (lambda part, x: None, "returns None"),
     (lambda part, x: part(x) != x, "returns 24 values"), (True, "found bool"),
     (lambda x: False, "stopped with TypeError"),

@@ -30,6 +30,7 @@ def test_the_decayed_weight_passes_in_every_form(answer):
 
 @pytest.mark.parametrize(("answer", "what"), [
     (2, "no gradient, no movement"), (torch.tensor(2.0), "no gradient, no movement"), (1.94, "first* value"),
+    (1.94, "rounded"),
     (1.458, "forgot the rate"), (1.98, "after one step"), (1.7, "only decay acts"), (0.5, "factor of one step")])
 def test_a_wrong_weight_names_the_mistake(answer, what):
     reply = reply_to("02a", answer)
@@ -168,6 +169,7 @@ def with_a_plan(model, index):
 def test_a_right_freeze_of_one_block_passes(answer):
     reply = reply_to("02d", answer)
     assert reply.ok is True, reply.message
+    assert "name" not in reply.message, "right by place or by name: the reply cannot know which"
 
 
 @pytest.mark.parametrize(("answer", "what"), [
@@ -271,6 +273,14 @@ def without_clone(weight, rows, optimizer):
     weight.data[others(weight, rows)] = before[others(weight, rows)]
 
 
+def rebound(weight, rows, optimizer):
+    before = weight.detach().clone()
+    optimizer.step()
+    mine = torch.zeros(len(weight), 1, dtype=torch.bool)
+    mine[rows] = True
+    weight = torch.where(mine, weight, before)  # a new tensor, which nobody sees
+
+
 def all_put_back(weight, rows, optimizer):
     before = weight.detach().clone()
     optimizer.step()
@@ -291,7 +301,8 @@ def test_a_right_step_on_some_rows_passes(answer):
 
 @pytest.mark.parametrize(("answer", "what"), [
     (masked, "weight decay does not ask"), (masked_with_decay_by_hand, "coast on"),
-    (without_decay, "not move as an ordinary step"), (without_clone, "clone()"), (all_put_back, "nothing moved at all"),
+    (without_decay, "not move as an ordinary step"), (without_clone, "clone()"),
+    (rebound, "only gives the name to another tensor"), (all_put_back, "nothing moved at all"),
     (lambda weight, rows, optimizer: None, "nothing moved at all"),
     (lambda weight, rows, optimizer: put_back(weight, others(weight, rows), optimizer), "turned round"),
     (lambda weight, rows, optimizer: optimizer.step(), "all rows move"), (without_no_grad, "torch.no_grad()"),

@@ -38,7 +38,11 @@ def test_the_trainable_count_is_right_in_every_form(answer):
     (95_304_960, "tied"), (56_669_184, "38,400"), (56_706_048, "25, not 24"), (56_688_384, "scale and a shift"),
     (56_661_504, "biases of the MLP"), (56_623_104, "biases and the LayerNorms"), (4_725_632, "12 blocks"),
     (58_280_448, "wpe"), (68_491_008, "freezes"), (28_359_168, "opposite"), (125_198_592, "whole model"),
-    (163_795_968, "counted twice"), (1, "shapes"), ("many", "cannot be read")])
+    (163_795_968, "counted twice"), (4_722_432, "one block"),
+    (4_725_504, "one block"), (4_727_040, "one block"), (56.7, "in millions"), (56.71, "in millions"),
+    (56.707584, "in millions"), ("56.7", "in millions"),
+    (56_689_152, "a block has two"), (56_687_616, "one LayerNorm a block"),
+    (1, "shapes"), ("many", "cannot be read")])
 def test_each_mistake_about_the_count_is_named(answer, words):
     reply = reply_to("03a", answer)
     assert reply.ok is False and words in reply.message
@@ -102,7 +106,9 @@ def test_the_largest_batches_are_right_in_every_form(answer):
 
 
 @pytest.mark.parametrize("answer, words", [
-    ([5, 7], "peak of one window"), ([12, 13], "an eighth"), ([14, 15], "rounded up"), ([13, 28], "divided by R"),
+    ([5, 7], "peak of one window"), ([12, 13], "an eighth"), ([12, 13], "forgot the first window"),
+    ([14, 15], "rounded up"),
+    ([14, 15], "counted the first window twice"), ([13, 28], "divided by R"),
     ([14, 13], "order"), ([13.24, 14.36], "whole number"), ([20, 30], "one more window cost"), (13, "two numbers"),
     ([1, 2, 3], "two numbers")])
 def test_each_mistake_about_the_batch_is_named(answer, words):

@@ -1,13 +1,16 @@
 """Every exercise of every notebook: a stub, a check, three hints, and a solution that runs and is right."""
 
+import ast
 import re
 import shutil
+import symtable
 
 import nbformat
 import pytest
 
 from helpers.checks import exercise_names, reply_to
 from helpers.profiles import ROOT
+from notebook_kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LEVELS = ("●○○", "●●○", "●●●")  # a warm-up, takes thought, hard
@@ -106,6 +109,83 @@ def test_the_minutes_with_the_exercises_are_the_sum(path):
                                               opening, re.S).groups())
     total = read + sum(heading_of(p.id, p.values[1])[1] for p in ALL if p.id.startswith(path.stem[:2]))
     assert abs(total - with_exercises) <= 5, f"{read} to read and the exercises make {total} minutes"
+
+
+# --- a solution changes nothing but the answer -------------------------------------
+
+
+def names_of(source: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell sets, and those that it reads, also inside its functions."""
+    tables, sets, reads = [symtable.symtable(plain_python(source), "cell", "exec")], set(), set()
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table.get_type() == "module" and (symbol.is_assigned() or symbol.is_imported()):
+                sets.add(symbol.get_name())
+            if symbol.is_referenced() and (table.get_type() == "module" or symbol.is_global()):
+                reads.add(symbol.get_name())
+    return sets, reads
+
+
+def plain_python(source: str) -> str:
+    """A cell without the lines that are IPython's."""
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def imports_of(source: str) -> dict[str, str]:
+    """Name to what is imported under it."""
+    tree = ast.parse(plain_python(source))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.asname or alias.name.partition(".")[0]: f"{getattr(node, 'module', '')} {alias.name}"
+            for node in nodes for alias in node.names}
+
+
+@each_exercise
+def test_a_solution_uses_no_name_of_another_cell(cell, above, after):
+    """A learner pastes it in and runs on: what later cells read must be what it was."""
+    name = cell.metadata["exercise"]
+    path = next(path for path in BOOKS if path.stem.startswith(name[:2]))
+    solution = solution_of(cell, after)
+    others = [c.source for c in cells_of(path) if c.cell_type == "code" and c.id != cell.id]
+    imported = {key: what for source in others for key, what in imports_of(source).items()}
+    same = {key for key, what in imports_of(solution).items() if imported.get(key, what) == what}
+    taken = set().union(*(sets | reads for sets, reads in map(names_of, others)))
+    clashes = (names_of(solution)[0] - same) & taken
+    assert not clashes, f"rename {', '.join(sorted(clashes))}, or put the lines into a function"
+
+
+@each_exercise
+def test_the_stub_gives_the_name_of_the_function_that_is_asked_for(cell, above, after):
+    """Without a name a learner takes one that the notebook uses, such as block."""
+    name = cell.metadata["exercise"]
+    answer = re.findall(rf"^answer_{name} = (.*)$", solution_of(cell, after), re.MULTILINE)[-1]
+    written = re.findall(r"^def (\w+)", solution_of(cell, after), re.MULTILINE)
+    if answer in written or answer.startswith("("):
+        assert f"answer_{name} = {answer}" in cell.source.replace(f"answer_{name} = ...", "")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", BOOKS[:4], ids=lambda p: p.stem)
+def test_a_notebook_with_its_solutions_pasted_in_gives_the_same_outputs(path, tmp_path):
+    untouched, solved = (outputs_of(path, pasted, tmp_path / str(pasted)) for pasted in (False, True))
+    assert untouched == solved
+
+
+def outputs_of(path, pasted: bool, build) -> list[tuple[str, list[str]]]:
+    """What each cell prints that is neither an exercise nor left out by nbval, after a run."""
+    book = nbformat.read(path, as_version=4)
+    for i, cell in enumerate(book.cells):
+        if pasted and "exercise" in cell.metadata.get("tags", []):
+            name = cell.metadata["exercise"]
+            cell.source = f'{solution_of(cell, book.cells[i + 1 : i + 4])}\ncheck("{name}", answer_{name})'
+    settings = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny", "COURSE_BUILD": str(build)}
+    assert run_notebook(book, path.parent, settings) is None
+    tags = {c.id: set(c.metadata.get("tags", [])) for c in book.cells}
+    assert all((": right." in c.outputs[0].text) is pasted for c in code_cells(book) if "exercise" in tags[c.id])
+    compared = [c for c in code_cells(book) if not {"exercise", "nbval-ignore-output"} & tags[c.id]]
+    return [(c.source, [o.get("text") or o.get("data", {}).get("text/plain", "") for o in c.outputs]) for c in compared]
 
 
 # --- quiz, project, progress -------------------------------------------------------

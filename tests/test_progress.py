@@ -53,7 +53,8 @@ def test_every_exercise_of_every_file_of_checks_is_listed(build, capsys):
     assert all(name in printed(capsys) for name in names[::7])
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"solved": ["00a"', b"\xff\xfe", b"[]", b'{"solved": 3}', b"null"])
+@pytest.mark.parametrize("damage", [b"", b'{"solved": ["00a"', b"\xff\xfe", b"[]", b'{"solved": 3}', b"null", b"3",
+                                    b'"text"', b"[" * 100_000])
 def test_a_damaged_file_is_said_and_begun_anew(build, capsys, damage):
     build.mkdir()
     (build / "progress.json").write_bytes(damage)
@@ -62,6 +63,13 @@ def test_a_damaged_file_is_said_and_begun_anew(build, capsys, damage):
     checks.check("00a", 8.318)
     assert json.loads((build / "progress.json").read_text("utf-8")) == {"solved": ["00a"]}
     assert "cannot be read" not in printed(capsys)
+
+
+def test_what_can_be_read_of_a_damaged_file_is_kept(build, capsys):
+    build.mkdir()
+    (build / "progress.json").write_text('{"solved": ["00a", 3, null]}')
+    assert checks.solved() == checks.solved() == {"00a"}
+    assert capsys.readouterr().out.count("What could be read is kept") == 1
 
 
 def test_a_name_that_is_no_exercise_any_more_does_not_count(build, capsys):
@@ -81,8 +89,9 @@ def test_no_half_written_file_is_left(build, monkeypatch):
 def test_a_build_folder_that_cannot_be_written_is_said_and_nothing_stops(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "file" / "build"))
-    assert checks.check("00a", 8.318) is True
-    assert "could not be kept" in capsys.readouterr().out
+    checks.check("00a", 8.318)
+    said = capsys.readouterr().out
+    assert "00a: right" in said and "could not be kept" in said
 
 
 def test_what_check_prints_does_not_depend_on_progress(build, capsys):
