@@ -29,13 +29,13 @@ def read_kept(path: Path, readable: Callable[[Any], dict]) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except RecursionError:
-        return _set_aside(path, {}, "it is nested too deeply")
+        return _put_aside(path, {}, "it is nested too deeply")
     except ValueError as error:  # no JSON, or no UTF-8
-        return _set_aside(path, {}, str(error))
+        return _put_aside(path, {}, str(error))
     except OSError as error:
-        return _set_aside(path, {}, error.strerror or str(error))
+        return _put_aside(path, {}, error.strerror or str(error))
     good = readable(found)
-    return good if good == found else _set_aside(path, good, "not all of it has the form that is expected there")
+    return good if good == found else _put_aside(path, good, "not all of it has the form that is expected there")
 
 
 def keep(path: Path, content: dict) -> bool:
@@ -49,7 +49,7 @@ def keep(path: Path, content: dict) -> bool:
     return True
 
 
-def _set_aside(path: Path, good: dict, fault: str) -> dict:
+def _put_aside(path: Path, good: dict, fault: str) -> dict:
     aside = _free(path)
     try:
         os.replace(path, aside)
