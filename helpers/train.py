@@ -33,6 +33,7 @@ from helpers.deltas import DeltaError, save_delta
 from helpers.evaluation import Retention, held_out_loss, sample_text
 from helpers.folders import check_out, claim, write_report
 from helpers.freezing import FreezePlan
+from helpers.losses import LossError
 from helpers.models import (
     ModelError,
     choose_device,
@@ -52,7 +53,7 @@ from helpers.study import machine_class, versions
 from helpers.training import FitResult, TrainingError, TrainSettings, fit
 
 BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError,
-             DeltaError, ProcessError, locks.LockError)
+             DeltaError, LossError, ProcessError, locks.LockError)
 
 
 def parser() -> argparse.ArgumentParser:
