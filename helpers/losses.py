@@ -286,7 +286,7 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         input_ids: (1, time), a short window of at least three tokens; the last one is varied.
 
     Raises:
-        LossError: it fails one of the two, or cannot be run on token ids alone.
+        LossError: it fails one of the two, or cannot be run on these ids.
     """
     require_no_extra_terms(model)
     kind = model.config.model_type
@@ -296,9 +296,10 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
         logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise LossError(f"This '{kind}' model cannot be run on token ids alone ({_first_line(error)}). "
-                        "Choose a decoder, that is, a causal language model.") from error
-    error_allowed = min(0.05, 1000 * torch.finfo(logits.dtype).eps)  # of rounding, relative
+        raise LossError(f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
+                        "Choose a causal language model, and the tokenizer that belongs to it.") from error
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
+    error_allowed = min(0.05, 1000 * eps)  # of rounding, relative
     leak = (logits - changed).abs().max().item() / logits.abs().max().item()
     if leak > error_allowed:
         raise LossError(f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
