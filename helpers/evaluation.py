@@ -239,7 +239,8 @@ class Retention:
         return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
 
 
-def _log_probabilities(model: nn.Module, windows: torch.Tensor, states: torch.Tensor | None = None) -> torch.Tensor:
+def _log_probabilities(model: nn.Module, windows: torch.Tensor,
+                       states: torch.Tensor | None = None) -> torch.Tensor:
     """Of each next token: (windows, length - 1, vocab). ``states``: the last ones, where they are known."""
     ids, trunk = windows.to(_device(model)), plain_trunk(model)
     if trunk is None:

@@ -97,7 +97,8 @@ class LossError(ValueError):
     """A model or batch whose next-token loss would not be what it seems. The message says what to do."""
 
 
-EXTRA_TERMS = ("output_router_logits", "z_loss_coefficient")  # of a config: each adds a term to the model's own loss
+# Settings of a config: each adds a term to the model's own loss.
+EXTRA_TERMS = ("output_router_logits", "z_loss_coefficient")
 
 
 def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor | None = None,
@@ -130,10 +131,11 @@ def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Ten
     if trunk is not None:
         hidden = last_states(trunk, input_ids, attention_mask)  # (batch, time - 1, width)
         head = model.get_output_embeddings()
-        loss = _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias, targets.reshape(-1))
+        loss = _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias,
+                                  targets.reshape(-1))
         return loss, n_tokens
-    logits = _at_least_float32(next_token_logits(model, input_ids, attention_mask))  # (batch, time - 1, vocab)
-    loss = F.cross_entropy(logits.reshape(-1, logits.size(-1)), targets.reshape(-1), ignore_index=IGNORE,
+    logits = next_token_logits(model, input_ids, attention_mask)  # (batch, time - 1, vocab)
+    loss = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
                            reduction="sum")
     return loss, n_tokens
 
@@ -151,8 +153,8 @@ def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
     if attention_mask is not None:
         real = attention_mask.bool()
         if bool((real[:, 1:] & ~real[:, :-1]).any()):
-            raise LossError("The attention mask has padding before a real token: most families would count its "
-                            "positions wrong. Pad on the right (tokenizer.padding_side = 'right').")
+            raise LossError("The attention mask has padding before a real token: most families would count "
+                            "its positions wrong. Pad on the right (tokenizer.padding_side = 'right').")
         targets[~(real[:, 1:] & real[:, :-1])] = IGNORE
     return targets
 
@@ -175,7 +177,8 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
 
 def last_states(trunk: nn.Module, input_ids: torch.Tensor, attention_mask=None) -> torch.Tensor:
     """The states of a `plain_trunk` that predict each next token: (batch, time - 1, width)."""
-    return trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state[:, :-1]
+    out = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return out.last_hidden_state[:, :-1]
 
 
 def next_token_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask=None) -> torch.Tensor:
@@ -184,7 +187,7 @@ def next_token_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask=
 
 
 def plain_trunk(model: nn.Module) -> nn.Module | None:
-    """The module whose last states, times the head's matrix plus its bias, *are* the logits; None if there is none.
+    """The module whose last states, times the head's matrix plus its bias, *are* the logits; else None.
 
     Families scale or cap their logits (Cohere, Granite, Gemma 2), have layers between, or carry an
     adapter in the head. So no list of them is asked: the model's own forward is run with recorders in
@@ -203,8 +206,12 @@ def plain_trunk(model: nn.Module) -> nn.Module | None:
     states = head.weight.new_empty(1, 2, head.in_features)
     logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
     asked: list[tuple] = []  # (module, the tensors it was given), in order
+
+    def answer(part):
+        return logits if part is head else _OnlyStates(states)
+
     try:
-        with _recorders(parts, asked, lambda part: logits if part is head else _OnlyStates(states)), torch.no_grad():
+        with _recorders(parts, asked, answer), torch.no_grad():
             made = model.forward(input_ids=ids, use_cache=False).logits
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return None  # this forward wants more from its parts than states and logits
@@ -230,7 +237,7 @@ class _OnlyStates:
 
 @contextmanager
 def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
-    """For the time of the block each module only notes in ``asked`` what it is given, and gives ``answer(module)``."""
+    """For the time of the block each module notes in ``asked`` what it is given, and gives ``answer(module)``."""
     def recorder(module):
         def forward(*args, **kwargs):
             asked.append((module, [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]))
@@ -248,7 +255,7 @@ def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
 
 def _is_changed(module: nn.Module) -> bool:
     """Whether someone hung something into this module: a hook, or a forward of its own."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return any(hooks) or "forward" in vars(module)
 
 
@@ -272,8 +279,9 @@ def require_no_extra_terms(model: nn.Module) -> None:
     config = model.config.get_text_config()
     found = [name for name in EXTRA_TERMS if getattr(config, name, None)]
     if found:
-        raise LossError(f"This model adds a term to its loss (config.{found[0]} is {getattr(config, found[0])}), and "
-                        f"the course trains on the next-token loss alone. Set model.config.{found[0]} = False first.")
+        name, value = found[0], getattr(config, found[0])
+        raise LossError(f"This model adds a term to its loss (config.{name} is {value}), and the course trains on "
+                        f"the next-token loss alone. Set model.config.{name} = False first.")
 
 
 def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
@@ -303,13 +311,13 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     leak = (logits - changed).abs().max().item() / logits.abs().max().item()
     if leak > error_allowed:
         raise LossError(f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
-                        f"{leak:.0e} of the largest): it would learn to copy. Choose a decoder; some families are "
-                        "one only with config.is_decoder=True.")
+                        f"{leak:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
+                        "are one only with config.is_decoder=True.")
     mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()
     if own.loss is None or abs(own.loss.item() - mean) > error_allowed * mean:
         found = "none" if own.loss is None else f"{own.loss.item():.4f}"
-        raise LossError(f"The own loss of this '{kind}' model is not the next-token loss (found {found}, expected "
-                        f"{mean:.4f}), and the course trains on nothing else. Choose another model.")
+        raise LossError(f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "
+                        f"expected {mean:.4f}), and the course trains on nothing else. Choose another model.")
 
 
 def _first_line(error: Exception) -> str:

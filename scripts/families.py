@@ -37,32 +37,37 @@ from helpers.training import TrainingError, TrainSettings, fit
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
 REFUSALS = (AnatomyError, BudgetError, DeltaError, LoraError, LossError, ModelError, PlanError, TrainingError)
+FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 MAIN = FreezePlan.freeze("attention", "embeddings")
-COLUMNS = ("family", "attention", "loads", "roles", "loss", "KL", "main plan", "step", "delta", "budget", "LoRA")
+COLUMNS = ("family", "attention", "loads", "roles", "loss", "KL", "main plan", "step", "delta", "budget",
+           "LoRA")
 CLOSE = 1e-5  # relative: of losses, gradients and KL to the model's own
 
 SHAPE = dict(
     vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2, num_experts=4, num_local_experts=4, n_routed_experts=4,
+    num_experts_per_tok=2, moe_intermediate_size=32,
 )
-_MLA = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, qk_head_dim=16, v_head_dim=16,
-            head_dim=8)
-_BART = dict(d_model=32, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2, encoder_attention_heads=2,
-             decoder_ffn_dim=64, encoder_ffn_dim=64, is_decoder=True, is_encoder_decoder=False)
-_LINEAR = dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2, linear_num_value_heads=2,
-               linear_key_head_dim=16, linear_value_head_dim=16)
+_MLA = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, qk_head_dim=16,
+            v_head_dim=16, head_dim=8)
+_BART = dict(d_model=32, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2,
+             encoder_attention_heads=2, decoder_ffn_dim=64, encoder_ffn_dim=64, is_decoder=True,
+             is_encoder_decoder=False)
+_LINEAR = dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2,
+               linear_num_value_heads=2, linear_key_head_dim=16, linear_value_head_dim=16)
 
 # name -> (model_type, what differs from SHAPE). Families that cannot be one without more say so here.
 FAMILIES: dict[str, tuple[str, dict]] = {name: (name, {}) for name in """
-afmoe apertus arcee aria_text axk2 beam biogpt bitnet bloom cohere cohere2 cohere2_moe ctrl cwm deepseek_v2 deepseek_v4
-diffllama doge ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_mamba flex_olmo flint gemma gemma2 gemma3_text
-gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss granite
-granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax
-inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lfm2 llama llama4_text mamba mellum minicpm3 minimax
-minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral modernbert-decoder moshi mpt nanochat nemotron
-nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe
-rwkv seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm bert cpmant prophetnet roberta trocr xlm xlnet
+afmoe apertus arcee aria_text axk2 beam biogpt bitnet bloom cohere cohere2 cohere2_moe ctrl cwm deepseek_v2
+deepseek_v4 diffllama doge ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_mamba flex_olmo flint
+gemma gemma2 gemma3_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox
+gpt_neox_japanese gpt_oss granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hrm_text
+hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1
+laguna lfm2 llama llama4_text mamba mellum minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral
+ministral3 mistral mixtral modernbert-decoder moshi mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
+olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss
+smollm3 solar_open stablelm starcoder2 vaultgemma xglm bert cpmant prophetnet roberta trocr xlm xlnet
 """.split()}
 FAMILIES |= {
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
@@ -94,7 +99,7 @@ ALWAYS = ("gpt_neo", "gpt2", "llama", "llama, tied", "cohere, scaled", "gemma2",
 
 
 def config_of(name: str):
-    """The family's config in `SHAPE`; a size that the family calls otherwise is found in its ``attribute_map``."""
+    """The family's config in `SHAPE`; a size of another name is found in its ``attribute_map``."""
     model_type, changes = FAMILIES[name]
     usual = AutoConfig.for_model(model_type)
     own_name = getattr(usual, "attribute_map", {})
@@ -104,7 +109,7 @@ def config_of(name: str):
 
 
 def build(name: str) -> nn.Module:
-    """The family's model with a head so large that its logits differ by some nats: no scale or cap goes unseen.
+    """The family's model with a head so large that its logits differ by nats: no scale or cap is unseen.
 
     Fast attention where the family has it, else eager.
     """
@@ -136,6 +141,11 @@ def loads(model: nn.Module) -> str:
 
 def kind_of_attention(model: nn.Module) -> str:
     return "eager" if model.config._attn_implementation == "eager" else "fast"
+
+
+def roles(model: nn.Module) -> str:
+    anatomy(model)
+    return "yes"
 
 
 def loss(model: nn.Module) -> str:
@@ -191,7 +201,8 @@ def delta(model: nn.Module) -> str:
 
 
 def predicted(model: nn.Module) -> str:
-    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # a refusal says it in one line
+    # A refusal says it in one line; the library's log would say it in thirty.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     budget(model.config, MAIN, 2, 16, attention=kind_of_attention(model))
     return "yes"
 
@@ -206,8 +217,8 @@ def lora(model: nn.Module) -> str:
 
 
 CHECKS: dict[str, Callable[[nn.Module], str]] = {
-    "loads": loads, "roles": lambda model: anatomy(model) and "yes", "loss": loss, "KL": kl, "main plan": plan,
-    "step": step, "delta": delta, "budget": predicted, "LoRA": lora}
+    "loads": loads, "roles": roles, "loss": loss, "KL": kl, "main plan": plan, "step": step,
+    "delta": delta, "budget": predicted, "LoRA": lora}
 
 
 def row(name: str) -> dict[str, str]:
@@ -224,8 +235,9 @@ def cell(check: Callable[[nn.Module], str], model: nn.Module) -> str:
         return "refused" if len(str(error).splitlines()) == 1 else "refused in several lines"
     except AssertionError:
         return "wrong"
-    except Exception as error:  # whatever a family raises is this row's result
-        print(f"{model.config.model_type}, {check.__name__}: {type(error).__name__}: {error}", file=sys.stderr)
+    except FAILURES as error:
+        where = f"{model.config.model_type}, {check.__name__}"
+        print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr)
         return "failed"
 
 
@@ -244,30 +256,34 @@ def _require_close(found: torch.Tensor, wanted: torch.Tensor, close: float = CLO
 
 HEADING = """# What works in which family
 
-Made by `python scripts/families.py`; do not edit by hand. Each family of the installed transformers that can be
-built small is built with random weights, and everything is tried. `tests/test_families.py` compares each row.
+Made by `python scripts/families.py`; do not edit by hand. Families of the installed transformers that can
+be built small are built with random weights, and everything is tried. `tests/test_families.py` compares
+each row.
 
-"yes": it works, and the result is the model's own. "refused": an error of the course, in one line, before anything
-is changed. "failed": another error, which is a fault of the course. "wrong": a result that is not the model's own.
+- "yes": it works, and the result is the model's own.
+- "refused": an error of the course, in one line.
+- "failed": another error, which is a fault of the course.
+- "wrong": a result that is not the model's own.
 
 | column | what is tried |
 | --- | --- |
 | attention | "fast" where the family has PyTorch's fused attention, else "eager" |
 | loads | saved, loaded with `load_model`: the same logits |
 | roles | `anatomy` finds a role for each tensor |
-| loss | value and all gradients of `next_token_loss`, and `token_losses`, to 1e-5 of the model's own loss. "in chunks": \
-the logits are never all in memory. "own logits": the family does more with its logits than one product, so its own \
-forward makes them all |
+| loss | value and all gradients of `next_token_loss`, and `token_losses`, to 1e-5 of the model's own loss |
 | KL | `Retention.forgetting`, to 1e-5 of the KL from the model's own logits, in nats |
-| main plan | attention and embeddings fixed: does the head train? A tied head is the token embedding, and stays fixed |
+| main plan | attention and embeddings fixed: does the head train? A tied head is the token embedding |
 | step | one step of `fit`, and its proof |
 | delta | what was trained, saved and laid over the base again |
 | budget | memory and FLOPs, predicted from the config |
 | LoRA | beside the attention matrices: the logits stay |
 
-A term that a family adds to its own loss is no part of the course's loss: with `output_router_logits=True` or a
-`z_loss_coefficient` a model is refused in training. An encoder, which sees the token that it should predict, is
-refused as well, and so is a model whose own loss is another.
+Loss "in chunks": the logits are never all in memory. Loss "own logits": the family does more with its
+logits than one product, so its own forward makes them all.
+
+A term that a family adds to its own loss is no part of the course's loss: with `output_router_logits=True`
+or a `z_loss_coefficient` a model is refused in training. An encoder, which sees the token that it should
+predict, is refused as well, and so is a model whose own loss is another.
 
 """
 
