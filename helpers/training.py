@@ -73,7 +73,8 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
     """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
 
     When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
-    last checkpoint. The gradient is a sum over tokens, so the result does not change.
+    last checkpoint. The gradient is a sum over tokens, so the result does not change, unless the model
+    has dropout: that strikes other numbers in smaller parts.
 
     The model trains in train mode (its dropout is on), is measured in eval mode, and is given back in
     the mode in which it came, after an error as well.

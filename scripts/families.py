@@ -37,7 +37,8 @@ from helpers.training import TrainingError, TrainSettings, fit
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
 REFUSALS = (AnatomyError, BudgetError, DeltaError, LoraError, LossError, ModelError, PlanError, TrainingError)
-FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+            ValueError)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 COLUMNS = ("family", "attention", "loads", "roles", "loss", "KL", "main plan", "step", "delta", "budget",
            "LoRA")
