@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from helpers.losses import token_losses
+from helpers.losses import last_states, next_token_logits, plain_trunk, token_losses
 from helpers.models import n_positions
 
 CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
@@ -111,17 +112,21 @@ def perplexity(loss: float) -> float:
     return float(np.exp(loss))
 
 
-class evaluating:
+@contextmanager
+def in_mode(model: nn.Module, training: bool):
+    """Put a model into train or eval mode for a block, then each of its parts back into the mode it had."""
+    found = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in found.items():
+            module.training = was_training
+
+
+def evaluating(model: nn.Module):
     """``with evaluating(model):`` switches dropout off and back; it changes no requires_grad."""
-
-    def __init__(self, model: nn.Module):
-        self.model, self.was_training = model, model.training
-
-    def __enter__(self):
-        self.model.eval()
-
-    def __exit__(self, *error):
-        self.model.train(self.was_training)
+    return in_mode(model, training=False)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -205,10 +210,15 @@ class Retention:
         return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
 
     @torch.no_grad()
-    def _of_base(self, part: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the base; where too large to keep, its last hidden states: one matrix product away."""
-        hidden = _last_hidden(self.base, part)
-        return _log_probabilities(self.base, hidden) if self._keeps_predictions else hidden
+    def _of_base(self, part: torch.Tensor) -> torch.Tensor | None:
+        """Log-probabilities of the base. Where too large to keep, its last states, one matrix product away.
+
+        None where both cannot be: then the base is asked again each time.
+        """
+        if self._keeps_predictions:
+            return _log_probabilities(self.base, part)
+        trunk = plain_trunk(self.base)
+        return None if trunk is None else last_states(trunk, part.to(_device(self.base)))
 
     def forgetting(self, model: nn.Module) -> Estimate:
         """F = mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
@@ -224,18 +234,20 @@ class Retention:
     @torch.no_grad()
     def _kl(self, kept: torch.Tensor, part: torch.Tensor, model: nn.Module) -> torch.Tensor:
         """Mean KL of each window: (windows,)."""
-        base = kept if self._keeps_predictions else _log_probabilities(self.base, kept)
-        tuned = _log_probabilities(model, _last_hidden(model, part))  # (windows, length - 1, vocab)
+        base = kept if self._keeps_predictions else _log_probabilities(self.base, part, kept)
+        tuned = _log_probabilities(model, part)  # (windows, length - 1, vocab)
         return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
 
 
-def _last_hidden(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
-    """The states that predict each next token: (windows, length - 1, width)."""
-    return model.base_model(input_ids=windows.to(_device(model)), use_cache=False).last_hidden_state[:, :-1]
-
-
-def _log_probabilities(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(model.get_output_embeddings()(hidden).float(), dim=-1)
+def _log_probabilities(model: nn.Module, windows: torch.Tensor,
+                       states: torch.Tensor | None = None) -> torch.Tensor:
+    """Of each next token: (windows, length - 1, vocab). ``states``: the last ones, where they are known."""
+    ids, trunk = windows.to(_device(model)), plain_trunk(model)
+    if trunk is None:
+        logits = next_token_logits(model, ids)
+    else:
+        logits = model.get_output_embeddings()(last_states(trunk, ids) if states is None else states)
+    return torch.log_softmax(logits.float(), dim=-1)
 
 
 # --- style -------------------------------------------------------------------------

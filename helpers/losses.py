@@ -7,6 +7,9 @@ at once, so the loss walks over the tokens in chunks and keeps one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -90,6 +93,14 @@ def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+class LossError(ValueError):
+    """A model or batch whose next-token loss would not be what it seems. The message says what to do."""
+
+
+# Settings of a config: each adds a term to the model's own loss.
+EXTRA_TERMS = ("output_router_logits", "z_loss_coefficient")
+
+
 def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor | None = None,
                     attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, int]:
     """Sum of the next-token losses of a batch, in nats, and the number of tokens in it.
@@ -97,22 +108,35 @@ def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Ten
     Divide the one by the other for the mean. Sums add up over micro-batches and
     processes; means of unequal batches do not.
 
+    The mean equals the model's own loss. Where the model has a `plain_trunk`, the logits are made in
+    chunks; else the model's own forward makes them all. A term that a family adds to its own loss
+    (the load balance of a router, a z-loss) is not part of it: such a setting is refused.
+
     Args:
         input_ids: (batch, time), integer.
         labels: (batch, time); position t holds the token that was *read* at t, and -100
             where it must not be predicted. None: the input itself, padding left out.
-        attention_mask: (batch, time), 1 for real tokens, 0 for padding.
+        attention_mask: (batch, time), 1 for real tokens, 0 for padding, which stands on the right.
 
     Returns:
         (loss, n_tokens): a scalar with gradient, and how many tokens it sums over.
+
+    Raises:
+        LossError: padding before a real token, or a model set to add a term to its loss.
     """
+    require_no_extra_terms(model)
     targets = shifted_labels(input_ids, labels, attention_mask)  # (batch, time - 1)
-    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask,
-                              use_cache=False).last_hidden_state[:, :-1]  # (batch, time - 1, width)
-    head = model.get_output_embeddings()
     n_tokens = int((targets != IGNORE).sum())
-    loss = _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias,
-                              targets.reshape(-1))
+    trunk = plain_trunk(model)
+    if trunk is not None:
+        hidden = last_states(trunk, input_ids, attention_mask)  # (batch, time - 1, width)
+        head = model.get_output_embeddings()
+        loss = _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias,
+                                  targets.reshape(-1))
+        return loss, n_tokens
+    logits = next_token_logits(model, input_ids, attention_mask)  # (batch, time - 1, vocab)
+    loss = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
+                           reduction="sum")
     return loss, n_tokens
 
 
@@ -120,11 +144,17 @@ def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
     """The token that each position must predict: (batch, time - 1); -100 means "not counted".
 
     A target counts only where it and the token before it are real.
+
+    Raises:
+        LossError: padding before a real token. Few families count positions from the first real token.
     """
     labels = input_ids if labels is None else labels
     targets = labels[:, 1:].clone()
     if attention_mask is not None:
         real = attention_mask.bool()
+        if bool((real[:, 1:] & ~real[:, :-1]).any()):
+            raise LossError("The attention mask has padding before a real token: most families would count "
+                            "its positions wrong. Pad on the right (tokenizer.padding_side = 'right').")
         targets[~(real[:, 1:] & real[:, :-1])] = IGNORE
     return targets
 
@@ -132,8 +162,163 @@ def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding."""
     with torch.no_grad():
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-        head = model.get_output_embeddings()
-        rows = [F.cross_entropy(_at_least_float32(head(h)), y, reduction="none")
-                for h, y in zip(hidden, input_ids[:, 1:], strict=True)]
-    return torch.stack(rows)
+        trunk = plain_trunk(model)
+        if trunk is not None:
+            rows, head = last_states(trunk, input_ids), model.get_output_embeddings()
+        else:
+            rows, head = next_token_logits(model, input_ids), nn.Identity()
+        losses = [F.cross_entropy(_at_least_float32(head(row)), y, reduction="none")
+                  for row, y in zip(rows, input_ids[:, 1:], strict=True)]
+    return torch.stack(losses)
+
+
+# --- which way to the logits -------------------------------------------------------
+
+
+def last_states(trunk: nn.Module, input_ids: torch.Tensor, attention_mask=None) -> torch.Tensor:
+    """The states of a `plain_trunk` that predict each next token: (batch, time - 1, width)."""
+    out = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return out.last_hidden_state[:, :-1]
+
+
+def next_token_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask=None) -> torch.Tensor:
+    """The logits of each next token by the model's own forward: (batch, time - 1, vocab)."""
+    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+
+
+def plain_trunk(model: nn.Module) -> nn.Module | None:
+    """The module whose last states, times the head's matrix plus its bias, *are* the logits; else None.
+
+    Families scale or cap their logits (Cohere, Granite, Gemma 2), have layers between, or carry an
+    adapter in the head. So no list of them is asked: the model's own forward is run with recorders in
+    the place of its parts. One part must be given the token ids alone; the head must be given this
+    part's very tensor; and the forward must return the head's very tensor. No numbers are computed:
+    it takes some 60 microseconds, so it is asked anew at each call and cannot go out of date.
+    """
+    base = model._modules.get(getattr(model, "base_model_prefix", ""))
+    head = model.get_output_embeddings() if base is not None else None
+    if getattr(type(head), "forward", None) is not nn.Linear.forward:
+        return None
+    parts = {base, head, *base.children(), *model.children()}
+    if any(map(_is_changed, (model, *parts))):
+        return None
+    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+    states = head.weight.new_empty(1, 2, head.in_features)
+    logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
+    asked: list[tuple] = []  # (module, the tensors it was given), in order
+
+    def answer(part):
+        return logits if part is head else _OnlyStates(states)
+
+    try:
+        with _recorders(parts, asked, answer), torch.no_grad():
+            made = model.forward(input_ids=ids, use_cache=False).logits
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return None  # this forward wants more from its parts than states and logits
+    modules, given = [module for module, _ in asked], [tensors for _, tensors in asked]
+    if len(modules) != 2 or modules[0] is head or modules[1] is not head or logits._version > 0:
+        return None
+    is_plain = all(map(_are_same, [*given, [made]], ([ids], [states], [logits])))
+    return modules[0] if is_plain else None
+
+
+class _OnlyStates:
+    """What a base model returns, with nothing in it but the last states."""
+
+    def __init__(self, states: torch.Tensor):
+        self.last_hidden_state = states
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, place):
+        return (self.last_hidden_state,)[place]
+
+
+@contextmanager
+def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
+    """For the time of the block each module notes in ``asked`` what it is given, and gives ``answer(module)``."""
+    def recorder(module):
+        def forward(*args, **kwargs):
+            asked.append((module, [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]))
+            return answer(module)
+        return forward
+
+    try:
+        for module in modules:
+            module.forward = recorder(module)
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether someone hung something into this module: a hook, or a forward of its own."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _are_same(found: list, wanted: list) -> bool:
+    """Whether two lists hold the same tensors: the same memory, read in the same way."""
+    def key(x):
+        return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride(), x.dtype
+
+    return list(map(key, found)) == list(map(key, wanted))
+
+
+# --- models that are refused -------------------------------------------------------
+
+
+def require_no_extra_terms(model: nn.Module) -> None:
+    """Refuse a model whose config adds a term to its loss, such as a router's load balance.
+
+    Raises:
+        LossError: the setting, and how to take it back.
+    """
+    config = model.config.get_text_config()
+    found = [name for name in EXTRA_TERMS if getattr(config, name, None)]
+    if found:
+        name, value = found[0], getattr(config, found[0])
+        raise LossError(f"This model adds a term to its loss (config.{name} is {value}), and the course trains on "
+                        f"the next-token loss alone. Set model.config.{name} = False first.")
+
+
+def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
+    """Refuse a model that does not predict the next token from those before it, by its own forward.
+
+    Its own loss must be the mean next-token loss, and no logits may change with a later token: an
+    encoder such as BERT sees the token that it should predict. Call it with dropout off.
+
+    Args:
+        input_ids: (1, time), a short window of at least three tokens; the last one is varied.
+
+    Raises:
+        LossError: it fails one of the two, or cannot be run on these ids.
+    """
+    require_no_extra_terms(model)
+    kind = model.config.model_type
+    other = input_ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size
+    try:
+        own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
+        logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise LossError(f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
+                        "Choose a causal language model, and the tokenizer that belongs to it.") from error
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
+    error_allowed = min(0.05, 1000 * eps)  # of rounding, relative
+    leak = (logits - changed).abs().max().item() / logits.abs().max().item()
+    if leak > error_allowed:
+        raise LossError(f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
+                        f"{leak:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
+                        "are one only with config.is_decoder=True.")
+    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()
+    if own.loss is None or abs(own.loss.item() - mean) > error_allowed * mean:
+        found = "none" if own.loss is None else f"{own.loss.item():.4f}"
+        raise LossError(f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "
+                        f"expected {mean:.4f}), and the course trains on nothing else. Choose another model.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from helpers import checkpoints, locks
 from helpers.anatomy import anatomy
+from helpers.evaluation import evaluating
 from helpers.freezing import FreezePlan
 from helpers.models import weight_hash
 from helpers.processes import is_main, n_processes, own_random_state, random_states
@@ -43,7 +44,8 @@ class TrainSettings:
         rate: learning rate after the warm-up; constant from there, so every point is a finished run.
         batch: windows a step.
         seed: decides the order of the text, 0 to 2**32 - 1.
-        micro_batch: windows at a time in memory; None: the whole batch. Changes no result.
+        micro_batch: windows at a time in memory; None: the whole batch. Changes no result, but which numbers
+            dropout strikes, where a model has dropout.
         warmup: steps of linear increase.
         weight_decay: AdamW's, on matrices and vectors alike.
         clip: largest gradient norm; None: no clipping.
@@ -228,11 +230,12 @@ class Run:
                                  "tokens/s", refresh=False)
 
     def evaluate(self, measure) -> None:
-        """Measure where the settings ask for it, once a step, and remember the best weights."""
+        """Measure where the settings ask for it, once a step, dropout off, and remember the best weights."""
         done = self.history.evaluations and self.history.evaluations[-1]["step"] == self.step
         if done or not self.settings.evaluates_at(self.step):
             return
-        found = measure(self.model) if measure else {}
+        with evaluating(self.model):
+            found = measure(self.model) if measure else {}
         self.history.evaluations.append({"step": self.step, **found})
         losses = [e.get("held_out_loss", -e["step"]) for e in self.history.evaluations]
         numbers = [loss for loss in losses if not math.isnan(loss)]

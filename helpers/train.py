@@ -45,6 +45,7 @@ from helpers.deltas import DeltaError, save_delta
 from helpers.evaluation import Retention, held_out_loss, sample_text
 from helpers.folders import CHECKPOINTS, check_out, claim, refuse_other, where_it_stopped, write_report
 from helpers.freezing import FreezePlan
+from helpers.losses import LossError
 from helpers.models import (
     ModelError,
     choose_device,
@@ -65,7 +66,7 @@ from helpers.selectors import PlanError
 from helpers.training import FitResult, TrainingError, TrainSettings, fit
 
 BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError,
-             DeltaError, ProcessError, locks.LockError)
+             DeltaError, LossError, ProcessError, locks.LockError)
 
 
 SAMPLE = 60  # tokens

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from helpers import checkpoints, locks
 from helpers.anatomy import Anatomy
+from helpers.evaluation import evaluating, in_mode
 from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
-from helpers.losses import next_token_loss
+from helpers.losses import next_token_loss, require_next_token_model
 from helpers.processes import (
     ProcessError,
     in_parts,
@@ -72,7 +73,11 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
     """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
 
     When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
-    last checkpoint. The gradient is a sum over tokens, so the result does not change.
+    last checkpoint. The gradient is a sum over tokens, so the result does not change, unless the model
+    has dropout: that strikes other numbers in smaller parts.
+
+    The model trains in train mode (its dropout is on), is measured in eval mode, and is given back in
+    the mode in which it came, after an error as well.
 
     Under a launcher every process calls this with the same arguments: ``batch`` is that of all
     processes together, and only the main one writes. All of them evaluate, so that none waits.
@@ -87,15 +92,19 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
         TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
+        LossError: the model does not predict the next token, or its config adds a term to the loss.
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
+    with evaluating(model):
+        require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
     plan.apply(model)
     # To start over with less on a GPU that is full; kept beside it, in the host's memory.
     start = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad and p.is_cuda}
     micro = settings.micro_batch or settings.batch
     while True:
         try:
-            return train(model, plan, windows, settings, micro, evaluate, folder, progress)
+            with in_mode(model, training=True):
+                return train(model, plan, windows, settings, micro, evaluate, folder, progress)
         except torch.cuda.OutOfMemoryError as error:
             if n_processes() > 1:  # the others are in the middle of a step, and cannot start over with this one
                 raise ProcessError(f"A GPU is full with {micro} windows at a time. Start again with a smaller "

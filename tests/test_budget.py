@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from torch._C._profiler import _EventType
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig, OPTConfig, Qwen2Config
+from transformers import (
+    CohereConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen2Config,
+)
 
 from helpers.anatomy import anatomy
 from helpers.budget import MIB, BudgetError, budget, compare, measured
@@ -155,6 +164,13 @@ def test_the_peak_is_the_allocators(plan, batch, length):
 def test_the_peak_is_the_allocators_for_other_families(family):
     found = budget(FAMILIES[family], FULL, 4, 48).peak_bytes
     assert found == pytest.approx(allocated_at_peak(FAMILIES[family], FULL, 4, 48), rel=0.005)
+
+
+def test_the_peak_is_the_allocators_where_the_model_itself_makes_all_logits():
+    """Cohere scales them, so its loss is not taken in chunks, and the prediction knows it."""
+    config = CohereConfig(**SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2)
+    found = budget(config, FULL, 4, 48).peak_bytes
+    assert found == pytest.approx(allocated_at_peak(config, FULL, 4, 48), rel=0.005)
 
 
 def test_a_frozen_prefix_keeps_nothing():

@@ -83,6 +83,15 @@ def test_measuring_leaves_training_mode_and_requires_grad_as_they_were():
     assert m.training and not m.transformer.wte.weight.requires_grad
 
 
+def test_each_part_of_a_model_gets_its_own_mode_back_after_an_error_too():
+    m = model().train()
+    m.transformer.h[0].eval()
+    found = [module.training for module in m.modules()]
+    with pytest.raises(IndexError):
+        held_out_loss(m, text() + m.config.vocab_size)
+    assert [module.training for module in m.modules()] == found
+
+
 def test_perplexity_falls_by_a_tenth_of_itself_for_a_tenth_of_a_nat():
     assert perplexity(3.0 - 0.1) / perplexity(3.0) == pytest.approx(0.9048, abs=1e-4)
 

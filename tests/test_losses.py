@@ -3,11 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, LlamaConfig, OPTConfig
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
 
 from helpers import losses
-from helpers.losses import IGNORE, next_token_loss, shifted_labels, token_losses
-from helpers.models import build_model, mini_config
+from helpers.lora import insert
+from helpers.losses import (
+    IGNORE,
+    LossError,
+    next_token_loss,
+    require_next_token_model,
+    shifted_labels,
+    token_losses,
+)
+from helpers.models import build_model, enable_checkpointing, mini_config
 
 MINI = mini_config(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96,
                    max_position_embeddings=40, window_size=8, attention_types=[[["global", "local"], 1]])
@@ -102,3 +112,141 @@ def test_token_losses_average_to_the_loss():
     total, n = next_token_loss(model, ids)
     assert token_losses(model, ids).shape == (3, 19)
     assert token_losses(model, ids).mean().item() == pytest.approx(total.item() / n, rel=1e-5)
+
+
+# --- equal to the model's own loss, or refused ---------------------------------------
+
+
+def small_llama(**changes):
+    return build_model(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                   num_attention_heads=4, max_position_embeddings=64, **changes)).eval()
+
+
+def assert_equals_its_own(model, ids):
+    """Value and gradients of `next_token_loss`, and the mean of `token_losses`."""
+    model.zero_grad()
+    own = model(input_ids=ids, labels=ids, use_cache=False).loss
+    own.backward()
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    total, n_tokens = next_token_loss(model, ids)
+    (total / n_tokens).backward()
+    assert total.item() / n_tokens == pytest.approx(own.item(), rel=1e-5)
+    assert token_losses(model, ids).mean().item() == pytest.approx(own.item(), rel=1e-5)
+    assert wanted.keys() == {n for n, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in wanted.items():
+        assert torch.allclose(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_the_chunked_way_is_taken_where_the_logits_are_one_product():
+    for name, config in FAMILIES.items():
+        assert losses.plain_trunk(build_model(config)) is not None, name
+
+
+def test_an_adapter_in_the_head_is_part_of_the_loss():
+    model = small_llama()
+    assert insert(model, "head", rank=3, alpha=6) == ["lm_head"]
+    nn.init.normal_(model.lm_head.lora_B)
+    assert losses.plain_trunk(model) is None
+    assert_equals_its_own(model, ids_of())
+    assert model.lm_head.lora_B.grad.abs().sum() > 0
+
+
+def test_an_adapter_of_peft_in_the_head_is_part_of_the_loss():
+    twin = get_peft_model(small_llama(), LoraConfig(r=3, target_modules=["lm_head"], init_lora_weights=False)).eval()
+    assert_equals_its_own(twin, ids_of())
+    assert_equals_its_own(twin.base_model.model, ids_of())
+
+
+@pytest.mark.parametrize("place", ["", "model", "lm_head"])
+def test_a_hook_that_changes_the_logits_is_part_of_the_loss_from_its_first_step_to_its_last(place):
+    model, ids = small_llama(), ids_of()
+    usual = next_token_loss(model, ids)[0].item()
+
+    def tripled(module, args, output):
+        if isinstance(output, torch.Tensor):
+            return output * 3
+        output[0].mul_(3)
+        return output
+
+    hook = model.get_submodule(place).register_forward_hook(tripled)
+    assert next_token_loss(model, ids)[0].item() != pytest.approx(usual, rel=1e-4)
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        assert next_token_loss(model, ids)[0].item() == pytest.approx(
+            F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item(), rel=1e-5)
+    hook.remove()
+    assert next_token_loss(model, ids)[0].item() == usual
+
+
+def test_asking_for_the_trunk_runs_no_block_and_leaves_the_model_as_it_was():
+    model, seen = small_llama(), []
+    model.model.layers[0].register_forward_hook(lambda *args: seen.append(1))
+    before, state = dict(vars(model)), torch.get_rng_state()
+    assert losses.plain_trunk(model) is model.model
+    assert not seen
+    assert vars(model) == before and not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_scale_that_comes_later_is_seen():
+    model, ids = build_model(CohereConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                          num_attention_heads=2, logit_scale=0.25)), ids_of()
+    assert_equals_its_own(model.eval(), ids)
+    model.logit_scale = 4.0
+    assert_equals_its_own(model, ids)
+
+
+@pytest.mark.parametrize("config", [
+    CohereConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2),
+    LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4),
+], ids=["own logits", "in chunks"])
+def test_both_ways_agree_under_padding_checkpointing_autocast_and_bfloat16(config):
+    model, ids = build_model(config), ids_of(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    padded, n = next_token_loss(model, ids, attention_mask=mask)
+    alone = sum(next_token_loss(model, ids[i:i + 1, :length])[0] for i, length in enumerate((7, 12)))
+    assert n == 6 + 11 and padded.item() == pytest.approx(alone.item(), rel=1e-5)
+    exact = next_token_loss(model, ids)[0]
+    enable_checkpointing(model)
+    assert next_token_loss(model, ids)[0].item() == pytest.approx(exact.item(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = next_token_loss(model, ids)[0]
+    total.backward()
+    assert total.item() == pytest.approx(exact.item(), rel=0.01)
+    assert all(p.grad.abs().sum() > 0 and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert next_token_loss(model.bfloat16(), ids)[0].item() == pytest.approx(exact.item(), rel=0.01)
+
+
+def test_padding_before_a_text_is_refused():
+    model, ids = small_llama(), ids_of(2, 8)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with pytest.raises(LossError, match="Pad on the right"):
+        next_token_loss(model, ids, attention_mask=mask)
+
+
+def test_a_router_loss_is_refused_in_one_line():
+    model = build_model(MixtralConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                      num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+                                      output_router_logits=True))
+    with pytest.raises(LossError, match=r"output_router_logits is True.* = False first\.$"):
+        next_token_loss(model, ids_of())
+    model.config.output_router_logits = False
+    assert_equals_its_own(model.eval(), ids_of())
+
+
+def test_an_encoder_and_another_loss_are_refused():
+    small = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    ids = ids_of(1, 12)
+    with pytest.raises(LossError, match="sees later tokens"):
+        require_next_token_model(build_model(BertConfig(**small)).eval(), ids)
+    require_next_token_model(build_model(BertConfig(**small, is_decoder=True)).eval(), ids)
+    model = small_llama()
+    require_next_token_model(model, ids)
+    model.loss_function = lambda logits, labels, **_: F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    with pytest.raises(LossError, match="is not the next-token loss"):
+        require_next_token_model(model, ids)
+    with pytest.raises(LossError, match="cannot be run on these token ids"):
+        require_next_token_model(small_llama(), ids + 97)

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, GPT2Config
 
 from helpers import runs, training
+from helpers.budget import budget
 from helpers.freezing import FreezePlan, PlanError
-from helpers.losses import next_token_loss
-from helpers.models import build_model, mini_config, weight_hash
+from helpers.losses import LossError, next_token_loss
+from helpers.models import build_model, enable_checkpointing, mini_config, weight_hash
 from helpers.runs import TrainingError, TrainSettings
 from helpers.training import batch_rows, build_optimizer, fit
 
@@ -259,3 +261,108 @@ def test_a_kernel_is_a_notebook_and_a_terminal_is_not(monkeypatch):
     for shell, expected in ((None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=object()), True)):
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
         assert training.in_notebook() is expected
+
+
+# --- one mode ------------------------------------------------------------------------
+
+WITH_DROPOUT = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
+                           max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]],
+                           resid_dropout=0.2, attention_dropout=0.1, embed_dropout=0.1)
+
+
+def in_eval_mode(config=WITH_DROPOUT):
+    """As `from_pretrained` gives a model."""
+    return build_model(config, seed=1).eval()
+
+
+def note_modes(model):
+    """The modes in which the last block is run, in order, without repeats."""
+    seen = []
+    model.transformer.h[1].mlp.register_forward_pre_hook(lambda module, args: seen.append(module.training))
+    return lambda: [mode for i, mode in enumerate(seen) if i == 0 or mode != seen[i - 1]]
+
+
+@pytest.mark.parametrize("training_before", [True, False])
+def test_fit_trains_with_dropout_measures_without_and_gives_back_the_mode_that_it_found(training_before):
+    model = in_eval_mode().train(training_before)
+    model.transformer.h[0].eval()  # one part of its own mind
+    found, modes = [module.training for module in model.modules()], note_modes(model)
+    train(model=model, n_steps=2, evaluate=lambda m: {"held_out_loss": next_token_loss(m, make_windows(2))[0].item()})
+    assert modes() == [False, True, False]  # measured at step 0, trained, measured at step 2
+    assert [module.training for module in model.modules()] == found
+
+
+def test_the_mode_comes_back_after_an_error_in_training_and_in_measuring():
+    def broken(m):
+        raise KeyError("no such number")
+
+    for changes in ({"evaluate": broken}, {"evaluate": lambda m: {}, "windows": make_windows() + 97}):
+        model = in_eval_mode()
+        with pytest.raises((KeyError, ValueError)):
+            train(model=model, **changes)
+        assert not any(module.training for module in model.modules())
+
+
+def test_dropout_changes_what_is_learned_and_nothing_where_a_model_has_none():
+    hashes = {(config is CONFIG, mode): weight_hash(train(model=in_eval_mode(config).train(mode))[0])
+              for config in (CONFIG, WITH_DROPOUT) for mode in (True, False)}
+    assert hashes[True, True] == hashes[True, False] and hashes[False, True] == hashes[False, False]
+    assert hashes[True, True] != hashes[False, True]
+
+
+def test_a_model_with_dropout_in_eval_mode_resumes_bit_for_bit(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop_at_four(m):
+        if stop_at_four.calls == 2:
+            raise Stopped
+        stop_at_four.calls += 1
+        return {}
+
+    stop_at_four.calls = 0
+    whole, _ = train(model=in_eval_mode(), evaluate=lambda m: {})
+    with pytest.raises(Stopped):
+        train(model=in_eval_mode(), folder=tmp_path, evaluate=stop_at_four)
+    resumed, result = train(model=in_eval_mode(), folder=tmp_path, evaluate=lambda m: {})
+    assert len(result.history.steps) == 6
+    assert weight_hash(resumed) == weight_hash(whole)
+
+
+def test_the_budget_counts_what_a_step_of_fit_keeps_in_the_mode_in_which_it_trains(monkeypatch):
+    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=24, bos_token_id=0, eos_token_id=0)
+    assert config.resid_pdrop > 0
+    model = build_model(config).eval()
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved = {}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in own and tensor.shape != (97, 32):
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    def watched(*args):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            return next_token_loss(*args)
+
+    monkeypatch.setattr(training, "next_token_loss", watched)
+    train(MAIN, model=model, n_steps=1, batch=4)
+    predicted = budget(config, MAIN, 4, 24).bytes["activations"]
+    assert predicted == pytest.approx(sum(s.nbytes() for s in saved.values()), rel=0.01)
+
+
+def test_checkpointing_is_at_work_in_fit():
+    model, calls = in_eval_mode(), []
+    enable_checkpointing(model)
+    model.transformer.h[1].mlp.register_forward_pre_hook(lambda module, args: calls.append(module.training))
+    train(FreezePlan.full(), model=model, n_steps=1, batch=2)
+    assert calls.count(True) == 2  # forward, and again in the backward pass
+
+
+def test_a_model_that_is_no_decoder_is_refused_before_anything_changes():
+    model = build_model(BertConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                   num_attention_heads=4))
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(LossError, match="sees later tokens"):
+        train(FreezePlan.freeze("name:**.word_embeddings.weight"), model=model)
+    assert [p.requires_grad for p in model.parameters()] == flags
