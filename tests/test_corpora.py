@@ -124,16 +124,24 @@ def test_letters_beyond_ascii_are_kept(tmp_path):
 
 @pytest.mark.parametrize("line", ["I. The Clock", "IV. Who Stole the Tarts?", "XII. A", "3. The Farm", "CHAPTER I.",
                                   "CHAPTER I. Down", "Chapter 3. Title", "Chapter 12", "CHAPTER XL", "Chapter One",
-                                  "Chapter Two: The Sea", "CHAPTER I.\nDown the Hole"])
+                                  "Chapter Two: The Sea", "CHAPTER I.\nDown the Hole", "Chapter 1\nThe Lamp",
+                                  "Chapter Twenty-One", "Kapitel 3", "KAPITEL IV. Der See", "Erstes Kapitel",
+                                  "Zweites Kapitel.\nAm Fluss", "Chapitre premier", "CHAPITRE II. La mer",
+                                  "Capítulo 5", "CAPÍTULO PRIMERO", "Глава 2", "ГЛАВА ПЕРВАЯ", "Глава III. Река",
+                                  "Chương 1", "Chương 12\nBốn mươi cái đinh", "Chương hai mươi mốt", "第三章",
+                                  "第十二章 春天", "第一百二十回　河水", "第2章：灯",
+                                  "CHAPTER\u00a0IV.", "IV.\u00a0The Farm", "3.\u202fThe Farm", "Chương\u00a07"])
 def test_a_heading_is_seen(line):
     found = chapters(f"Before.\n\n{line}\n\nText.\n")
-    assert [c.title for c in found] == [line.replace("\n", " ")]
+    assert [c.title for c in found] == [" ".join(line.split())]
     assert found[0].text == f"{line}\n\nText.\n"
 
 
 @pytest.mark.parametrize("line", ["I was there.", "I. e., not here.", "V. Yes.", "Civil. Words", "1863. A year of war",
                                   "I. " + "word " * 30, "Chapter and verse were quoted.", "IIII. Wrong", "IV", ". Dot",
-                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words", "Mr. Hill"])
+                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words", "Mr. Hill",
+                                  "Chapter 3\nwas dull, he said.", "#hashtag", "Kapitel für Kapitel las er es vor.",
+                                  "第三章说的是河水。", "第三章很长，他没有读完", "Chương trình hôm nay có gì hay không"])
 def test_a_line_that_only_looks_like_a_heading_is_none(line):
     assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
 
@@ -141,6 +149,44 @@ def test_a_line_that_only_looks_like_a_heading_is_none(line):
 def test_headings_in_a_row_make_one_chapter():
     contents = "I. One\n\nII. Two\n\nI. One\n\nText.\n\nII. Two\n\nMore.\n"
     assert [c.title for c in chapters(contents)] == ["I. One II. Two I. One", "II. Two"]
+
+
+def test_a_heading_of_markdown_needs_no_blank_line_behind_it():
+    found = chapters("Before.\n# The Lamp\nText.\nMore.\n\n## 2. The Salt Road ##\n\nText.\n")
+    assert [c.title for c in found] == ["The Lamp", "2. The Salt Road"]
+    assert found[0].text == "# The Lamp\nText.\nMore.\n\n"
+
+
+@pytest.mark.parametrize("heading", ["Chapter {n}", "# Part {n}"])
+def test_a_numbered_list_inside_a_chapter_opens_none(heading):
+    questions = "\n\n".join(f"{n}. Why is that so?\n\nBecause." for n in range(1, 9))
+    text = "\n\n".join(f"{heading.format(n=n)}\n\nText.\n\n{questions}" for n in range(1, 7))
+    assert [c.title for c in chapters(text)] == [heading.format(n=n).strip("# ") for n in range(1, 7)]
+
+
+def test_hundreds_of_numbered_questions_are_cut_by_size_between_two_of_them():
+    text = "".join(f"{n}. Why is number {n} so?\n\n" + "Because it is. " * 4 + "\n\n" for n in range(1, 400))
+    split = split_text(text)
+    assert split.how.endswith("cut between chapters (the last 3 of 399 chapters hold 0.8% of it)")
+    assert re.match(r"\d+\. Why", split.dev) and re.match(r"\d+\. Why", split.test)
+    assert [round(len(p) / len(text), 2) for p in (split.train, split.dev, split.test)] == [0.80, 0.08, 0.12]
+
+
+def test_two_chapters_can_be_held_out_for_dev():
+    text = book(8)
+    found, split = chapters(text), split_text(text, n_dev=2)
+    assert split.dev == found[4].text + found[5].text
+    assert split.test == found[6].text + found[7].text
+    assert "dev is 'V. The 5th Part' and 'VI. The 6th Part', test is" in split.how
+    assert "5 chapter headings found, 6 needed" in split_text(book(5), n_dev=2).how
+
+
+@pytest.mark.parametrize("sentence", ["河水在夜里流过村子。", "你听见了吗？", "「来了！」", "هل سمعت النهر؟ ", "नदी बहती है। ",
+                                      "Il attendait… ", "“Er kommt.” ", "– Cháu nghe rồi! "])
+def test_a_line_in_any_script_is_cut_between_sentences(sentence):
+    split = split_text(sentence * 3000)
+    assert "between sentences" in split.how
+    assert split.dev.startswith(sentence) and split.test.startswith(sentence)
 
 
 def test_the_last_two_chapters_are_the_test_and_the_one_before_is_dev():
