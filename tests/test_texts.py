@@ -130,8 +130,9 @@ def test_the_far_text_is_vietnamese_in_composed_letters_with_one_dash_and_unix_l
 def test_every_word_of_the_far_text_is_a_vietnamese_syllable(tales):
     onset = "ngh|ng|nh|gh|gi|kh|ph|th|tr|ch|qu|[bcdđghklmnpqrstvx]"
     rhyme = "[aăâeêioôơuưy]{1,3}(?:ch|ng|nh|[cmnpt])?"
-    plain = [unicodedata.normalize("NFC", re.sub("[\u0300\u0301\u0303\u0309\u0323]", "", unicodedata.normalize("NFD", s)))
-             for s in syllables(tales)]
+    bare = re.sub("[\u0300\u0301\u0303\u0309\u0323]", "", unicodedata.normalize("NFD", tales))  # no tones
+    plain = syllables(unicodedata.normalize("NFC", bare))
+    assert len(plain) == len(syllables(tales)) > 15_000
     assert [s for s in plain if not re.fullmatch(rf"(?:{onset})?{rhyme}", s)] == []
 
 
