@@ -1,5 +1,6 @@
 """Reading, splitting, windows and downloads; each bad input has its one clear line."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -8,6 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 
 import pytest
 import torch
@@ -439,7 +442,11 @@ GOOD = (f"{TITLE.replace(' ', chr(10), 1)}\n\n" + "A line of the book, as long a
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends ``body``; ``script`` holds what to do wrong, one entry a request."""
+    """Sends ``body``; ``script`` holds what to do wrong, one entry a request.
+
+    An entry is a status; "cut", "drip" or "send"; or a dict of headers that are sent in place of the right
+    ones (None: not at all), and of ``status`` and ``body`` if they are to be others.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -457,17 +464,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         action = server.script.pop(0) if server.script else "send"
         if isinstance(action, int):
             return self.send_error(action)
+        wrong = dict(action) if isinstance(action, dict) else {}
         body, start = server.body, 0
         if "Range" in self.headers and self.headers["If-Range"] == server.etag:
             start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
         if start >= len(body):
             return self.send_error(416)
-        self.send_response(206 if start else 200)
-        if server.etag:
-            self.send_header("ETag", server.etag)
-        self.send_header("Content-Length", str(len(body) - start))
+        self.send_response(wrong.pop("status", 206 if start else 200))
+        sent = wrong.pop("body", body[start : start + 5000] if action == "cut" else body[start:])
+        right = {"ETag": server.etag or None, "Content-Length": len(body) - start, "Content-Type": "text/plain",
+                 "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}" if start else None}
+        for name, value in (right | wrong).items():
+            if value is not None:
+                self.send_header(name, str(value))
         self.end_headers()
-        self.wfile.write(body[start : start + 5000] if action == "cut" else body[start:])
+        if action != "drip":
+            return self.wfile.write(sent)
+        with contextlib.suppress(OSError):  # the client has gone
+            for place in range(0, len(sent), 100):
+                self.wfile.write(sent[place : place + 100])
+                time.sleep(0.02)
 
     def log_message(self, *args):
         pass
@@ -515,6 +531,94 @@ def test_a_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
     assert not (tmp_path / "book.txt").exists()
     assert get(server, tmp_path).read_bytes() == GOOD
     assert server.requests[1]["Range"] == "bytes=5000-"
+
+
+@pytest.mark.parametrize("wrong", [
+    {"Content-Range": f"bytes 4000-{len(GOOD) - 1}/{len(GOOD)}", "Content-Length": len(GOOD) - 4000,
+     "body": GOOD[4000:]},
+    {"Content-Range": None},
+    {"Content-Range": "bytes 5000-/*"},
+    {"Content-Range": f"bytes 5000-{len(GOOD)}/{len(GOOD) + 1}"},
+    {"ETag": '"v2"'},
+    {"ETag": None},
+], ids=["starts elsewhere", "no range", "no total", "another total", "another version", "no version"])
+def test_a_rest_that_is_not_the_one_asked_for_is_not_appended(wrong, server, tmp_path):
+    server.script = ["cut", wrong, "send"]
+    assert get(server, tmp_path).read_bytes() == GOOD
+    with pytest.raises(DownloadError, match="(another part of the file than was asked for|lengths do not fit)"):
+        server.script = ["cut", wrong]
+        get(server, tmp_path / "again", tries=2)
+
+
+def test_a_part_that_nobody_asked_for_is_no_file(server, tmp_path):
+    server.script = [{"status": 206, "Content-Range": f"bytes 0-{len(GOOD) - 1}/{len(GOOD)}"}]
+    with pytest.raises(DownloadError, match="no part was asked for"):
+        get(server, tmp_path, tries=1)
+
+
+def test_a_file_whose_length_is_not_said_is_refused(server, tmp_path):
+    for length in (None, "many", "-5"):
+        server.script = [{"Content-Length": length, "body": GOOD[:15_000]}]
+        with pytest.raises(DownloadError, match="does not say how long the file is"):
+            get(server, tmp_path)
+    assert not (tmp_path / "book.txt").exists() and len(server.requests) == 3
+
+
+def chunked(body, end=b"0\r\n\r\n"):
+    return b"%x\r\n%s\r\n%s" % (len(body), body, end)
+
+
+def test_a_chunked_answer_is_whole_when_its_end_has_come(server, tmp_path):
+    header = {"Transfer-Encoding": "chunked", "Content-Length": None}
+    server.script = [header | {"body": chunked(GOOD[:12_000], end=b"")}, header | {"body": chunked(GOOD)}]
+    server.etag = ""
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert len(server.requests) == 2
+
+
+def test_what_is_of_another_type_is_refused_before_it_is_read(server, tmp_path):
+    server.script = [{"Content-Type": "text/html; charset=utf-8"}]
+    with pytest.raises(DownloadError, match="its type is text/html, not text/plain"):
+        get(server, tmp_path)
+    server.script = [{"Content-Type": None}]
+    assert get(server, tmp_path).read_bytes() == GOOD
+
+
+def test_a_file_without_an_end_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "MAX_BYTES", 10_000)
+    with pytest.raises(DownloadError, match=r"sends 17,\d+ bytes, and no book has more than 10,000"):
+        get(server, tmp_path)
+    server.script = [{"Transfer-Encoding": "chunked", "Content-Length": None, "body": chunked(GOOD * 20)}]
+    with pytest.raises(DownloadError, match="sends over 10,000 bytes"):
+        get(server, tmp_path)
+    assert not (tmp_path / "book.txt").exists()
+
+
+def test_a_server_that_drips_for_ever_is_given_up_and_what_came_is_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "MAX_SECONDS", 0.3)
+    server.script = ["drip"]
+    with pytest.raises(DownloadError, match="took more than 0.3 seconds: .* bytes came. Run again") as caught:
+        get(server, tmp_path)
+    came = int(re.search(r"([\d,]+) bytes came", str(caught.value))[1].replace(",", ""))
+    assert 0 < came < len(GOOD) // 2
+    assert get(server, tmp_path).read_bytes() == GOOD
+    assert server.requests[1]["Range"] == f"bytes={came}-"
+
+
+def test_a_redirect_is_followed_but_not_to_another_scheme(server, tmp_path):
+    server.script = [{"status": 302, "Location": server.url.replace("book", "moved")}]
+    assert get(server, tmp_path).read_bytes() == GOOD
+    server.script = [{"status": 302, "Location": "ftp://127.0.0.1/book.txt"}]
+    with pytest.raises(DownloadError, match="from http to ftp: not followed"):
+        get(server, tmp_path / "again")
+
+
+def test_a_secure_address_is_never_left_for_an_open_one():
+    follow = downloads._SameScheme().redirect_request
+    secure, plain = (urllib.request.Request(f"{s}://example.org/a.txt") for s in ("https", "http"))
+    with pytest.raises(DownloadError, match="from https to http"):
+        follow(secure, None, 302, "", {}, "http://example.org/b.txt")
+    assert follow(plain, None, 302, "", {}, "https://example.org/b.txt").full_url == "https://example.org/b.txt"
 
 
 def test_a_file_that_changed_on_the_server_is_not_patched_together(server, tmp_path):
@@ -677,9 +781,20 @@ def test_a_known_number_must_have_its_title(server, tmp_path):
         gutenberg((11,), tmp_path, url=server.url, min_bytes=10)
 
 
-def test_a_book_without_its_marks_is_refused(server, tmp_path):
+def test_a_book_without_its_marks_is_refused_and_not_remembered(server, tmp_path):
     with pytest.raises(DownloadError, match="has no .*START OF"):
         gutenberg((7,), tmp_path, url=server.url)
+    assert list(tmp_path.iterdir()) == []
+    server.body = LICENSED.format("A tale.").encode()
+    assert gutenberg((7,), tmp_path, url=server.url, min_bytes=10).read_text() == "A tale.\n"
+
+
+def test_joined_books_have_a_record_of_each_books_hash(server, tmp_path):
+    server.body = LICENSED.format("A tale.").encode()
+    joined = gutenberg((7, 5), tmp_path, url=server.url.replace("book", "pg{number}"), min_bytes=10)
+    of_book, of_joined = (hashlib.sha256(raw).hexdigest() for raw in (server.body, joined.read_bytes()))
+    record = json.loads((tmp_path / "gutenberg-7-5.txt.json").read_text())
+    assert record == {"sha256": of_joined, "books": {"pg7.txt": of_book, "pg5.txt": of_book}}
 
 
 def test_the_text_of_a_profile_is_a_file_or_is_downloaded(tmp_path, monkeypatch):
