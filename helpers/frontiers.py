@@ -186,7 +186,10 @@ class Measured:
 
     def p_not_zero(self) -> float:
         """Two-sided."""
-        return min(1.0, 2 * min(self.p_below(), self.p_above()))
+        if np.isnan(self.error):
+            return 1.0
+        below = self.p_below()
+        return 2 * min(below, 1 - below)
 
     def p_within(self, border: float) -> float:
         """The larger of two one-sided tests that the truth lies within plus and minus a border (Schuirmann 1987)."""
@@ -288,12 +291,15 @@ def stacked(paths: Sequence[Path]) -> Paths:
     if len(sizes) != 1:
         raise ComparisonError(f"The runs were measured on different windows: {sorted(sizes)} of dev and retention. "
                               "Record them again together.")
-    longest = max(len(p.gains) for p in paths)
+    return Paths(_side_by_side([p.gains for p in paths]), _side_by_side([p.forgetting for p in paths]))
 
-    def side_by_side(rows: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([np.pad(r, ((0, longest - len(r)), (0, 0)), constant_values=np.nan) for r in rows])
 
-    return Paths(side_by_side([p.gains for p in paths]), side_by_side([p.forgetting for p in paths]))
+def _side_by_side(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """(runs, points, windows) from one (points, windows) a run; NaN where a run has fewer points."""
+    whole = np.full((len(rows), max(len(r) for r in rows), rows[0].shape[1]), np.nan)
+    for place, row in zip(whole, rows, strict=True):
+        place[:len(row)] = row
+    return whole
 
 
 def full_gain(full: Sequence[Paths]) -> np.ndarray:
