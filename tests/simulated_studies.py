@@ -4,18 +4,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from helpers.frontiers import Path
+from helpers.frontiers import Path, Paths
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a simulated study looks like; standard deviations are shares of the mean.
+    """What simulated studies look like; spreads are shares of the mean where nothing else is said.
 
     Attributes:
         gain, forgotten: of full training at its best, nats per token.
         seed_sd: of D at 80% of the gain, over pairs, nats per token.
-        uneven: of a retention window's forgetting over the mean's.
-        recipe_uneven: of a retention window's forgetting under one recipe, beside what both share.
+        uneven: of a retention window's forgetting, under every recipe alike.
+        recipe_uneven: of a retention window's forgetting under one recipe, beside what all share.
         effect: what the recipe forgets over what the reference forgets, minus 1.
     """
 
@@ -30,31 +30,42 @@ class Case:
     effect: float = 0.0
 
 
+# spreads of windows and seeds as in the first study's records; SmolLM2's retention windows are far more uneven
+MINIATURE = dict(n_dev=13, n_retention=24, gain=0.145, forgotten=0.085, seed_sd=0.0007, uneven=0.07)
+SMOLLM2 = dict(n_dev=12, n_retention=24, gain=0.40, forgotten=0.20, seed_sd=0.005, uneven=0.5, recipe_uneven=0.2)
+DEV_UNEVEN, DEV_RECIPE, DEV_RUN = 0.18, 0.07, 0.02  # of a dev window's gain: shared, of one recipe, of one run
 GRIDS = {"recipe": np.linspace(0, 1.02, 11), "reference": np.linspace(0, 1.02, 15) ** 0.8}
 
 
-def simulated(case, rng):
-    """(recipe, reference, full): paths of one study; full training is the reference, with a tuning seed of its own.
+def simulated(case, rng, n):
+    """(recipe, reference, full) of n studies, as Paths; full training is the reference, with a seed of its own.
 
-    Forgetting grows with the square of the gain. Gains of windows differ by a fifth, and by a tenth between two
-    recipes, as on the miniature's dev chapter of alice.
+    Forgetting grows with the square of the gain. With no effect both recipes have one curve: only windows and seeds
+    differ.
     """
-    shared = rng.normal(0, 0.18, case.n_dev)
-    retention = rng.lognormal(-np.log1p(case.uneven**2) / 2, np.sqrt(np.log1p(case.uneven**2)), case.n_retention)
-    at_80 = 0.64 * case.forgotten
+    shared = 1 + rng.normal(0, DEV_UNEVEN, (n, 1, case.n_dev))
+    width = np.log1p(case.uneven**2)
+    retention = rng.lognormal(-width / 2, np.sqrt(width), (n, 1, case.n_retention))
+    pair_sd = case.seed_sd / (0.64 * case.forgotten) / np.sqrt(2)
 
-    def paths(name, seeds, dev, own, effect):
-        return [one(seed, GRIDS[name], dev, own, effect) for seed in seeds]
+    def windows():
+        """Of one recipe."""
+        return (rng.normal(0, DEV_RECIPE, (n, 1, case.n_dev)),
+                rng.normal(0, case.recipe_uneven, (n, 1, case.n_retention)))
 
-    def one(seed, grid, dev, own, effect):
-        by_dev = 1 + shared + dev + rng.normal(0, 0.02, case.n_dev) + rng.normal(0, 0.005)
-        noise = rng.normal(0, case.seed_sd / at_80 / np.sqrt(2)) + rng.normal(0, 0.02, case.n_retention)
-        by_retention = retention * (1 + own + noise)
-        return Path(seed, np.outer(case.gain * grid, by_dev),
-                    np.outer((1 + effect) * case.forgotten * grid**2, by_retention))
+    def paths(grid, n_seeds, own, effect=0.0):
+        dev, kept = own
+        by_dev = shared + dev + rng.normal(0, DEV_RUN, (n, n_seeds, case.n_dev)) + rng.normal(0, 0.005, (n, n_seeds, 1))
+        by_retention = retention * (1 + kept + rng.normal(0, 0.02, (n, n_seeds, case.n_retention))
+                                    + rng.normal(0, pair_sd, (n, n_seeds, 1)))
+        rising, forgotten = case.gain * grid, (1 + effect) * case.forgotten * grid**2
+        return Paths(rising[:, None] * by_dev[:, :, None], forgotten[:, None] * by_retention[:, :, None])
 
-    dev = [rng.normal(0, 0.07, case.n_dev) for _ in range(2)]
-    own = [rng.normal(0, case.recipe_uneven, case.n_retention) for _ in range(2)]
-    seeds = range(case.n_seeds)
-    return (paths("recipe", seeds, dev[0], own[0], case.effect), paths("reference", seeds, dev[1], own[1], 0.0),
-            [paths("reference", [900], dev[1], own[1], 0.0)])
+    own, full = windows(), windows()
+    return (paths(GRIDS["recipe"], case.n_seeds, own, case.effect), paths(GRIDS["reference"], case.n_seeds, full),
+            paths(GRIDS["reference"], 1, full))
+
+
+def one_study(many, i):
+    """The paths of study i, run by run."""
+    return [Path(seed, many.gains[i, seed], many.forgetting[i, seed]) for seed in range(many.gains.shape[1])]
