@@ -134,6 +134,17 @@ def test_leaving_a_window_out_reads_both_axes_and_the_level_again(rng):
         assert found.by_retention[0, :, 1 + k] == pytest.approx([w.forgetting_at(0.8 * gain[0]) for w in left])
 
 
+def test_the_level_is_read_again_on_the_windows_that_are_left(rng):
+    """Where a window gains more under every recipe alike, a share of full's gain means the same without it."""
+    grid, dev = np.linspace(0, 1, 10), rng.normal(1, 0.3, 12)
+
+    def ways(forgotten):
+        return [Path(s, np.outer(0.15 * grid, dev), np.outer(forgotten * grid**2, np.ones(16))) for s in range(3)]
+
+    found = compare(ways(0.05), ways(0.1), [ways(0.1)], RULES)
+    assert found.mean_distance.errors[1] == pytest.approx(0.0, abs=1e-9) and found.word == LESS
+
+
 def test_the_jackknife_of_a_mean_is_its_standard_error(rng):
     x = rng.normal(size=14)
     left_out = np.array([np.delete(x, i).mean() for i in range(14)])

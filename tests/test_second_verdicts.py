@@ -229,6 +229,11 @@ def test_results_read_half_b_and_not_the_tuning_seed(study):
     runs = [r.path(STOPPED, "B") for r in study.of(Recipe("full", 1e-4), "alice")]
     at = found.levels[3]
     assert at.reference == pytest.approx(np.mean([p.forgetting_at(at.gain) for p in runs]))
+    other_a = main()
+    for point in (p for r in other_a for p in r["evaluations"]):
+        point["forgetting_a"] = [9.0 * f for f in point["forgetting_a"]]
+    again = compared(study_of(tuning() + other_a), Recipe("first-half", 1e-4), Recipe("full", 1e-4), "alice")
+    assert again.mean_distance == found.mean_distance
 
 
 def test_words_of_two_texts():
@@ -328,6 +333,12 @@ def test_a_row_for_each_recipe_from_records_alone(study):
         r.path(STOPPED, "B").gain_at(0.03) for r in study.of(full.recipe, "alice")]))
     assert full.test_loss < full.base_test_loss == pytest.approx(3.2)
     assert (full.n_trainable, full.file_bytes, full.step_seconds) == (1000, 4000, 0.5)
+
+
+def test_the_test_loss_of_a_rewound_recipe_is_that_of_its_best_dev_model(study):
+    run = study.of(Recipe("full", 1e-4), "alice")[0]
+    assert run.test_windows(REWOUND).tolist() == run.test.tolist(), "here more gains more: the whole way is best"
+    assert run.base_test.mean() - run.test.mean() == pytest.approx(0.8 * FULL_GAIN, rel=0.1)
 
 
 def test_what_a_run_does_not_reach_is_none_in_the_row():
