@@ -303,6 +303,14 @@ def test_the_share_of_full_trainings_gain(share, word):
     assert found.base_loss == pytest.approx(3.2) and found.full_loss < found.loss < found.base_loss
 
 
+def test_a_share_that_is_the_same_in_every_pair_has_no_error_over_seeds():
+    gains = [0.10, 0.12, 0.14]
+    runs = [record(p, "alice", s, test_gain=k * g) for p, k in (("attention", 0.8), ("full", 1.0))
+            for s, g in enumerate(gains)]
+    found = gain_share(study_of(tuning() + runs), "attention", "alice")
+    assert found.share.mean == pytest.approx(0.8) and found.share.errors[0] == pytest.approx(0.0, abs=1e-9)
+
+
 def test_where_full_training_gains_nothing_the_share_is_not_tested():
     found = learned(0.97, full_gain=-0.02)
     assert found.word == UNTESTED and found.share is None and found.full_loss > found.base_loss
