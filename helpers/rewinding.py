@@ -145,21 +145,21 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
             raise RewindError(f"'{name}' is a buffer, not a weight: it is not trained, so it cannot be rewound. Leave "
                               "it out of the base's values.")
         if name not in first_names:
-            raise RewindError(f"The model has no weight '{name}'. Give the base of this very model: the one that it was "
-                              "trained from.")
+            raise RewindError(f"The model has no weight '{name}'. Give the base of this very model, the "
+                              "one that it was trained from.")
         first = first_names[name]
         _require_alike(name, value.detach(), model.get_parameter(first))
         if first in found and not torch.equal(found[first], value):
-            raise RewindError(f"'{name}' and '{first}' are one tensor in the model, and the base has two values for it. "
-                              "Give one of the two.")
+            raise RewindError(f"'{name}' and '{first}' are one tensor in the model, and the base has two values "
+                              "for it. Give one of the two.")
         found[first] = value.detach()
     return found
 
 
 def _require_alike(name: str, value: torch.Tensor, tuned: torch.Tensor) -> None:
     if not (value.is_floating_point() and tuned.is_floating_point()):
-        raise RewindError(f"'{name}' holds whole numbers ({value.dtype} in the base, {tuned.dtype} in the model): between "
-                          "two of them there is no weight. Leave it out, or load the model in a floating type.")
+        raise RewindError(f"'{name}' holds whole numbers ({value.dtype} in the base, {tuned.dtype} in the model): "
+                          "between two of them there is no weight. Leave it out, or load a floating type.")
     if (value.shape, value.dtype) != (tuned.shape, tuned.dtype):
         raise RewindError(f"'{name}' is {value.dtype} {tuple(value.shape)} in the base and {tuned.dtype} "
                           f"{tuple(tuned.shape)} in the model. Give the base of this very model, in the same type.")
