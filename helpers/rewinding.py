@@ -67,7 +67,7 @@ def rewind(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | N
     """
     parts = anatomy(model, roles)
     values = _values(model, parts, base)
-    shares = _shares(parts, share)
+    shares = shares_of(parts, share)
     with torch.no_grad():
         for name, value in values.items():
             tensor = model.get_parameter(name)
@@ -165,7 +165,7 @@ def _require_alike(name: str, value: torch.Tensor, tuned: torch.Tensor) -> None:
                           f"{tuple(tuned.shape)} in the model. Give the base of this very model, in the same type.")
 
 
-def _shares(parts: Anatomy, share: Share) -> dict[str, float]:
+def shares_of(parts: Anatomy, share: Share) -> dict[str, float]:
     """The share of each tensor by name; one that is absent stays tuned.
 
     Raises:

@@ -49,6 +49,7 @@ PLAIN = "plain"  # the text that is measured and never trained on
 LORA = "lora"
 LORA_LAYERS = "attention+mlp"  # all linear layers of the blocks
 ALL = "all"  # roles, rewound together
+MEASURED = ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows", "test_windows")  # at a rewound point
 DIGITS = 5  # of a loss or a KL in a record, in nats per token
 
 
@@ -105,7 +106,8 @@ class Study:
 
     @property
     def rules(self) -> dict:
-        return self.protocol["study"]
+        """What holds for every base, where this base's own section says nothing else."""
+        return self.protocol["study"] | {k: v for k, v in self.numbers.items() if k in self.protocol["study"]}
 
     @property
     def texts(self) -> dict[str, Path]:
@@ -238,14 +240,14 @@ def hashes_of(study: Study, model_hash: str) -> dict[str, str]:
 
 
 def first_halves(study: Study, model_hash: str) -> dict[str, torch.Tensor]:
-    """The first study's halves A and B, where this base wrote them in this size; else nothing."""
+    """The first study's halves A and B, or the first windows of them, where this base wrote as many; else nothing."""
     place = FIRST_RETENTION / study.model_name / "windows.safetensors"
     if not place.is_file() or _hash_in(place) != model_hash:
         return {}
     n, halves = study.numbers, load_file(place)
-    size = (n["retention_windows"], n["retention_length"])
-    fits = halves.keys() == n["retention_seeds"].keys() and all(tuple(w.shape) == size for w in halves.values())
-    return {half: w.long() for half, w in halves.items()} if fits else {}
+    fits = halves.keys() == n["retention_seeds"].keys() and all(
+        len(w) >= n["retention_windows"] and w.size(1) == n["retention_length"] for w in halves.values())
+    return {half: w[: n["retention_windows"]].long() for half, w in halves.items()} if fits else {}
 
 
 def require_apart(halves: dict[str, torch.Tensor], replay: torch.Tensor) -> None:
@@ -281,6 +283,7 @@ class Bench:
         self.plain_windows = self.losses(self.base, self.plain)
         self._texts: dict[str, Corpus] = {}
         self._dev_losses: dict[str, np.ndarray] = {}
+        self._base_tests: dict[str, dict[str, list[float]]] = {}
 
     def corpus(self, text: str) -> Corpus:
         path, n_dev = self.study.texts[text], self.study.rules["dev_chapters"]
@@ -331,7 +334,11 @@ class Bench:
         """The untouched base on the texts of a run, by window: what its gains are gains over."""
         found = {"dev_windows": rounded(self.base_dev(job.text), DIGITS),
                  "plain_windows": rounded(self.plain_windows, DIGITS)}
-        return found if self.study.is_tuning(job) else found | {"test_windows": self.tests(self.base, job.text)}
+        if self.study.is_tuning(job):
+            return found
+        if job.text not in self._base_tests:
+            self._base_tests[job.text] = self.tests(self.base, job.text)
+        return found | {"test_windows": self._base_tests[job.text]}
 
 
 _benches: dict[tuple, Bench] = {}
@@ -409,18 +416,25 @@ def after_training(bench: Bench, job: Job, model: nn.Module, result: FitResult) 
         "best_step": result.best_step, "ended": "cap" if at_cap else "patience",
         "proof_ok": result.proof.ok, "seconds": round(sum(history.seconds), 2),
         "losses": rounded([s["loss"] for s in history.steps], 4),
-        "evaluations": history.evaluations, "rewound": rewind_in_steps(bench, job, model)}
+        "evaluations": history.evaluations}
     if job.weight:
         found["replay_losses"] = rounded([s["replay"] for s in history.steps], DIGITS)
     if not study.is_tuning(job):
         found["test_windows"] = bench.tests(model, job.text)
+    best = next(e for e in history.evaluations if e["step"] == result.best_step)
+    found["rewound"] = rewind_in_steps(bench, job, model, {k: v for k, v in (best | found).items() if k in MEASURED})
     if keeps_delta(study, job):
         found["delta"] = keep_delta(bench, job, model)
     return found
 
 
-def rewind_in_steps(bench: Bench, job: Job, model: nn.Module) -> list[dict]:
-    """The best weights, rewound: all roles together, then one role at a time while the others stay tuned."""
+def rewind_in_steps(bench: Bench, job: Job, model: nn.Module, tuned: dict) -> list[dict]:
+    """The best weights, rewound: all roles together, then one role at a time while the others stay tuned.
+
+    Args:
+        model: holds the best weights.
+        tuned: what was measured with them already: the point at share 1.
+    """
     study, base = bench.study, dict(bench.base.named_parameters())
     changed = {n: base[n] for n, p in model.named_parameters() if not torch.equal(p, base[n])}
     shares = [(ALL, s, s) for s in study.rules["shares"]]
@@ -428,6 +442,9 @@ def rewind_in_steps(bench: Bench, job: Job, model: nn.Module) -> list[dict]:
                for s in study.rules["role_shares"]]
     points = []
     for roles, number, share in shares:
+        if share == 1.0:
+            points.append({"roles": roles, "share": number, **tuned})
+            continue
         with rewound(model, changed, share):
             tests = {} if study.is_tuning(job) else {"test_windows": bench.tests(model, job.text)}
             points.append({"roles": roles, "share": number, **bench.measure(model, job.text), **tests})

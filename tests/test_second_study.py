@@ -155,6 +155,13 @@ def test_a_run_is_recorded_with_its_way_and_its_rewound_points(study):
     assert not study.work_folder(job).exists()
 
 
+def test_a_bases_own_section_may_have_shares_of_its_own(page, study):
+    text = page.read_text("utf-8").replace("lora_rank = 2", "lora_rank = 2\nrole_shares = []")
+    page.write_text(text, encoding="utf-8")
+    assert open_study("tiny", read_protocol(page)).rules["role_shares"] == []
+    assert study.rules["role_shares"] == [0.5]
+
+
 def test_the_kept_difference_gives_the_best_weights_again(study):
     job = jobs_of(study)[2]
     found = read(do(study, job)[0])
@@ -185,9 +192,9 @@ def test_lora_is_rewound_as_the_plain_matrices_that_it_makes(study):
     found = read(do(study, job)[0])
     assert {p["roles"] for p in found["rewound"]} == {"all", "attention", "mlp"}
     best = next(e for e in found["evaluations"] if e["step"] == found["best_step"])
-    assert found["rewound"][1]["dev_windows"] == pytest.approx(best["dev_windows"], abs=2e-5)
     again = load_delta(study.folder / found["delta"], load_model(study.model))
-    assert second_study.bench_of(study).measure(again, "alice")["dev_windows"] == found["rewound"][1]["dev_windows"]
+    merged = second_study.bench_of(study).measure(again, "alice")
+    assert merged["dev_windows"] == pytest.approx(best["dev_windows"], abs=2e-5)
 
 
 def test_a_replay_holds_the_model_near_its_base(study):
@@ -254,6 +261,8 @@ def test_the_first_studys_windows_are_taken_where_they_fit(study, tmp_path, monk
     save_file(kept, place, metadata={"model_hash": model_hash})
     assert second_study.first_halves(study, model_hash)["B"].equal(kept["B"].long())
     assert second_study.first_halves(study, "another") == {}
+    save_file({half: w.repeat(2, 1) for half, w in kept.items()}, place, metadata={"model_hash": model_hash})
+    assert second_study.first_halves(study, model_hash)["B"].equal(kept["B"].long())
     save_file({half: w[:, :20].contiguous() for half, w in kept.items()}, place, metadata={"model_hash": model_hash})
     assert second_study.first_halves(study, model_hash) == {}
 
