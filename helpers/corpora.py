@@ -123,29 +123,31 @@ def _is_heading(paragraph: str) -> bool:
     return bool(NAMED.fullmatch(paragraph.strip()) or NUMBERED.fullmatch(paragraph.strip()))
 
 
-def split_text(text: str) -> Split:
+def split_text(text: str, n_dev: int = 1) -> Split:
     """Cut a text into train, dev and test, in this order, without a gap or an overlap.
 
-    By chapter: the last two are the test, the one before them is dev. With fewer than
-    five chapters, or with held-out chapters far longer or shorter than the rest, the first
-    80% of the characters are train, 8% dev, 12% test, cut between paragraphs, else
+    By chapter: the last two are the test, the ``n_dev`` before them are dev. With fewer than
+    five chapters (one more for each further one of dev), or with held-out chapters far longer or
+    shorter than the rest, the first 80% of the characters are train, 8% dev, 12% test, cut between paragraphs, else
     between sentences, else between characters.
     """
     found = chapters(text)
-    problem = _why_not_by_chapter(found)
+    problem = _why_not_by_chapter(found, n_dev)
     if problem:
         return _contiguous(text, problem)
-    dev, test = found[-3], found[-2]
-    how = (f"by chapter: {len(found)} found; dev is '{dev.title}', test is '{test.title}' and "
+    dev, test = found[-2 - n_dev], found[-2]
+    titles = " and ".join(f"'{c.title}'" for c in found[-2 - n_dev : -2])
+    how = (f"by chapter: {len(found)} found; dev is {titles}, test is '{test.title}' and "
            f"'{found[-1].title}', train is all before them")
     return Split(text[: dev.start], text[dev.start : test.start], text[test.start :], how)
 
 
-def _why_not_by_chapter(found: list[Chapter]) -> str | None:
-    if len(found) < MIN_CHAPTERS:
-        return f"{len(found)} chapter headings found, {MIN_CHAPTERS} needed"
+def _why_not_by_chapter(found: list[Chapter], n_dev: int) -> str | None:
+    needed = MIN_CHAPTERS + n_dev - 1
+    if len(found) < needed:
+        return f"{len(found)} chapter headings found, {needed} needed"
     typical = statistics.median(len(c.text) for c in found)
-    odd = [c for c in found[-3:] if not typical / UNEVEN <= len(c.text) <= typical * UNEVEN]
+    odd = [c for c in found[-2 - n_dev :] if not typical / UNEVEN <= len(c.text) <= typical * UNEVEN]
     return f"chapter '{odd[0].title}' has {len(odd[0].text):,} characters, the median {typical:,.0f}" if odd else None
 
 
@@ -193,7 +195,8 @@ class Corpus:
         return f"{self.name}: windows of {self.length} tokens: {sizes}; {self.split.how}"
 
 
-def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None) -> Corpus:
+def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None,
+                n_dev: int = 1) -> Corpus:
     """Read, split and tokenize a text. Project Gutenberg's licence is left out, where there is one.
 
     Args:
@@ -201,13 +204,14 @@ def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str 
         tokenizer: a transformers tokenizer.
         length: tokens in a window.
         name: for tables; None takes the file's name.
+        n_dev: chapters of dev, as for `split_text`.
 
     Raises:
         TextError: as `read_text`; or a part too short for one window; or a failed download.
     """
     path = text_path(path)
     raw = _read_bytes(path)
-    split = split_text(strip_licence(_decode(raw, path)))
+    split = split_text(strip_licence(_decode(raw, path)), n_dev)
     parts = {part: windows(tokenizer, getattr(split, part), length, what=f"The {part} part of '{path}'")
              for part in PARTS}
     return Corpus(name or Path(path).stem, str(path), hashlib.sha256(raw).hexdigest(), split, **parts, length=length)

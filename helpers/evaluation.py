@@ -207,8 +207,8 @@ class Retention:
     @torch.no_grad()
     def _of_base(self, part: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the base; where too large to keep, its last hidden states: one matrix product away."""
-        hidden = _last_hidden(self.base, part)
-        return _log_probabilities(self.base, hidden) if self._keeps_predictions else hidden
+        hidden = last_hidden(self.base, part)
+        return log_probabilities(self.base, hidden) if self._keeps_predictions else hidden
 
     def forgetting(self, model: nn.Module) -> Estimate:
         """F = mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
@@ -224,17 +224,17 @@ class Retention:
     @torch.no_grad()
     def _kl(self, kept: torch.Tensor, part: torch.Tensor, model: nn.Module) -> torch.Tensor:
         """Mean KL of each window: (windows,)."""
-        base = kept if self._keeps_predictions else _log_probabilities(self.base, kept)
-        tuned = _log_probabilities(model, _last_hidden(model, part))  # (windows, length - 1, vocab)
+        base = kept if self._keeps_predictions else log_probabilities(self.base, kept)
+        tuned = log_probabilities(model, last_hidden(model, part))  # (windows, length - 1, vocab)
         return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
 
 
-def _last_hidden(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+def last_hidden(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
     """The states that predict each next token: (windows, length - 1, width)."""
     return model.base_model(input_ids=windows.to(_device(model)), use_cache=False).last_hidden_state[:, :-1]
 
 
-def _log_probabilities(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def log_probabilities(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(model.get_output_embeddings()(hidden).float(), dim=-1)
 
 

@@ -7,6 +7,8 @@ at once, so the loss walks over the tokens in chunks and keeps one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,10 +18,14 @@ CHUNK = 256  # tokens
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of cross-entropies. The gradient is taken chunk by chunk in the forward pass."""
+    """Sum of a loss over tokens. The gradient is taken chunk by chunk in the forward pass.
+
+    ``score(logits, part)`` gives the sum of a chunk's losses and d loss / d logits, (chunk, vocab); it may write into
+    the logits. ``part`` says which of the tokens these are.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels):
+    def forward(ctx, hidden, weight, bias, score):
         need_h, need_w, need_b, _ = ctx.needs_input_grad
         work = _matmul_dtype(hidden)
         w = weight.to(work)  # (vocab, width)
@@ -28,15 +34,12 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if need_b else None
         buffer = hidden.new_empty(min(CHUNK, len(hidden)), row_length(len(w)), dtype=work)  # serves every chunk
-        some_ignored = bool((labels == IGNORE).any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            h, y = hidden[part].to(work), labels[part]  # (chunk, width), (chunk,)
+            h = hidden[part].to(work)  # (chunk, width)
             logits = torch.mm(h, w.t(), out=buffer[: len(h), : len(w)])
-            losses, slope = _losses_and_slope(logits if bias is None else logits.add_(bias), y)
-            total += losses.masked_fill_(y == IGNORE, 0.0).sum()
-            if some_ignored:
-                slope.masked_fill_((y == IGNORE).unsqueeze(1), 0.0)
+            loss, slope = score(logits if bias is None else logits.add_(bias), part)
+            total += loss
             slope = slope.to(work)
             if need_h:
                 grad_h[part] = slope @ w
@@ -60,6 +63,33 @@ def row_length(n_words: int) -> int:
     rows all begin on a cache line of 64 bytes.
     """
     return -(-n_words // 16) * 16
+
+
+def _cross_entropy(labels: torch.Tensor):
+    """The score of the next-token loss; labels: (tokens,)."""
+    some_ignored = bool((labels == IGNORE).any())
+
+    def score(logits, part):
+        y = labels[part]
+        losses, slope = _losses_and_slope(logits, y)
+        if some_ignored:
+            slope.masked_fill_((y == IGNORE).unsqueeze(1), 0.0)
+        return losses.masked_fill_(y == IGNORE, 0.0).sum(), slope
+
+    return score
+
+
+def _divergence(base_of: Callable[[slice], torch.Tensor]):
+    """The score of KL(base || model); ``base_of(part)`` gives the base's log-probabilities, (chunk, vocab)."""
+
+    def score(logits, part):
+        log_p, log_q = base_of(part), _at_least_float32(logits)
+        log_q.sub_(log_q.logsumexp(-1, keepdim=True))
+        p = log_p.exp()
+        total = log_p.sub_(log_q).mul_(p).sum()
+        return total, log_q.exp_().sub_(p)  # d KL / d logits = softmax - p
+
+    return score
 
 
 def _losses_and_slope(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,8 +142,22 @@ def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Ten
     head = model.get_output_embeddings()
     n_tokens = int((targets != IGNORE).sum())
     loss = _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias,
-                              targets.reshape(-1))
+                              _cross_entropy(targets.reshape(-1)))
     return loss, n_tokens
+
+
+def divergence_loss(model: nn.Module, input_ids: torch.Tensor,
+                    base_of: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    """Sum over tokens of KL(base || model), in nats: a scalar with gradient (Kullback and Leibler 1951).
+
+    Args:
+        input_ids: (batch, time) without padding.
+        base_of: gives the base's log-probabilities of some of the batch * (time - 1) predictions, in text order:
+            (chunk, vocab), float32. They are overwritten.
+    """
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    head = model.get_output_embeddings()
+    return _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias, _divergence(base_of))
 
 
 def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
