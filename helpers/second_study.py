@@ -28,7 +28,7 @@ from torch import nn
 
 from helpers import lora, profiles
 from helpers.anatomy import anatomy
-from helpers.checkpoints import file_hash, load_checkpoint, tensor_hash, write_tensors
+from helpers.checkpoints import bytes_hash, file_hash, load_checkpoint, write_tensors
 from helpers.corpora import Corpus, load_corpus, tensor_of
 from helpers.deltas import save_delta
 from helpers.evaluation import Retention, held_out_loss, sample_windows
@@ -236,7 +236,7 @@ def prepare(study: Study) -> dict[str, str]:
 
 def hashes_of(study: Study, model_hash: str) -> dict[str, str]:
     """Of the base ("model") and of each set of windows that it wrote ("A", "B", "C")."""
-    return {"model": model_hash} | {name: tensor_hash(w) for name, w in load_file(study.windows_file).items()}
+    return {"model": model_hash} | {name: bytes_hash(w) for name, w in load_file(study.windows_file).items()}
 
 
 def first_halves(study: Study, model_hash: str) -> dict[str, torch.Tensor]:
