@@ -22,7 +22,6 @@ PARTS = ("train", "dev", "test")
 MIN_CHAPTERS = 5
 MAX_HEADING = 80  # characters
 NEAR = 0.02  # a cut may miss its place by this share of the text
-MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters makes no test
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
 
 # --- read --------------------------------------------------------------------------
@@ -93,110 +92,75 @@ class Split:
 
 
 ROMAN = r"(?=[IVXLC])(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-WORD = "chapter|kapitel|chapitre|capítulo|capitolo|hoofdstuk|rozdział|глава|chương"
-NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|[^\W\d_]+(?:[ -][^\W\d_]+){{0,2}})"  # IV, 12, Twenty-One, hai mươi mốt
-HEADINGS = (  # the first kind that makes enough chapters counts alone; a kind is one regular expression
-    re.compile(rf"(?:{WORD}) +{NUMBER}(?: *[.:]\s*\S.*| *[.:]?|\n[^\n]*[^.,;:\s])"  # Chapter 3. Title
-               r"|[^\W\d_]+tes kapitel(?:[.:\n]\s*\S.*|\.?)"  # Erstes Kapitel
-               r"|第[\d〇零一二三四五六七八九十百两]{1,7}[章回][:：]?[^。，；：]*", re.I | re.S),  # 第三章 Title
-    re.compile(r"#{1,6} +\S.*"),  # Markdown
-    re.compile(rf"(?:{ROMAN}|\d{{1,3}})\. +(?:\S.*)?[^.,;:\s]"),  # IV. Title
-)
-# A paragraph; a line of Markdown's # is one by itself.
-PARAGRAPH = re.compile(r"^#{1,6} [^\n]*|\S[^\n]*(?:\n(?!#{1,6} )[^\n]*\S[^\n]*)*", re.M)
+NUMBERED = re.compile(rf"(?:{ROMAN}|\d{{1,3}})\. +(?:\S.*)?[^.,;:\s]")
+NAMED = re.compile(rf"chapter +(?:{ROMAN}|\d{{1,3}}|[a-z]+)(?: *[.:]\s*\S.*| *[.:]?)", re.I | re.S)
 
 
 def chapters(text: str) -> list[Chapter]:
     """The chapters of a text, in order; what stands before the first heading is in none.
 
-    A heading is a paragraph of one line: "CHAPTER IV.", "Chapter 3. Title", "Kapitel 2",
-    "Chương 1", "第三章", "# Title" of Markdown, "IV. Title", "3. Title". Behind "Chapter" and
-    its like the title may stand on a line of its own. Where one kind makes enough chapters,
-    the others are text: a numbered list in a chapter opens none. Headings that follow each
-    other without text between them make one.
+    A heading is a paragraph of one line: "IV. Title", "3. Title", "CHAPTER IV.",
+    "Chapter 3. Title". Behind "Chapter" the title may stand on a line of its own.
+    Headings that follow each other without text between them make one.
     """
-    headings = []  # (kind, start, end, title)
-    for paragraph in PARAGRAPH.finditer(text):
-        kind = _heading_kind(paragraph[0])
-        if kind is not None:
-            headings.append((kind, paragraph.start(), paragraph.end(), " ".join(paragraph[0].strip("# \n").split())))
-    by_kind = [[h for h in headings if h[0] == kind] for kind in range(len(HEADINGS))]
-    joined = [_joined(text, of_kind) for of_kind in by_kind]
-    headings = next((found for found in joined if len(found) >= MIN_CHAPTERS), _joined(text, headings))
+    headings = []  # (start, end, title)
+    for paragraph in re.finditer(r"\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text):
+        if not _is_heading(paragraph[0]):
+            continue
+        start, title = paragraph.start(), " ".join(paragraph[0].split())
+        if headings and not text[headings[-1][1] : start].strip():
+            start, _, before = headings.pop()
+            title = f"{before} {title}"
+        headings.append((start, paragraph.end(), title))
     ends = [start for start, _, _ in headings[1:]] + [len(text)]
     return [Chapter(title, text[start:end], start)
             for (start, _, title), end in zip(headings, ends, strict=False)]  # no heading: no chapter
 
 
-def _heading_kind(paragraph: str) -> int | None:
+def _is_heading(paragraph: str) -> bool:
     if len(paragraph) > MAX_HEADING or paragraph.count("\n") > 1:
-        return None
-    line = re.sub(r"[^\S\n]", " ", paragraph.strip())  # a no-break space is a space
-    return next((kind for kind, pattern in enumerate(HEADINGS) if pattern.fullmatch(line)), None)
+        return False
+    return bool(NAMED.fullmatch(paragraph.strip()) or NUMBERED.fullmatch(paragraph.strip()))
 
 
-def _joined(text: str, headings: list[tuple[int, int, int, str]]) -> list[tuple[int, int, str]]:
-    """(start, end, title) of headings in order; those without text between them become one."""
-    found: list[tuple[int, int, str]] = []
-    for _, start, end, title in headings:
-        if found and not text[found[-1][1] : start].strip():
-            start, _, before = found.pop()
-            title = f"{before} {title}"
-        found.append((start, end, title))
-    return found
-
-
-def split_text(text: str, n_dev: int = 1) -> Split:
+def split_text(text: str) -> Split:
     """Cut a text into train, dev and test, in this order, without a gap or an overlap.
 
-    By chapter: the last two are the test, the ``n_dev`` before them are dev. Otherwise the first
-    80% of the characters are train, 8% dev, 12% test, cut between chapters, else between
-    paragraphs, sentences or characters. That is so with fewer than four chapters more than
-    ``n_dev``; with held-out chapters far longer or shorter than the rest; and with so many
-    chapters (or numbered questions) that the last ones hold next to nothing.
+    By chapter: the last two are the test, the one before them is dev. With fewer than
+    five chapters, or with held-out chapters far longer or shorter than the rest, the first
+    80% of the characters are train, 8% dev, 12% test, cut between paragraphs, else
+    between sentences, else between characters.
     """
     found = chapters(text)
-    problem = _why_not_by_chapter(text, found, n_dev)
+    problem = _why_not_by_chapter(found)
     if problem:
-        return _contiguous(text, problem, [c.start for c in found])
-    dev, test = found[-2 - n_dev : -2], found[-2:]
-    dev_titles = " and ".join(f"'{c.title}'" for c in dev)
-    how = (f"by chapter: {len(found)} found; dev is {dev_titles}, test is '{test[0].title}' and "
-           f"'{test[1].title}', train is all before them")
-    return Split(text[: dev[0].start], text[dev[0].start : test[0].start], text[test[0].start :], how)
+        return _contiguous(text, problem)
+    dev, test = found[-3], found[-2]
+    how = (f"by chapter: {len(found)} found; dev is '{dev.title}', test is '{test.title}' and "
+           f"'{found[-1].title}', train is all before them")
+    return Split(text[: dev.start], text[dev.start : test.start], text[test.start :], how)
 
 
-def _why_not_by_chapter(text: str, found: list[Chapter], n_dev: int) -> str | None:
-    needed = MIN_CHAPTERS - 1 + n_dev
-    if len(found) < needed:
-        return f"{len(found)} chapter headings found, {needed} needed"
+def _why_not_by_chapter(found: list[Chapter]) -> str | None:
+    if len(found) < MIN_CHAPTERS:
+        return f"{len(found)} chapter headings found, {MIN_CHAPTERS} needed"
     typical = statistics.median(len(c.text) for c in found)
-    last = found[-2 - n_dev :]
-    odd = [c for c in last if not typical / UNEVEN <= len(c.text) <= typical * UNEVEN]
-    if odd:
-        return f"chapter '{odd[0].title}' has {len(odd[0].text):,} characters, the median {typical:,.0f}"
-    held_out = sum(len(c.text) for c in last) / len(text)
-    return f"the last {len(last)} of {len(found)} chapters hold {held_out:.1%} of it" if held_out < MIN_HELD_OUT else None
+    odd = [c for c in found[-3:] if not typical / UNEVEN <= len(c.text) <= typical * UNEVEN]
+    return f"chapter '{odd[0].title}' has {len(odd[0].text):,} characters, the median {typical:,.0f}" if odd else None
 
 
-def _contiguous(text: str, why: str, starts: list[int]) -> Split:
-    unit, (dev, test) = _cuts(text, starts)
+def _contiguous(text: str, why: str) -> Split:
+    unit, (dev, test) = _cuts(text)
     how = f"80% train, 8% dev, 12% test, in this order, cut between {unit} ({why})"
     return Split(text[:dev], text[dev:test], text[test:], how)
 
 
-CLOSING = "[\"'”’»)\\]」』】）]*"
-UNITS = (("paragraphs", r"\n\s*\n"),
-         # In Chinese and Japanese no space follows a full stop.
-         ("sentences", rf"[.!?…؟۔।]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"))
-
-
-def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
+def _cuts(text: str) -> tuple[str, list[int]]:
     """Where 80% and 88% of the text end, in the largest unit that has ends near enough."""
     goals = [len(text) * 80 // 100, len(text) * 88 // 100]
-    ends = ((unit, [m.end() for m in re.finditer(end, text)]) for unit, end in UNITS)
-    for unit, places in (("chapters", starts), *ends):
-        cuts = [min(places or [0], key=lambda place: abs(place - goal)) for goal in goals]
+    for unit, end in (("paragraphs", r"\n\s*\n"), ("sentences", r"[.!?][\"')\]]*\s+")):
+        places = [m.end() for m in re.finditer(end, text)] or [0]
+        cuts = [min(places, key=lambda place: abs(place - goal)) for goal in goals]
         # A few long paragraphs can leave no cut near the place where one is wanted.
         if all(abs(cut - goal) <= NEAR * len(text) for cut, goal in zip(cuts, goals, strict=True)):
             return unit, cuts
@@ -229,8 +193,7 @@ class Corpus:
         return f"{self.name}: windows of {self.length} tokens: {sizes}; {self.split.how}"
 
 
-def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None,
-                n_dev: int = 1) -> Corpus:
+def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None) -> Corpus:
     """Read, split and tokenize a text. Project Gutenberg's licence is left out, where there is one.
 
     Args:
@@ -238,14 +201,13 @@ def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str 
         tokenizer: a transformers tokenizer.
         length: tokens in a window.
         name: for tables; None takes the file's name.
-        n_dev: chapters of dev, as for `split_text`.
 
     Raises:
         TextError: as `read_text`; or a part too short for one window; or a failed download.
     """
     path = text_path(path)
     raw = _read_bytes(path)
-    split = split_text(strip_licence(_decode(raw, path)), n_dev)
+    split = split_text(strip_licence(_decode(raw, path)))
     parts = {part: windows(tokenizer, getattr(split, part), length, what=f"The {part} part of '{path}'")
              for part in PARTS}
     return Corpus(name or Path(path).stem, str(path), hashlib.sha256(raw).hexdigest(), split, **parts, length=length)
