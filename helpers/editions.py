@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 
+MARK = re.compile(r"^\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*$", re.M | re.I)
+
 
 def strip_licence(text: str) -> str:
-    """The book between Project Gutenberg's START and END lines; any other text unchanged."""
-    lines = re.compile(r"^\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*$", re.M | re.I)
-    marks = {m.group(1).upper(): m for m in lines.finditer(text)}
-    if set(marks) != {"START", "END"}:
+    """The books between Project Gutenberg's START and END lines, joined; any other text unchanged.
+
+    A text whose START and END lines do not take turns is left as it is.
+    """
+    marks = list(MARK.finditer(text))
+    if not marks or [m[1].upper() for m in marks] != ["START", "END"] * (len(marks) // 2):
         return text
-    return text[marks["START"].end() : marks["END"].start()].strip("\n") + "\n"
+    books = [text[start.end() : end.start()].strip("\n")
+             for start, end in zip(marks[::2], marks[1::2], strict=True)]
+    return "\n\n".join(books) + "\n"
 
 
 def course_form(text: str) -> str:

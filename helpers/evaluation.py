@@ -184,15 +184,16 @@ class Retention:
     Args:
         base: the untouched model; a copy is kept, so tuning it afterwards is safe.
         windows: (n, length) token ids, best from `sample_windows(base, …)`.
+        limit: bytes of log-probabilities that may be kept; beyond it they are computed again from hidden states.
     """
 
     BATCH = 4  # windows at a time; changes memory, not the result
 
-    def __init__(self, base: nn.Module, windows: torch.Tensor):
+    def __init__(self, base: nn.Module, windows: torch.Tensor, limit: int = CACHE_LIMIT):
         self.windows = windows
         self.base = copy.deepcopy(base).eval().requires_grad_(False)
         n_bytes = 4 * windows.numel() * base.config.vocab_size
-        self._keeps_predictions = n_bytes <= CACHE_LIMIT
+        self._keeps_predictions = n_bytes <= limit
         self._kept = [self._of_base(part) for part in windows.split(self.BATCH)]
 
     @classmethod

@@ -160,6 +160,23 @@ def divergence_loss(model: nn.Module, input_ids: torch.Tensor,
     return _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias, _divergence(base_of))
 
 
+def base_predictions(kept: torch.Tensor, head: nn.Module | None = None) -> Callable[[slice], torch.Tensor]:
+    """A base's log-probabilities in chunks, as `divergence_loss` asks for them, each chunk once.
+
+    Args:
+        kept: (predictions, vocab) log-probabilities; with a head (predictions, width), the hidden states below it.
+        head: the base's, where hidden states were kept. It multiplies in float32, also under autocast.
+    """
+    if head is None:
+        return lambda part: kept[part]
+
+    def again(part: slice) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(kept.device.type, enabled=False):
+            return torch.log_softmax(_at_least_float32(head(kept[part])), dim=-1)
+
+    return again
+
+
 def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
     """The token that each position must predict: (batch, time - 1); -100 means "not counted".
 

@@ -20,7 +20,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from helpers.budget import ReplaySize
 from helpers.evaluation import CACHE_LIMIT, evaluating, last_hidden, log_probabilities
+from helpers.losses import base_predictions
 from helpers.models import weight_hash
 from helpers.processes import own_share, sum_over_processes
 from helpers.runs import TrainingError, batch_rows
@@ -72,6 +74,12 @@ class Replay:
             return torch.cat([log_probabilities(base, h) if self.keeps_predictions else h for h in hidden])
 
     @property
+    def size(self) -> ReplaySize:
+        """What `budget.budget` must know of it."""
+        n_windows, length = self.windows.shape
+        return ReplaySize(n_windows, self.batch, length, self.keeps_predictions)
+
+    @property
     def text_hash(self) -> str:
         """SHA-256 of the windows."""
         return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
@@ -87,16 +95,7 @@ class Replay:
         Args:
             rows: numbers of the windows; the predictions follow each other in this order.
         """
-        kept = self.kept[rows].flatten(0, 1)  # (rows * (length - 1), vocab or width), a copy
-        if self.head is None:
-            return lambda part: kept[part].clone()
-        head = self.head.to(kept.device)
-
-        def again(part: slice) -> torch.Tensor:
-            with torch.no_grad(), torch.autocast(kept.device.type, enabled=False):
-                return torch.log_softmax(head(kept[part]).float(), dim=-1)
-
-        return again
+        return base_predictions(self.kept[rows].flatten(0, 1), self.head)  # indexing copies: what is kept stays
 
     def add_gradient(self, loss_of: nn.Module, step: int, micro: int, precision: str,
                      accelerator: Accelerator) -> float:

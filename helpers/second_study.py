@@ -50,6 +50,7 @@ LORA = "lora"
 LORA_LAYERS = "attention+mlp"  # all linear layers of the blocks
 ALL = "all"  # roles, rewound together
 MEASURED = ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows", "test_windows")  # at a rewound point
+KEPT_BYTES = 2 * 2**30  # of the base's log-probabilities on A and B, in each worker: an eighth less time a point
 DIGITS = 5  # of a loss or a KL in a record, in nats per token
 
 
@@ -275,7 +276,8 @@ class Bench:
         self.study, n = study, study.numbers
         self.tokenizer = load_tokenizer(study.model)
         self.windows = {name: w.long() for name, w in load_file(study.windows_file).items()}
-        self.retention = Retention(load_model(study.model), torch.cat([self.windows["A"], self.windows["B"]]))
+        both = torch.cat([self.windows["A"], self.windows["B"]])
+        self.retention = Retention(load_model(study.model), both, limit=KEPT_BYTES)
         self.base = self.retention.base
         self.n_parameters = sum(p.numel() for p in self.base.parameters())
         self.hashes = hashes_of(study, weight_hash(self.base))

@@ -147,7 +147,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     """Train, measure, print, and return the report."""
     model, corpus = setup.model, setup.corpus
     print(setup.profile.note)
-    print(f"{corpus.name}: {corpus.split.how}\n")
+    print(f"{corpus.name}: {corpus.split.how}; {corpus.shares}\n")
     print(setup.plan.explain(model))
     dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
     retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
@@ -171,7 +171,8 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "n_processes": n_processes(), "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
         "seed": setup.settings.seed, "rate": setup.settings.rate, "n_steps": setup.settings.n_steps,
         "best_step": result.best_step, "model_hash": base.weight_hash, "tuned_hash": weight_hash(model),
-        "text": corpus.name, "text_hash": corpus.sha256, "profile": setup.profile.name,
+        "text": corpus.name, "text_hash": corpus.sha256, "text_share_used": corpus.share_used,
+        "text_share_changed": corpus.share_changed, "profile": setup.profile.name,
         "versions": versions(), "machine": machine_class(), "evaluations": result.history.evaluations,
         "sample_before": sample_before, "sample_after": sample_text(model, setup.tokenizer, start, 60),
         "full_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from helpers.profiles import one_thread_each
+
 
 @contextmanager
 def stopped_by_ctrl_c() -> Iterator[None]:
@@ -39,8 +41,7 @@ def executor(n_processes: int, niceness: int = 0) -> concurrent.futures.Executor
     """
     if n_processes == 0:
         return Here()
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they start
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    one_thread_each()
     context = multiprocessing.get_context("spawn")
     return concurrent.futures.ProcessPoolExecutor(n_processes, mp_context=context, initializer=begin,
                                                   initargs=(niceness,))

@@ -5,16 +5,18 @@ import http.server
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from helpers import downloads
+from helpers import corpora, downloads
 from helpers.corpora import (
     DownloadError,
     TextError,
@@ -30,6 +32,7 @@ from helpers.corpora import (
     windows,
 )
 from helpers.downloads import course_form
+from helpers.models import load_tokenizer
 from helpers.profiles import DATA, Gutenberg
 
 
@@ -78,6 +81,10 @@ BAD_TEXTS = {
     "a NUL byte": (lambda p: write(p, b"words\x00words"), "byte 0x00 at offset 5"),
     "Latin-1": (lambda p: write(p, "A fine caf\xe9 indeed".encode("latin-1")), "not UTF-8: byte 0xe9 at offset 10"),
     "UTF-16": (lambda p: write(p, "Words".encode("utf-16")), "begins like UTF-16"),
+    "UTF-16, high byte first": (lambda p: write(p, b"\xfe\xff\x00W\x00o"), "begins like UTF-16"),
+    "UTF-32": (lambda p: write(p, "Words".encode("utf-32")), "begins like UTF-32"),
+    "UTF-32, high byte first": (lambda p: write(p, b"\x00\x00\xfe\xff\x00\x00\x00W"), "begins like UTF-32"),
+    "a Ctrl-Z in the middle": (lambda p: write(p, b"words\x1awords"), "byte 0x1a at offset 5"),
     "too short for one window": (lambda p: write(p, "Only a few words."), "too short for one window: found .* need 64"),
 }
 
@@ -114,6 +121,18 @@ def test_line_ends_and_the_byte_order_mark_change_nothing(tmp_path):
     assert load_corpus(windows_text, TOKENIZER, 64).split == load_corpus(unix, TOKENIZER, 64).split
 
 
+def test_byte_order_marks_between_joined_files_hide_no_heading(tmp_path):
+    parts = [f"\ufeffChapter {n}.\n\nWords of part {n}.\n\n" for n in range(1, 7)]
+    text = read_text(write(tmp_path / "joined.txt", "".join(parts)))
+    assert "\ufeff" not in text
+    assert [c.title for c in chapters(text)] == [f"Chapter {n}." for n in range(1, 7)]
+
+
+@pytest.mark.parametrize("end", [b"\x1a", b"\r\n\x1a", b"\x1a\r\n", b"\x1a\x1a"])
+def test_a_last_ctrl_z_makes_no_binary_file(end, tmp_path):
+    assert read_text(write(tmp_path / "dos.txt", b"A word." + end)).rstrip("\n") == "A word."
+
+
 def test_letters_beyond_ascii_are_kept(tmp_path):
     text = "Na\xefve caf\xe9s \u2014 \u6f22\u5b57"
     assert read_text(write(tmp_path / "t.txt", text)) == text
@@ -124,16 +143,25 @@ def test_letters_beyond_ascii_are_kept(tmp_path):
 
 @pytest.mark.parametrize("line", ["I. The Clock", "IV. Who Stole the Tarts?", "XII. A", "3. The Farm", "CHAPTER I.",
                                   "CHAPTER I. Down", "Chapter 3. Title", "Chapter 12", "CHAPTER XL", "Chapter One",
-                                  "Chapter Two: The Sea", "CHAPTER I.\nDown the Hole"])
+                                  "Chapter Two: The Sea", "CHAPTER I.\nDown the Hole", "Chapter 1\nThe Lamp",
+                                  "Chapter Twenty-One", "Kapitel 3", "KAPITEL IV. Der See", "Erstes Kapitel",
+                                  "Zweites Kapitel.\nAm Fluss", "Chapitre premier", "CHAPITRE II. La mer",
+                                  "Capítulo 5", "CAPÍTULO PRIMERO", "Глава 2", "ГЛАВА ПЕРВАЯ", "Глава III. Река",
+                                  "Chương 1", "Chương 12\nBốn mươi cái đinh", "Chương hai mươi mốt", "第三章",
+                                  "第十二章 春天", "第一百二十回　河水", "第2章：灯",
+                                  "CHAPTER\u00a0IV.", "IV.\u00a0The Farm", "3.\u202fThe Farm", "Chương\u00a07"])
 def test_a_heading_is_seen(line):
     found = chapters(f"Before.\n\n{line}\n\nText.\n")
-    assert [c.title for c in found] == [line.replace("\n", " ")]
+    assert [c.title for c in found] == [" ".join(line.split())]
     assert found[0].text == f"{line}\n\nText.\n"
 
 
 @pytest.mark.parametrize("line", ["I was there.", "I. e., not here.", "V. Yes.", "Civil. Words", "1863. A year of war",
                                   "I. " + "word " * 30, "Chapter and verse were quoted.", "IIII. Wrong", "IV", ". Dot",
-                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words", "Mr. Hill"])
+                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words", "Mr. Hill",
+                                  "Chapter 3\nwas dull, he said.", "#hashtag", "Kapitel für Kapitel las er es vor.",
+                                  "第三章说的是河水。", "第三章很长，他没有读完",
+                                  "Chương trình hôm nay có gì hay không"])
 def test_a_line_that_only_looks_like_a_heading_is_none(line):
     assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
 
@@ -141,6 +169,44 @@ def test_a_line_that_only_looks_like_a_heading_is_none(line):
 def test_headings_in_a_row_make_one_chapter():
     contents = "I. One\n\nII. Two\n\nI. One\n\nText.\n\nII. Two\n\nMore.\n"
     assert [c.title for c in chapters(contents)] == ["I. One II. Two I. One", "II. Two"]
+
+
+def test_a_heading_of_markdown_needs_no_blank_line_behind_it():
+    found = chapters("Before.\n# The Lamp\nText.\nMore.\n\n## 2. The Salt Road ##\n\nText.\n")
+    assert [c.title for c in found] == ["The Lamp", "2. The Salt Road"]
+    assert found[0].text == "# The Lamp\nText.\nMore.\n\n"
+
+
+@pytest.mark.parametrize("heading", ["Chapter {n}", "# Part {n}"])
+def test_a_numbered_list_inside_a_chapter_opens_none(heading):
+    questions = "\n\n".join(f"{n}. Why is that so?\n\nBecause." for n in range(1, 9))
+    text = "\n\n".join(f"{heading.format(n=n)}\n\nText.\n\n{questions}" for n in range(1, 7))
+    assert [c.title for c in chapters(text)] == [heading.format(n=n).strip("# ") for n in range(1, 7)]
+
+
+def test_hundreds_of_numbered_questions_are_cut_by_size_between_two_of_them():
+    text = "".join(f"{n}. Why is number {n} so?\n\n" + "Because it is. " * 4 + "\n\n" for n in range(1, 400))
+    split = split_text(text)
+    assert split.how.endswith("cut between chapters (the last 3 of 399 chapters hold 0.8% of it)")
+    assert re.match(r"\d+\. Why", split.dev) and re.match(r"\d+\. Why", split.test)
+    assert [round(len(p) / len(text), 2) for p in (split.train, split.dev, split.test)] == [0.80, 0.08, 0.12]
+
+
+def test_two_chapters_can_be_held_out_for_dev():
+    text = book(8)
+    found, split = chapters(text), split_text(text, n_dev=2)
+    assert split.dev == found[4].text + found[5].text
+    assert split.test == found[6].text + found[7].text
+    assert "dev is 'V. The 5th Part' and 'VI. The 6th Part', test is" in split.how
+    assert "5 chapter headings found, 6 needed" in split_text(book(5), n_dev=2).how
+
+
+@pytest.mark.parametrize("sentence", ["河水在夜里流过村子。", "你听见了吗？", "「来了！」", "هل سمعت النهر؟ ",
+                                      "नदी बहती है। ", "Il attendait… ", "“Er kommt.” ", "– Cháu nghe rồi! "])
+def test_a_line_in_any_script_is_cut_between_sentences(sentence):
+    split = split_text(sentence * 3000)
+    assert "between sentences" in split.how
+    assert split.dev.startswith(sentence) and split.test.startswith(sentence)
 
 
 def test_the_last_two_chapters_are_the_test_and_the_one_before_is_dev():
@@ -254,6 +320,77 @@ def test_one_enormous_line_works(tmp_path):
     assert corpus.n_tokens["train"] == 800_000
 
 
+def words_tokenizer(*known, lowercase=False):
+    words = Tokenizer(models.WordLevel(vocab={w: n for n, w in enumerate(("[UNK]", *known))}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if lowercase:
+        words.normalizer = normalizers.Lowercase()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+
+
+def test_a_tokenizer_that_does_not_know_the_words_is_refused():
+    with pytest.raises(TextError, match=r"The text would lose 53% of its characters: .*'\w'.* Give a text in"):
+        windows(words_tokenizer("sông"), "sông nước lặng " * 50, 16)
+
+
+def test_a_tokenizer_that_rewrites_letters_is_counted_and_refused_above_a_share(tmp_path):
+    tokenizer = words_tokenizer("the", "river", "rises", "lamp", lowercase=True)
+    path = write(tmp_path / "t.txt", "The river rises the lamp the river rises the lamp the river " * 60)
+    corpus = load_corpus(path, tokenizer, 8)
+    assert corpus.share_changed == pytest.approx(1 / 57, abs=0.003)
+    assert re.search(r"the tokenizer changes 1\.\d\d% of the characters$", str(corpus))
+    with pytest.raises(TextError, match=r"would lose \d+% of its characters.*'[TRL]'"):
+        windows(tokenizer, "The River Rises The Lamp " * 60, 8)
+
+
+def test_a_tokenizer_that_gives_back_every_letter_changes_nothing(tmp_path):
+    corpus = load_corpus(DATA / "viet_tales.txt", TOKENIZER, 256)
+    assert corpus.share_changed == 0 and "changes" not in str(corpus)
+
+
+def test_the_share_of_the_file_that_is_used_is_said(tmp_path):
+    header, text = "Project Gutenberg's licence. " * 40, "x" * 1000
+    path = write(tmp_path / "t.txt", f"{header}\n*** START OF THE PROJECT GUTENBERG EBOOK T ***\n{text}\n"
+                                     "*** END OF THE PROJECT GUTENBERG EBOOK T ***\n")
+    corpus = load_corpus(path, TOKENIZER, 16)
+    in_windows = sum(corpus.n_tokens.values())  # a token is a letter here
+    assert corpus.share_used == pytest.approx(in_windows / path.stat().st_size)
+    assert 0.40 < corpus.share_used < 0.45
+    assert str(corpus).endswith(f"; {corpus.share_used:.1%} of the file is used")
+
+
+@pytest.mark.parametrize("name", ["alice_style.txt", "viet_tales.txt"])
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(name, monkeypatch):
+    tokenizer, text = load_tokenizer(DATA / "gpt-neo-mini"), read_text(DATA / name)
+    whole = tensor_of(windows(tokenizer, text, 64))
+    monkeypatch.setattr(corpora, "PIECE", 3000)
+    assert torch.equal(tensor_of(windows(tokenizer, text, 64)), whole)
+
+
+def test_a_long_line_without_blanks_is_read_in_pieces(monkeypatch):
+    monkeypatch.setattr(corpora, "PIECE", 100)
+    assert TOKENIZER.decode(tensor_of(windows(TOKENIZER, "xyz" * 400, 16)).flatten()) == "xyz" * 400
+
+
+def test_reading_a_long_text_takes_at_most_twenty_bytes_a_character(tmp_path):
+    n = 2_500_000
+    sentence = "The river rose in the night and nobody in the village heard it come. "
+    path = write(tmp_path / "long.txt", sentence * (n // len(sentence)))
+    program = f"""
+import resource
+from helpers.corpora import load_corpus
+from helpers.models import load_tokenizer
+tokenizer = load_tokenizer({str(DATA / "gpt-neo-mini")!r})
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+load_corpus({str(DATA / "alice_style.txt")!r}, tokenizer, 64)  # what the first call loads is no part of the text
+before = peak()
+load_corpus({str(path)!r}, tokenizer, 64)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20 * n
+
+
 def test_the_shipped_texts_load():
     corpus = load_corpus(DATA / "alice_style.txt", TOKENIZER, 256)
     assert corpus.split.how.startswith("by chapter")
@@ -261,7 +398,6 @@ def test_the_shipped_texts_load():
 
 
 # --- Project Gutenberg's form ------------------------------------------------------
-
 
 LICENSED = ("The Project Gutenberg eBook of Tales\n\n*** START OF THE PROJECT GUTENBERG EBOOK TALES ***\n\n\n{}\n\n"
             "*** END OF THE PROJECT GUTENBERG EBOOK TALES ***\n\nTerms of use, at length.\n")
@@ -271,6 +407,18 @@ def test_the_licence_is_left_out_and_other_texts_stay_as_they_are():
     assert strip_licence(LICENSED.format("Body.")) == "Body.\n"
     assert strip_licence(LICENSED.format("Body.").replace("THE PROJECT", "THIS PROJECT")) == "Body.\n"
     assert strip_licence("*** START OF something\n") == "*** START OF something\n"
+
+
+def test_every_book_of_joined_books_is_kept_and_every_licence_left_out():
+    joined = LICENSED.format("The first book.") + "\n" + LICENSED.format("The second book.")
+    assert strip_licence(joined) == "The first book.\n\nThe second book.\n"
+
+
+def test_marks_that_do_not_take_turns_leave_the_text_as_it_is():
+    start, end = "*** START OF THE PROJECT GUTENBERG EBOOK T ***", "*** END OF THE PROJECT GUTENBERG EBOOK T ***"
+    for marks in ([start, start, end], [end, start], [start, end, start], [start], [end]):
+        text = "Before.\n" + "".join(f"{mark}\nWords.\n" for mark in marks)
+        assert strip_licence(text) == text
 
 
 def test_a_readers_own_gutenberg_file_is_not_tested_on_its_licence(tmp_path):

@@ -318,9 +318,9 @@ def test_a_study_that_was_killed_goes_on(page, tmp_path, small_model):
     """A real kill, in the middle of a run; the same command then makes all records."""
     command = [sys.executable, ROOT / "scripts" / "record_second_study.py", "--page", page, "--folder",
                tmp_path / "study2", "--workers", "1", "--stages", "first"]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not list((tmp_path / "study2").rglob("runs/**/*.json")):
-        assert first.poll() is None
+        assert first.poll() is None, first.stdout.read()
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()

@@ -4,6 +4,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 
@@ -11,6 +12,8 @@ from helpers.corpora import chapters, read_text, split_text
 from helpers.profiles import DATA, ROOT
 
 TEXTS = {"alice_style.txt": 80_000, "edgar_style.txt": 80_000, "plain_tales.txt": 60_000}  # least bytes
+VIET = DATA / "viet_tales.txt"
+VIET_LETTERS = "aàáảãạăằắẳẵặâầấẩẫậbcdđeèéẻẽẹêềếểễệghiìíỉĩịklmnoòóỏõọôồốổỗộơờớởỡợpqrstuùúủũụưừứửữựvxyỳýỷỹỵ"
 ORIGINALITY = ROOT.parent / "shared" / "checks" / "originality.py"
 # Names and set-pieces of the originals; a capital letter, so that a school's usher may stay.
 FORBIDDEN = """Alice Dinah Cheshire Hatter Dormouse Gryphon Jabberwock Jabberwocky Bandersnatch Snark Tweedledum
@@ -88,6 +91,64 @@ def test_it_shares_no_run_of_eight_words_with_the_real_books(name):
     done = subprocess.run([sys.executable, ORIGINALITY, DATA / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 shared 8-word runs" in done.stdout
+
+
+# --- the far text ------------------------------------------------------------------
+
+
+@pytest.fixture
+def tales():
+    return read_text(VIET)
+
+
+def syllables(text):
+    return re.findall(r"[^\W\d_]+", text.lower())
+
+
+def test_the_far_text_has_fourteen_chapters_of_like_size_each_with_a_title(tales):
+    found = chapters(tales)
+    assert VIET.stat().st_size >= 82_000
+    assert [c.title.split()[:2] for c in found] == [["Chương", str(n)] for n in range(1, 15)]
+    assert all(len(c.title.split()) > 3 and c.text.count("\n\n") > 10 for c in found)
+    assert all(4_000 < len(c.text) < 6_500 for c in found)
+
+
+def test_the_far_text_is_split_by_chapter_with_two_for_dev(tales):
+    found, split = chapters(tales), split_text(tales, n_dev=2)
+    assert split.dev == found[-4].text + found[-3].text
+    assert split.test == found[-2].text + found[-1].text
+    assert split.train == "".join(c.text for c in found[:-4])
+
+
+def test_the_far_text_is_vietnamese_in_composed_letters_with_one_dash_and_unix_lines(tales):
+    assert unicodedata.is_normalized("NFC", tales)
+    assert set(tales.lower()) <= set(VIET_LETTERS + "0123456789 .,:;?!()\"-–\n")
+    assert not re.search(r"\n\n\n|  | \n|\n ", tales)
+    assert tales.endswith("\n") and not tales.endswith("\n\n")
+
+
+def test_every_word_of_the_far_text_is_a_vietnamese_syllable(tales):
+    onset = "ngh|ng|nh|gh|gi|kh|ph|th|tr|ch|qu|[bcdđghklmnpqrstvx]"
+    rhyme = "[aăâeêioôơuưy]{1,3}(?:ch|ng|nh|[cmnpt])?"
+    bare = re.sub("[\u0300\u0301\u0303\u0309\u0323]", "", unicodedata.normalize("NFD", tales))  # no tones
+    plain = syllables(unicodedata.normalize("NFC", bare))
+    assert len(plain) == len(syllables(tales)) > 15_000
+    assert [s for s in plain if not re.fullmatch(rf"(?:{onset})?{rhyme}", s)] == []
+
+
+def test_a_syllable_that_ends_in_a_stop_has_a_rising_or_a_heavy_tone(tales):
+    stopped = [s for s in syllables(tales) if re.search("(?:ch|[cpt])$", s)]
+    assert len(stopped) > 1_000
+    assert [s for s in stopped if not re.search("[\u0301\u0323]", unicodedata.normalize("NFD", s))] == []
+
+
+def test_the_far_text_hardly_repeats_itself(tales):
+    words_of = syllables(tales)
+    own = [tuple(words_of[i : i + 8]) for i in range(len(words_of) - 7)]
+    assert len(set(own)) / len(own) >= 0.99
+
+
+# --- the table of the texts --------------------------------------------------------
 
 
 def listed_files():
