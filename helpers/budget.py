@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
 
 from helpers.freezing import FreezePlan
-from helpers.losses import next_token_loss
+from helpers.losses import base_predictions, divergence_loss, next_token_loss
 from helpers.meter import KINDS, Flops, StepMeter
 from helpers.model_files import require_config
 from helpers.models import build_model, enable_checkpointing, n_positions
@@ -29,6 +29,23 @@ MOST_WINDOWS = 1024  # held in memory at a time; the loss walks them one by one,
 
 class BudgetError(ValueError):
     """A setting that no training step can have. The message says what to change."""
+
+
+@dataclass(frozen=True)
+class ReplaySize:
+    """How large a replay is; `replay.Replay.size` gives that of a real one.
+
+    Attributes:
+        n_windows: that are kept.
+        batch: windows a step (at a time, where there is a micro-batch).
+        length: tokens in a window.
+        keeps_predictions: whether log-probabilities are kept; else hidden states and the base's head.
+    """
+
+    n_windows: int
+    batch: int = 4
+    length: int = 256
+    keeps_predictions: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,8 @@ class Budget:
 
 def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dtype = torch.float32,
            attention: str = "fast", loss: str = "chunked", optimizer: str = "adamw",
-           roles: dict[str, str] | None = None, checkpointing: bool = False) -> Budget:
+           roles: dict[str, str] | None = None, checkpointing: bool = False,
+           replay: ReplaySize | None = None) -> Budget:
     """Predict bytes and FLOPs of one training step from the config: no weights, no data.
 
     Args:
@@ -99,6 +117,7 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
         checkpointing: keep each block's input alone, and compute the block again in the backward
             pass (Chen and others 2016, arXiv 1604.06174). Its second forward pass is counted under
             ``flops.backward_input``.
+        replay: adds its pass forward and backward to the step, and what it keeps to the buffers.
 
     Raises:
         BudgetError: batch or length below what a step needs, more windows at a time than any machine
@@ -108,6 +127,8 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
     """
     check_step(config, batch, length, dtype, loss, optimizer)
     require_config(config)
+    if replay is not None:
+        check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
     with FakeTensorMode(), _never_packed():
         model = _build(config, attention)
         plan.apply(model, roles)
@@ -115,7 +136,7 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
             enable_checkpointing(model)
         meter = StepMeter(model)
         try:
-            _run_step(model, meter, batch, length, dtype, loss)
+            _run_step(model, meter, batch, length, dtype, loss, replay)
         except RuntimeError as error:
             raise BudgetError(f"A step of this '{config.model_type}' model cannot be run on shapes alone "
                               f"({str(error).strip().splitlines()[0]}). Measure a step instead.") from error
@@ -179,13 +200,23 @@ def _build(config, attention: str) -> nn.Module:
     return build_model(config, attention=attention).train()
 
 
-def _run_step(model, meter: StepMeter, batch, length, dtype, loss) -> None:
+def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: ReplaySize | None) -> None:
     """The training loop's step, in its order."""
+    kept, head = _kept(model, meter, replay)
     trainable = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trainable, fused=True)
     with meter:
         _make_moments(adamw, trainable)
         meter.enter("forward")
+        if replay is not None:
+            ids = torch.zeros(replay.batch, replay.length, dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                base_of = base_predictions(kept[torch.arange(replay.batch)].flatten(0, 1), head)
+                total = divergence_loss(model, ids, base_of)
+            meter.enter("backward")
+            total.backward()
+            del base_of, total
+            meter.enter("forward")
         ids = torch.zeros(batch, length, dtype=torch.long)  # (batch, time)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
             if loss == "chunked":
@@ -195,6 +226,20 @@ def _run_step(model, meter: StepMeter, batch, length, dtype, loss) -> None:
         meter.enter("backward")
         total.backward()
         adamw.step()
+
+
+def _kept(model, meter: StepMeter, replay: ReplaySize | None):
+    """What a replay keeps of the base: (predictions or hidden states, head or None); counted as buffers."""
+    if replay is None:
+        return None, None
+    own = model.get_output_embeddings()
+    vocabulary, width = own.weight.shape
+    head = None
+    if not replay.keeps_predictions:
+        head = nn.Linear(width, vocabulary, bias=own.bias is not None).requires_grad_(False)
+    kept = torch.empty(replay.n_windows, replay.length - 1, vocabulary if head is None else width)
+    meter.hold([kept, *(head.parameters() if head is not None else ())])
+    return kept, head
 
 
 def _make_moments(adamw, trainable) -> None:

@@ -37,6 +37,7 @@ from helpers.checkpoints import record_hash, write_tensors
 from helpers.freezing import FreezePlan, tensor_hash
 from helpers.models import tensors_hash, weight_hash
 from helpers.names import named_parameters
+from helpers.rewinding import rewind, shares_of
 
 FORMAT = 1
 FILE_NAME = "delta.safetensors"
@@ -125,15 +126,18 @@ def _require_frozen(model: nn.Module, plan: FreezePlan, names: frozenset[str], b
 # --- load --------------------------------------------------------------------------
 
 
-def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_place: bool = False) -> nn.Module:
+def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_place: bool = False,
+               share: float | dict[str, float] = 1.0) -> nn.Module:
     """The trained model: the base with the delta's tensors, bit-identical to the one that was saved.
 
     Args:
         path: the file, or its folder.
         base_model: stays as it is, unless ``in_place``, which saves the memory of a copy.
         tokenizer: where given, it must be the one of the training.
+        share: how much of the change to take, from 0 (base) to 1, or selector to share: see `rewinding.rewind`.
 
     Raises:
+        RewindError: a share that cannot be.
         DeltaError: a damaged file, another base or another tokenizer. The message names the
             difference, and the base is untouched.
     """
@@ -142,7 +146,8 @@ def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_pl
     if unlike:
         raise DeltaError(f"The delta '{place}' belongs to another base: {'; '.join(unlike)}. Load the base that it was "
                          f"trained from (weight hash {delta.base.weight_hash[:12]}…), or train on this one.")
-    wanted = delta.plan.trainable_names(anatomy(base_model, delta.roles))
+    parts = anatomy(base_model, delta.roles)
+    wanted = delta.plan.trainable_names(parts)
     odd = [f"{n} is {'missing' if n in wanted else 'not one of them'}" for n in sorted(wanted ^ delta.tensors.keys())]
     if odd:
         raise DeltaError(f"The delta '{place}' does not hold the tensors that {delta.plan.code} trains: {some(odd)}. "
@@ -159,11 +164,15 @@ def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_pl
     if tensors_hash(list((own | delta.tensors).items())) != delta.tuned_hash:
         raise DeltaError(f"The delta '{place}' gives other weights than were saved. Save it again from the trained "
                          "model.")
+    shares_of(parts, share)  # refused before anything changes
     model = base_model if in_place else copy.deepcopy(base_model)
     own = dict(named_parameters(model))
+    before = {name: own[name].detach().clone() for name in delta.tensors} if share != 1.0 else {}
     with torch.no_grad():
         for name, tensor in delta.tensors.items():
             own[name].copy_(tensor)
+    if before:
+        rewind(model, before, share, delta.roles)
     return model
 
 

@@ -189,15 +189,16 @@ class Retention:
     Args:
         base: the untouched model; a copy is kept, so tuning it afterwards is safe.
         windows: (n, length) token ids, best from `sample_windows(base, …)`.
+        limit: bytes of log-probabilities that may be kept; beyond it they are computed again from hidden states.
     """
 
     BATCH = 4  # windows at a time; changes memory, not the result
 
-    def __init__(self, base: nn.Module, windows: torch.Tensor):
+    def __init__(self, base: nn.Module, windows: torch.Tensor, limit: int = CACHE_LIMIT):
         self.windows = windows
         self.base = copy.deepcopy(base).eval().requires_grad_(False)
         n_bytes = 4 * windows.numel() * base.config.vocab_size
-        self._keeps_predictions = n_bytes <= CACHE_LIMIT
+        self._keeps_predictions = n_bytes <= limit
         self._kept = [self._of_base(part) for part in windows.split(self.BATCH)]
 
     @classmethod
@@ -216,7 +217,7 @@ class Retention:
         None where both cannot be: then the base is asked again each time.
         """
         if self._keeps_predictions:
-            return _log_probabilities(self.base, part)
+            return log_probabilities(self.base, part)
         trunk = plain_trunk(self.base)
         return None if trunk is None else last_states(trunk, part.to(_device(self.base)))
 
@@ -234,12 +235,12 @@ class Retention:
     @torch.no_grad()
     def _kl(self, kept: torch.Tensor, part: torch.Tensor, model: nn.Module) -> torch.Tensor:
         """Mean KL of each window: (windows,)."""
-        base = kept if self._keeps_predictions else _log_probabilities(self.base, part, kept)
-        tuned = _log_probabilities(model, part)  # (windows, length - 1, vocab)
+        base = kept if self._keeps_predictions else log_probabilities(self.base, part, kept)
+        tuned = log_probabilities(model, part)  # (windows, length - 1, vocab)
         return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
 
 
-def _log_probabilities(model: nn.Module, windows: torch.Tensor,
+def log_probabilities(model: nn.Module, windows: torch.Tensor,
                        states: torch.Tensor | None = None) -> torch.Tensor:
     """Of each next token: (windows, length - 1, vocab). ``states``: the last ones, where they are known."""
     ids, trunk = windows.to(_device(model)), plain_trunk(model)

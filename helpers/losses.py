@@ -19,10 +19,14 @@ CHUNK = 256  # tokens
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of cross-entropies. The gradient is taken chunk by chunk in the forward pass."""
+    """Sum of a loss over tokens. The gradient is taken chunk by chunk in the forward pass.
+
+    ``score(logits, part)`` gives the sum of a chunk's losses and d loss / d logits, (chunk, vocab); it may write into
+    the logits. ``part`` says which of the tokens these are.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels):
+    def forward(ctx, hidden, weight, bias, score):
         need_h, need_w, need_b, _ = ctx.needs_input_grad
         work = _matmul_dtype(hidden)
         w = weight.to(work)  # (vocab, width)
@@ -31,15 +35,12 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if need_b else None
         buffer = hidden.new_empty(min(CHUNK, len(hidden)), row_length(len(w)), dtype=work)  # serves every chunk
-        some_ignored = bool((labels == IGNORE).any())
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
-            h, y = hidden[part].to(work), labels[part]  # (chunk, width), (chunk,)
+            h = hidden[part].to(work)  # (chunk, width)
             logits = torch.mm(h, w.t(), out=buffer[: len(h), : len(w)])
-            losses, slope = _losses_and_slope(logits if bias is None else logits.add_(bias), y)
-            total += losses.masked_fill_(y == IGNORE, 0.0).sum()
-            if some_ignored:
-                slope.masked_fill_((y == IGNORE).unsqueeze(1), 0.0)
+            loss, slope = score(logits if bias is None else logits.add_(bias), part)
+            total += loss
             slope = slope.to(work)
             if need_h:
                 grad_h[part] = slope @ w
@@ -63,6 +64,33 @@ def row_length(n_words: int) -> int:
     rows all begin on a cache line of 64 bytes.
     """
     return -(-n_words // 16) * 16
+
+
+def _cross_entropy(labels: torch.Tensor):
+    """The score of the next-token loss; labels: (tokens,)."""
+    some_ignored = bool((labels == IGNORE).any())
+
+    def score(logits, part):
+        y = labels[part]
+        losses, slope = _losses_and_slope(logits, y)
+        if some_ignored:
+            slope.masked_fill_((y == IGNORE).unsqueeze(1), 0.0)
+        return losses.masked_fill_(y == IGNORE, 0.0).sum(), slope
+
+    return score
+
+
+def _divergence(base_of: Callable[[slice], torch.Tensor]):
+    """The score of KL(base || model); ``base_of(part)`` gives the base's log-probabilities, (chunk, vocab)."""
+
+    def score(logits, part):
+        log_p, log_q = base_of(part), _at_least_float32(logits)
+        log_q.sub_(log_q.logsumexp(-1, keepdim=True))
+        p = log_p.exp()
+        total = log_p.sub_(log_q).mul_(p).sum()
+        return total, log_q.exp_().sub_(p)  # d KL / d logits = softmax - p
+
+    return score
 
 
 def _losses_and_slope(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,14 +158,51 @@ def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Ten
     trunk = plain_trunk(model)
     if trunk is not None:
         hidden = last_states(trunk, input_ids, attention_mask)  # (batch, time - 1, width)
-        head = model.get_output_embeddings()
-        loss = _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias,
-                                  targets.reshape(-1))
-        return loss, n_tokens
+        return _over_chunks(hidden, model, _cross_entropy(targets.reshape(-1))), n_tokens
     logits = next_token_logits(model, input_ids, attention_mask)  # (batch, time - 1, vocab)
     loss = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
                            reduction="sum")
     return loss, n_tokens
+
+
+def divergence_loss(model: nn.Module, input_ids: torch.Tensor,
+                    base_of: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    """Sum over tokens of KL(base || model), in nats: a scalar with gradient (Kullback and Leibler 1951).
+
+    Args:
+        input_ids: (batch, time) without padding.
+        base_of: gives the base's log-probabilities of some of the batch * (time - 1) predictions, in text order:
+            (chunk, vocab), float32. They are overwritten.
+    """
+    trunk = plain_trunk(model)
+    if trunk is not None:
+        return _over_chunks(last_states(trunk, input_ids), model, _divergence(base_of))
+    logits = _at_least_float32(next_token_logits(model, input_ids)).flatten(0, 1)  # (predictions, vocab)
+    log_p = base_of(slice(0, len(logits)))
+    return (log_p.exp() * (log_p - torch.log_softmax(logits, dim=-1))).sum()
+
+
+def _over_chunks(hidden: torch.Tensor, model: nn.Module, score: Callable) -> torch.Tensor:
+    """The sum of a score over all predictions; hidden: (batch, time - 1, width), below the model's head."""
+    head = model.get_output_embeddings()
+    return _ChunkedLoss.apply(hidden.reshape(-1, hidden.size(-1)), head.weight, head.bias, score)
+
+
+def base_predictions(kept: torch.Tensor, head: nn.Module | None = None) -> Callable[[slice], torch.Tensor]:
+    """A base's log-probabilities in chunks, as `divergence_loss` asks for them, each chunk once.
+
+    Args:
+        kept: (predictions, vocab) log-probabilities; with a head (predictions, width), the hidden states below it.
+        head: the base's, where hidden states were kept. It multiplies in float32, also under autocast.
+    """
+    if head is None:
+        return lambda part: kept[part]
+
+    def again(part: slice) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(kept.device.type, enabled=False):
+            return torch.log_softmax(_at_least_float32(head(kept[part])), dim=-1)
+
+    return again
 
 
 def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,7 @@ class StepMeter(TorchDispatchMode):
 
     Attributes:
         alive: bytes by kind, now.
-        kept: the same when the forward pass had ended: what waits for the backward pass.
+        kept: the same when the forward pass had ended: what waits for the backward pass; of several, the most.
         at_peak: the same at the fullest moment since the forward pass began.
         at_most: of each kind alone, the most since then.
     """
@@ -99,12 +100,18 @@ class StepMeter(TorchDispatchMode):
     # --- bytes -----------------------------------------------------------------
 
     def enter(self, phase: str) -> None:
-        """The step goes on to "forward" or "backward"."""
-        self.phase = phase
-        if phase == "forward":
+        """The step goes on to "forward" or "backward"; a step with several losses does so once for each."""
+        if self.phase == "optimizer":
             self.at_peak, self.at_most = dict(self.alive), dict(self.alive)
-        else:
-            self.kept = dict(self.alive)
+        self.phase = phase
+        if phase == "backward":
+            self.kept = {kind: max(self.kept[kind], self.alive[kind]) for kind in KINDS}
+
+    def hold(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Count tensors that stay beside the model the whole time, as buffers."""
+        for tensor in tensors:
+            self._weights.add(_key(tensor))
+            self._see(tensor, "buffers")
 
     def _see(self, tensor: torch.Tensor, kind: str) -> None:
         """Note a storage, once, until it is freed."""

@@ -282,6 +282,12 @@ def open_notebook() -> str | None:
     return name if name in NOTEBOOKS else None
 
 
+def one_thread_each() -> None:
+    """Processes that are started from now on compute with one thread each: they read it when they begin."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _setting(name: str) -> str | None:
     """An environment variable; an empty one counts as unset."""
     return os.environ.get(name, "").strip() or None

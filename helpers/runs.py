@@ -104,7 +104,7 @@ class TrainSettings:
 class History:
     """What happened, step by step. ``steps`` and ``evaluations`` are exact across a resume; times are not."""
 
-    steps: list[dict] = field(default_factory=list)  # step, loss, rate, norms (by role)
+    steps: list[dict] = field(default_factory=list)  # step, loss, rate, norms (by role); with a replay its KL
     evaluations: list[dict] = field(default_factory=list)  # step, held_out_loss, …
     seconds: list[float] = field(default_factory=list)  # of each step, evaluations left out
 
@@ -117,12 +117,24 @@ class History:
         return np.array([s["norms"].get(role, math.nan) for s in self.steps])
 
 
+def batch_rows(n_windows: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Which windows make up the batch of a step: (batch,).
+
+    Epoch after epoch in a new order. A function of the step and the seed alone, so a resumed
+    run sees the same batches and nothing has to be remembered.
+    """
+    places = np.arange(step * batch, (step + 1) * batch)
+    orders = {e: np.random.default_rng([seed, e]).permutation(n_windows) for e in np.unique(places // n_windows)}
+    return np.array([orders[p // n_windows][p % n_windows] for p in places])
+
+
 class Run:
     """A run in progress: where it stands, what it has seen, and its folder."""
 
     where: dict[Path, int] = {}  # run folder to the step at which this process's last run in it stands
 
-    def __init__(self, model, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, folder):
+    def __init__(self, model, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, folder,
+                 replay=None):
         self.model, self.plan, self.settings = model, plan, settings
         self.folder = None if folder is None else Path(folder)
         self.parts, self.history, self.step = anatomy(model), History(), 0
@@ -130,7 +142,7 @@ class Run:
         self._kept, self.best_step, self.bar = {}, 0, None
         self.identity = {"plan": plan.slug, "base": weight_hash(model), "settings": asdict(settings),
                          "windows": list(windows.shape), "text": checkpoints.bytes_hash(windows),
-                         "arithmetic": arithmetic()}
+                         "arithmetic": arithmetic(), "replay": replay.identity if replay else None}
 
     def resume(self, optimizer) -> None:
         """Take the folder, and take up its newest intact checkpoint, if it is of this very run.
@@ -218,13 +230,14 @@ class Run:
         print(f"The folder '{self.folder}' holds step {self.step} of {self.settings.n_steps} of this run: {left}.",
               file=sys.stderr)
 
-    def note(self, loss: float, norms: dict[str, float], seconds: float) -> None:
-        """One finished step."""
+    def note(self, loss: float, norms: dict[str, float], seconds: float, drift: float | None = None) -> None:
+        """One finished step; ``drift`` is the mean KL on the replay windows, where there are some."""
         rate = self.settings.rate_at(self.step)
         self.step += 1
         if self.folder:
             self.where[self.folder] = self.step
-        self.history.steps.append({"step": self.step, "loss": loss, "rate": rate, "norms": norms})
+        self.history.steps.append({"step": self.step, "loss": loss, "rate": rate, "norms": norms}
+                                  | ({} if drift is None else {"replay": drift}))
         self.history.seconds.append(seconds)
         self.bar.set_postfix_str(f"loss {loss:.3f}, {self.settings.batch * self.identity['windows'][1] / seconds:,.0f} "
                                  "tokens/s", refresh=False)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.utils import set_seed
 from torch import nn
@@ -25,7 +24,7 @@ from helpers import checkpoints, locks
 from helpers.anatomy import Anatomy
 from helpers.evaluation import evaluating, in_mode
 from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
-from helpers.losses import next_token_loss, require_next_token_model
+from helpers.losses import divergence_loss, next_token_loss, require_next_token_model
 from helpers.processes import (
     ProcessError,
     in_parts,
@@ -38,7 +37,8 @@ from helpers.processes import (
     require_one_step,
     sum_over_processes,
 )
-from helpers.runs import History, Run, TrainingError, TrainSettings, put
+from helpers.replay import Replay
+from helpers.runs import History, Run, TrainingError, TrainSettings, batch_rows, put
 
 __all__ = ["FitResult", "History", "NotFinite", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit",
            "train"]
@@ -69,7 +69,7 @@ class FitResult:
 
 def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, *,
         evaluate: Callable[[nn.Module], dict] | None = None, folder: str | Path | None = None,
-        progress: bool = True) -> FitResult:
+        progress: bool = True, replay: Replay | None = None) -> FitResult:
     """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
 
     When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
@@ -87,6 +87,7 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
         evaluate: called with the model at each evaluation; returns numbers to record. The
             key "held_out_loss" decides which weights are best.
         folder: where to keep checkpoints; None keeps none.
+        replay: adds weight * KL(base || model), on text that the base wrote, to the loss of each step.
 
     Raises:
         TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
@@ -104,7 +105,7 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
     while True:
         try:
             with in_mode(model, training=True):
-                return train(model, plan, windows, settings, micro, evaluate, folder, progress)
+                return train(model, plan, windows, settings, micro, evaluate, folder, progress, replay)
         except torch.cuda.OutOfMemoryError as error:
             if n_processes() > 1:  # the others are in the middle of a step, and cannot start over with this one
                 raise ProcessError(f"A GPU is full with {micro} windows at a time. Start again with a smaller "
@@ -126,11 +127,11 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
 
 
-def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> FitResult:
+def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay=None) -> FitResult:
     """The loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
     accelerator = join(next(model.parameters()).device)
     set_seed(settings.seed, device_specific=True)
-    run = Run(model, plan, windows, settings, folder)
+    run = Run(model, plan, windows, settings, folder, replay)
     before, optimizer = snapshot(model), build_optimizer(model, settings)
     loss_of, optimizer = accelerator.prepare(TokenLoss(model), optimizer)  # frozen first, wrapped for DDP then
     run.resume(optimizer)
@@ -144,6 +145,7 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> 
         rows = batch_rows(len(windows), settings.batch, step, settings.seed)
         n_tokens = len(rows) * (windows.size(1) - 1)  # of all processes together
         batch = windows[own_share(rows, accelerator)].to(accelerator.device)
+        drift = replay.add_gradient(loss_of, step, micro, settings.precision, accelerator) if replay else None
         loss = 0.0
         for part in in_parts(batch, micro, accelerator, loss_of):  # small parts give the gradient of the whole
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -152,12 +154,12 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress) -> 
             loss += total.item() / n_tokens
         loss = sum_over_processes(accelerator, loss)
         norms = gradient_norms(model, run.parts)
-        stop_if_not_finite(loss, norms["total"], step, settings, folder)
+        stop_if_not_finite(loss + (drift or 0.0), norms["total"], step, settings, folder)
         if settings.clip is not None:
             accelerator.clip_grad_norm_(model.parameters(), settings.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        run.note(loss, norms, time.perf_counter() - began)
+        run.note(loss, norms, time.perf_counter() - began, drift)
         run.evaluate(evaluate)
         run.save(optimizer)
     return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer, plan),
@@ -177,7 +179,10 @@ class TokenLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, base_of: Callable | None = None) -> torch.Tensor:
+        """The sum of next-token losses; with ``base_of`` that of KL(base || model), as `divergence_loss` has it."""
+        if base_of is not None:
+            return divergence_loss(self.model, input_ids, base_of)
         return next_token_loss(self.model, input_ids)[0]
 
 
@@ -190,17 +195,6 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ad
 def set_rate(optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def batch_rows(n_windows: int, batch: int, step: int, seed: int) -> np.ndarray:
-    """Which windows make up the batch of a step: (batch,).
-
-    Epoch after epoch in a new order. A function of the step and the seed alone, so a resumed
-    run sees the same batches and nothing has to be remembered.
-    """
-    places = np.arange(step * batch, (step + 1) * batch)
-    orders = {e: np.random.default_rng([seed, e]).permutation(n_windows) for e in np.unique(places // n_windows)}
-    return np.array([orders[p // n_windows][p % n_windows] for p in places])
 
 
 def gradient_norms(model: nn.Module, parts: Anatomy) -> dict[str, float]:

@@ -19,15 +19,10 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import copy
-import multiprocessing
-import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +30,7 @@ from helpers import profiles
 from helpers.checkpoints import bytes_hash, write_json
 from helpers.protocol import Protocol, ProtocolError, read_protocol
 from helpers.records import RUN_FIELDS, RecordError, read_record
+from helpers.workers import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "data" / "evidence"
@@ -526,65 +522,6 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
                   f"{left:.0f} minutes left in this stage", flush=True)
     if failed:
         raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
-
-
-@contextmanager
-def stopped_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C is no error: it says what to do. It can come at any moment, so all of the work stands inside."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise SystemExit("Stopped. What is recorded stays; the same command goes on with the rest.") from None
-
-
-@contextmanager
-def cancelled_by_ctrl_c(pool: concurrent.futures.Executor) -> Iterator[None]:
-    """Ctrl-C takes back the runs that have not begun, instead of waiting for them all."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-
-
-def executor(n_processes: int):
-    """Processes with one thread each; with none, the runs happen here, one after the other."""
-    if n_processes == 0:
-        return Here()
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they start
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(n_processes, mp_context=context, initializer=end_with_parent)
-
-
-def end_with_parent(seconds: float = 1.0) -> None:
-    """A worker ends when its study was killed: it would otherwise go on beside the study that resumes.
-
-    Ctrl-C ends it at once; Python's own answer would be an error of this run, and the next one. A study that was
-    started in the background ignores Ctrl-C, and so do its workers.
-    """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class Here(concurrent.futures.Executor):
-    """Runs each call at once, in this process."""
-
-    def submit(self, call, *args):
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(call(*args))
-        except (RuntimeError, ValueError, OSError) as error:
-            future.set_exception(error)
-        return future
 
 
 def tune(study: Study, plans: list[str], texts: list[str], seeds: list[int], n_processes: int) -> None:

@@ -19,11 +19,12 @@ from transformers import (
 )
 
 from helpers.anatomy import anatomy
-from helpers.budget import MIB, BudgetError, budget, compare, measured
+from helpers.budget import MIB, BudgetError, ReplaySize, budget, compare, measured
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError
-from helpers.losses import next_token_loss
+from helpers.losses import divergence_loss, next_token_loss
 from helpers.meter import KINDS
 from helpers.models import build_model, build_on_meta, gpt_neo_125m_config, mini_config
+from helpers.replay import Replay
 
 LLAMA = LlamaConfig(vocab_size=211, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=2, max_position_embeddings=64)
@@ -122,14 +123,18 @@ def test_activations_are_right_for_every_family(family):
     assert found == pytest.approx(saved_by_autograd(FAMILIES[family], plan, 4, 48), rel=0.01)
 
 
-def allocated_at_peak(config, plan, batch, length):
+def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None):
     """Parameters, buffers and moments, and the most that PyTorch's profiler saw allocated on top in one step."""
     model = build_model(config).train()
+    replay = replay_of(model)
     plan.apply(model)
     adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
     ids = torch.ones(batch, length, dtype=torch.long)
 
     def step():
+        if replay is not None:
+            rows = [i % replay.size.n_windows for i in range(replay.batch)]
+            divergence_loss(model, replay.windows[rows], replay.base_of(rows)).backward()
         next_token_loss(model, ids)[0].backward()
         adamw.step()
         adamw.zero_grad()
@@ -144,7 +149,7 @@ def allocated_at_peak(config, plan, batch, length):
         if event.tag == _EventType.Allocation:
             events.append((event.start_time_ns, event.extra_fields.alloc_size))
     held = [*model.parameters(), *model.buffers(), *(t for state in adamw.state.values() for t in state.values())]
-    now = peak = sum(t.nbytes for t in held)
+    now = peak = sum(t.nbytes for t in held) + (replay.n_bytes if replay else 0)
     for _, size in sorted(events, key=lambda event: event[0]):
         now += size
         peak = max(peak, now)
@@ -171,6 +176,25 @@ def test_the_peak_is_the_allocators_where_the_model_itself_makes_all_logits():
     config = CohereConfig(**SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2)
     found = budget(config, FULL, 4, 48).peak_bytes
     assert found == pytest.approx(allocated_at_peak(config, FULL, 4, 48), rel=0.005)
+
+
+@pytest.mark.parametrize("plan", ["full", "attention+embeddings"])
+@pytest.mark.parametrize("limit", [0, 10**9])  # hidden states are kept, or log-probabilities
+@pytest.mark.parametrize("windows, length", [(4, 64), (12, 48)])  # less than the text's batch, and more
+def test_the_peak_with_a_replay_is_the_allocators(plan, limit, windows, length):
+    config = mini_config(vocab_size=512, hidden_size=96, intermediate_size=384, max_position_embeddings=64,
+                         window_size=16)
+    made = []
+
+    def replay_of(model):
+        made.append(Replay(model, torch.ones(16, length, dtype=torch.long), batch=windows, limit=limit))
+        return made[-1]
+
+    allocated = allocated_at_peak(config, COURSE_PLANS[plan], 8, 64, replay_of)
+    found = budget(config, COURSE_PLANS[plan], 8, 64, replay=made[0].size)
+    assert found.peak_bytes == pytest.approx(allocated, rel=0.005)
+    alone = budget(config, COURSE_PLANS[plan], 8, 64)
+    assert found.bytes["buffers"] - alone.bytes["buffers"] == made[0].n_bytes
 
 
 def test_a_frozen_prefix_keeps_nothing():
@@ -234,6 +258,28 @@ def test_flops_are_those_of_pytorchs_counter(family, plan):
             loss.backward()
     assert found.forward == forward
     assert found.step == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("plan", [FULL, MAIN])
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+@pytest.mark.parametrize("keeps_predictions", [False, True])
+def test_flops_with_a_replay_are_those_of_pytorchs_counter(family, plan, keeps_predictions):
+    config, size = FAMILIES[family], ReplaySize(6, 2, 30, keeps_predictions)
+    found = budget(config, plan, 3, 40, attention="eager", replay=size).flops
+    model = build_model(config, attention="eager").train()
+    replay = Replay(model, torch.ones(6, 30, dtype=torch.long), limit=10**9 if keeps_predictions else 0)
+    plan.apply(model)
+
+    def in_place(total, a, b, out_shape=None, **more):  # PyTorch's counter knows addmm, and not addmm_
+        return 2 * a[0] * a[1] * b[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place}) as counter:
+        divergence_loss(model, replay.windows[[0, 1]], replay.base_of([0, 1])).backward()
+        next_token_loss(model, torch.ones(3, 40, dtype=torch.long))[0].backward()
+    assert found.step == counter.get_total_flops()
+    alone, more = (budget(config, plan, *shape, attention="eager").flops for shape in ((3, 40), (2, 30)))
+    head = 0 if keeps_predictions else 2 * 2 * 29 * build_on_meta(config).get_output_embeddings().weight.numel()
+    assert found.forward == alone.forward + more.forward + head
 
 
 @pytest.mark.parametrize("loss, predicted_tokens", [("whole", 40), ("chunked", 39)])

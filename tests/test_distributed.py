@@ -62,6 +62,7 @@ def test_two_processes_give_the_weights_of_one(seen, name):
     for a, b in zip(alone.history.steps, zero[name]["steps"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["norms"] == pytest.approx(b["norms"], abs=1e-5)
+        assert a.get("replay") == (pytest.approx(b["replay"], abs=1e-5) if name.startswith("replay") else None)
 
 
 def test_both_processes_report_the_loss_of_the_whole_batch(seen):

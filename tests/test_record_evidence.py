@@ -360,8 +360,8 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
 @pytest.mark.parametrize("ignored, code", [(True, 0), (False, -signal.SIGINT)])
 def test_a_worker_ignores_ctrl_c_as_its_study_does_in_the_background(ignored, code):
     before = "SIG_IGN" if ignored else "SIG_DFL"
-    worker = (f"import os, signal, record_evidence as evidence; signal.signal(signal.SIGINT, signal.{before}); "
-              "evidence.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)")
+    worker = (f"import os, signal; from helpers import workers; signal.signal(signal.SIGINT, signal.{before}); "
+              "workers.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)")
     places = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
     done = subprocess.run([sys.executable, "-c", worker], cwd=ROOT, env=os.environ | {"PYTHONPATH": places})
     assert done.returncode == code

@@ -15,6 +15,7 @@ from helpers.freezing import FreezePlan
 from helpers.losses import next_token_loss
 from helpers.models import build_model, mini_config, weight_hash
 from helpers.processes import join, means_lost_process
+from helpers.replay import Replay
 from helpers.runs import TrainingError, TrainSettings
 from helpers.sharding import held_here, shard, whole
 from helpers.training import TokenLoss, batch_rows, fit
@@ -26,14 +27,19 @@ DROPOUT = mini_config(**SHAPE, resid_dropout=0.1)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 WINDOWS = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 N_STEPS, RATE = 4, 1e-3
-RUNS = {"even": {}, "uneven": {"batch": 5, "micro_batch": 1}, "full": {"plan": FreezePlan.full()}}
+RUNS = {"even": {}, "uneven": {"batch": 5, "micro_batch": 1}, "full": {"plan": FreezePlan.full()},
+        "replay": {"replay": {"batch": 3, "weight": 2.0}},
+        "replay in parts": {"replay": {"batch": 4, "limit": 0}, "batch": 5, "micro_batch": 1}}
 
 
-def run(config=CONFIG, plan=MAIN, folder=None, evaluate=None, **changes):
+def run(config=CONFIG, plan=MAIN, folder=None, evaluate=None, replay=None, **changes):
     model = build_model(config, seed=1)
+    if replay is not None:
+        replay = Replay(model, WINDOWS[4:] + 1 - (WINDOWS[4:] == 96).long(), **replay)
     usual = {"n_steps": N_STEPS, "rate": RATE, "batch": 4, "evaluate_every": 2, "save_every": 2}
     settings = TrainSettings(**{**usual, **changes})
-    return model, fit(model, plan, WINDOWS, settings, evaluate=evaluate, folder=folder, progress=False)
+    return model, fit(model, plan, WINDOWS, settings, evaluate=evaluate, folder=folder, progress=False,
+                      replay=replay)
 
 
 def tensors(model) -> dict[str, torch.Tensor]:
