@@ -90,6 +90,19 @@ def smallest_difference(forgotten: float) -> float:
     return max(SMALLEST_FORGETTING, SMALLEST_FORGETTING_SHARE * forgotten)
 
 
+def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
+    """Are two plans equally good? Two one-sided tests (Schuirmann 1987).
+
+    *Holds* if the 90% interval lies inside the margin; *does not hold* if the 95% interval is above
+    zero and the estimate reaches the margin; else *not decided*.
+    """
+    if math.isnan(loss_90.low):
+        return UNDECIDED
+    if -margin < loss_90.low and loss_90.high < margin:
+        return HOLDS
+    return FAILS if loss_95.low > 0 and loss_95.mean >= margin else UNDECIDED
+
+
 def decide_at_least(ratio: Interval, least: float) -> str:
     """Is a ratio at least ``least``? *Holds* if its whole interval is; *does not hold* if none of it is."""
     if math.isnan(ratio.low):

@@ -42,7 +42,7 @@ EVIDENCE = DATA / "evidence"
 AUTHORS = ("alice", "edgar")
 REAL = {"alice": "carroll", "edgar": "poe"}  # the real author behind each text
 BOOKS = ("poe", "fresh")  # texts so long that a run reads a part of them, once
-MAIN, FULL = "attention+embeddings", "full"
+MAIN, ATTENTION, FULL = "attention+embeddings", "attention", "full"
 DECIDING = (FULL, MAIN, "only-attention", "only-mlp-out")
 BASES = "bases.json"
 RATES = {TINY.model_name: "rates.json", SMOLLM2.model_name: "rates-smollm2.json"}  # model to its table of rates
@@ -265,6 +265,19 @@ def share_of_every_rate(evidence: Evidence, plans: Sequence[str], text: str) -> 
     return next((share for share in SHARES if least >= share * full_gain(evidence, text)), None)
 
 
+def unlike_rates(evidence: Evidence, gap: Gap, plan: str, other: str, text: str) -> str:
+    """Where two plans are compared at two rates because one of them missed the level at the other's; "" elsewhere."""
+    if None in gap.rates or gap.rates[0] == gap.rates[1] or gap.has_unlike_rates:
+        return ""
+    faster, lower = (plan, gap.rates[1]) if gap.rates[0] > gap.rates[1] else (other, gap.rates[0])
+    at_lower = [r for r in tuning_runs(evidence, faster, text) if r["rate"] == lower]
+    gain = np.mean([frontier(r["evaluations"])[0][-1] for r in at_lower]) if at_lower else np.nan
+    if not gain < TOP_SHARE * full_gain(evidence, text):
+        return ""
+    return (f"on {text} `{plan}` was read at {gap.rates[0]:g} and `{other}` at {gap.rates[1]:g}: at {lower:g} "
+            f"`{faster}` ended at {gain / full_gain(evidence, text):.0%} of full training's gain")
+
+
 def forgetting_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL) -> list[Finding]:
     """C10: does a plan forget less, text by text?"""
     return [replace(forgetting_finding(evidence, plan, other, text), test=text) for text in AUTHORS]
@@ -281,6 +294,8 @@ def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> 
         limits.append("the sign depends on the rate")
     if gap.word == decisions.DEPENDS:
         limits.append("the sign depends on the gain")
+    if unlike := unlike_rates(evidence, gap, plan, other, text):
+        limits.append(unlike)
     if gap.interval.gain_half is None:
         limits.append(NO_DEV_WINDOWS)
     finding = decisions.finding_of(gap.interval, gap.smallest, "lower", limits)
