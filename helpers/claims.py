@@ -163,8 +163,8 @@ def load_claims(folder: Path | None = None) -> list[dict]:
 
 def two_digits(number: float, sign: str = "") -> str:
     """A number with two significant digits and no exponent; whole numbers keep theirs. ``sign``: "+" shows it."""
-    if not number or not math.isfinite(number):
-        return f"{number:{sign}g}"
+    if not math.isfinite(number) or float(number).is_integer():
+        return f"{number:{sign},.0f}"
     rounded = float(f"{number:.1e}")
     n_decimals = max(0, 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:{sign}.{n_decimals}f}" if abs(number) < 100 else f"{number:{sign},.0f}"

@@ -145,6 +145,7 @@ class Gap:
         share: of full training's best gain, at which both were read.
         smallest: the smallest difference that counts: a share of what the other plan forgot, on the same windows.
         word: less, more, …: `decisions.over_gains` over this share and the lower ones.
+        forgotten: F of the plan and of the other there, nats a token, means over the pairs.
         rates: of the plan and of the other.
         has_unlike_rates: one of the two plans has no tuned rate that got to the level g*. Its runs have the rate that
             gains most, the other's the one that forgets least.
@@ -154,6 +155,7 @@ class Gap:
     share: float
     smallest: float
     word: str
+    forgotten: tuple[float, float]
     rates: tuple[float | None, float | None]
     has_unlike_rates: bool = False
 
@@ -171,19 +173,20 @@ def forgetting_gap(evidence: Evidence, plan: str, other: str, text: str) -> Gap 
         found = [gap_at(evidence, a, b, text, lower * level / share) for lower in SHARES if lower <= share]
     except ComparisonError:
         return None
-    words = [decisions.word(*one) for one in found]
+    words = [decisions.word(interval, smallest) for interval, smallest, _ in found]
     is_tuned = [bool(evidence.at_level(p, text)) or text not in evidence.rates["matched_gain"] for p in (plan, other)]
-    interval, smallest = found[0]
-    return Gap(interval, share, smallest, decisions.over_gains(words), (rate_of(a), rate_of(b)),
+    interval, smallest, forgotten = found[0]
+    return Gap(interval, share, smallest, decisions.over_gains(words), forgotten, (rate_of(a), rate_of(b)),
                len(set(is_tuned)) > 1)
 
 
 def gap_at(evidence: Evidence, a: Sequence[dict], b: Sequence[dict], text: str,
-           level: float) -> tuple[Interval, float]:
-    """The difference in forgetting at one gain, and the smallest that counts beside what b's runs forgot there."""
+           level: float) -> tuple[Interval, float, tuple[float, float]]:
+    """The difference in forgetting at one gain, the smallest that counts beside what b forgot there, and both F."""
     interval = forgetting_difference(a, b, level, level_runs(evidence, text))
-    forgotten = np.mean([forgetting_at(y["evaluations"], level) for _, y in pairs_by_seed(a, b)])
-    return interval, decisions.smallest_difference(float(forgotten))
+    each = [[forgetting_at(run["evaluations"], level) for run in pair] for pair in pairs_by_seed(a, b)]
+    own, others = (float(f) for f in np.mean(each, axis=0))
+    return interval, decisions.smallest_difference(others), (own, others)
 
 
 def rate_of(runs: Sequence[dict]) -> float | None:
