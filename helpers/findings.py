@@ -367,10 +367,16 @@ def quality_finding(evidence: Evidence, text: str, test: str, plan: str = MAIN, 
     if test not in evidence.base:
         return nothing("the base's test loss was not recorded, so that no gain is known")
     base = evidence.base[test]
-    if not test_gain(runs[1], test, base).low > 0:
+    if not gains(runs[1], test, base):
         return nothing(f"{'full training' if other == FULL else other} itself gains nothing there", UNTESTED)
     shares = [gain_share(*runs, test, base, level) for level in (0.90, 0.95)]
     return decisions.share_finding(*shares, limits=broken_off(evidence, plan, other, texts=[text]))
+
+
+def gains(runs: Sequence[dict], test: str, base: Sequence[float]) -> bool:
+    """Whether runs gained on a test: the mean lies above 0, and so does the interval, where there is one."""
+    gain = test_gain(runs, test, base)
+    return gain.mean > 0 and not gain.low <= 0
 
 
 def first_rule(evidence: Evidence, text: str, test: str, plan: str = MAIN, other: str = FULL) -> Finding | None:
@@ -395,7 +401,7 @@ def style_tests(evidence: Evidence) -> dict[str, Mapping]:
 def can_be_read_at_equal_gain(evidence: Evidence, *plans: str, **on) -> bool:
     """Whether each of these plans gained on each of the two tests, so that style a nat of gain is a number."""
     tests = {a: a for a in AUTHORS} | dict(on.get("on") or {})
-    return all(test in evidence.base and test_gain(runs, test, evidence.base[test]).low > 0
+    return all(test in evidence.base and gains(runs, test, evidence.base[test])
                for plan in plans for text, test in tests.items() if (runs := evidence.of(plan, text, "learn")))
 
 

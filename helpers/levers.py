@@ -53,7 +53,7 @@ def rate_lever(evidence: Evidence, text: str) -> Lever | None:
         return None
     high, low = max(at), min(at, key=at.get)
     n_seeds = {r["n_seeds"] for r in evidence.rates["table"] if (r["plan"], r["text"]) == (FULL, text)}
-    return Lever(text, f"the rate: full training at {high:g}, and at {low:g}", (at[high], at[low]), min(n_seeds))
+    return Lever(text, f"the rate: full training at {high:g} over {low:g}", (at[high], at[low]), min(n_seeds))
 
 
 def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
@@ -63,7 +63,7 @@ def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
         return None
     at_best = [float(frontier(r["evaluations"])[1][-1]) for r in runs]
     early = [forgetting_at(r["evaluations"], TOP_SHARE * frontier(r["evaluations"])[0][-1]) for r in runs]
-    return Lever(text, f"stopping: full training at its best gain, and at {TOP_SHARE:.0%} of it",
+    return Lever(text, f"stopping: full training at its best gain over {TOP_SHARE:.0%} of it",
                  (float(np.mean(at_best)), float(np.mean(early))), len(runs))
 
 
@@ -71,7 +71,7 @@ def plan_levers(evidence: Evidence, text: str) -> list[Lever]:
     """Each pair of plans that was compared at equal gain, at the rates that forget least."""
     pairs = [*RIVALS, *((p, FULL) for p in (*DECIDING[1:], *DESCRIBED))]
     gaps = {pair: forgetting_gap(evidence, *pair, text) for pair in pairs}
-    return [Lever(text, f"the plan: `{plan}`, and `{other}`: {gap.word}", gap.forgotten, gap.interval.n_pairs)
+    return [Lever(text, f"the plan: `{plan}` over `{other}`: {gap.word}", gap.forgotten, gap.interval.n_pairs)
             for (plan, other), gap in gaps.items() if gap and not gap.has_unlike_rates]
 
 
@@ -102,7 +102,7 @@ def short(name: str) -> str:
 def table_of(found: list[Lever]) -> str:
     rows = [[lever.text, lever.name, " / ".join(two_digits(f) for f in lever.forgot), two_digits(lever.factor),
              lever.n_seeds] for lever in found]
-    return markdown(["text", "the first, and the second", "forgetting of each, nats a token", "factor", "seeds"], rows)
+    return markdown(["text", "the first over the second", "forgetting of each, nats a token", "factor", "seeds"], rows)
 
 
 # --- sentences ---------------------------------------------------------------------
