@@ -184,7 +184,8 @@ def gap_in_words(text: str, gap: Gap | None) -> str:
     if gap is None:
         return f"on {text} the main plan and full training are not comparable (a run stays below 35% of full's gain)"
     words = {LESS: "the main plan forgot less than full training", MORE: "the main plan forgot more than full training",
-             SAME: "the two plans show no difference that counts", DEPENDS: "which plan forgot less depends on the gain"}
+             SAME: "the two plans show no difference that counts",
+             DEPENDS: "which plan forgot less depends on the gain"}
     doubt = f"; {NO_DEV_WINDOWS}" if gap.interval.gain_half is None else ""
     return (f"on {text} {words.get(gap.word, 'it is open whether the main plan forgot less or more')}: "
             f"{in_nats(gap.interval)}, at {gap.share:.0%} of full training's best gain (what counts begins at "

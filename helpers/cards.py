@@ -47,8 +47,8 @@ RULES = (
     _rule("to keep what the base could do", "C10",
           "freeze, at a gentle rate: at equal gain it forgot less",
           "lower the rate first. Freezing forgot less on some texts or models only: compare at equal gain on yours",
-          "do not freeze for this: at equal gain it did not forget less by an amount that counts. Lower the rate first, "
-          "and stop early",
+          "do not freeze for this: at equal gain it did not forget less by an amount that counts. Lower the rate "
+          "first, and stop early",
           "do not rely on freezing: lower the rate first, stop early, then compare plans at equal gain"),
     _rule("an author's manner", "C14",
           "the main plan is enough",

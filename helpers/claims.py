@@ -188,7 +188,8 @@ def claims_table(entries: list[dict], width: int = 110) -> str:
     for e in entries:
         for k, row in enumerate(on_models(e)):
             line = (f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} "
-                    f"{about(row).removeprefix('on ')}, {row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, {row['source']}")
+                    f"{about(row).removeprefix('on ')}, {row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, "
+                    f"{row['source']}")
             lines.append(fill(line, width, subsequent_indent=" " * 21, break_on_hyphens=False))
         lines.append(fill(e["statement"], width, initial_indent=" " * 5, subsequent_indent=" " * 5))
     return "\n".join(lines)

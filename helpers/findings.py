@@ -241,7 +241,7 @@ class Reading:
 
 
 def gentlest(evidence: Evidence, plan: str, text: str, share: float) -> Reading | None:
-    """A plan at its gentlest rate: of the rates at which every tuning run reaches the share, the one that forgets least.
+    """A plan at its gentlest rate: of those at which every tuning run reaches the share, the one that forgets least.
 
     None where no rate gets there.
     """

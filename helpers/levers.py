@@ -22,8 +22,8 @@ from helpers.findings import (
     Evidence,
     Gap,
     forgetting_gap,
-    gap_at,
     full_gain,
+    gap_at,
     quality_finding,
 )
 from helpers.notes import numbers
@@ -132,14 +132,14 @@ def seeds(lever: Lever) -> str:
 
 
 def plan_in_words(evidence: Evidence, plan: str, other: str, text: str, gap: Gap) -> str:
-    """One plan beside another: the word, the difference, the factor at each level, and what it gains on new chapters."""
+    """One plan beside another: the word, the difference, a factor a level, and what it gains on new chapters."""
     a, b = (evidence.every(p, text, "keep") for p in (plan, other))
     factors = []
     for share in (s for s in SHARES if s <= gap.share):
         _, _, (own, others) = gap_at(evidence, a, b, text, share * full_gain(evidence, text))
         factors.append(f"{two_digits(own / others)} at {share:.0%}")
-    words = (f"On {text} `{plan}` minus `{other}` at equal gain: {gap.word}, {in_nats(gap.interval)}; of what `{other}` "
-             f"forgot it forgot {', '.join(factors)} of full training's best gain")
+    words = (f"On {text} `{plan}` minus `{other}` at equal gain: {gap.word}, {in_nats(gap.interval)}; of what "
+             f"`{other}` forgot it forgot {', '.join(factors)} of full training's best gain")
     quality = quality_finding(evidence, text, text, plan, other)
     if quality.interval.n_pairs:
         words += f"; it gained {numbers(quality.interval, '')} of the other's gain on new chapters"

@@ -48,8 +48,8 @@ def every_plan(evidence: Evidence) -> Answer | None:
             for p, gap in sorted(compared.items(), key=lambda item: item[1].interval.mean)}
     zones = [gap.smallest for _, gap in sorted(compared.items(), key=lambda item: item[1].interval.mean)]
     words = [gap.word for gap in compared.values()]
-    title = fill(f"By enough to count, {words.count(LESS)} of {len(rows)} plans forgot less than full training at equal "
-                 f"gain, {words.count(MORE)} forgot more ({evidence.model}, {text})", width=70)
+    title = fill(f"By enough to count, {words.count(LESS)} of {len(rows)} plans forgot less than full training at "
+                 f"equal gain, {words.count(MORE)} forgot more ({evidence.model}, {text})", width=70)
     low = {p: readings(evidence, p, text) for p in plans if p not in compared}
     return of_runs(
         evidence, runs, [rows, zones], title=title, table=markdown(HEAD, table_rows(evidence, compared, low, text)),

@@ -33,11 +33,11 @@ class Question:
     how_to_read: str
 
 
-UNLIKE = ("*Unlike rates*: no rate of this plan got to 80% of full training's gain, so that its runs have the rate that "
-          "gains most, beside full training at the rate that forgets least. ")
-BOTH_AXES = ("An interval holds three errors: of the seeds, of the retention text's windows, and of the dev windows on which "
-             "the gain is read. Records hold the dev windows of a run's start and best step; between them each window's "
-             "share of the gain is taken as constant. ")
+UNLIKE = ("*Unlike rates*: no rate of this plan got to 80% of full training's gain, so that its runs have the rate "
+          "that gains most, beside full training at the rate that forgets least. ")
+BOTH_AXES = ("An interval holds three errors: of the seeds, of the retention text's windows, and of the dev windows on "
+             "which the gain is read. Records hold the dev windows of a run's start and best step; between them each "
+             "window's share of the gain is taken as constant. ")
 WORDS = ("*Less* or *more*: the interval lies on one side of zero, and the difference is at least a fifth of what the "
          "other plan forgot on the same windows, and 0.005 nats. *No difference that counts*: the interval shuts out "
          "one of that size. *Open*: neither. *Depends on the gain*: less at one level, more at another. ")
@@ -71,9 +71,9 @@ QUESTIONS = (
     Question("quality", "Which plan predicts the new text best?", answers.quality, True, RUNS, "make evidence",
              "the gain is the base's test loss minus that of the tuned model, with the weights of the best dev loss. "
              "Each row of the picture is a plan's gain over full training's, minus 1, over pairs with the same seed. "
-             "Right of zero: it gained more. *As much gained* holds where the 90% interval of the share lies above 0.9. "
-             "Where a tuned model loses more than the untouched base, nothing was gained, and two equal losses say "
-             "nothing. It is a loss, and says nothing about how a text reads."),
+             "Right of zero: it gained more. *As much gained* holds where the 90% interval of the share lies above "
+             "0.9. Where a tuned model loses more than the untouched base, nothing was gained, and two equal losses "
+             "say nothing. It is a loss, and says nothing about how a text reads."),
     Question("style", "Who learns an author's style?", answers.style, True, RUNS, "make evidence",
              "read down a column: the text stays, the models change. Style contrast is the mean over both authors of "
              "how much better the model tuned on an author is than the one tuned on the other; what helps with any "
@@ -106,8 +106,8 @@ QUESTIONS = (
              "its gentlest rate there, that is the one that forgets least. " + BOTH_AXES + WORDS
              + "Plans with five pairs are described and decide nothing."),
     Question("lora", "LoRA or partial fine-tuning?", lora_study.lora, True, RUNS, "make evidence",
-             "on one text. Lines are tuning runs at the rate that forgets least at this gain, for each plan: no rate of "
-             "the LoRA plans got to 80% of full training's gain, so all are read at the highest share that every rate "
-             "tried reached. A best gain is that of the main runs at the rate that gains most. These runs are described "
-             "and decide nothing: they are few, and on one text."),
+             "on one text. Lines are tuning runs at the rate that forgets least at this gain, for each plan: no rate "
+             "of the LoRA plans got to 80% of full training's gain, so all are read at the highest share that every "
+             "rate tried reached. A best gain is that of the main runs at the rate that gains most. These runs are "
+             "described and decide nothing: they are few, and on one text."),
 )

@@ -102,9 +102,10 @@ def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, uni
     if verdict == UNDECIDED and (reason := what_would_decide(findings)):
         note = f"{note}; {reason}"
     limits = dict.fromkeys(limit for f in decisions.tested([finding, *findings]) for limit in f.limits)
-    return {"claim": claim, "verdict": verdict, "text": finding.test, "value": plain(found.mean), "low": plain(found.low),
-            "high": plain(found.high), "unit": unit, "model": evidence.model, "n_seeds": found.n_pairs,
-            "model_hash": evidence.runs[0]["model_hash"], "source": "recorded", "note": "; ".join([note, *limits])}
+    return {"claim": claim, "verdict": verdict, "text": finding.test, "value": plain(found.mean),
+            "low": plain(found.low), "high": plain(found.high), "unit": unit, "model": evidence.model,
+            "n_seeds": found.n_pairs, "model_hash": evidence.runs[0]["model_hash"], "source": "recorded",
+            "note": "; ".join([note, *limits])}
 
 
 def convergence(evidence: Evidence) -> list[dict]:
