@@ -34,9 +34,13 @@ RIVALS = (("only-attention", "only-mlp-out"),)  # equally many parameters
 
 @dataclass(frozen=True)
 class Lever:
-    """One choice on one text: forgetting with the one and with the other, nats a token, over so many seeds."""
+    """One choice on one text: forgetting with the one and with the other, nats a token, over so many seeds.
+
+    ``kind`` is "the rate", "stopping" or "the plan"; ``name`` says what stands over what.
+    """
 
     text: str
+    kind: str
     name: str
     forgot: tuple[float, float]
     n_seeds: int
@@ -53,7 +57,7 @@ def rate_lever(evidence: Evidence, text: str) -> Lever | None:
         return None
     high, low = max(at), min(at, key=at.get)
     n_seeds = {r["n_seeds"] for r in evidence.rates["table"] if (r["plan"], r["text"]) == (FULL, text)}
-    return Lever(text, f"the rate: full training at {high:g} over {low:g}", (at[high], at[low]), min(n_seeds))
+    return Lever(text, "the rate", f"full training at {high:g} over {low:g}", (at[high], at[low]), min(n_seeds))
 
 
 def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
@@ -63,7 +67,7 @@ def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
         return None
     at_best = [float(frontier(r["evaluations"])[1][-1]) for r in runs]
     early = [forgetting_at(r["evaluations"], TOP_SHARE * frontier(r["evaluations"])[0][-1]) for r in runs]
-    return Lever(text, f"stopping: full training at its best gain over {TOP_SHARE:.0%} of it",
+    return Lever(text, "stopping", f"full training at its best gain over {TOP_SHARE:.0%} of it",
                  (float(np.mean(at_best)), float(np.mean(early))), len(runs))
 
 
@@ -71,7 +75,7 @@ def plan_levers(evidence: Evidence, text: str) -> list[Lever]:
     """Each pair of plans that was compared at equal gain, at the rates that forget least."""
     pairs = [*RIVALS, *((p, FULL) for p in (*DECIDING[1:], *DESCRIBED))]
     gaps = {pair: forgetting_gap(evidence, *pair, text) for pair in pairs}
-    return [Lever(text, f"the plan: `{plan}` over `{other}`: {gap.word}", gap.forgotten, gap.interval.n_pairs)
+    return [Lever(text, "the plan", f"`{plan}` over `{other}`: {gap.word}", gap.forgotten, gap.interval.n_pairs)
             for (plan, other), gap in gaps.items() if gap and not gap.has_unlike_rates]
 
 
@@ -79,30 +83,43 @@ def levers(evidence: Evidence) -> Answer | None:
     """The rate, stopping, and the plans, as factors of forgetting; the largest first."""
     found = [lever for text in AUTHORS for lever in
              (rate_lever(evidence, text), stopping_lever(evidence, text), *plan_levers(evidence, text)) if lever]
-    if not any(lever.name.startswith("the rate") for lever in found) or len(found) < 2:
+    if not any(lever.kind == "the rate" for lever in found) or len(found) < 2:
         return None
     found.sort(key=lambda lever: abs(np.log(lever.factor)), reverse=True)
-    points = {f"{lever.text}, {short(lever.name)}": (lever.factor,) * 3 for lever in found}
+    points = {f"{lever.text}, {short(lever)}": (lever.factor,) * 3 for lever in found}
     first = found[0]
-    title = (f"The largest factor: {two_digits(first.factor)} on {first.text}, {short(first.name)}\n"
+    title = (f"The largest factor: {two_digits(first.factor)} on {first.text}, {short(first)}\n"
              f"({evidence.model}, forgetting with the first over the second)")
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]
     return of_runs(
-        evidence, runs, points, title=title, sentence=" ".join(sentences(evidence)), table=table_of(found),
+        evidence, runs, points, title=title, table=table_of(found),
+        sentence=" ".join([ranking(found), *sentences(evidence)]),
         alt=f"Factors by which {len(points)} choices change forgetting; 1 is no change",
         draw=lambda: plots.intervals({k: tuple(v - 1 for v in f) for k, f in points.items()}, title,
                                      "factor of forgetting, minus 1"))
 
 
-def short(name: str) -> str:
-    """The name of a lever without its rates."""
-    return name.replace("`", "").replace("the plan: ", "").partition(": ")[0]
+def short(lever: Lever) -> str:
+    """A lever in a few words: its kind, or for a plan what stands over what."""
+    return lever.name.replace("`", "").partition(": ")[0] if lever.kind == "the plan" else lever.kind
+
+
+def ranking(found: list[Lever]) -> str:
+    """Each kind of lever by its largest factor, in their order; ``found`` has the largest first."""
+    first: dict[str, Lever] = {}
+    for lever in found:
+        first.setdefault(lever.kind, lever)
+    return "By its largest factor of forgetting: " + "; ".join(
+        f"{lever.kind} {two_digits(lever.factor)} (on {lever.text}, {lever.name.partition(': ')[0]})"
+        for lever in first.values()) + "."
 
 
 def table_of(found: list[Lever]) -> str:
-    rows = [[lever.text, lever.name, " / ".join(two_digits(f) for f in lever.forgot), two_digits(lever.factor),
-             lever.n_seeds] for lever in found]
-    return markdown(["text", "the first over the second", "forgetting of each, nats a token", "factor", "seeds"], rows)
+    """A row a lever, the largest factor first."""
+    rows = [[lever.text, lever.kind, lever.name, " / ".join(two_digits(f) for f in lever.forgot),
+             two_digits(lever.factor), lever.n_seeds] for lever in found]
+    head = ["text", "what", "the first over the second", "forgetting of each, nats a token", "factor", "seeds"]
+    return markdown(head, rows)
 
 
 # --- sentences ---------------------------------------------------------------------
@@ -114,8 +131,9 @@ def sentences(evidence: Evidence) -> list[str]:
     for text in AUTHORS:
         rate, stop = rate_lever(evidence, text), stopping_lever(evidence, text)
         if rate:
-            said.append(f"On {text}, {rate.name}: {two_digits(rate.forgot[0])} and {two_digits(rate.forgot[1])} nats a "
-                        f"token at equal gain, a factor of {two_digits(rate.factor)} ({seeds(rate)}).")
+            high, low = map(two_digits, rate.forgot)
+            said.append(f"On {text}, {rate.name}: {high} and {low} nats a token at equal gain, a factor of "
+                        f"{two_digits(rate.factor)} ({seeds(rate)}).")
         if stop:
             last = stop.forgot[0] - stop.forgot[1]
             said.append(f"On {text} the last fifth of full training's gain cost {two_digits(last)} nats a token of "

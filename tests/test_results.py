@@ -225,7 +225,8 @@ def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
     answer = levers.levers(found)
     first = answer.table.splitlines()[2]
     assert "`only-attention` over `only-mlp-out`: more" in first and "| 6.0 |" in first, "0.18 over 0.03"
-    assert "the rate: full training at 0.0003 over 0.0001" in answer.table and "a factor of 2" in answer.sentence
+    assert "| the rate | full training at 0.0003 over 0.0001 |" in answer.table and "a factor of 2" in answer.sentence
+    assert "By its largest factor of forgetting: the plan 6.0 (on " in answer.sentence, "the largest kind comes first"
     assert "On alice `only-attention` minus `only-mlp-out` at equal gain: more" in answer.sentence
     other = levers.levers(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
     assert "On alice `only-attention` minus `only-mlp-out` at equal gain: less" in other.sentence
