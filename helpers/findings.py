@@ -170,7 +170,7 @@ def forgetting_gap(evidence: Evidence, plan: str, other: str, text: str) -> Gap 
         return None
     try:
         level, share = matched_gain([r["evaluations"] for r in a + b], full_gain(evidence, text))
-        found = [gap_at(evidence, a, b, text, lower * level / share) for lower in SHARES if lower <= share]
+        found = [gap_at(evidence, a, b, text, level * (lower / share)) for lower in SHARES if lower <= share]
     except ComparisonError:
         return None
     words = [decisions.word(interval, smallest) for interval, smallest, _ in found]

@@ -14,6 +14,7 @@ from helpers.comparison import (
     forgetting_difference,
     gain_share,
     gain_without_blocks,
+    matched_gain,
     paired_interval,
 )
 from helpers.decisions import (
@@ -158,6 +159,14 @@ def test_less_at_one_gain_and_more_at_another_depends_on_the_gain():
     gap = forgetting_gap(found, MAIN, FULL, "alice")
     assert gap.word == DEPENDS
     assert "the sign depends on the gain" in forgetting_finding(found, MAIN, FULL, "alice").limits
+
+
+def test_a_gap_is_the_difference_at_the_level_itself_to_the_last_bit():
+    found = evidence({MAIN: 0.3}, level=0.116464)
+    runs = [found.of(p, "alice", "keep") for p in (MAIN, FULL)]
+    wanted = forgetting_difference(*runs, matched_gain([r["evaluations"] for r in sum(runs, [])], 0.116464 / 0.8)[0],
+                                   findings.level_runs(found, "alice"))
+    assert forgetting_gap(found, MAIN, FULL, "alice").interval == wanted
 
 
 def test_the_smallest_difference_comes_from_the_windows_that_decide():
