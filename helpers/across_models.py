@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import plots
 from helpers.answers import Answer, gap_in_words, origin_of, protocol_of
 from helpers.comparison import Interval
-from helpers.decisions import counts
+from helpers.decisions import LESS, MORE
 from helpers.findings import AUTHORS, EVIDENCE, FULL, MAIN, forgetting_gap, read_evidence, studied_models
 
 
@@ -17,21 +17,21 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     found, runs, origins, zones, words = {}, [], [], [], []
     for model in studied_models(folder):
         evidence = read_evidence(model, folder)
-        gaps = {t: gap for t in AUTHORS if (gap := forgetting_gap(evidence, MAIN, FULL, t)) and gap[0].n_pairs > 1}
+        gaps = {t: gap for t in AUTHORS
+                if (gap := forgetting_gap(evidence, MAIN, FULL, t)) and gap.interval.n_pairs > 1}
         if gaps:
             found[model] = gaps
             own = [r for plan in (MAIN, FULL) for t in gaps for r in evidence.of(plan, t, "keep")]
             origins.append(origin_of(evidence, own))
             runs += own
-            zones += [evidence.smallest(t) for t in gaps]
-            words.append(f"**{model}**: {'; '.join(gap_in_words(t, g, evidence.smallest(t)) for t, g in gaps.items())}")
+            zones += [gap.smallest for gap in gaps.values()]
+            words.append(f"**{model}**: {'; '.join(gap_in_words(t, gap) for t, gap in gaps.items())}")
     if len(found) < 2:
         return None
-    rows = {f"{model},\n{text}": (i.mean, i.low, i.high) for model, gaps in found.items()
-            for text, (i, _) in gaps.items()}
-    says = sides({model: [i for i, _ in gaps.values()] for model, gaps in found.items()})
-    every = [interval for gaps in found.values() for interval, _ in gaps.values()]
-    n_large = sum(counts(interval, zone) for interval, zone in zip(every, zones, strict=True))
+    rows = {f"{model},\n{text}": (gap.interval.mean, gap.interval.low, gap.interval.high)
+            for model, gaps in found.items() for text, gap in gaps.items()}
+    says = sides({model: [gap.interval for gap in gaps.values()] for model, gaps in found.items()})
+    n_large = sum(gap.word in (LESS, MORE) for gaps in found.values() for gap in gaps.values())
     large = f"{n_large} of {len(rows)} differences {'is' if n_large == 1 else 'are'} clear and large enough to count"
     title = f"Forgetting, main plan minus full training:\n{says};\n{large}"
     return Answer(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.claims import number_of, on_models, seeds_of
-from helpers.decisions import FAILS, HOLDS, IN_PART, SMALLEST_LOSS, UNDECIDED, UNTESTED, over_texts
+from helpers.decisions import EQUAL_SHARE, FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, over_texts
 from helpers.profiles import DATA
 
 RECORDED = DATA / "evidence" / "claims.json"
@@ -38,17 +38,18 @@ def _rule(wish: str, claim: str, holds: str, in_part: str, fails: str, undecided
 # The main plan freezes attention and embeddings, and trains MLP and LayerNorm.
 RULES = (
     _rule("the lowest loss on the new text", "C13",
-          f"the main plan's loss is within {SMALLEST_LOSS:g} nats a token of full training's: let memory and time "
-          "decide",
-          "the main plan was as good on some texts or models only: try both on your own dev text",
-          "do not freeze for quality: full training was better",
+          f"the main plan gains at least {EQUAL_SHARE:.0%} of what full training gains on new chapters: let memory and "
+          "time decide",
+          f"the main plan gained {EQUAL_SHARE:.0%} of what full training gained on some texts or models only: try both "
+          "on your own dev text",
+          "do not freeze for quality: full training gained more",
           "try full training and the main plan, each at its own rate, on your own dev text"),
     _rule("to keep what the base could do", "C10",
-          "freeze attention: at equal gain it forgot less",
-          "freezing attention forgot less on some texts or models only: compare at equal gain on yours",
-          "do not freeze for this: at equal gain the main plan did not forget less by an amount that counts. Try lower "
-          "rates first",
-          "do not rely on freezing: lower the rate first, then compare plans at equal gain"),
+          "freeze, at a gentle rate: at equal gain it forgot less",
+          "lower the rate first. Freezing forgot less on some texts or models only: compare at equal gain on yours",
+          "do not freeze for this: at equal gain it did not forget less by an amount that counts. Lower the rate "
+          "first, and stop early",
+          "do not rely on freezing: lower the rate first, stop early, then compare plans at equal gain"),
     _rule("an author's manner", "C14",
           "the main plan is enough",
           "try the main plan beside full training: notebook 05 says for each part of the claim what was found",
@@ -78,7 +79,7 @@ def recorded_claims(place: Path = RECORDED) -> list[dict]:
 
 
 def basis_of(entry: dict | None) -> str:
-    """What an advice rests on, on each model: verdict, number, seeds; "predicted" where it was not measured."""
+    """What an advice rests on, on each model and part: verdict, number, seeds; "predicted" where not measured."""
     if entry is None:
         return UNKNOWN
     return f"{entry['id']} " + "; ".join(_basis_on_one(row) for row in on_models(entry))
@@ -86,7 +87,8 @@ def basis_of(entry: dict | None) -> str:
 
 def _basis_on_one(row: Mapping) -> str:
     was_measured = row["value"] is not None and "predicted" not in row["note"]
-    how = f"{row['model']}{seeds_of(row) or ', no training runs'}" if was_measured else "predicted, not measured"
+    who = f"{row['part'] + ', ' if row.get('part') else ''}{row['model']}"
+    how = f"{who}{seeds_of(row) or ', no training runs'}" if was_measured else "predicted, not measured"
     return f"{row['verdict']}: {number_of(row)} ({how})"
 
 

@@ -70,7 +70,8 @@ CLAIMS = {c.id: c for c in (
 
 
 # What a verdict says; the rest of an entry is about the claim.
-VERDICT_KEYS = ("verdict", "value", "low", "high", "unit", "model", "model_hash", "n_seeds", "source", "note")
+VERDICT_KEYS = ("verdict", "part", "text", "value", "low", "high", "unit", "model", "model_hash", "n_seeds", "source",
+                "note")
 
 
 # --- records -----------------------------------------------------------------------
@@ -89,14 +90,14 @@ def record(claim: str, verdict: str, *, folder: Path | None = None, **entry) -> 
     found = made(claim, verdict, **entry)
     store(found, folder)
     for k, row in enumerate(on_models(found)):
-        where = f" (on {row['model']})" if k else ""
+        where = f" ({about(row)})" if k else ""
         print(f"{claim} {row['verdict']}{where}: {row['note']}")
     return found
 
 
 def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str, model_hash: str, n_seeds: int,
-         source: str, low: float | None = None, high: float | None = None, note: str = "",
-         also: Sequence[Mapping] = ()) -> dict:
+         source: str, low: float | None = None, high: float | None = None, note: str = "", part: str = "",
+         text: str = "", also: Sequence[Mapping] = ()) -> dict:
     """One verdict as it is stored.
 
     Args:
@@ -105,7 +106,9 @@ def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str
         n_seeds: training runs per plan; 0 where nothing was trained.
         source: "live" (measured by this notebook) or "recorded" (from data/evidence).
         note: what was measured, in a few words; "on these two authors" where that is all.
-        also: the same claim on other models: mappings with the same names.
+        part: what of the claim this verdict is about, e.g. "attention frozen"; empty for the whole claim.
+        text: the text that the number was measured on; empty where no text was needed.
+        also: the same claim on other models, or other parts of it: mappings with the same names.
 
     Raises:
         ClaimError: as in `record`.
@@ -118,7 +121,7 @@ def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str
         raise ClaimError(f"Source '{source}' is not known. Choose 'live' or 'recorded'.")
     if verdict not in (UNTESTED, UNDECIDED) and value is None:
         raise ClaimError(f"{claim}: a verdict needs a number. Give value=, or say '{UNTESTED}'.")
-    entry = {"id": claim, "statement": CLAIMS[claim].statement, "verdict": verdict,
+    entry = {"id": claim, "statement": CLAIMS[claim].statement, "verdict": verdict, "part": part, "text": text,
              "value": plain(value), "low": plain(low), "high": plain(high), "unit": unit, "model": model,
              "model_hash": model_hash, "n_seeds": n_seeds, "source": source,
              "notebook": CLAIMS[claim].notebook, "note": note}
@@ -132,8 +135,13 @@ def store(entry: Mapping, folder: Path | None = None) -> None:
 
 
 def on_models(entry: Mapping) -> list[Mapping]:
-    """The verdicts of a claim, one a model: the entry's own first, then those under "also"."""
+    """The verdicts of a claim, one a model and part: the entry's own first, then those under "also"."""
     return [{k: row[k] for k in VERDICT_KEYS if k in row} for row in (entry, *entry.get("also", ()))]
+
+
+def about(row: Mapping) -> str:
+    """Which verdict of a claim it is: its part, where it has one, and its model."""
+    return f"{row['part']}, on {row['model']}" if row.get("part") else f"on {row['model']}"
 
 
 def seeds_of(row: Mapping) -> str:
@@ -177,25 +185,35 @@ def _is_number(found: Any) -> bool:
     return type(found) in (int, float) and abs(found) <= sys.float_info.max
 
 
-def number_of(entry: dict) -> str:
-    """The number of a verdict with its interval and unit, e.g. ``-0.031 [-0.044, -0.018] nats``."""
+def two_digits(number: float, sign: str = "") -> str:
+    """A number with two significant digits and no exponent; whole numbers keep theirs. ``sign``: "+" shows it."""
+    if not math.isfinite(number) or float(number).is_integer():
+        return f"{number:{sign},.0f}"
+    rounded = float(f"{number:.1e}")
+    n_decimals = max(0, 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:{sign}.{n_decimals}f}" if abs(number) < 100 else f"{number:{sign},.0f}"
+
+
+def number_of(entry: Mapping) -> str:
+    """The number of a verdict with its text, interval and unit, e.g. ``alice: -0.031 [-0.044, -0.018] nats``."""
     if entry["value"] is None:
         return "-"
-    text = f"{entry['value']:.3g}" if abs(entry["value"]) < 1000 else f"{entry['value']:,.0f}"
+    number = two_digits(entry["value"])
     if entry["low"] is not None and entry["high"] is not None:
-        text += f" [{entry['low']:.3g}, {entry['high']:.3g}]"
-    return f"{text} {entry['unit']}".strip()
+        number += f" [{two_digits(entry['low'])}, {two_digits(entry['high'])}]"
+    return f"{entry['text'] + ': ' if entry.get('text') else ''}{number} {entry['unit']}".strip()
 
 
 def claims_table(entries: list[dict], width: int = 110) -> str:
-    """The verdicts as aligned text for a terminal: a line a model, then the claim; long ones are wrapped."""
+    """The verdicts as aligned text for a terminal: a line a model and part, then the claim; long ones are wrapped."""
     if not entries:
         return "No claim has been measured yet."
     lines = []
     for e in entries:
         for k, row in enumerate(on_models(e)):
-            line = (f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} {row['model']}, "
-                    f"{row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, {row['source']}")
+            line = (f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} "
+                    f"{about(row).removeprefix('on ')}, {row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, "
+                    f"{row['source']}")
             lines.append(fill(line, width, subsequent_indent=" " * 21, break_on_hyphens=False))
         lines.append(fill(e["statement"], width, initial_indent=" " * 5, subsequent_indent=" " * 5))
     return "\n".join(lines)

@@ -75,10 +75,12 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over pairs with its 95% interval and the two parts of its half-width.
+    """A mean over pairs with its 95% interval and the parts of its half-width.
 
-    ``seed_half`` comes from the spread over seeds, ``window_half`` from the spread over windows
-    of text. One pair has no spread over seeds: then ``seed_half`` is NaN and so are the bounds.
+    ``seed_half`` comes from the spread over seeds, ``window_half`` from the spread over windows of the text that the
+    number is measured on. ``gain_half`` comes from the windows that equal gain is read on: 0 where nothing is read at
+    a gain, None where the records do not hold those windows, so that this error is not known. One pair has no spread
+    over seeds: then ``seed_half`` is NaN and so are the bounds.
     """
 
     mean: float
@@ -89,6 +91,14 @@ class Interval:
     window_half: float
     n_blocks: int = 20  # of windows, behind window_half
     level: float = 0.95
+    gain_half: float | None = 0.0
+    n_gain_blocks: int = 20
+
+    @property
+    def parts(self) -> tuple[tuple[float, int], ...]:
+        """The known parts of the half-width, each with its degrees of freedom; they add up as squares."""
+        found = ((self.seed_half, self.n_pairs - 1), (self.window_half, self.n_blocks - 1))
+        return (*found, (self.gain_half, self.n_gain_blocks - 1)) if self.gain_half else found
 
     def __str__(self) -> str:
         if self.n_pairs == 0:
@@ -99,24 +109,29 @@ class Interval:
 
 
 def paired_interval(differences: Sequence[float], window_error: float = 0.0, n_blocks: int = 20,
-                    level: float = 0.95) -> Interval:
+                    level: float = 0.95, gain_error: float | None = 0.0, n_gain_blocks: int = 20) -> Interval:
     """Mean difference over paired runs. The number of pairs is n; windows never add to it.
 
-    Half-width = sqrt[(t * SD / sqrt(n))^2 + (t_blocks * SE_blocks)^2].
+    Half-width = sqrt[(t * SD / sqrt(n))^2 + (t_blocks * SE_blocks)^2 + (t_gain * SE_gain)^2].
 
     Args:
         differences: one number a pair (same model, text, seed, batches, windows).
         window_error: standard error over blocks of windows (see `block_error`).
         n_blocks: how many blocks that error was taken over.
+        gain_error: the same over the windows of the dev text, where the numbers are read at equal gain; None where
+            it is not known.
+        n_gain_blocks: how many blocks of these.
     """
     d = np.asarray(differences, dtype=np.float64)
     tail = (1 + level) / 2
     window_half = float(stdtrit(n_blocks - 1, tail) * window_error)
+    gain_half = None if gain_error is None else float(stdtrit(n_gain_blocks - 1, tail) * gain_error)
+    rest = (n_blocks, level, gain_half, n_gain_blocks)
     if len(d) < 2:
-        return Interval(float(d.mean()), np.nan, np.nan, len(d), np.nan, window_half, n_blocks, level)
+        return Interval(float(d.mean()), np.nan, np.nan, len(d), np.nan, window_half, *rest)
     seed_half = float(stdtrit(len(d) - 1, tail) * d.std(ddof=1) / np.sqrt(len(d)))
-    mean, half = float(d.mean()), float(np.hypot(seed_half, window_half))
-    return Interval(mean, mean - half, mean + half, len(d), seed_half, window_half, n_blocks, level)
+    mean, half = float(d.mean()), float(np.sqrt(seed_half**2 + window_half**2 + (gain_half or 0.0) ** 2))
+    return Interval(mean, mean - half, mean + half, len(d), seed_half, window_half, *rest)
 
 
 def chosen(runs: Sequence[dict], plan: str, text: str, choice: str) -> list[dict]:
@@ -142,8 +157,16 @@ def pairs_by_seed(runs_a: Sequence[dict], runs_b: Sequence[dict]) -> list[tuple[
     return pairs
 
 
-def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: float) -> Interval:
-    """F(a) - F(b) at equal gain over paired runs, with both sources of error.
+def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: float,
+                          reference: Sequence[dict] = ()) -> Interval:
+    """F(a) - F(b) at equal gain over paired runs, with three sources of error.
+
+    Seeds differ; the retention text has few windows; and so has the dev text, on which the gain is read. For the
+    last two one block of windows is left out at a time, and the level read again.
+
+    Args:
+        gain: nats a token.
+        reference: the runs whose best gain the level is a share of; without them the level is a fixed number.
 
     Raises:
         ComparisonError: a run does not reach the gain.
@@ -153,7 +176,44 @@ def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: 
     if any(x is None or y is None for x, y in found):
         raise ComparisonError(f"A run does not reach a gain of {gain:.3f} nats. Choose a lower level.")
     left_out = np.mean([forgetting_without_blocks(a, gain) - forgetting_without_blocks(b, gain) for a, b in pairs], 0)
-    return paired_interval([x - y for x, y in found], jackknife_error(left_out), len(left_out))
+    on_dev = difference_without_dev_blocks(pairs, gain, reference)
+    gain_error, n_gain = (None, 20) if on_dev is None else (jackknife_error(on_dev), len(on_dev))
+    return paired_interval([x - y for x, y in found], jackknife_error(left_out), len(left_out),
+                           gain_error=gain_error, n_gain_blocks=n_gain)
+
+
+def difference_without_dev_blocks(pairs: Sequence[tuple[dict, dict]], gain: float,
+                                  reference: Sequence[dict]) -> np.ndarray | None:
+    """F(a) - F(b), mean over pairs, with one block of dev windows left out at a time: (blocks,).
+
+    The gain of each run and the level are read again without the block. None where a record lacks those windows.
+    """
+    of_runs = [gain_without_blocks(run) for run in [*(r for pair in pairs for r in pair), *reference]]
+    if any(shares is None for shares in of_runs):
+        return None
+    of_level = np.mean(of_runs[2 * len(pairs):], 0) if reference else np.ones(len(of_runs[0]))
+    levels = [gain * of_level / own for own in of_runs[: 2 * len(pairs)]]  # on the axis of the whole dev text
+    read = [_read_at(run, level) for run, level in zip((r for pair in pairs for r in pair), levels, strict=True)]
+    return np.mean([a - b for a, b in zip(read[::2], read[1::2], strict=True)], 0)
+
+
+def gain_without_blocks(run: dict) -> np.ndarray | None:
+    """A run's best gain with one block of dev windows left out at a time, as a share of the whole: (blocks,).
+
+    Records hold the dev loss by window at the start and at the best step alone. What a window adds is therefore taken
+    as the same share of the gain all along the run. None where a record lacks them.
+    """
+    points = rising(run["evaluations"])
+    if not points or any("held_out_windows" not in e for e in (run["evaluations"][0], points[-1])):
+        return None
+    gains = np.subtract(run["evaluations"][0]["held_out_windows"], points[-1]["held_out_windows"])
+    return np.array([np.delete(gains, g).mean() for g in blocks(np.arange(len(gains)))]) / gains.mean()
+
+
+def _read_at(run: dict, gains: np.ndarray) -> np.ndarray:
+    """Forgetting at several gains; one beyond the run's best is read at its best."""
+    x, y = frontier(run["evaluations"])
+    return PchipInterpolator(x, y)(np.clip(gains, 0, x[-1]))
 
 
 def forgetting_without_blocks(run: dict, gain: float) -> np.ndarray:
@@ -176,6 +236,31 @@ def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, l
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)), level)
 
 
+def gain_share(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, base: Sequence[float],
+               level: float = 0.95) -> Interval:
+    """Gain of a over gain of b on the windows of a test text, over paired runs.
+
+    Args:
+        base: the loss of the untouched base on the same windows, (windows,).
+    """
+    pairs = pairs_by_seed(runs_a, runs_b)
+
+    def shares(left_out=()) -> list[float]:
+        gains = [[np.delete(np.subtract(base, r["test_windows"][text]), left_out).mean() for r in p] for p in pairs]
+        return [a / b for a, b in gains]
+
+    groups = blocks(np.arange(len(base)))
+    error = jackknife_error(np.array([np.mean(shares(g)) for g in groups]))
+    return paired_interval(shares(), error, len(groups), level)
+
+
+def test_gain(runs: Sequence[dict], text: str, base: Sequence[float]) -> Interval:
+    """Gain on a test text over runs, nats a token: the base's loss minus theirs. Below 0: worse than no training."""
+    rows = np.array([np.subtract(base, r["test_windows"][text]) for r in runs])  # (runs, windows)
+    windows = rows.mean(0)
+    return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)))
+
+
 def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar",
                     leave_out: Mapping[str, np.ndarray] | None = None, on: Mapping[str, str] | None = None,
                     windows: str = "test_windows") -> dict[int, float]:
@@ -186,34 +271,73 @@ def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar",
         on: author to the text that stands for them, e.g. {"alice": "carroll"}; None: their own test chapters.
         windows: "test_windows", or "function_windows" for function words and punctuation alone.
     """
-    leave_out, on = leave_out or {}, {a: a, b: b} | dict(on or {})
-    loss = {(r["text"], r["seed"]): {t: float(np.nanmean(np.delete(r[windows][on[t]], leave_out.get(t, []))))
+    loss = _losses_by_author(runs, a, b, leave_out, on, windows)
+    return {s: 0.5 * ((loss[b, s][a] - loss[a, s][a]) + (loss[a, s][b] - loss[b, s][b]))
+            for s in _seeds_on_both(loss, a, b)}
+
+
+def own_gains(runs: Sequence[dict], base: Mapping[str, Sequence[float]], a: str = "alice", b: str = "edgar",
+              leave_out: Mapping[str, np.ndarray] | None = None,
+              on: Mapping[str, str] | None = None) -> dict[int, float]:
+    """What a plan gained on the author that it was tuned on, by seed: nats a token, mean over the two authors.
+
+    Args:
+        base: test text to the loss of the untouched base on its windows.
+        leave_out, on: as in `style_contrasts`.
+    """
+    leave_out, tests = leave_out or {}, {a: a, b: b} | dict(on or {})
+    loss = _losses_by_author(runs, a, b, leave_out, on, "test_windows")
+    before = {t: float(np.delete(base[tests[t]], leave_out.get(t, [])).mean()) for t in (a, b)}
+    return {s: 0.5 * sum(before[t] - loss[t, s][t] for t in (a, b)) for s in _seeds_on_both(loss, a, b)}
+
+
+def _losses_by_author(runs, a: str, b: str, leave_out, on, windows: str) -> dict[tuple[str, int], dict[str, float]]:
+    """(Text of the run, seed) to the run's mean loss on the test of each author."""
+    leave_out, tests = leave_out or {}, {a: a, b: b} | dict(on or {})
+    return {(r["text"], r["seed"]): {t: float(np.nanmean(np.delete(r[windows][tests[t]], leave_out.get(t, []))))
                                      for t in (a, b)} for r in runs}
+
+
+def _seeds_on_both(loss: Mapping[tuple[str, int], object], a: str, b: str) -> list[int]:
     seeds = sorted(s for t, s in loss if t == a and (b, s) in loss)
     if not seeds:
         raise ComparisonError(f"The style contrast needs runs on both '{a}' and '{b}' with one seed; found none.")
-    return {s: 0.5 * ((loss[b, s][a] - loss[a, s][a]) + (loss[a, s][b] - loss[b, s][b])) for s in seeds}
+    return seeds
 
 
 def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar",
                 **options) -> Interval:
-    """S(plan) / S(reference): the share of the style that a plan learns, over seeds, with its interval."""
+    """S(plan) / S(reference): the share of the style that a plan learns, over seeds, with its interval.
+
+    Options are those of `style_contrasts` (on, windows), and ``base``: with it both are read at equal gain, as
+    contrast per nat of own gain (`own_gains`).
+    """
     return _style_interval(runs, reference, lambda top, below: top / below, a, b, options)
 
 
 def style_difference(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar",
                      **options) -> Interval:
-    """S(plan) - S(reference) in nats a token, over seeds, with its interval."""
+    """S(plan) - S(reference) in nats a token, over seeds, with its interval; options as in `style_ratio`.
+
+    With ``base`` it is contrast per nat of own gain.
+    """
     return _style_interval(runs, reference, lambda top, below: top - below, a, b, options)
 
 
 def _style_interval(runs, reference, compare, a: str, b: str, options: dict) -> Interval:
-    """Over pairs of seeds; the windows of each text are left out block by block, and the two errors add up.
+    """Over pairs of seeds; the windows of each text are left out block by block, and the two errors add up."""
+    options = dict(options)
+    base = options.pop("base", None)
 
-    ``options`` are those of `style_contrasts`: on, windows.
-    """
+    def style_of(own, leave_out) -> dict[int, float]:
+        contrasts = style_contrasts(own, a, b, leave_out, **options)
+        if base is None:
+            return contrasts
+        gains = own_gains(own, base, a, b, leave_out, options.get("on"))
+        return {seed: s / gains[seed] for seed, s in contrasts.items()}
+
     def compared(leave_out=None) -> list[float]:
-        top, below = (style_contrasts(r, a, b, leave_out, **options) for r in (runs, reference))
+        top, below = (style_of(r, leave_out) for r in (runs, reference))
         return [compare(top[s], below[s]) for s in top if s in below]
 
     on, kind = {a: a, b: b} | dict(options.get("on") or {}), options.get("windows", "test_windows")

@@ -12,8 +12,9 @@ import numpy as np
 
 from helpers import benchmarks, plots
 from helpers.anatomy import anatomy
-from helpers.answers import Answer
+from helpers.answers import Answer, markdown
 from helpers.budget import MIB
+from helpers.claims import two_digits
 from helpers.models import build_on_meta, gpt_neo_125m_config
 from helpers.plans import COURSE_PLANS
 
@@ -89,7 +90,17 @@ def memory(folder: Path) -> Answer | None:
         sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.1%} below full training's, "
                  f"and the budget predicts {fall['predicted']:.1%}; over all {len(record['points'])} points "
                  f"prediction and measurement differ by at most {off:.0%}.",
-        title=title, data=bars, alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
+        title=title, data=bars, table=shares_of_full(record, batch, length),
+        alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
         draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),
         origin=f"{setting['model']}, {setting['dtype']}, a process of its own for each point, on {setting['machine']}; "
                f"code at commit {commits(record)}.")
+
+
+def shares_of_full(record: Mapping, batch: int, length: int) -> str:
+    """Peak memory and time of a step of each plan as shares of full training's, as measured; a row a plan."""
+    peaks = {plan: sum(both["measured"].values()) for plan, both in benchmarks.by_plan(record, batch, length).items()}
+    times = benchmarks.time_table(record)["measured"] if record["times"] else {}
+    rows = [[f"`{plan}`", two_digits(peak / peaks["full"]), two_digits(times[plan]) if plan in times else ""]
+            for plan, peak in peaks.items() if plan != "full"]
+    return markdown(["plan", "peak memory", "time of a step"], rows)

@@ -22,13 +22,16 @@ UNDECIDED, UNTESTED = "not decided", "not tested here"
 VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED)
 
 SMALLEST_LOSS = 0.02  # nats a token: 2% of perplexity, the smallest difference that counts
-SMALLEST_FORGETTING = 0.01  # nats a token
+SMALLEST_FORGETTING = 0.005  # nats a token, and at least …
+SMALLEST_FORGETTING_SHARE = 0.2  # … of what the other plan forgot, on the same windows
+EQUAL_SHARE = 0.9  # two gains are equal where the smaller is above this share of the larger
 FAMILY_ERROR = 0.05  # Holm, over the primary tests of a model
 STYLE_SHARE = 0.9
 CATASTROPHIC = 0.5  # nats a token of forgetting
 SIGN = {"lower": -1.0, "higher": 1.0}
 LEAST_P = 1e-12  # a p-value is not followed below it
 LEAST_PAIRS = 3  # below, the study decides nothing
+LESS, SAME, MORE, DEPENDS, OPEN = "less", "no difference that counts", "more", "depends on the gain", "open"
 FEW = f"below {LEAST_PAIRS} seeds nothing is decided"  # the reason that such a finding carries
 Rule = Callable[[Interval, Interval], str]  # (90% interval, 95% interval) to a verdict
 
@@ -57,6 +60,34 @@ def decide(difference: Interval, smallest: float, claimed: str) -> str:
 def counts(difference: Interval, smallest: float) -> bool:
     """Whether a difference is clear and large enough to count, on either side."""
     return any(decide(difference, smallest, claimed) == HOLDS for claimed in SIGN)
+
+
+def word(difference: Interval, smallest: float) -> str:
+    """What a difference is called: less, more, no difference that counts, or open.
+
+    *Less* and *more*: the interval lies on that side of zero, and the estimate reaches the smallest difference that
+    counts. *No difference that counts*: the interval shuts out such a difference on both sides. Else *open*, as with
+    fewer than `LEAST_PAIRS` pairs.
+    """
+    if difference.n_pairs < LEAST_PAIRS:
+        return OPEN
+    lower, higher = (decide(difference, smallest, claimed) for claimed in ("lower", "higher"))
+    if HOLDS in (lower, higher):
+        return LESS if lower == HOLDS else MORE
+    return SAME if lower == higher == FAILS else OPEN
+
+
+def over_gains(words: Sequence[str]) -> str:
+    """One word for a difference that was read at several gains, the highest first.
+
+    It is the word at the highest gain; but where one gain says *less* and another *more*, it depends on the gain.
+    """
+    return DEPENDS if {LESS, MORE} <= set(words) else words[0]
+
+
+def smallest_difference(forgotten: float) -> float:
+    """The smallest difference in forgetting that counts beside a plan that forgot so much, nats a token."""
+    return max(SMALLEST_FORGETTING, SMALLEST_FORGETTING_SHARE * forgotten)
 
 
 def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
@@ -88,15 +119,13 @@ def p_value(difference: Interval, border: float, claimed: str) -> float:
     """
     if math.isnan(difference.low):
         return 1.0
-    df_seed, df_block = difference.n_pairs - 1, difference.n_blocks - 1
     tail = (1 + difference.level) / 2
-    seed = difference.seed_half / stdtrit(df_seed, tail)  # standard errors
-    block = difference.window_half / stdtrit(df_block, tail)
+    errors = [(half / stdtrit(df, tail), df) for half, df in difference.parts]
     beyond = SIGN[claimed] * (difference.mean - border)
 
     def gap(q: float) -> float:
         """Half-width at the one-sided level q, minus the distance to the border."""
-        return math.hypot(stdtrit(df_seed, 1 - q) * seed, stdtrit(df_block, 1 - q) * block) - abs(beyond)
+        return math.hypot(*(stdtrit(df, 1 - q) * error for error, df in errors)) - abs(beyond)
 
     p = brentq(gap, LEAST_P, 0.5, xtol=1e-9) if gap(LEAST_P) > 0 and beyond else (LEAST_P if beyond else 0.5)
     return p if beyond >= 0 else 1 - p
@@ -113,12 +142,13 @@ def pairs_needed(difference: Interval, rule: Rule, most: int = 200) -> int | Non
 def with_pairs(difference: Interval, n: int, level: float) -> Interval:
     """The interval that n pairs with the same mean, spread and windows would have."""
     was, tail = (1 + difference.level) / 2, (1 + level) / 2
-    sd = difference.seed_half / stdtrit(difference.n_pairs - 1, was) * math.sqrt(difference.n_pairs)
-    seed = stdtrit(n - 1, tail) * sd / math.sqrt(n)
-    windows = difference.window_half * stdtrit(difference.n_blocks - 1, tail) / stdtrit(difference.n_blocks - 1, was)
-    half = math.hypot(seed, windows)
-    return Interval(difference.mean, difference.mean - half, difference.mean + half, n, seed, windows,
-                    difference.n_blocks, level)
+    (seed_half, df), *others = difference.parts
+    seed = seed_half / stdtrit(df, was) * math.sqrt((df + 1) / n) * stdtrit(n - 1, tail)
+    halves = [half * stdtrit(df, tail) / stdtrit(df, was) for half, df in others]
+    half = math.hypot(seed, *halves)
+    return replace(difference, low=difference.mean - half, high=difference.mean + half, n_pairs=n, seed_half=seed,
+                   window_half=halves[0], gain_half=halves[1] if len(halves) > 1 else difference.gain_half,
+                   level=level)
 
 
 # --- texts and tests together ------------------------------------------------------
@@ -171,6 +201,23 @@ def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST
                               lambda narrow, wide: decide_equal(narrow, wide, margin)))
 
 
+def share_finding(share_90: Interval, share_95: Interval, least: float = EQUAL_SHARE,
+                  limits: Sequence[str] = ()) -> Finding:
+    """A claim that a plan gains as much as another: its share of the other's gain lies above ``least``.
+
+    *Holds* if the 90% interval does; *does not hold* if the 95% interval lies below.
+    """
+    p = p_value(share_90, least, "higher")
+
+    def rule(narrow: Interval, wide: Interval) -> str:
+        if math.isnan(narrow.low):
+            return UNDECIDED
+        return HOLDS if narrow.low > least else FAILS if wide.high < least else UNDECIDED
+
+    verdict = rule(share_90, share_95)
+    return unless_few(Finding(share_95, verdict, p, verdict == FAILS, tuple(limits), rule))
+
+
 def unless_few(finding: Finding) -> Finding:
     """The finding; from fewer than `LEAST_PAIRS` pairs it decides nothing, whatever its interval says."""
     if finding.interval.n_pairs >= LEAST_PAIRS:
@@ -189,8 +236,14 @@ def over_texts(verdicts: list[str]) -> str:
 
 
 def over_findings(findings: Sequence[Finding]) -> str:
-    """As `over_texts`, with what else limits a claim: true on one text and reversed on another decides nothing."""
+    """As `over_texts`, with what else limits a claim: true on one text and reversed on another decides nothing.
+
+    What was not tested on a text is left out; where nothing was, the claim is not tested here.
+    """
+    findings = tested(findings)
     verdicts = {f.verdict for f in findings}
+    if not findings:
+        return UNTESTED
     if any(f.vetoes for f in findings):
         return UNDECIDED
     if verdicts == {HOLDS}:
@@ -200,6 +253,11 @@ def over_findings(findings: Sequence[Finding]) -> str:
     if HOLDS in verdicts and not any(f.is_reversed for f in findings):
         return IN_PART
     return UNDECIDED
+
+
+def tested(findings: Sequence[Finding]) -> list[Finding]:
+    """Those whose text could test the claim."""
+    return [f for f in findings if f.verdict != UNTESTED]
 
 
 def holm(p_values: Mapping[str, float], error: float = FAMILY_ERROR) -> frozenset[str]:
@@ -226,8 +284,9 @@ def primary_verdicts(findings: Mapping[str, Sequence[Finding]], error: float = F
 
 def p_of(verdict: str, findings: Sequence[Finding]) -> float:
     """Of a claim on several texts. On each: the largest p. On some, *in part*: the smallest, times their number."""
+    findings = tested(findings)
     if verdict != IN_PART:
-        return max(f.p for f in findings)
+        return max((f.p for f in findings), default=1.0)
     return min(1.0, len(findings) * min(f.p for f in findings if f.verdict == HOLDS))
 
 

@@ -8,39 +8,54 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
-from helpers.answers import LABELS, Answer, of_runs
-from helpers.comparison import ComparisonError, forgetting_at, frontier, matched_gain
-from helpers.findings import AUTHORS, FULL, MAIN, Evidence, full_gain
+from helpers.answers import LABELS, Answer, markdown, of_runs, rate_in_words
+from helpers.claims import two_digits
+from helpers.comparison import frontier
+from helpers.findings import (
+    AUTHORS,
+    FULL,
+    MAIN,
+    Evidence,
+    Reading,
+    full_gain,
+    gentlest,
+    rate_of,
+    share_of_every_rate,
+)
 
 LORA = ("lora-attention", "lora-mlp")
+SET_BESIDE = (FULL, MAIN, "only-attention", *LORA)
 
 
 def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | None:
-    """LoRA beside plans without new matrices: trained numbers, seeds, best gain, forgetting at the level all reach.
+    """LoRA beside plans without new matrices: trained numbers, best gain, and forgetting at a gain that all reach.
 
-    Over the seeds that all these plans have. The best gain is that of the rate that gains most, forgetting that of the
-    rate that forgets least. None where LoRA was not studied. No forgetting (NaN) where a run learned too little to be
-    compared.
+    The best gain is that of the rate that gains most, over the seeds that all these plans have. Forgetting is read in
+    the tuning runs, where each plan has its gentlest rate: at the highest share of full training's best gain that all
+    these plans reach with every rate tried. None where LoRA was not studied, or no such share is there.
     """
-    runs, learned = lora_runs(evidence, text, "keep"), lora_runs(evidence, text, "learn")
-    if not set(LORA) & set(runs) or FULL not in runs or set(runs) != set(learned):
+    learned, read = learned_runs(evidence, text), readings(evidence, text)
+    if read is None or not set(SET_BESIDE) <= set(learned):
         return None
-    try:
-        level, share = matched_gain([r["evaluations"] for own in runs.values() for r in own], full_gain(evidence, text))
-    except ComparisonError:
-        level, share = np.nan, np.nan
+    share, by_plan = read
     return pd.DataFrame.from_dict({LABELS[p]: {
-        "trained": own[0]["n_trainable"], "seeds": len(own),
+        "trained": learned[p][0]["n_trainable"], "seeds": len(learned[p]),
         "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]),
-        "compared at gain": level, "share of full's best": share,
-        "forgetting": np.mean([forgetting_at(r["evaluations"], level) for r in own]) if level > 0 else np.nan,
-    } for p, own in runs.items()}, orient="index")
+        "at rate": rate_of(learned[p]), "compared at gain": share * full_gain(evidence, text),
+        "share of full's best": share, "forgetting": reading.forgetting, "at gentlest rate": reading.rate,
+        "tuning runs": reading.n_seeds} for p, reading in by_plan.items()}, orient="index")
 
 
-def lora_runs(evidence: Evidence, text: str, choice: str) -> dict[str, list[dict]]:
-    """The runs of the plans that are compared, with the seeds that all of them have; none of a plan without runs."""
-    runs = {p: own for p in (FULL, MAIN, "only-attention", *LORA) if (own := evidence.of(p, text, choice))}
-    seeds = evidence.seeds(*runs, choice=choice, texts=[text])
+def readings(evidence: Evidence, text: str) -> tuple[float, dict[str, Reading]] | None:
+    """The share at which all plans are read, and each plan at its gentlest rate there."""
+    share = share_of_every_rate(evidence, SET_BESIDE, text)
+    return None if share is None else (share, {p: gentlest(evidence, p, text, share) for p in SET_BESIDE})
+
+
+def learned_runs(evidence: Evidence, text: str) -> dict[str, list[dict]]:
+    """The runs at the rate that gains most, with the seeds that all plans have; none of a plan without runs."""
+    runs = {p: own for p in SET_BESIDE if (own := evidence.of(p, text, "learn"))}
+    seeds = evidence.seeds(*runs, choice="learn", texts=[text])
     return {p: [r for r in own if r["seed"] in seeds] for p, own in runs.items()} if seeds else {}
 
 
@@ -49,19 +64,23 @@ def lora(evidence: Evidence) -> Answer | None:
     text, table = AUTHORS[0], lora_table(evidence)
     if table is None:
         return None
-    runs, level = lora_runs(evidence, text, "keep"), float(table["compared at gain"].iloc[0])
-    paths = {LABELS[p]: [frontier(r["evaluations"]) for r in own] for p, own in runs.items()}
-    words = "; ".join(f"{label}: {int(row['trained']):,} trained, best gain {row['best gain']:.3f}"
-                      + (f", forgetting {row['forgetting']:.3f}" if level > 0 else "")
-                      for label, row in table.iterrows())
-    share = float(table["share of full's best"].iloc[0])
-    at_level = f"forgetting at an equal gain of {level:.3f}, {share:.0%} of full training's best" if level > 0 else \
-        "forgetting is not comparable: a run stays below 35% of full training's gain"
-    gains = ", ".join(f"{label} {gain:.3f}" for label, gain in table["best gain"].items())
+    share, by_plan = readings(evidence, text)
+    level = share * full_gain(evidence, text)
+    paths = {LABELS[p]: [frontier(r["evaluations"]) for r in reading.runs] for p, reading in by_plan.items()}
+    words = "; ".join(f"{label} {two_digits(row['forgetting'])} at {row['at gentlest rate']:g}, best gain "
+                      f"{two_digits(row['best gain'])}" for label, row in table.iterrows())
+    gains = ", ".join(f"{label} {two_digits(gain)}" for label, gain in table["best gain"].items())
     title = fill(f"Best gains on {text}, nats a token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
                  width=58)  # the picture has one panel
+    rows = [[text, label, f"{int(row['trained']):,}", two_digits(row["best gain"]), rate_in_words(row["at rate"]),
+             int(row["seeds"]), two_digits(row["forgetting"]), f"{row['at gentlest rate']:g}", int(row["tuning runs"])]
+            for label, row in table.iterrows()]
     return of_runs(
-        evidence, [r for own in runs.values() for r in own], [paths, level], title=title,
-        sentence=f"On {text}, in nats a token ({at_level}): {words}.",
-        alt=f"Forgetting against gain on {text} for LoRA and for plans without new matrices, one line a run",
-        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level} if level > 0 else {}))
+        evidence, [r for reading in by_plan.values() for r in reading.runs], [paths, level], title=title,
+        sentence=f"On {text}, forgetting in nats a token at an equal gain of {two_digits(level)} ({share:.0%} of full "
+                 f"training's best), each plan at its gentlest rate, in the tuning runs: {words}.",
+        table=markdown(["text", "plan", "trained", "best gain", "at rate", "seeds", f"forgetting at {share:.0%}",
+                        "at its gentlest rate", "tuning runs"], rows),
+        alt=f"Forgetting against gain on {text} for LoRA and for plans without new matrices, each at its gentlest "
+            "rate, one line a run",
+        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level}))

@@ -1,6 +1,6 @@
 """What a verdict of the study says beside its number: each test's own verdict, what limits it, what would decide.
 
-    by_test(forgetting_findings(evidence))    "alice -0.020 (not decided), edgar -0.049 (holds)"
+    by_test(forgetting_findings(evidence))    "alice -0.020 [-0.034, -0.0065] (not decided), edgar …"
 
 `scoreboard` joins these words to the notes of its entries.
 """
@@ -9,17 +9,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from helpers import decisions
-from helpers.comparison import frontier
-from helpers.decisions import FEW, HOLDS, UNDECIDED, Finding
-from helpers.findings import AUTHORS, FULL, MAIN, MISSING, Evidence
+from helpers.claims import two_digits
+from helpers.comparison import Interval, frontier
+from helpers.decisions import FEW, HOLDS, UNDECIDED, UNTESTED, Finding
+from helpers.findings import (
+    AUTHORS,
+    FULL,
+    MAIN,
+    MISSING,
+    Evidence,
+    forgetting_gap,
+    tests_of,
+)
 
 
-def by_test(findings: Sequence[Finding]) -> str:
+def by_test(findings: Sequence[Finding], sign: str = "+") -> str:
     """Each test with its estimate and its own verdict, the claim's other tests left out of account."""
     found = [f for f in findings if f.test]
-    return ", ".join(f"{f.test}{f' {f.interval.mean:+.3f}' if f.interval.n_pairs else ''} ({f.verdict})"
+    return ", ".join(f"{f.test}{' ' + numbers(f.interval, sign) if f.interval.n_pairs else ''} ({said(f)})"
                      for f in found) or "no test has runs"
+
+
+def said(finding: Finding) -> str:
+    """The verdict of one test; where its text could not test the claim, also why."""
+    is_tested = finding.verdict != UNTESTED
+    return finding.verdict if is_tested else f"{finding.verdict}: {'; '.join(finding.limits)}"
+
+
+def numbers(interval: Interval, sign: str = "+") -> str:
+    """An estimate with its interval, two significant digits each; one pair has no interval over seeds."""
+    if interval.n_pairs < 2:
+        return f"{two_digits(interval.mean, sign)} (one pair: no interval over seeds)"
+    low, high = (two_digits(end, sign) for end in (interval.low, interval.high))
+    return f"{two_digits(interval.mean, sign)} [{low}, {high}]"
+
+
+def words_by_text(evidence: Evidence, plan: str, other: str = FULL) -> str:
+    """What the difference in forgetting is called on each text, and beside which smallest difference that counts."""
+    gaps = {text: forgetting_gap(evidence, plan, other, text) for text in AUTHORS}
+    return "; ".join(f"on {text}: {gap.word} (what counts begins at {two_digits(gap.smallest)})"
+                     for text, gap in gaps.items() if gap)
+
+
+def losses_by_test(evidence: Evidence, *plans: str) -> str:
+    """The test loss of the untouched base, then of each plan, on every test: nats a token."""
+    lines = []
+    for text, test in tests_of(evidence):
+        own = [evidence.of(p, text, "learn") for p in plans]
+        if all(own) and test in evidence.base:
+            means = [np.mean(evidence.base[test]), *(np.mean([np.mean(r["test_windows"][test]) for r in runs])
+                                                     for runs in own)]
+            lines.append(f"{test} {', '.join(f'{loss:.2f}' for loss in means)}")
+    return "; ".join(lines)
 
 
 def measured(findings: Sequence[Finding]) -> Sequence[Finding]:
@@ -84,9 +128,9 @@ def what_would_decide(findings: Sequence[Finding]) -> str:
     needed = [f.pairs_needed for f in open_ones]
     if needed and None not in needed:
         return f"about {max(needed)} seeds would decide"
-    said = {f.verdict for f in findings}
-    if findings and not open_ones and said == {HOLDS}:
+    verdicts = {f.verdict for f in decisions.tested(findings)}
+    if not open_ones and verdicts == {HOLDS}:
         return "each test alone holds, but not beside the others (Holm)"
-    if not open_ones and len(said) > 1:
+    if not open_ones and len(verdicts) > 1:
         return "the tests disagree, which more seeds alone would not change"
     return "more seeds alone would not decide"

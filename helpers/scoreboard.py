@@ -9,6 +9,7 @@ Where the study speaks about a claim, its verdict leads; verdicts on other model
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from helpers.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
 from helpers.comparison import Interval
 from helpers.decisions import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding
 from helpers.findings import (
+    ATTENTION,
     AUTHORS,
     EVIDENCE,
     FULL,
@@ -35,11 +37,14 @@ from helpers.notes import (
     at_the_lowest_rate,
     by_test,
     how_catastrophic,
+    losses_by_test,
     measured,
     weakest,
     what_would_decide,
+    words_by_text,
 )
 
+FALLS_SHARE = 0.9  # of the looks: from here on a loss falls steadily (C8)
 ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0, "source": "recorded"}
 
 # --- the claims of one model -------------------------------------------------------
@@ -53,27 +58,40 @@ def scoreboard(evidence: Evidence) -> list[dict]:
     findings = {"C10": forgetting_findings(evidence), "C13": quality_findings(evidence),
                 "C14": style_findings(evidence)}
     verdicts = decisions.primary_verdicts(findings)
-    entries.append(entry_of(evidence, "C10", verdicts["C10"], weakest(findings["C10"], "lower"), "nats a token",
-                            "forgetting at equal gain, main plan minus full (above 0: it forgets more): "
-                            f"{by_test(findings['C10'])}; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}",
-                            findings["C10"]))
-    widest = max(measured(findings["C13"]), key=lambda f: abs(f.interval.mean))
-    entries.append(entry_of(evidence, "C13", verdicts["C13"], widest, "nats a token",
-                            f"test loss, main plan minus full: {by_test(findings['C13'])}; equal means within "
-                            f"{decisions.SMALLEST_LOSS} nats{at_the_highest_rate(evidence)}", findings["C13"]))
+    entries.append(forgetting_entry(evidence, MAIN, verdicts["C10"], findings["C10"],
+                                    f"; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}"))
+    if any(evidence.of(ATTENTION, text, "keep") for text in AUTHORS):
+        alone = forgetting_findings(evidence, ATTENTION)
+        verdict = decisions.over_findings(alone)
+        entries.append(forgetting_entry(evidence, ATTENTION, IN_PART if verdict == HOLDS else verdict, alone,
+                                        "; exploratory, so in part is the most"))
+    least = min(measured(findings["C13"]), key=lambda f: f.interval.mean)
+    entries.append(entry_of(evidence, "C13", verdicts["C13"], least, "of full training's test gain",
+                            f"main plan's share of what full training gains: {by_test(findings['C13'], '')}; equal "
+                            f"means above {decisions.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
+                            f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}", findings["C13"]))
     part_a = share_of_style(evidence)
     entries.append(entry_of(
-        evidence, "C14", style_verdict(part_a.verdict, verdicts["C14"]), part_a,
-        "of full training's style contrast",
+        evidence, "C14", style_verdict(part_a.verdict, verdicts["C14"]), replace(part_a, test=" and ".join(AUTHORS)),
+        "of full training's style contrast, at equal gain",
         f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}; contrast of the MLP's output minus "
-        f"attention's at equal size, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; (b), (c): not "
-        "tested", [part_a, *findings["C14"]]))
+        f"attention's at equal size and equal gain, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; "
+        "(b), (c): not tested", [part_a, *findings["C14"]]))
     return entries
+
+
+def forgetting_entry(evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str) -> dict:
+    """C10 of one plan: the article says "attention", and two plans freeze it."""
+    note = (f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
+            f"{words_by_text(evidence, plan)}{more}")
+    part = f"{plan.replace('+', ' and ')} frozen"
+    return entry_of(evidence, "C10", verdict, weakest(findings, "lower"), "nats a token", note, findings) | {
+        "part": part}
 
 
 def style_verdict(part_a: str, primary: str) -> str:
     """Two of the four parts are not tested, so that *holds in part* is the most."""
-    parts = {part_a, primary}
+    parts = {part_a, primary} - {UNTESTED}
     return IN_PART if HOLDS in parts or IN_PART in parts else FAILS if parts == {FAILS} else UNDECIDED
 
 
@@ -83,24 +101,30 @@ def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, uni
     found = finding.interval
     if verdict == UNDECIDED and (reason := what_would_decide(findings)):
         note = f"{note}; {reason}"
-    limits = dict.fromkeys(limit for f in (finding, *findings) for limit in f.limits)
-    return {"claim": claim, "verdict": verdict, "value": plain(found.mean), "low": plain(found.low),
-            "high": plain(found.high), "unit": unit, "model": evidence.model, "n_seeds": found.n_pairs,
-            "model_hash": evidence.runs[0]["model_hash"], "source": "recorded", "note": "; ".join([note, *limits])}
+    limits = dict.fromkeys(limit for f in decisions.tested([finding, *findings]) for limit in f.limits)
+    return {"claim": claim, "verdict": verdict, "text": finding.test, "value": plain(found.mean),
+            "low": plain(found.low), "high": plain(found.high), "unit": unit, "model": evidence.model,
+            "n_seeds": found.n_pairs, "model_hash": evidence.runs[0]["model_hash"], "source": "recorded",
+            "note": "; ".join([note, *limits])}
 
 
 def convergence(evidence: Evidence) -> list[dict]:
-    """C8: falls, and levels off within the run. Never *holds*: a finite run proves no limit."""
+    """C8 by the rule of notebook 04, over runs: it falls steadily, and levels off within the run.
+
+    *Does not hold* where no run falls steadily. *In part* where all fall steadily and all level off: a finite run
+    proves no limit. Else *not decided*: also where all fall and none levels off.
+    """
     runs = evidence.both(MAIN, "long")
     n = len(runs) + evidence.n_diverged(MAIN, choice="long")
     if not runs:
         return []
     falls = np.array([trends.falls_share(trends.curve(r)[1]) for r in runs])
-    steadily = int((falls >= 0.9).sum())
-    finding = spread_of(100 * falls, runs, FAILS if steadily == 0 else IN_PART if steadily == n else UNDECIDED)
+    steadily, levelled = int((falls >= FALLS_SHARE).sum()), trends.n_levelled(runs)
+    finding = spread_of(100 * falls, runs,
+                        FAILS if steadily == 0 else IN_PART if steadily == levelled == n else UNDECIDED)
     note = ("a finite run proves no limit, so in part is the most; "
             f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
-            f"in {trends.n_levelled(runs)}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
+            f"in {levelled}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
             "steps (median)")
     return [entry_of(evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding])]
 
@@ -109,7 +133,8 @@ def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding
     """Mean, least and most over runs, where a claim speaks about each run and not about a difference."""
     n_seeds = len({r["seed"] for r in runs})
     middle = Interval(float(values.mean()), float(values.min()), float(values.max()), n_seeds, np.nan, np.nan)
-    return decisions.unless_few(Finding(middle, verdict, 1.0))
+    texts = " and ".join(t for t in AUTHORS if any(r["text"] == t for r in runs))
+    return decisions.unless_few(Finding(middle, verdict, 1.0, test=texts))
 
 
 def stability_of_gradients(evidence: Evidence) -> list[dict]:
@@ -162,10 +187,10 @@ def peak_memory(record: dict) -> list[dict]:
 
 
 def newest(recorded: Iterable[dict], live: Iterable[dict]) -> list[dict]:
-    """The recorded verdicts, each replaced by a live one on the same model; one on another model stands beside it."""
-    found: dict[str, dict[str, dict]] = {}
+    """The recorded verdicts, each replaced by a live one on the same model and part; any other stands beside it."""
+    found: dict[str, dict[tuple, dict]] = {}
     for entry in (*recorded, *live):
-        found.setdefault(entry["id"], {}).update({row["model"]: {"claim": entry["id"], **row}
+        found.setdefault(entry["id"], {}).update({(row["model"], row.get("part", "")): {"claim": entry["id"], **row}
                                                   for row in on_models(entry)})
     return [made(**with_others(list(found[claim].values()))) for claim in CLAIMS if claim in found]
 
@@ -176,7 +201,7 @@ def with_others(entries: Sequence[dict]) -> dict:
 
 
 def recorded_claim(claim: str, folder: Path = EVIDENCE) -> dict:
-    """One claim as `claims.record` takes it."""
+    """One claim as `claims.record` takes it: its first part leads."""
     return with_others(recorded_verdicts(folder)[claim])
 
 
@@ -203,11 +228,13 @@ def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
 
 
 def scoreboard_table(entries: Sequence[dict]) -> str:
-    """Markdown for a README: per claim and model the verdict, its number and interval, and what it rests on."""
+    """Markdown for a README: per claim, model and part the verdict, its number and interval, and what it rests on."""
     rows = ["| | the article says | verdict | measured | on |", "| --- | --- | --- | --- | --- |"]
     for entry in entries:
         for k, row in enumerate(on_models(entry)):
             statement = entry["statement"] if k == 0 else "(the same claim)"
+            if row.get("part"):
+                statement += f" Here: {row['part']}."
             rows.append(f"| {entry['id']} | {statement} | **{row['verdict']}** | {number_of(row)}: {row['note']} "
                         f"| {row['model']}{seeds_of(row)}, {row['source']} |")
     return "\n".join(rows)

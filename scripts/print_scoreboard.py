@@ -33,7 +33,8 @@ from helpers.findings import (
 from helpers.scoreboard import scoreboard, scoreboard_table
 from helpers.trends import overfitted_from
 
-PAIRS = (("attention+embeddings", "full"), ("only-attention", "only-mlp-out"), ("only-attention", "only-mlp-in"),
+PAIRS = (("attention+embeddings", "full"), ("attention", "full"), ("first-half", "full"),
+         ("only-attention", "only-mlp-out"), ("only-attention", "only-mlp-in"),
          ("only-attention", "only-mlp-alternate"), ("lora-attention", "lora-mlp"))
 MODELS = {"tiny": profiles.TINY.model_name, "smollm2": profiles.SMOLLM2.model_name}
 
@@ -46,7 +47,9 @@ def forgetting_lines(evidence: Evidence) -> list[str]:
             if not (evidence.of(plan, text, "keep") and evidence.of(other, text, "keep")):
                 continue
             found = forgetting_gap(evidence, plan, other, text)
-            said = "not comparable" if found is None else f"{found[0]} at {found[1]:.0%}"
+            said = "not comparable" if found is None else (
+                f"{found.interval} at {found.share:.0%}, {found.word}"
+                + (" (unlike rates)" if found.has_unlike_rates else ""))
             lines.append(f"{text}: {plan} minus {other}: {said}")
     return lines
 

@@ -79,12 +79,12 @@ def draw(answer: Answer, picture: Path) -> None:
 
 
 def page(question: Question, found: dict[str, Answer], known: dict) -> str:
-    """One question: for each model the sentence, the figure, and what it rests on."""
+    """One question: for each model the sentence, the table, the figure, and what it rests on."""
     parts = [f"# {question.asks}", f"Written by `make results` from {question.source}. [All questions](README.md)"]
     for model, answer in found.items():
         if question.of_model:
             parts.append(f"## {model}")
-        parts += [answer.sentence, f"![{answer.alt}]({picture_name(question, model)})",
+        parts += [answer.sentence, *filter(None, [answer.table]), f"![{answer.alt}]({picture_name(question, model)})",
                   f"*{answer.origin}{protocol_line(answer, known)}*"]
     return "\n\n".join([*parts, f"How to read it: {question.how_to_read}"]) + "\n"
 

@@ -59,7 +59,7 @@ def test_an_advice_holds_on_every_model_that_was_tested(first, second, chosen):
     both = entry("C10", first, also=[entry("C10", second, 0.02, model="another model")])
     row = decision_card([both]).loc["to keep what the base could do"]
     assert row["then"] == next(r for r in RULES if r.claim == "C10").advice[chosen]
-    assert f"{first}: 0.5 nats" in row["this rests on"] and f"{second}: 0.02 nats" in row["this rests on"]
+    assert f"{first}: 0.50 nats" in row["this rests on"] and f"{second}: 0.020 nats" in row["this rests on"]
 
 
 def test_the_shipped_verdicts_fill_the_card():

@@ -38,7 +38,8 @@ def interval(mean, half, n=5):
 
 def test_the_page_and_the_code_have_the_same_numbers():
     page = read_protocol()["decisions"]
-    for name in ("smallest_loss", "smallest_forgetting", "family_error", "style_share", "catastrophic"):
+    for name in ("smallest_loss", "smallest_forgetting", "smallest_forgetting_share", "equal_share", "family_error",
+                 "style_share", "catastrophic"):
         assert page[name] == getattr(decisions, name.upper()), name
     assert page["stability_loss"] == stability.WITHIN
     from inspect import signature

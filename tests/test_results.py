@@ -1,22 +1,24 @@
 """results/ is what the code makes of the committed evidence, and says so whatever the evidence is."""
 
+import copy
 import json
 import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import benchmark
 import write_results
-from helpers import across_models, answers, benchmarks, costs, long_runs, lora_study, other_plans
+from helpers import across_models, answers, benchmarks, costs, levers, long_runs, lora_study, other_plans
 from helpers.findings import EVIDENCE
 from helpers.profiles import ROOT
 from helpers.protocol import read_protocol
 from helpers.questions import QUESTIONS
 from helpers.scoreboard import step_time
 from test_benchmark import FLOPS, pretend
-from test_scoreboard import a_long_run, evidence
+from test_scoreboard import PLANS, a_long_run, a_run, evidence
 
 PAGES = sorted(write_results.RESULTS.glob("*.md"))
 PICTURES = sorted(write_results.RESULTS.glob("*.png"))
@@ -55,13 +57,15 @@ def at(found, **more):
 def test_the_sentence_on_forgetting_follows_the_records(slope, word):
     found = answers.forgetting(at(evidence({"attention+embeddings": slope})))
     assert found.sentence.count(f"the main plan forgot {word} than full training") == 2
+    assert found.table.count(f"| {word} |") == 2 and "| not known / not known |" in found.table, "a row a text"
     assert ("-0." if word == "less" else "+0.") in found.title
-    assert ("C10: *holds*" in found.sentence) == (word == "less")
+    assert ("C10: *holds* (attention and embeddings frozen)" in found.sentence) == (word == "less")
 
 
 def test_a_difference_that_may_be_zero_is_not_called_less_or_more():
     found = answers.forgetting(at(evidence(seeds=3)))
-    assert found.sentence.count("are not told apart") == 2 and "forgot less" not in found.sentence
+    assert found.sentence.count("the two plans show no difference that counts") == 2
+    assert "forgot less" not in found.sentence
 
 
 @pytest.mark.parametrize("more_on_alice", [0, 2])
@@ -96,12 +100,12 @@ def test_a_question_without_its_runs_has_no_answer():
 
 @pytest.mark.parametrize("slope", [0.25, 0.8])
 def test_every_answer_about_runs_can_be_drawn(slope):
-    table = [{"plan": p, "text": t, "rate": r, "forgetting_at_level": f} for t in ("alice", "edgar")
+    table = [{"plan": p, "text": t, "rate": r, "n_seeds": 2, "forgetting_at_level": f} for t in ("alice", "edgar")
              for p, r, f in (("full", 1e-4, 0.05), ("full", 3e-4, 0.10), ("attention+embeddings", 1e-4, slope / 10),
                              ("attention+embeddings", 3e-4, 0.06), ("only-attention", 3e-4, None))]
     found = at(evidence({"attention+embeddings": slope}, table=table))
     seen = {q.name: q.answer(found) for q in QUESTIONS if q.of_model}
-    assert {name for name, answer in seen.items() if answer} == {"forgetting", "rates", "quality", "style"}
+    assert {name for name, answer in seen.items() if answer} == {"levers", "forgetting", "rates", "quality", "style"}
     for answer in filter(None, seen.values()):
         answer.draw()
         assert write_results.data_hash(answer) == write_results.data_hash(answer)
@@ -147,27 +151,96 @@ def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did()
     answer.draw()
 
 
-def test_lora_is_set_beside_partial_fine_tuning_where_it_was_studied():
+def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
+    """The evidence with a tuning run of each plan at two rates on alice; the lower rate forgets half as much.
+
+    Args:
+        tops: plan to its best gain, for plans that never get to the level of 0.12.
+    """
+    rng = np.random.default_rng(1)
+    for plan in plans:
+        for rate, factor in zip(rates, (0.5, 1.0), strict=True):
+            top = (tops or {}).get(plan, 0.15)
+            run = a_run(rng, plan, "alice", 900, factor * (slopes or {}).get(plan, 0.5), top=top)
+            found.tuning.append(run | {"rate": rate, "rate_choice": "tuning", "n_trainable": 10, "machine": "a CPU",
+                                       "commit": "c" * 40, "protocol": "p" * 64})
+            at_level = factor * 0.06 if top > 0.12 else None
+            found.rates["table"].append({"plan": plan, "text": "alice", "rate": rate, "n_seeds": 1,
+                                         "forgetting_at_level": at_level})
+    return found
+
+
+def runs_like(found, plan, other, **changes):
+    """More main runs: those of ``plan``, under another name."""
+    return [copy.deepcopy(r) | {"plan": other} | changes for r in found.runs if r["plan"] == plan]
+
+
+def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
     found = at(evidence(seeds=3))
-    found.runs.extend([r | {"plan": p} for r in found.runs if r["plan"] == "only-attention" for p in lora_study.LORA])
-    answer = lora_study.lora(found)
+    for plan in lora_study.LORA:
+        found.runs.extend(runs_like(found, "only-attention", plan, rate=3e-4))
+    assert lora_study.lora(found) is None, "without tuning runs no gentlest rate is known"
+    tops = dict.fromkeys(("only-attention", *lora_study.LORA), 0.09)
+    answer = lora_study.lora(with_tuning(found, tops, plans=lora_study.SET_BESIDE))
     title = answer.title.replace("\n", " ")
     assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in title and "3 seeds" in title
+    table = lora_study.lora_table(found)
+    assert set(table["at gentlest rate"]) == {1e-4} and set(table["share of full's best"]) == {0.5}
+    assert table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
+    assert "rate that forgets least" not in answer.sentence and "at its gentlest rate" in answer.table
     answer.draw()
 
 
-def test_every_plan_has_a_row_once_one_was_described_and_only_what_counts_is_counted():
-    found = at(evidence(seeds=3))
+def test_a_plan_that_never_reached_the_level_is_read_at_its_gentlest_rate_and_not_counted():
+    found = at(evidence(seeds=3), rate=3e-4)
     assert other_plans.every_plan(found) is None  # the deciding plans have pages of their own
-    found.runs.extend([r | {"plan": "only-norms"} for r in found.runs if r["plan"] == "only-attention"])
+    found.runs.extend(runs_like(found, "only-attention", "only-norms", rate=1e-2))
+    worse = [e for r in found.runs if r["plan"] == "only-norms" for e in r["evaluations"]]
+    for e in worse:  # at the rate that gains most it forgets three times as much
+        e.update(forgetting=3 * e["forgetting"], forgetting_windows=[3 * w for w in e["forgetting_windows"]])
+    with_tuning(found, {"only-norms": 0.08}, plans=(*PLANS, "only-norms"))
     answer = other_plans.every_plan(found)
-    rows, smallest = answer.data
-    large = [mean for mean, low, high in rows.values() if low * high > 0 and abs(mean) >= smallest]
-    assert len(rows) == 4 and f"{sum(d < 0 for d in large)} of 4 plans forgot less" in answer.title.replace("\n", " ")
-    assert answer.sentence.count("trained)") == 4 and "`only-norms`* (" in answer.sentence  # no rate got to the level
+    rows, zones = answer.data
+    assert len(rows) == 3 and not any("only-norms" in name for name in rows), "it has no row in the picture"
+    assert "0 of 3 plans forgot less" in answer.title.replace("\n", " ") and "0 forgot more" in answer.title
+    low = next(line for line in answer.table.splitlines() if "only-norms" in line)
+    assert "| 50% | 0.0001 / 0.0001 |" in low and "1 tuning run, no interval" in low and "| open |" in low
+    assert "which no rate brought to 80%, open: " in answer.sentence and "beside full training's" in answer.sentence
     answer.draw()
     wanted = read_protocol()["tiny"]["other_plans"]
     assert [*other_plans.DESCRIBED, *lora_study.LORA] == wanted
+
+
+def test_a_plan_without_tuning_runs_that_never_reached_the_level_is_not_comparable():
+    found = with_tuning(at(evidence(seeds=3), rate=3e-4))
+    found.runs.extend(runs_like(found, "only-attention", "only-norms"))
+    assert "`only-norms` not comparable" in other_plans.every_plan(found).sentence
+
+
+# --- what moves forgetting most ----------------------------------------------------
+
+
+def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
+    found = with_tuning(at(evidence({"only-attention": 1.5, "only-mlp-out": 0.25}), rate=1e-4))
+    answer = levers.levers(found)
+    first = answer.table.splitlines()[2]
+    assert "`only-attention` over `only-mlp-out`: more" in first and "| 6.0 |" in first, "0.18 over 0.03"
+    assert "| the rate | full training at 0.0003 over 0.0001 |" in answer.table and "a factor of 2" in answer.sentence
+    assert "By its largest factor of forgetting: the plan 6.0 (on " in answer.sentence, "the largest kind comes first"
+    assert "On alice `only-attention` minus `only-mlp-out` at equal gain: more" in answer.sentence
+    other = levers.levers(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
+    assert "On alice `only-attention` minus `only-mlp-out` at equal gain: less" in other.sentence
+    answer.draw()
+
+
+def test_stopping_is_what_the_last_fifth_of_the_gain_costs():
+    lever = levers.stopping_lever(at(evidence({"full": 0.5})), "alice")
+    assert lever.factor == pytest.approx(1 / 0.8, rel=1e-3) and lever.n_seeds == 5, "here forgetting follows the gain"
+    assert levers.stopping_lever(at(evidence()), "poe") is None
+
+
+def test_without_rates_there_is_no_page_about_levers():
+    assert levers.levers(at(evidence())) is None
 
 
 # --- costs -------------------------------------------------------------------------
@@ -203,8 +276,8 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
 
 @pytest.fixture
 def place(tmp_path):
-    """A copy of the evidence without tuning runs, and of results/."""
-    shutil.copytree(EVIDENCE, tmp_path / "evidence", ignore=shutil.ignore_patterns("tuning", "retention"))
+    """A copy of the evidence and of results/."""
+    shutil.copytree(EVIDENCE, tmp_path / "evidence", ignore=shutil.ignore_patterns("retention"))
     shutil.copytree(ROOT / "results", tmp_path / "results")
     return tmp_path
 
