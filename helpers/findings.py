@@ -8,6 +8,7 @@ A study that is still growing has fewer seeds, plans or texts: what is missing i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
