@@ -26,10 +26,10 @@ help: ## list the commands
 venv: ## build .venv from requirements.lock, if it is not there [TORCH_INDEX=url: look for torch there too]
 	@test -n "$(PYTHON)" || { echo "The course needs Python 3.11 or newer, and found none."; \
 		echo "Install one, or name it: make course PYTHON=/path/to/python3.11"; exit 2; }
-	@"$(PYTHON)" scripts/build_venv.py --torch-index "$(TORCH_INDEX)"
+	@"$(PYTHON)" -m publishing.environment --torch-index "$(TORCH_INDEX)"
 
 course: venv ## run the notebooks and show the claims table [NOTEBOOK=02_freezing: only that one]
-	@$(PY) scripts/run_course.py --notebook "$(NOTEBOOK)" $(ARGS)
+	@$(PY) -m publishing.run --notebook "$(NOTEBOOK)" $(ARGS)
 
 lab: venv ## open the course in JupyterLab [ARGS="--no-browser"]
 	@JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyterlab notebooks/00_start_here.ipynb $(ARGS)
@@ -51,29 +51,29 @@ test-machines: venv ## the notebooks again with one thread, then with plain CPU 
 	@ATEN_CPU_CAPABILITY=default $(MAKE) -s nbval CELL_SECONDS=1500
 
 notebooks: venv ## run the notebooks in place and store their outputs [NOTEBOOK=02_freezing: only that one]
-	@$(PY) scripts/refresh_notebooks.py $(NOTEBOOK)
+	@$(PY) -m publishing.refresh $(NOTEBOOK)
 
 evidence: venv ## record the training runs behind the verdicts under data/evidence [ARGS=...]
-	@$(PY) scripts/record_evidence.py $(ARGS)
+	@$(PY) -m helpers.study.runner $(ARGS)
 
 results: venv ## write the verdicts, README's tables and the pages under results/ from the recorded evidence
-	@$(PY) scripts/refresh_readme.py --record
-	@$(PY) scripts/write_results.py
+	@$(PY) -m publishing.readme --record
+	@$(PY) -m helpers.results.pages
 
 benchmark: venv ## time and memory of our engine beside the HF Trainer's, 125M: half an hour [ARGS=--dry-run: say how long]
-	@$(PY) scripts/benchmark.py $(ARGS)
+	@$(PY) -m helpers.study.benchmark $(ARGS)
 
 smollm2: venv ## fetch the real pretrained model of COURSE_PROFILE=smollm2: downloads 93 MB, keeps 542 MB
-	@$(PY) -m helpers.pretrained
+	@$(PY) -m helpers.models.smollm2
 
 badges: venv ## set the repository's name and version everywhere: REPO=owner/name VERSION=v0.1.0, or one of them
-	@$(PY) scripts/badges.py "$(REPO)" "$(VERSION)"
+	@$(PY) -m publishing.badges "$(REPO)" "$(VERSION)"
 
 site: venv ## build the course as pages under build/site, from what the notebooks store
-	@$(PY) scripts/build_site.py
+	@$(PY) -m publishing.site
 
 lint: venv ## check the style with ruff
 	@$(PY) -m ruff check .
 
 lock: ## write requirements.lock anew from requirements.txt [ARGS="name==version": hold that package there]
-	@"$(PYTHON)" scripts/write_lock.py $(ARGS)
+	@"$(PYTHON)" -m publishing.lock $(ARGS)

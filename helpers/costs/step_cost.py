@@ -1,0 +1,266 @@
+"""What a training step under a plan will cost, in bytes and FLOPs, before anything is trained.
+
+The prediction comes from the config alone: one whole step (loss, backward, AdamW) is run on
+tensors that have a shape but no numbers, and every tensor is counted while it is alive. So what
+autograd keeps under a plan is not guessed: PyTorch itself decides it, as it will in training.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from unittest import mock
+
+import pandas as pd
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import masking_utils
+
+from helpers.costs.meter import KINDS, Flops, StepMeter
+from helpers.freezing import FreezePlan
+from helpers.models import (
+    base_predictions,
+    build_model,
+    divergence_loss,
+    enable_checkpointing,
+    n_positions,
+    next_token_loss,
+    require_config,
+)
+
+MIB = 2**20
+MOST_WINDOWS = 1024  # held in memory at a time; the loss walks them one by one, also without numbers
+
+
+class BudgetError(ValueError):
+    """A setting that no training step can have. The message says what to change."""
+
+
+@dataclass(frozen=True)
+class ReplaySize:
+    """How large a replay is; `replay.Replay.size` gives that of a real one.
+
+    Attributes:
+        n_windows: that are kept.
+        batch: windows a step (at a time, where there is a micro-batch).
+        length: tokens in a window.
+        keeps_predictions: whether log-probabilities are kept; else hidden states and the base's head.
+    """
+
+    n_windows: int
+    batch: int = 4
+    length: int = 256
+    keeps_predictions: bool = False
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The predicted cost of one step.
+
+    Not all of ``bytes`` is alive at one time: gradients come while activations go. What is
+    there at the fullest moment is ``at_peak``; compare *its* sum, `peak_bytes`, with a measurement.
+
+    Attributes:
+        R: trainable share of the parameters, ``n_trainable / n_parameters``.
+        bytes: by kind, each in full. Activations are what autograd saved for the backward pass;
+            logits all vocabulary-sized tensors at the moment with most of them.
+        at_peak: by kind, what is alive at the fullest moment of the step, temporaries included
+            (under activations, or logits where they are vocabulary-sized).
+        flops: of the step, in three terms.
+        at_most: of each kind alone, the most during the step, temporaries included.
+    """
+
+    plan: FreezePlan
+    batch: int
+    length: int
+    n_parameters: int
+    n_trainable: int
+    R: float
+    bytes: dict[str, int]
+    at_peak: dict[str, int]
+    flops: Flops
+    at_most: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def state_bytes(self) -> int:
+        """Parameters, gradients and optimizer state: the part that does not depend on the batch."""
+        return sum(self.bytes[kind] for kind in ("parameters", "gradients", "optimizer"))
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of all kinds in full: an upper bound of what is alive together."""
+        return sum(self.bytes.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes alive at the fullest moment of the step."""
+        return sum(self.at_peak.values())
+
+    def table(self) -> pd.DataFrame:
+        """MiB by kind, in full and at the peak."""
+        rows = {kind: (self.bytes[kind] / MIB, self.at_peak[kind] / MIB) for kind in KINDS}
+        rows["total"] = (self.total_bytes / MIB, self.peak_bytes / MIB)
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["MiB in full", "MiB at the peak"]).round(1)
+
+
+def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dtype = torch.float32,
+           attention: str = "fast", loss: str = "chunked", optimizer: str = "adamw",
+           roles: dict[str, str] | None = None, checkpointing: bool = False,
+           replay: ReplaySize | None = None) -> Budget:
+    """Predict bytes and FLOPs of one training step from the config: no weights, no data.
+
+    Args:
+        config: any transformers config of a causal language model.
+        batch: windows held in memory at a time (the micro-batch, where there is one).
+        length: tokens in a window.
+        dtype: float32, or bfloat16 for autocast: weights, gradients and moments stay float32.
+        attention: ``"fast"``, the course's engine (SDPA, GPT-Neo with the fused GELU, as
+            `models.load_model` makes it), or ``"eager"``, the config as it stands.
+        loss: ``"chunked"`` (`losses.next_token_loss`) or ``"whole"`` (the model's own, all logits at once).
+        optimizer: ``"adamw"``, PyTorch's fused one: two moments a parameter, no temporaries.
+        roles: as in `anatomy`, for a family that it does not know.
+        checkpointing: keep each block's input alone, and compute the block again in the backward
+            pass (Chen and others 2016, arXiv 1604.06174). Its second forward pass is counted under
+            ``flops.backward_input``.
+        replay: adds its pass forward and backward to the step, and what it keeps to the buffers.
+
+    Raises:
+        BudgetError: batch or length below what a step needs, more windows at a time than any machine
+            holds, a length over the model's positions, an unknown loss, optimizer or dtype, or a
+            model whose shapes depend on the text (a mixture of experts).
+        ModelError, PlanError, AnatomyError: as the modules before this one raise them.
+    """
+    check_step(config, batch, length, dtype, loss, optimizer)
+    require_config(config)
+    if replay is not None:
+        check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
+    with FakeTensorMode(), _never_packed():
+        model = _build(config, attention)
+        plan.apply(model, roles)
+        if checkpointing:
+            enable_checkpointing(model)
+        meter = StepMeter(model)
+        try:
+            _run_step(model, meter, batch, length, dtype, loss, replay)
+        except RuntimeError as error:
+            raise BudgetError(f"A step of this '{config.model_type}' model cannot be run on shapes alone "
+                              f"({str(error).strip().splitlines()[0]}). Measure a step instead.") from error
+    return _summary(model, meter, plan, batch, length)
+
+
+def compare(a: Budget, b: Budget) -> dict[str, float]:
+    """What ``b`` costs as a share of ``a``: 0.9 is ten percent less. Speed-up is ``1 / step_flops``."""
+    return {"trainable": b.n_trainable / a.n_trainable, "state_bytes": b.state_bytes / a.state_bytes,
+            "peak_bytes": b.peak_bytes / a.peak_bytes, "forward_flops": b.flops.forward / a.flops.forward,
+            "step_flops": b.flops.step / a.flops.step}
+
+
+def measured(predicted: Budget, n_bytes: int, constant: int = 0) -> pd.DataFrame:
+    """Predicted beside measured, in MiB.
+
+    Args:
+        n_bytes: the measured growth: the peak minus the size before the model was built.
+        constant: bytes that the allocator and the libraries take whatever the plan.
+    """
+    rows = {kind: predicted.at_peak[kind] / MIB for kind in KINDS} | {"constant": constant / MIB}
+    table = pd.DataFrame({"predicted": rows, "measured": dict.fromkeys(rows, float("nan"))})
+    table.loc["total"] = [(predicted.peak_bytes + constant) / MIB, n_bytes / MIB]
+    table["predicted / measured"] = table["predicted"] / table["measured"]
+    return table.round(3)
+
+
+# --- the step without numbers ------------------------------------------------------
+
+
+def check_step(config, batch: int, length: int, dtype: torch.dtype, loss: str, optimizer: str) -> None:
+    """Raise BudgetError where no step can have these settings."""
+    for name, value, least in (("batch", batch, 1), ("length", length, 2)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise BudgetError(f"The {name} must be a whole number of at least {least}; found {value!r}.")
+    if batch > MOST_WINDOWS:
+        raise BudgetError(f"A batch of {batch:,} windows at a time is more than this budget can walk ({MOST_WINDOWS:,} "
+                          "at most). Give the number that is in memory at a time: the micro-batch.")
+    limit = n_positions(config)
+    if limit is not None and length > limit:
+        raise BudgetError(f"A window of {length} tokens does not fit: the model has {limit} positions. "
+                          f"Choose a length of at most {limit}.")
+    known = {"loss": (loss, ("chunked", "whole")), "optimizer": (optimizer, ("adamw",)),
+             "dtype": (dtype, (torch.float32, torch.bfloat16))}
+    for name, (value, choices) in known.items():
+        if value not in choices:
+            raise BudgetError(f"The {name} '{value}' is not known. Choose {' or '.join(map(str, choices))}.")
+
+
+def _never_packed():
+    """Training windows are never packed. transformers looks at the position numbers to see that;
+    here there are no numbers, and it would build masks for the general case."""
+    return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+
+
+def _build(config, attention: str) -> nn.Module:
+    config = copy.deepcopy(config)
+    config.dtype = torch.float32  # whatever the weights on disk are stored as
+    if attention == "fast" and config.model_type == "gpt_neo" and config.activation_function == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"
+    return build_model(config, attention=attention).train()
+
+
+def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: ReplaySize | None) -> None:
+    """The training loop's step, in its order."""
+    kept, head = _kept(model, meter, replay)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(trainable, fused=True)
+    with meter:
+        _make_moments(adamw, trainable)
+        meter.enter("forward")
+        if replay is not None:
+            ids = torch.zeros(replay.batch, replay.length, dtype=torch.long)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                base_of = base_predictions(kept[torch.arange(replay.batch)].flatten(0, 1), head)
+                total = divergence_loss(model, ids, base_of)
+            meter.enter("backward")
+            total.backward()
+            del base_of, total
+            meter.enter("forward")
+        ids = torch.zeros(batch, length, dtype=torch.long)  # (batch, time)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            if loss == "chunked":
+                total, _ = next_token_loss(model, ids)
+            else:
+                total = model(input_ids=ids, labels=ids, use_cache=False).loss
+        meter.enter("backward")
+        total.backward()
+        adamw.step()
+
+
+def _kept(model, meter: StepMeter, replay: ReplaySize | None):
+    """What a replay keeps of the base: (predictions or hidden states, head or None); counted as buffers."""
+    if replay is None:
+        return None, None
+    own = model.get_output_embeddings()
+    vocabulary, width = own.weight.shape
+    head = None
+    if not replay.keeps_predictions:
+        head = nn.Linear(width, vocabulary, bias=own.bias is not None).requires_grad_(False)
+    kept = torch.empty(replay.n_windows, replay.length - 1, vocabulary if head is None else width)
+    meter.hold([kept, *(head.parameters() if head is not None else ())])
+    return kept, head
+
+
+def _make_moments(adamw, trainable) -> None:
+    """AdamW's state exists from the first step on; the step that is measured is a later one."""
+    for p in trainable:
+        p.grad = torch.zeros_like(p)
+    adamw.step()
+    adamw.zero_grad()
+
+
+def _summary(model, meter: StepMeter, plan, batch, length) -> Budget:
+    sizes = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    n_parameters, n_trainable = sum(n for n, _, _ in sizes), sum(n for n, _, trains in sizes if trains)
+    trained = sum(size for _, size, trains in sizes if trains)
+    full = meter.kept | {"parameters": sum(size for _, size, _ in sizes), "gradients": trained,
+                         "logits": meter.at_most["logits"]}
+    return Budget(plan, batch, length, n_parameters, n_trainable, n_trainable / n_parameters,
+                  full, meter.at_peak, meter.flops(), dict(meter.at_most))

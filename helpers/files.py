@@ -1,0 +1,221 @@
+"""Files that are written whole or not at all, the hashes that records carry, and the small files kept for a reader."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+
+def read_record(place: Path, wanted_format: int) -> dict:
+    """A JSON record that carries its own hash, without it.
+
+    Raises:
+        ValueError: no record, one that was changed, or one of another format.
+        OSError: it cannot be read.
+    """
+    return verified(read_json(place), wanted_format, place.name)
+
+
+def verified(record: dict, wanted_format: int, name: str) -> dict:
+    """A record that carries its own hash, checked and without it. ``name`` is where it stood, for the ValueError."""
+    if not isinstance(record, dict) or record.pop("own_sha256", None) != record_hash(record):
+        raise ValueError(f"{name} was changed")
+    if record.get("format") != wanted_format:
+        raise ValueError(f"format {record.get('format')}, this course reads {wanted_format}")
+    return record
+
+
+def record_hash(record: dict) -> str:
+    """SHA-256 over a record that JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def bytes_hash(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes alone, as 64 hex digits: records of texts carry it.
+
+    `freezing.tensor_hash` also hashes type and shape, so the two never agree.
+    """
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
+
+
+def read_json(path: str | Path, expected: type = dict) -> Any:
+    """Read a JSON file that must hold one ``expected`` (dict or list).
+
+    Raises:
+        ValueError: the file is empty, half, too deeply nested, or of another form; it is named.
+        OSError: it is not there, or cannot be read.
+    """
+    path = Path(path)
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"'{path}' is damaged: it is no JSON that can be read ({error})") from error
+    if not isinstance(found, expected):
+        kind = {dict: "an object", list: "a list"}[expected]
+        raise ValueError(f"'{path}' is damaged: expected was {kind}, found a {type(found).__name__}")
+    return found
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write JSON atomically, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old file or the new one, never half of it."""
+    with _replacement(Path(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically: the old file stays until the new one is whole and on the disk.
+
+    Args:
+        tensors: name to tensor, no two of them sharing memory; moved to the CPU for saving.
+        header: texts to keep beside the tensors, read back as safetensors' metadata.
+
+    Raises:
+        OSError, SafetensorError: the disk is full, or the place cannot be written.
+    """
+    with _replacement(Path(path)) as partial:
+        from safetensors.torch import save_file
+
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, header)
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """A new file beside ``path`` that takes its place at the end, on the disk and at once; gone after an error."""
+    partial = _new_file(path)
+    try:
+        yield partial
+        _flush(partial)
+        os.replace(partial, path)
+        _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> Path:
+    """An empty file that was not there before: no file of a reader's is written over, and no link is followed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    while True:
+        try:
+            os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return partial
+        except FileExistsError:
+            partial = path.with_name(f".{path.name}.{secrets.randbelow(10**12)}")
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to put a file, or a folder's list of names, on the disk now.
+
+    Windows writes through descriptors alone that may write, and opens no folder; some network drives flush
+    no folder either. A rename is then as safe as that system makes it.
+    """
+    if path.is_dir():
+        try:
+            _sync(path, os.O_RDONLY)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EISDIR):
+                raise
+    else:
+        _sync(path, os.O_RDWR)
+
+
+def _sync(path: Path, how: int) -> None:
+    descriptor = os.open(path, how)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The raw bytes of a tensor, in row order, whatever its type or device."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    import torch
+
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """SHA-256 over a tensor's type, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def read_kept(path: Path, readable: Callable[[Any], dict]) -> dict:
+    """Return what can be read of a JSON file; ``{}`` where there is no file.
+
+    Where that is not all, the file is moved to ``<name>.damaged`` (then ``<name>.damaged-2``, and so on), what
+    could be read takes its place, and one line says so.
+
+    Args:
+        readable: from the content to the part of it that has the right form; ``{}`` where nothing has.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except RecursionError:
+        return _put_aside(path, {}, "it is nested too deeply")
+    except ValueError as error:  # no JSON, or no UTF-8
+        return _put_aside(path, {}, str(error))
+    except OSError as error:
+        return _put_aside(path, {}, error.strerror or str(error))
+    good = readable(found)
+    return good if good == found else _put_aside(path, good, "not all of it has the form that is expected there")
+
+
+def keep(path: Path, content: dict) -> bool:
+    """Write a reader's file whole; say in one line where that cannot be done, and return False."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+    except OSError as error:
+        print(f"({path.name} could not be kept: {error.strerror or error}. COURSE_BUILD names another build folder.)")
+        return False
+    return True
+
+
+def _put_aside(path: Path, good: dict, fault: str) -> dict:
+    aside = _free(path)
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        print(f"{path.name} in the build folder cannot be read ({fault}), and cannot be put aside "
+              f"({error.strerror or error}). The course goes on without it.")
+        return good
+    if good:
+        keep(path, good)
+    rest = "What could be read is kept." if good else "It begins anew."
+    print(f"{path.name} in the build folder cannot be read ({fault}). It is now {aside.name}. {rest}")
+    return good
+
+
+def _free(path: Path) -> Path:
+    """The first of ``<name>.damaged``, ``<name>.damaged-2``, … that is not taken."""
+    aside, n = path.with_name(f"{path.name}.damaged"), 1
+    while os.path.lexists(aside):
+        n += 1
+        aside = path.with_name(f"{path.name}.damaged-{n}")
+    return aside

@@ -1,0 +1,273 @@
+"""LoRA by hand: a trained change of low rank beside each frozen matrix (Hu and others 2021, arXiv 2106.09685).
+
+    insert(model, "attention", rank=10, alpha=20)    B is zero: the model computes what it did before
+    fit(model, LORA_PLAN, windows, settings)         trains A and B alone, and proves it
+    save_adapter(model, folder)                      the two factors of each layer; the base is not in the file
+    merge(model)                                     W + (alpha / r) B A: no extra work at inference
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from helpers.files import bytes_hash, file_hash, read_record, record_hash, verified, write_tensors
+from helpers.freezing.plans import FreezePlan
+from helpers.freezing.selectors import parse_selectors, select
+from helpers.models import (
+    Anatomy,
+    Entry,
+    anatomy,
+    build_on_meta,
+    named_modules,
+    named_parameters,
+    tensors_hash,
+)
+
+FORMAT = 2
+FILE_NAME = "adapter.safetensors"
+LORA_PLAN = FreezePlan.only("lora")  # A and B train, the whole base stays fixed
+
+
+class LoraError(ValueError):
+    """A layer, rank or adapter file that cannot be used. The message says what to do."""
+
+
+class LoRALinear(nn.Linear):
+    """y = W x + b + (alpha / r) B A x. W and b are the very tensors of the layer whose place it takes."""
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias  # not copies: names, ties and hashes stay
+        A = nn.init.kaiming_uniform_(torch.empty(rank, linear.in_features), a=math.sqrt(5))
+        self.lora_A = nn.Parameter(A.to(linear.weight))  # (r, in), random
+        self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))  # (out, r), zero
+        self.rank, self.alpha, self.kept = rank, alpha, None  # kept: W while the change is merged into it
+
+    def change(self) -> torch.Tensor:
+        return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in), of rank r at most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
+        return y if self.kept is not None else y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)
+
+
+# --- which layers, how many parameters ---------------------------------------------
+
+
+def targets(parts: Anatomy, where: str) -> list[Entry]:
+    """The matrices that a selector of `helpers.freezing.selectors` takes, such as "attention", "q+v" or "mlp@0-5".
+
+    Raises:
+        PlanError: a selector that is not known or finds nothing; the message lists what there is.
+        LoraError: it takes an embedding, a tensor with two names, or no matrix at all.
+    """
+    names = frozenset().union(*(select(parts, selector) for selector in parse_selectors(where)))
+    found = [e for e in parts.entries if e.name in names and len(e.shape) > 1 and e.part != "lora"]
+    for entry in found:
+        if entry.role.endswith("_embedding") or entry.aliases:
+            also = f", which is {', '.join(entry.aliases)} as well" if entry.aliases else ""
+            raise LoraError(f"'{where}' takes {entry.name}{also}. LoRA here is for linear layers with a weight of "
+                            "their own: choose 'attention', 'mlp' or parts of them.")
+    if not found:
+        raise LoraError(f"'{where}' takes no matrix, only vectors: LoRA has nothing to factor there. Choose "
+                        "'attention', 'mlp' or parts of them.")
+    return found
+
+
+def n_adapter_parameters(config, where: str, rank: int) -> int:
+    """Parameters of A and B over all target layers, from the config alone: r (in + out) a layer."""
+    return rank * sum(sum(entry.shape) for entry in targets(anatomy(build_on_meta(config)), where))
+
+
+def equal_ranks(config, where: str, other: str) -> tuple[int, int]:
+    """The smallest two ranks that give both places exactly as many parameters; multiples fit as well."""
+    n, m = (n_adapter_parameters(config, place, 1) for place in (where, other))
+    return m // math.gcd(n, m), n // math.gcd(n, m)
+
+
+# --- into a model and out of it ----------------------------------------------------
+
+
+def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0) -> list[str]:
+    """Put a `LoRALinear` in the place of each target layer; the names of these layers.
+
+    The model's output does not change (B is zero), and neither do its tensors' names.
+    Freezing is left to a plan: `LORA_PLAN`.
+
+    Args:
+        where: as for `targets`.
+        seed: of the random A; the caller's own random state is left as it was.
+
+    Raises:
+        LoraError: a rank or layer that does not fit. The model is then unchanged.
+    """
+    entries = targets(anatomy(model), where)
+    layers = {entry.name.removesuffix(".weight"): _linear(model, entry, rank, alpha) for entry in entries}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = {name: LoRALinear(linear, rank, alpha) for name, linear in layers.items()}
+    for name, layer in made.items():
+        _replace(model, name, layer)
+    return list(layers)
+
+
+def layers_of(model: nn.Module) -> dict[str, LoRALinear]:
+    """The model's LoRA layers by name.
+
+    Raises:
+        LoraError: it has none.
+    """
+    found = {name: module for name, module in named_modules(model).items() if isinstance(module, LoRALinear)}
+    if not found:
+        raise LoraError("This model has no LoRA layer. Call insert(model, 'attention', rank=…, alpha=…) first.")
+    return found
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Add each change to its W, so that inference costs what the base costs. Nothing to do where it is done."""
+    for layer in layers_of(model).values():
+        if layer.kept is None:
+            layer.kept = layer.weight.clone()
+            layer.weight += layer.change()
+
+
+@torch.no_grad()
+def unmerge(model: nn.Module) -> None:
+    """Put each W back, bit for bit (from a copy: subtracting the change would leave rounding behind)."""
+    for layer in layers_of(model).values():
+        if layer.kept is not None:
+            layer.weight.copy_(layer.kept)
+            layer.kept = None
+
+
+def unload(model: nn.Module) -> None:
+    """Plain linear layers again, with the weights as they are: with the change after `merge`, else without."""
+    for name, layer in layers_of(model).items():
+        linear = nn.Linear(layer.in_features, layer.out_features, device="meta").train(layer.training)
+        linear.weight, linear.bias = layer.weight, layer.bias
+        _replace(model, name, linear)
+
+
+def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linear:
+    """The layer of a target, if LoRA with these numbers fits it."""
+    layer = named_modules(model)[entry.name.rpartition(".")[0]]
+    if isinstance(layer, LoRALinear):
+        raise LoraError(f"{entry.name} has LoRA already. Start from a fresh model, or call unload(model) first.")
+    if not isinstance(layer, nn.Linear) or "weight" not in dict(layer.named_parameters(recurse=False)):
+        raise LoraError(f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
+                        "PEFT knows more kinds of layers.")
+    if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != (layer.out_features, layer.in_features):
+        raise LoraError(f"{entry.name} is packed ({str(layer.weight.dtype).removeprefix('torch.')}): its factors could "
+                        "not be made in its own type. Load the model in float32 or bfloat16.")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= min(entry.shape):
+        raise LoraError(f"The rank must be a whole number from 1 to {min(entry.shape)}, the smaller side of "
+                        f"{entry.name}; found {rank!r}.")
+    if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha > 0):
+        raise LoraError(f"alpha must be above 0; found {alpha!r}. A usual choice is twice the rank.")
+    return layer
+
+
+def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(named_modules(model)[parent], child, layer)
+
+
+# --- the adapter file --------------------------------------------------------------
+
+
+def base_hash(model: nn.Module) -> str:
+    """`models.weight_hash` of the model as it would be without LoRA."""
+    return tensors_hash([(name, p) for name, p in named_parameters(model)
+                         if name.rpartition(".")[2] not in ("lora_A", "lora_B")])
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> Path:
+    """Write ``adapter.safetensors``: all A and B, and in its header what they belong to.
+
+    An older adapter there stays until the new one is whole: one file, one rename.
+
+    Raises:
+        LoraError: no LoRA in the model, its change is merged into W, or the folder cannot be written.
+    """
+    layers, folder = layers_of(model), Path(folder)
+    if any(layer.kept is not None for layer in layers.values()):
+        raise LoraError("The change is merged into the weights. Call unmerge(model) before you save the adapter.")
+    tensors = {f"{name}.{factor}": getattr(layer, factor)
+               for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
+    record = {"format": FORMAT, "base": base_hash(model), "tensors": _content_hash(tensors),
+              "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()}}
+    header = {"adapter": json.dumps({**record, "own_sha256": record_hash(record)})}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / FILE_NAME, tensors, header)
+    except (OSError, SafetensorError) as error:
+        raise LoraError(f"Could not save the adapter in '{folder}': {error}. Free some space or choose another "
+                        "folder.") from error
+    return folder
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> None:
+    """Put a saved adapter into the base that it was trained on, bit for bit.
+
+    Raises:
+        LoraError: a damaged or foreign file, or another base. The model is then unchanged.
+    """
+    record, tensors = _read(Path(folder))
+    if record["base"] != base_hash(model):
+        raise LoraError(f"The adapter in '{folder}' was trained on the base {record['base'][:12]}…, and this model is "
+                        f"{base_hash(model)[:12]}…. Load the base that it belongs to.")
+    parts = anatomy(model)
+    with torch.random.fork_rng():  # a new layer starts at random: the caller's random state stays
+        made = {name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
+                for name, numbers in record["layers"].items()}
+    _require_shapes(made, tensors, folder)
+    for name, layer in made.items():
+        layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
+        layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
+        _replace(model, name, layer)
+
+
+def _require_shapes(made: dict[str, LoRALinear], tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
+    """Raise LoraError unless the file has both factors of each layer, in their shapes, and nothing else."""
+    wanted = {f"{name}.{factor}": tuple(getattr(layer, factor).shape)
+              for name, layer in made.items() for factor in ("lora_A", "lora_B")}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        raise LoraError(f"The adapter in '{folder}' does not fit its own record: {odd[0]} is {found.get(odd[0])}, "
+                        f"{wanted.get(odd[0])} is wanted. Save it again.")
+
+
+def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    try:
+        with safe_open(folder / FILE_NAME, framework="pt") as file:
+            header = (file.metadata() or {}).get("adapter")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header is None:
+            return _older_record(folder), tensors
+        record = verified(json.loads(header), FORMAT, f"the record in {FILE_NAME}")
+        if _content_hash(tensors) != record["tensors"]:
+            raise ValueError(f"{FILE_NAME} was changed")
+        return record, tensors
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise LoraError(f"'{folder}' holds no adapter that can be read: it was changed or cut short, or there is none "
+                        f"({error}). Save it again.") from error
+
+
+def _older_record(folder: Path) -> dict:
+    """The record of an adapter of format 1, which stood in a file of its own."""
+    record = read_record(folder / "adapter.json", 1)
+    if file_hash(folder / FILE_NAME) != record["sha256"]:
+        raise ValueError(f"{FILE_NAME} does not belong to adapter.json")
+    return record
+
+
+def _content_hash(tensors: dict[str, torch.Tensor]) -> str:
+    return record_hash({name: [str(t.dtype), list(t.shape), bytes_hash(t)] for name, t in tensors.items()})

@@ -1,0 +1,98 @@
+"""Change what trains in the middle of a run, and keep the optimizer's memory in order.
+
+    optimizer = AdamW(p for p in model.parameters() if p.requires_grad)
+    ...                                                     # some steps
+    change_plan(model, optimizer, FreezePlan.only("layers:2-3"), lr=1e-4)
+
+Three things go wrong by hand: a tensor that is made trainable but not given to the optimizer never
+moves; a new optimizer forgets the moments of the old one; a tensor that is frozen again goes on moving
+while the optimizer holds its gradient and its moments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from helpers.freezing.plans import FreezePlan
+from helpers.models import anatomy
+
+
+class UnfreezingError(RuntimeError):
+    """A model whose plan cannot be changed now. The message says what to do first."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change of plan did, by parameter name."""
+
+    thawed: tuple[str, ...]  # new in the optimizer, without moments
+    refrozen: tuple[str, ...]  # taken out of it, moments and gradient dropped
+    kept: tuple[str, ...]  # as they were, moments bit for bit
+
+    def __str__(self) -> str:
+        return (f"{len(self.thawed)} tensors train from here on, {len(self.refrozen)} no longer do, "
+                f"{len(self.kept)} go on with their moments")
+
+
+def change_plan(model: nn.Module, optimizer: torch.optim.Optimizer, plan: FreezePlan,
+                roles: dict[str, str] | None = None, **settings) -> Change:
+    """Apply ``plan`` to a model in training, and bring its optimizer in line.
+
+    Tensors that train from here on become a new group, with the settings of the last group unless
+    others are given. AdamW counts the steps of each tensor by itself, so a new one starts as in a
+    new run: with moves of the full rate. Give such a group a warm-up, or a lower ``lr``.
+
+    In several processes: DDP fixes what it sums when it wraps the model, and FSDP what it shares
+    out. Change the plan on the bare model, in every process, and wrap it again.
+
+    A learning-rate scheduler that was made before knows the old groups only, and PyTorch's `LambdaLR`
+    stops at a new one. Make a new scheduler after the change.
+
+    Args:
+        optimizer: the one in use, wrapped by accelerate or not.
+        settings: of the new group, such as ``lr``.
+
+    Raises:
+        UnfreezingError: the model is wrapped for several processes.
+        PlanError: the plan does not fit the model; model and optimizer are then unchanged.
+    """
+    if isinstance(model, (DistributedDataParallel, FSDPModule)):
+        raise UnfreezingError(f"The model is wrapped ({type(model).__name__}), which fixed what is trained when it was "
+                              "made. Change the plan on the model inside, then wrap it again.")
+    plan.apply(model, roles)  # drops the gradients of what is frozen
+    inner = getattr(optimizer, "optimizer", optimizer)
+    names = {p: n for n, p in model.named_parameters()}
+    held = [p for group in inner.param_groups for p in group["params"]]
+    refrozen = [p for p in held if not p.requires_grad]
+    known = {id(p) for p in held}
+    thawed = [p for p in names if p.requires_grad and id(p) not in known]
+    _forget(inner, refrozen)
+    if thawed:
+        like = {key: value for key, value in inner.param_groups[-1].items() if key not in ("params", "initial_lr")}
+        inner.add_param_group({**like, **settings, "params": thawed})
+    kept = [names[p] for p in held if p.requires_grad]
+    return Change(tuple(names[p] for p in thawed), tuple(names[p] for p in refrozen), tuple(kept))
+
+
+def _forget(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> None:
+    """Take tensors out of an optimizer, moments and all. Groups stay, even empty: a scheduler may count them."""
+    gone = {id(p) for p in tensors}
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+    for p in tensors:
+        optimizer.state.pop(p, None)
+
+
+def layer_by_layer(model: nn.Module, roles: dict[str, str] | None = None) -> list[FreezePlan]:
+    """Plans for gradual unfreezing: first the last block alone, then the last two, and so on to all blocks.
+
+    What is outside the blocks stays frozen (Howard and Ruder 2018, arXiv 1801.06146, unfreeze from
+    the last layer down; in their recipe the embedding comes last).
+    """
+    last = anatomy(model, roles).n_layers - 1
+    return [FreezePlan.only(f"layers:{first}-{last}") for first in range(last, -1, -1)]

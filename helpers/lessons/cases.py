@@ -1,0 +1,64 @@
+"""Judge a reader's function by cases that separate the usual mistakes.
+
+A wrong function is called on the same cases as the right one and as each known mistake. The mistake
+that gives the same results on all of them is the one that is named.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from helpers.lessons.checks import Reply, right, value_of, wrong
+from helpers.lessons.reading import number, plain
+
+
+def judge_function(answer: Any, cases: Iterable[tuple], correct: Callable, mistakes: Mapping[Callable, str],
+                   praise: str, within: float = 1e-6) -> Reply:
+    """Right if ``answer`` returns what ``correct`` does on every case; else the first mistake that fits.
+
+    Args:
+        cases: tuples of arguments; each call gets its own copy.
+        correct: a function that returns one number, or several in a list or tuple.
+        mistakes: wrong function to what it says about the reader.
+        within: relative difference that still counts as equal; near zero a hundredth of it, absolute.
+
+    Raises:
+        AnswerFault: ``answer`` is no function, or it stopped (`checks.reply_to` makes a reply of it).
+        TypeError, ValueError: it returned something that is no number.
+    """
+    cases = list(cases)
+    found = [_results(value_of(answer, *copy.deepcopy(case))) for case in cases]
+    expected = [_results(correct(*case)) for case in cases]
+    wrong_at = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not _same(a, b, within)]
+    if not wrong_at:
+        return right(praise)
+    for mistake, reason in mistakes.items():
+        if all(_same(a, _results(mistake(*copy.deepcopy(c))), within) for a, c in zip(found, cases, strict=True)):
+            return wrong(reason)
+    first = wrong_at[0]
+    return wrong(f"for {_shown_case(cases[first])} your function gives {_shown(found[first])}, and "
+                 f"{_shown(expected[first])} is right. Work this case out by hand.")
+
+
+def _results(value: Any) -> list[float]:
+    value = plain(value)
+    return [number(v) for v in value] if isinstance(value, (list, tuple)) else [number(value)]
+
+
+def _same(a: list[float], b: list[float], within: float) -> bool:
+    """Equal numbers, in equal number; NaN equals NaN."""
+    return len(a) == len(b) and all(
+        math.isclose(x, y, rel_tol=within, abs_tol=within / 100) or math.isnan(x) and math.isnan(y)
+        for x, y in zip(a, b, strict=True))
+
+
+def _shown(values: list[float]) -> str:
+    return ", ".join(f"{v:,.4g}" if abs(v) < 1000 else f"{v:,.0f}" for v in values) or "nothing"
+
+
+def _shown_case(case: tuple) -> str:
+    text = ", ".join(str(argument) for argument in case)
+    return text if len(text) <= 120 else f"{text[:117]}…"

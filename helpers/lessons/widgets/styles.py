@@ -1,0 +1,121 @@
+"""The style mixer: one prompt, continued by several models side by side, token by token.
+
+All models throw the same dice: where two of them predict the same, they write the same.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Iterator, Mapping
+
+import ipywidgets
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from helpers.lessons.widgets.frame import STYLE, Frame, control
+from helpers.measuring import evaluating
+from helpers.models import ModelError, n_positions
+
+FIRST_TOKENS = 24  # of the text that is there before the reader asks for more
+
+
+def style_mixer(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_tokens: int = 40, seed: int = 0,
+                temperature: float = 0.8) -> Frame:
+    """A widget in which several models go on with the reader's words.
+
+    Args:
+        models: name to model, all with one tokenizer; the names head the columns.
+        prompt, n_tokens, seed, temperature: at the start. Then only the first `FIRST_TOKENS` are written,
+            so that the page is not held up.
+    """
+    most = min(200, (n_positions(next(iter(models.values())).config) or 400) // 2)
+    controls = {
+        "prompt": control(ipywidgets.Text, "Prompt", "the words that every model goes on with", value=prompt,
+                          layout={"width": "60%"}),
+        "n_tokens": control(ipywidgets.IntSlider, "Tokens", "how many tokens each model writes", value=n_tokens,
+                            min=1, max=most),
+        "temperature": control(ipywidgets.FloatSlider, "Temperature", "1: as the model predicts; lower: bolder",
+                               value=temperature, min=0.1, max=1.5, step=0.1),
+        "seed": control(ipywidgets.BoundedIntText, "Seed", "another number throws other dice", value=seed, min=0,
+                        max=10_000, layout={"width": "140px"}),
+        "write": control(ipywidgets.Button, "Write", "let every model write"),
+    }
+    texts: dict[str, str] = {}
+
+    def answer(prompt, n_tokens, temperature, seed):
+        texts.clear()
+        for written in side_by_side(models, tokenizer, prompt, n_tokens, seed, temperature):
+            texts.update(written)
+            yield "texts", columns_html(prompt, written)
+
+    def still():
+        values = frame.values
+        return texts_figure(values["prompt"], texts), sentence(values["prompt"], texts)
+
+    frame = Frame(controls, {"texts": 190}, answer, still, [["prompt"], ["n_tokens", "temperature", "seed", "write"]],
+                  button="write", at_first={"n_tokens": min(n_tokens, FIRST_TOKENS)})
+    return frame
+
+
+def side_by_side(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_tokens: int, seed: int = 0,
+                 temperature: float = 0.8) -> Iterator[dict[str, str]]:
+    """After each token: name to what its model has written so far, the prompt left out.
+
+    Raises:
+        ModelError: no word in the prompt, or more tokens than the model has positions.
+    """
+    start = tokenizer(prompt)["input_ids"]
+    limit = min((n_positions(m.config) or len(start) + n_tokens) for m in models.values())
+    if not start:
+        raise ModelError("The prompt is empty. Write at least one word.")
+    if len(start) + n_tokens > limit:
+        raise ModelError(f"The prompt has {len(start)} tokens; with {n_tokens} more it is longer than the model's "
+                         f"{limit} positions. Shorten it, or ask for fewer tokens.")
+    writers = {name: tokens(model, start, n_tokens, seed, temperature) for name, model in models.items()}
+    ids: dict[str, list[int]] = {name: [] for name in models}
+    for _ in range(n_tokens):
+        for name, writer in writers.items():
+            ids[name].append(next(writer))
+        yield {name: tokenizer.decode(own, skip_special_tokens=True) for name, own in ids.items()}
+
+
+def tokens(model: nn.Module, start: list[int], n_tokens: int, seed: int, temperature: float) -> Iterator[int]:
+    """The ids that a model draws one after the other, as `evaluation.sample_windows` draws them."""
+    device = next(model.parameters()).device
+    dice, past = torch.Generator(device).manual_seed(seed), None
+    new = torch.tensor([start], device=device)
+    for _ in range(n_tokens):
+        with torch.no_grad(), evaluating(model):
+            out = model(new, past_key_values=past, use_cache=True)
+            probs = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)  # (1, vocab)
+            new, past = torch.multinomial(probs, 1, generator=dice), out.past_key_values
+        yield int(new)
+
+
+def columns_html(prompt: str, texts: Mapping[str, str]) -> str:
+    """A column for each model; the prompt is set off from what the model wrote."""
+    cells = "".join(
+        f'<div style="flex: 1 1 200px; min-width: 180px"><b>{html.escape(name)}</b>'
+        f'<p style="white-space: pre-wrap"><i>{html.escape(prompt)}</i>{html.escape(text)}</p></div>'
+        for name, text in texts.items())
+    style = f"display: flex; flex-flow: row wrap; gap: 1.5em; {STYLE}"
+    return f'<div class="style-mixer-texts" style="{style}">{cells}</div>'
+
+
+def sentence(prompt: str, texts: Mapping[str, str]) -> str:
+    """What the picture shows, in words."""
+    return f"Style mixer, prompt {prompt!r}. " + " ".join(f"{name}: {text.strip()!r}." for name, text in texts.items())
+
+
+def texts_figure(prompt: str, texts: Mapping[str, str]) -> Figure:
+    """The columns as a picture."""
+    figure = Figure(figsize=(8.5, 2.0))
+    figure.text(0.01, 0.92, f"The prompt of all: {prompt}", fontsize=10, style="italic")
+    width = 0.98 / len(texts)
+    for i, (name, text) in enumerate(texts.items()):
+        lines = textwrap.wrap(" ".join(text.split()), round(98 / len(texts)))
+        figure.text(0.01 + i * width, 0.80, name, fontsize=10, weight="bold", va="top")
+        figure.text(0.01 + i * width, 0.66, "\n".join(lines), fontsize=9, va="top", parse_math=False)
+    return figure

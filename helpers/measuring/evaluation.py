@@ -1,0 +1,226 @@
+"""Measure a model: held-out loss, forgetting, style. Always with an interval.
+
+Loss is in nats a token: the natural logarithm, so a uniform guess over V tokens costs ln V.
+Forgetting is the mean KL divergence from the base model to the tuned one, on text that the
+base itself would write (Rebuffi and others measure accuracy instead; KL needs no task).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from helpers.measuring.intervals import Estimate, estimate
+from helpers.models import last_states, n_positions, next_token_logits, plain_trunk, token_losses
+
+CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
+
+
+
+
+
+
+
+
+
+
+
+
+# --- held-out loss -----------------------------------------------------------------
+
+
+def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> Estimate:
+    """Mean next-token loss in nats a token, with its interval over windows.
+
+    Args:
+        windows: (n, length) token ids without padding. The first token of a window is only read.
+        batch: windows at a time; changes memory, not the result.
+    """
+    with evaluating(model):
+        rows = [token_losses(model, part.to(_device(model))).mean(1).cpu() for part in windows.split(batch)]
+    per_window = torch.cat(rows).double().numpy()
+    return estimate(per_window, windows.size(0) * (windows.size(1) - 1))
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b over the same windows: paired, so what makes a window hard cancels out.
+
+    Raises:
+        ValueError: the two were not measured on equally many windows.
+    """
+    if a.n_windows != b.n_windows:
+        raise ValueError(f"A paired difference needs the same windows; found {a.n_windows} and {b.n_windows}.")
+    return estimate(a.per_window - b.per_window, a.n_tokens)
+
+
+def perplexity(loss: float) -> float:
+    """e^loss: the number of equally likely tokens that would be as hard to guess."""
+    return float(np.exp(loss))
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool):
+    """Put a model into train or eval mode for a block, then each of its parts back into the mode it had."""
+    found = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was_training in found.items():
+            module.training = was_training
+
+
+def evaluating(model: nn.Module):
+    """``with evaluating(model):`` switches dropout off and back; it changes no requires_grad."""
+    return in_mode(model, training=False)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+# --- text that the model writes ----------------------------------------------------
+
+
+@torch.no_grad()
+def sample_windows(model: nn.Module, n_windows: int, length: int, seed: int, *, start: torch.Tensor | None = None,
+                   temperature: float = 1.0) -> torch.Tensor:
+    """Token ids that the model writes itself: (n_windows, length), on the CPU.
+
+    Args:
+        start: (tokens,) to begin every window with; None: the model's begin-of-text token.
+        temperature: 1 samples from the model's own distribution; lower is bolder.
+
+    Raises:
+        ValueError: length is beyond the model's positions.
+    """
+    limit = n_positions(model.config)
+    if limit and length > limit:
+        raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
+    device = _device(model)
+    dice = torch.Generator(device).manual_seed(seed)
+    first = torch.tensor([_begin_token(model.config)]) if start is None else start
+    ids = first.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
+    past, new = None, ids
+    with evaluating(model):
+        while ids.size(1) < length:
+            out = model(new, past_key_values=past, use_cache=True)
+            probs = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)  # (n_windows, vocab)
+            new, past = torch.multinomial(probs, 1, generator=dice), out.past_key_values
+            ids = torch.cat([ids, new], dim=1)
+    return ids.cpu()
+
+
+def _begin_token(config) -> int:
+    for token in (config.bos_token_id, config.eos_token_id):
+        if token is not None:
+            return token if isinstance(token, int) else token[0]
+    return 0
+
+
+def sample_text(model: nn.Module, tokenizer, prompt: str, n_tokens: int = 80, seed: int = 0,
+                temperature: float = 0.8) -> str:
+    """The prompt and how the model goes on with it."""
+    start = torch.tensor(tokenizer(prompt)["input_ids"])
+    ids = sample_windows(model, 1, len(start) + n_tokens, seed, start=start, temperature=temperature)
+    return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+# --- forgetting --------------------------------------------------------------------
+
+
+class Retention:
+    """What a base model predicts on text of its own, to see later how much of it is gone.
+
+    Args:
+        base: the untouched model; a copy is kept, so tuning it afterwards is safe.
+        windows: (n, length) token ids, best from `sample_windows(base, …)`.
+        limit: bytes of log-probabilities that may be kept; beyond it they are computed again from hidden states.
+    """
+
+    BATCH = 4  # windows at a time; changes memory, not the result
+
+    def __init__(self, base: nn.Module, windows: torch.Tensor, limit: int = CACHE_LIMIT):
+        self.windows = windows
+        self.base = copy.deepcopy(base).eval().requires_grad_(False)
+        n_bytes = 4 * windows.numel() * base.config.vocab_size
+        self._keeps_predictions = n_bytes <= limit
+        self._kept = [self._of_base(part) for part in windows.split(self.BATCH)]
+
+    @classmethod
+    def sampled_from(cls, base: nn.Module, n_windows: int, length: int, seed: int = 0) -> Retention:
+        """Retention on text that ``base`` samples at temperature 1."""
+        return cls(base, sample_windows(base, n_windows, length, seed))
+
+    @property
+    def text_hash(self) -> str:
+        return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
+
+    @torch.no_grad()
+    def _of_base(self, part: torch.Tensor) -> torch.Tensor | None:
+        """Log-probabilities of the base. Where too large to keep, its last states, one matrix product away.
+
+        None where both cannot be: then the base is asked again each time.
+        """
+        if self._keeps_predictions:
+            return log_probabilities(self.base, part)
+        trunk = plain_trunk(self.base)
+        return None if trunk is None else last_states(trunk, part.to(_device(self.base)))
+
+    def forgetting(self, model: nn.Module) -> Estimate:
+        """F = mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
+
+        KL(p || q) = sum over the vocabulary of p * (ln p - ln q) (Kullback and Leibler 1951).
+        The base stands first: a token that it finds likely and the tuned model does not costs most.
+        """
+        with evaluating(model):
+            rows = [self._kl(kept, part, model) for kept, part in
+                    zip(self._kept, self.windows.split(self.BATCH), strict=True)]
+        return estimate(torch.cat(rows).double().numpy(), self.windows.size(0) * (self.windows.size(1) - 1))
+
+    @torch.no_grad()
+    def _kl(self, kept: torch.Tensor, part: torch.Tensor, model: nn.Module) -> torch.Tensor:
+        """Mean KL of each window: (windows,)."""
+        base = kept if self._keeps_predictions else log_probabilities(self.base, part, kept)
+        tuned = log_probabilities(model, part)  # (windows, length - 1, vocab)
+        return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
+
+
+def log_probabilities(model: nn.Module, windows: torch.Tensor,
+                       states: torch.Tensor | None = None) -> torch.Tensor:
+    """Of each next token: (windows, length - 1, vocab). ``states``: the last ones, where they are known."""
+    ids, trunk = windows.to(_device(model)), plain_trunk(model)
+    if trunk is None:
+        logits = next_token_logits(model, ids)
+    else:
+        logits = model.get_output_embeddings()(last_states(trunk, ids) if states is None else states)
+    return torch.log_softmax(logits.float(), dim=-1)
+
+
+# --- style -------------------------------------------------------------------------
+
+
+def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """Held-out loss of each model (rows) on each author's text (columns), in nats a token."""
+    return pd.DataFrame({text: {name: held_out_loss(model, windows).mean for name, model in models.items()}
+                         for text, windows in texts.items()})
+
+
+def style_contrast(on_a: Mapping[str, Estimate], on_b: Mapping[str, Estimate]) -> float:
+    """S = half of [L_b(A) - L_a(A)] + [L_a(B) - L_b(B)], in nats a token.
+
+    L_x(Y) is the loss of the model tuned on author x, on author Y's text. A gain that any
+    story would bring appears in both terms of a bracket and cancels. 0: no style was learned.
+
+    Args:
+        on_a: losses on author A's text, keys "a" (tuned on A) and "b" (tuned on B).
+        on_b: the same on author B's text.
+    """
+    return 0.5 * ((on_a["b"].mean - on_a["a"].mean) + (on_b["a"].mean - on_b["b"].mean))

@@ -1,0 +1,290 @@
+"""Load or build a decoder, choose its device and precision, and hash its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+from torch._guards import detect_fake_mode
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from helpers.files import tensor_bytes
+from helpers.models.attention import COURSE_ATTENTION
+from helpers.models.model_files import (
+    ModelError,
+    n_positions,
+    require_config,
+    require_files,
+    require_fit,
+    require_loaded,
+    require_memory,
+    require_readable,
+    require_size,
+    rough_size,
+    shape_of,
+    weight_files,
+    why_not,
+)
+from helpers.models.names import named_parameters, plain_name
+
+__all__ = ["ModelError", "attention_for", "build_model", "build_on_meta", "choose_device", "choose_precision",
+           "enable_checkpointing", "gpt_neo_125m_config", "load_config", "load_model", "load_tokenizer", "mini_config",
+           "n_positions", "require_weights", "tensor_bytes", "tensors_hash",
+           "weight_hash"]
+
+transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json")
+LARGE = 10**8  # parameters from which a model's memory is looked at before it is built
+
+
+# --- build and load ----------------------------------------------------------------
+
+
+def attention_for(model_type: str, attention: str = "fast") -> str:
+    """Return the ``attn_implementation`` name for a family: ``"fast"`` or ``"eager"``.
+
+    A family without PyTorch's fused attention (Gemma 2, BLOOM, Mamba, ...) gets the eager kind, and a warning says
+    so once.
+    """
+    if attention not in ("fast", "eager"):
+        raise ModelError(f"Attention '{attention}' is not known. Choose 'fast' or 'eager'.")
+    if attention == "eager":
+        return "eager"
+    if model_type == "gpt_neo":
+        return COURSE_ATTENTION
+    return "sdpa" if _has_sdpa(model_type) else "eager"
+
+
+@cache  # so the warning comes once for each family
+def _has_sdpa(model_type: str) -> bool:
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    supported = name is None or bool(getattr(getattr(transformers, name), "_supports_sdpa", False))
+    if not supported:
+        warnings.warn(f"transformers has no fast attention (SDPA) for the family '{model_type}': the eager kind is "
+                      "used, which takes more time and memory.", stacklevel=3)
+    return supported
+
+
+def mini_config(**changes) -> GPTNeoConfig:
+    """The miniature's shape: 4 layers, width 192, 6 heads, 2.61 M parameters."""
+    shape = dict(
+        vocab_size=4096, hidden_size=192, num_layers=4, num_heads=6, intermediate_size=768,
+        max_position_embeddings=256, window_size=64, attention_types=[[["global", "local"], 2]],
+        activation_function="gelu_pytorch_tanh", bos_token_id=0, eos_token_id=0,
+        attention_dropout=0.0, embed_dropout=0.0, resid_dropout=0.0,
+    )
+    return GPTNeoConfig(**{**shape, **changes})
+
+
+def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
+    """A model with random weights, the same for the same seed.
+
+    Args:
+        config: any transformers config of a causal language model.
+        seed: seeds the weights; the caller's own random state is left as it was.
+        attention: ``"fast"`` or ``"eager"`` (see `attention_for`).
+
+    Raises:
+        ModelError: the model would be larger than any, or than this machine's memory.
+    """
+    require_size(config)
+    if rough_size(config) > LARGE and detect_fake_mode() is None:
+        require_memory(build_on_meta(config), f"A '{config.model_type}' model of this config")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        implementation = attention_for(config.model_type, attention)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=implementation, trust_remote_code=False)
+
+
+def build_on_meta(config) -> nn.Module:
+    """Build the same model with shapes but no numbers: no memory, for counting alone."""
+    require_size(config)
+    return shape_of(config)
+
+
+def enable_checkpointing(model: nn.Module, use_reentrant: bool = False) -> None:
+    """Keep each block's input alone, and compute the block again in the backward pass (arXiv 1604.06174).
+
+    transformers also makes the embedding's output require a gradient, whatever is frozen: the whole
+    network is then gone through backward. Here that is taken back, so that a frozen prefix stays free.
+
+    ``use_reentrant=True`` is PyTorch's older way. It loses the gradient of a block whose input
+    needs none, as under frozen embeddings; notebook 07 shows it.
+    """
+    # transformers renamed it within version 5
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+    if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
+        model.disable_input_require_grads()
+
+
+def gpt_neo_125m_config() -> GPTNeoConfig:
+    """The config of EleutherAI/gpt-neo-125M, written out so that counting needs no network."""
+    return GPTNeoConfig(
+        hidden_size=768, num_layers=12, num_heads=12, max_position_embeddings=2048,
+        attention_types=[[["global", "local"], 6]], window_size=256, vocab_size=50257,
+        attention_dropout=0.0, embed_dropout=0.0, resid_dropout=0.0,
+    )
+
+
+def load_config(source: str | Path):
+    """Read a config from a folder or a hub name, and try its shapes.
+
+    Raises:
+        ModelError: the folder or name holds no config that transformers knows, or one that cannot be right.
+    """
+    require_readable(source, ("config.json",))
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        except Exception as error:
+            raise ModelError(why_not(source, error, part="config")) from error
+        require_config(config, source)
+    return config
+
+
+def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtype = torch.float32,
+               device: str | torch.device | None = None) -> nn.Module:
+    """Load a causal language model from a folder or a hub name.
+
+    GPT-Neo gets the course's attention and the fused form of its own GELU. Names that a wrapper changed
+    (``_orig_mod.``, ``module.``) are read as the model's own. No code from the folder runs.
+
+    Args:
+        source: a folder with config and safetensors, or a name such as "EleutherAI/gpt-neo-125M".
+        attention: ``"fast"`` (SDPA, where the family has it) or ``"eager"`` (needed for attention maps).
+        dtype: precision of the weights in memory.
+        device: where to put it; None chooses with `choose_device`.
+
+    Raises:
+        ModelError: no such model, no weights in the folder, a family that is no decoder, or tensors that are
+            missing, left over, of another shape, packed or not finite. The message says which.
+    """
+    config = load_config(source)
+    if config.model_type == "gpt_neo" and config.activation_function == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function, one fused kernel
+    require_readable(source, ("generation_config.json",))
+    stored = require_files(source)
+    require_fit(shape_of(config), stored, source)
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention_for(config.model_type, attention),
+               "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    try:
+        with _quiet():
+            if any(plain_name(name) != name for name in stored):
+                kind = AutoModelForCausalLM._model_mapping[type(config)]
+                del options["trust_remote_code"]
+                model, report = kind.from_pretrained(None, state_dict=_plain_tensors(Path(source)), **options)
+            else:
+                model, report = AutoModelForCausalLM.from_pretrained(str(source), use_safetensors=True, **options)
+    except Exception as error:
+        raise ModelError(why_not(source, error)) from error
+    require_loaded(model, report, source)
+    return model.to(device or choose_device())
+
+
+def _plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """A folder's tensors under their own names."""
+    return {plain_name(name): tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers only reports what does not fit; here it becomes an error, so its table is not printed."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def load_tokenizer(source: str | Path):
+    """Load the tokenizer that belongs to a model.
+
+    Raises:
+        ModelError: the source has no tokenizer files, damaged ones, or more tokens than the model has rows for.
+    """
+    folder = Path(source)
+    require_readable(source, TOKENIZER_FILES)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        n_tokens, most = len(tokenizer), max(tokenizer.get_vocab().values(), default=0)
+    except Exception as error:
+        raise ModelError(why_not(source, error, part="tokenizer")) from error
+    if n_tokens < 2:  # transformers makes an empty one where the files are missing
+        raise ModelError(f"'{source}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
+                         "Save the tokenizer beside the model with save_pretrained.")
+    rows = _vocabulary_rows(folder)
+    if rows is not None and most >= rows:
+        raise ModelError(f"The tokenizer of '{source}' has tokens up to id {most:,}, and the model's embedding has "
+                         f"{rows:,} rows. Save the model's own tokenizer beside it, or resize the embedding "
+                         "(resize_token_embeddings) and save the model again.")
+    return tokenizer
+
+
+def _vocabulary_rows(folder: Path) -> int | None:
+    """Rows of the embedding, where the folder holds a config that says so."""
+    return getattr(load_config(folder), "vocab_size", None) if (folder / "config.json").is_file() else None
+
+
+def require_weights(source: str | Path) -> None:
+    """Check at once, before anything slow, that a folder holds whole weights. A hub name passes.
+
+    Raises:
+        ModelError: the folder has no safetensors file, or one that is damaged, packed or holds an adapter.
+    """
+    require_files(source)
+
+
+# --- device, precision, identity ---------------------------------------------------
+
+
+def choose_device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """"float32" or "bfloat16" for the matrix products of training.
+
+    "auto" gives bfloat16 where the GPU computes in it, else float32. Never float16: GPT-Neo's
+    scores are not scaled and can overflow there. A T4 has no bfloat16.
+
+    Raises:
+        ModelError: a precision that the course does not use.
+    """
+    if asked in ("float32", "bfloat16"):
+        return asked
+    if asked != "auto":
+        raise ModelError(f"Precision '{asked}' is not known. Choose float32, bfloat16 or auto.")
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if on_gpu else "float32"
+
+
+def weight_hash(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of all parameters; a tied tensor counts once."""
+    return tensors_hash(named_parameters(model))
+
+
+def tensors_hash(named: list[tuple[str, torch.Tensor]]) -> str:
+    """Return the `weight_hash` of a model that has these names and tensors."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(named, key=lambda pair: pair[0]):
+        digest.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())
+        digest.update(tensor_bytes(parameter))
+    return digest.hexdigest()
+
+

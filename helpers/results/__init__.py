@@ -1,0 +1,39 @@
+"""Results: what the records say about the claims. They read data/evidence."""
+
+from helpers import face
+
+__getattr__, __dir__, __all__ = face(__name__, {
+    "across_models": ["forgetting_by_model"],
+    "cards": ["RECORDED", "card_text", "decision_card", "recorded_claims", "verdict_counts"],
+    "claims": [
+        "CLAIMS",
+        "ClaimError",
+        "_is_number",
+        "about",
+        "claims_table",
+        "load_claims",
+        "number_of",
+        "on_models",
+        "record",
+        "seeds_of",
+        "store",
+    ],
+    "cost_answers": ["engine", "memory"],
+    "evidence": [
+        "AUTHORS",
+        "EVIDENCE",
+        "REAL",
+        "forgetting_finding",
+        "forgetting_gap",
+        "level_runs",
+        "mean_style",
+        "quality_finding",
+        "read_evidence",
+        "share_of_style",
+        "studied_models",
+        "style_findings",
+    ],
+    "notes": ["how_catastrophic", "losses_by_test", "numbers", "said"],
+    "other_plans": ["every_plan"],
+    "verdicts": ["newest", "published", "recorded_claim", "scoreboard_table"],
+}, modules=["claims", "evidence", "lora_study", "verdicts"])

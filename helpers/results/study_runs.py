@@ -1,0 +1,153 @@
+"""The second study's records, typed: what one run trained, and what each of its models lost by window of text.
+
+    runs = read_study_runs("build/study2/runs/gpt-neo-mini")
+    runs[0].path("rewound", "B")           a `frontiers.Path`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as File
+
+import numpy as np
+
+from helpers.measuring import CAP, DIVERGED, PATIENCE, ComparisonError, Path
+
+STOPPED, REWOUND = "stopped", "rewound"  # methods; "rewound attention" rewinds one role
+ALL_ROLES = "all"
+HALVES = ("A", "B")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Models in their order; losses and KL divergences by window, nats per token: (points, windows).
+
+    ``test`` is None where the test text was not read: in tuning runs, and along training.
+    """
+
+    dev: np.ndarray
+    half_a: np.ndarray
+    half_b: np.ndarray
+    prose: np.ndarray
+    test: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """The best weights rewound, in all roles or in one, in rising shares of the way from the base."""
+
+    roles: str
+    points: Points
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run.
+
+    Attributes:
+        weight: of the replay; 0.0: none.
+        ended: "patience", "cap" or "diverged".
+        conditions: what two runs must share to be a pair.
+        base_dev, base_prose, base_test: losses of the untouched base by window; no test in a tuning run.
+        test: losses of the best weights by window; None in a tuning run, and where the run diverged.
+        n_trainable, step_seconds: None where the run diverged.
+        stopped: the points along training, the base first; None where the run diverged.
+        rewound: one way for all roles and one for each; empty where the run diverged.
+    """
+
+    model_name: str
+    plan: str
+    text: str
+    seed: int
+    rate: float
+    weight: float
+    ended: str
+    conditions: tuple
+    base_dev: np.ndarray
+    base_prose: np.ndarray
+    base_test: np.ndarray | None
+    test: np.ndarray | None
+    n_trainable: int | None
+    step_seconds: float | None
+    stopped: Points | None
+    rewound: tuple[Rewound, ...]
+
+    def points(self, method: str) -> Points:
+        """The models that a method offers.
+
+        Raises:
+            ComparisonError: this run has no such way; the message names those it has.
+        """
+        if method == STOPPED and self.stopped is not None:
+            return self.stopped
+        roles = ALL_ROLES if method == REWOUND else method.removeprefix(f"{REWOUND} ")
+        for way in self.rewound:
+            if way.roles == roles:
+                return way.points
+        known = [STOPPED, *(REWOUND if w.roles == ALL_ROLES else f"{REWOUND} {w.roles}" for w in self.rewound)]
+        raise ComparisonError(f"The run of '{self.plan}' with seed {self.seed} offers no models '{method}'. It has: "
+                              f"{', '.join(known)}.")
+
+    def path(self, method: str, half: str) -> Path:
+        """Gain on dev against forgetting on a half of the retention text."""
+        if self.ended == DIVERGED:
+            return Path(self.seed, np.empty((0, 0)), np.empty((0, 0)), None, DIVERGED)
+        found = self.points(method)
+        forgetting = found.half_a if half == "A" else found.half_b
+        return Path(self.seed, self.base_dev - found.dev, forgetting, found.prose - self.base_prose, self.ended)
+
+    def test_windows(self, method: str) -> np.ndarray | None:
+        """Test losses of the method's model with the best dev loss; None where no test was read."""
+        if method == STOPPED or self.test is None:
+            return self.test
+        found = self.points(method)
+        return None if found.test is None else found.test[found.dev.mean(-1).argmin()]
+
+
+def read_study_runs(folder: str | File) -> list[StudyRun]:
+    """All records under a folder, sorted by path."""
+    return [study_run(json.loads(p.read_text("utf-8"))) for p in sorted(File(folder).rglob("*.json"))]
+
+
+def study_run(record: Mapping) -> StudyRun:
+    """One record, as the runner of the study writes it."""
+    settings, base, text = record["settings"], record["base"], record["text"]
+    has_diverged = "diverged" in record
+    conditions = (record["model_hash"], record["text_hash"], tuple(sorted(record["retention_hashes"].items())),
+                  settings["batch"], len(base["dev_windows"]))
+    test = record.get("test_windows", {}).get(text)
+    return StudyRun(
+        record["model_name"], record["plan"], text, record["seed"], record["rate"], record["weight"],
+        DIVERGED if has_diverged else {"cap": CAP, "patience": PATIENCE}[record["ended"]], conditions,
+        np.array(base["dev_windows"]), np.array(base["plain_windows"]),
+        _array(base.get("test_windows", {}).get(text)), _array(test), record.get("n_trainable"),
+        None if has_diverged else record["seconds"] / record["steps_taken"],
+        None if has_diverged else _points(record["evaluations"], text),
+        () if has_diverged else _ways(record, text))
+
+
+def _ways(record: Mapping, text: str) -> tuple[Rewound, ...]:
+    """The base stands before the models that are rewound in all roles; the best weights after those of one role."""
+    base, best = record["evaluations"][0], record["rewound"]
+    whole = sorted((p for p in best if p["roles"] == ALL_ROLES), key=lambda p: p["share"])
+    roles = dict.fromkeys(p["roles"] for p in best if p["roles"] != ALL_ROLES)
+    if "test_windows" in record["base"]:
+        base = {**base, "test_windows": record["base"]["test_windows"]}
+    ways = [Rewound(ALL_ROLES, _points([base, *whole], text))]
+    for role in roles:
+        own = sorted((p for p in best if p["roles"] == role), key=lambda p: p["share"])
+        ways.append(Rewound(role, _points([*own, whole[-1]], text)))
+    return tuple(ways)
+
+
+def _points(models: Sequence[Mapping], text: str) -> Points:
+    tests = [m.get("test_windows", {}).get(text) for m in models]
+    return Points(*(np.array([m[key] for m in models])
+                    for key in ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows")),
+                  None if any(t is None for t in tests) else np.array(tests))
+
+
+def _array(values: Sequence[float] | None) -> np.ndarray | None:
+    return None if values is None else np.array(values)

@@ -1,0 +1,239 @@
+"""From recorded runs to verdicts: the one source of the table of claims.
+
+    entries = scoreboard(read_evidence("gpt-neo-mini"))    what the records of one model say
+    published(load_claims())                               all claims: these, beside what the notebooks measured
+
+Where the study speaks about a claim, its verdict leads; verdicts on other models stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from helpers import measuring, study
+from helpers.measuring import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding, Interval
+from helpers.results.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
+from helpers.results.evidence import (
+    ATTENTION,
+    AUTHORS,
+    EVIDENCE,
+    FULL,
+    MAIN,
+    Evidence,
+    forgetting_findings,
+    quality_findings,
+    read_evidence,
+    share_of_style,
+    studied_models,
+    style_findings,
+)
+from helpers.results.notes import (
+    at_the_highest_rate,
+    at_the_lowest_rate,
+    by_test,
+    how_catastrophic,
+    losses_by_test,
+    measured,
+    weakest,
+    what_would_decide,
+    words_by_text,
+)
+
+FALLS_SHARE = 0.9  # of the looks: from here on a loss falls steadily (C8)
+ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0, "source": "recorded"}
+
+# --- the claims of one model -------------------------------------------------------
+
+
+def scoreboard(evidence: Evidence) -> list[dict]:
+    """One entry a claim that these records can speak about: what `claims.record` takes, and the note."""
+    entries = [*convergence(evidence), *stability_of_gradients(evidence)]
+    if not any(evidence.of(MAIN, t, c) and evidence.of(FULL, t, c) for t in AUTHORS for c in ("keep", "learn")):
+        return entries
+    findings = {"C10": forgetting_findings(evidence), "C13": quality_findings(evidence),
+                "C14": style_findings(evidence)}
+    verdicts = measuring.primary_verdicts(findings)
+    entries.append(forgetting_entry(evidence, MAIN, verdicts["C10"], findings["C10"],
+                                    f"; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}"))
+    if any(evidence.of(ATTENTION, text, "keep") for text in AUTHORS):
+        alone = forgetting_findings(evidence, ATTENTION)
+        verdict = measuring.over_findings(alone)
+        entries.append(forgetting_entry(evidence, ATTENTION, IN_PART if verdict == HOLDS else verdict, alone,
+                                        "; exploratory, so in part is the most"))
+    least = min(measured(findings["C13"]), key=lambda f: f.interval.mean)
+    entries.append(entry_of(evidence, "C13", verdicts["C13"], least, "of full training's test gain",
+                            f"main plan's share of what full training gains: {by_test(findings['C13'], '')}; equal "
+                            f"means above {measuring.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
+                            f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}", findings["C13"]))
+    part_a = share_of_style(evidence)
+    entries.append(entry_of(
+        evidence, "C14", style_verdict(part_a.verdict, verdicts["C14"]), replace(part_a, test=" and ".join(AUTHORS)),
+        "of full training's style contrast, at equal gain",
+        f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}; contrast of the MLP's output minus "
+        f"attention's at equal size and equal gain, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; "
+        "(b), (c): not tested", [part_a, *findings["C14"]]))
+    return entries
+
+
+def forgetting_entry(evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str) -> dict:
+    """C10 of one plan: the article says "attention", and two plans freeze it."""
+    note = (f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
+            f"{words_by_text(evidence, plan)}{more}")
+    part = f"{plan.replace('+', ' and ')} frozen"
+    return entry_of(evidence, "C10", verdict, weakest(findings, "lower"), "nats a token", note, findings) | {
+        "part": part}
+
+
+def style_verdict(part_a: str, primary: str) -> str:
+    """Two of the four parts are not tested, so that *holds in part* is the most."""
+    parts = {part_a, primary} - {UNTESTED}
+    return IN_PART if HOLDS in parts or IN_PART in parts else FAILS if parts == {FAILS} else UNDECIDED
+
+
+def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, unit: str, note: str,
+             findings: Sequence[Finding] = ()) -> dict:
+    """A verdict with its number; where it is open, what would decide."""
+    found = finding.interval
+    if verdict == UNDECIDED and (reason := what_would_decide(findings)):
+        note = f"{note}; {reason}"
+    limits = dict.fromkeys(limit for f in measuring.tested([finding, *findings]) for limit in f.limits)
+    return {"claim": claim, "verdict": verdict, "text": finding.test, "value": plain(found.mean),
+            "low": plain(found.low), "high": plain(found.high), "unit": unit, "model": evidence.model,
+            "n_seeds": found.n_pairs, "model_hash": evidence.runs[0]["model_hash"], "source": "recorded",
+            "note": "; ".join([note, *limits])}
+
+
+def convergence(evidence: Evidence) -> list[dict]:
+    """C8 by the rule of notebook 04, over runs: it falls steadily, and levels off within the run.
+
+    *Does not hold* where no run falls steadily. *In part* where all fall steadily and all level off: a finite run
+    proves no limit. Else *not decided*: also where all fall and none levels off.
+    """
+    runs = evidence.both(MAIN, "long")
+    n = len(runs) + evidence.n_diverged(MAIN, choice="long")
+    if not runs:
+        return []
+    falls = np.array([measuring.falls_share(measuring.curve(r)[1]) for r in runs])
+    steadily, levelled = int((falls >= FALLS_SHARE).sum()), measuring.n_levelled(runs)
+    finding = spread_of(100 * falls, runs,
+                        FAILS if steadily == 0 else IN_PART if steadily == levelled == n else UNDECIDED)
+    note = ("a finite run proves no limit, so in part is the most; "
+            f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
+            f"in {levelled}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
+            "steps (median)")
+    return [entry_of(evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding])]
+
+
+def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding:
+    """Mean, least and most over runs, where a claim speaks about each run and not about a difference."""
+    n_seeds = len({r["seed"] for r in runs})
+    middle = Interval(float(values.mean()), float(values.min()), float(values.max()), n_seeds, np.nan, np.nan)
+    texts = " and ".join(t for t in AUTHORS if any(r["text"] == t for r in runs))
+    return measuring.unless_few(Finding(middle, verdict, 1.0, test=texts))
+
+
+def stability_of_gradients(evidence: Evidence) -> list[dict]:
+    """C9, by `measuring.is_stable`; exploratory, so *holds in part* is the most. A run that diverged was not stable."""
+    runs, full = ([r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL))
+    if not runs:
+        return []
+    broken, beside_broken = evidence.n_diverged(MAIN), evidence.n_diverged(FULL)
+    steady = sum(measuring.is_stable(norms["total"]) for norms in runs)
+    beside = [measuring.is_stable(norms["mlp+norm"]) for norms in full if "mlp+norm" in norms]
+    quarters = np.array([norms["total"]["quarters"] for norms in runs])
+    finding = spread_of(quarters, evidence.both(MAIN),
+                        FAILS if steady == 0 else IN_PART if steady == len(runs) + broken else UNDECIDED)
+    note = ("exploratory, so in part is the most; "
+            f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
+            f"{sum(beside)} of {len(beside) + beside_broken}")
+    return [entry_of(evidence, "C9", finding.verdict, finding, "norm, last / first quarter (least and most)", note,
+                     [finding])]
+
+
+# --- all claims --------------------------------------------------------------------
+
+
+def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
+    """Claim to its recorded verdicts, one a model: the study's, and those on memory and the time of a step."""
+    found: dict[str, list[dict]] = {}
+    for model in studied_models(folder):
+        for entry in scoreboard(read_evidence(model, folder)):
+            found.setdefault(entry["claim"], []).append(entry)
+    if (folder / study.BENCHMARK.name).exists():
+        found["C12"] = step_time(study.read(folder / study.BENCHMARK.name))
+    if (folder / study.MEMORY.name).exists():
+        found["C11"] = peak_memory(study.read(folder / study.MEMORY.name))
+    return {claim: found[claim] for claim in CLAIMS if found.get(claim)}
+
+
+def step_time(benchmark: dict) -> list[dict]:
+    """C12 on GPT-Neo 125M, from the benchmark's pairs of processes."""
+    logs = study.plan_time_ratio(benchmark["pairs"], "main")
+    if len(logs) < LEAST_PAIRS:
+        return []
+    return [{"claim": "C12", **study.time_verdict(logs, benchmark["setting"]["machine"]), **ON_125M}]
+
+
+def peak_memory(record: dict) -> list[dict]:
+    """C11 on GPT-Neo 125M, from the measured peaks."""
+    if study.largest_setting(record) is None:
+        return []
+    return [{"claim": "C11", **study.memory_verdict(record), "low": None, "high": None, **ON_125M}]
+
+
+def newest(recorded: Iterable[dict], live: Iterable[dict]) -> list[dict]:
+    """The recorded verdicts, each replaced by a live one on the same model and part; any other stands beside it."""
+    found: dict[str, dict[tuple, dict]] = {}
+    for entry in (*recorded, *live):
+        found.setdefault(entry["id"], {}).update({(row["model"], row.get("part", "")): {"claim": entry["id"], **row}
+                                                  for row in on_models(entry)})
+    return [made(**with_others(list(found[claim].values()))) for claim in CLAIMS if claim in found]
+
+
+def with_others(entries: Sequence[dict]) -> dict:
+    """The first of a claim's verdicts, with the others under "also": what `claims.record` takes."""
+    return {**entries[0], "also": list(entries[1:])} if len(entries) > 1 else dict(entries[0])
+
+
+def recorded_claim(claim: str, folder: Path = EVIDENCE) -> dict:
+    """One claim as `claims.record` takes it: its first part leads."""
+    return with_others(recorded_verdicts(folder)[claim])
+
+
+def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
+    """The table of claims: recorded verdicts first, then the notebooks' own on models that no record is about.
+
+    A record that leaves a claim untested gives way to a notebook that tested it on the same model.
+
+    Args:
+        live: what the notebooks measured (`claims.load_claims`), or an earlier table.
+    """
+    own, studied = {e["id"]: e for e in live}, recorded_verdicts(folder)
+    entries = []
+    for claim in CLAIMS:
+        here = on_models(own[claim]) if claim in own else ()
+        tested = {row["model"] for row in here if row["verdict"] != UNTESTED}
+        rows = [row for row in studied.get(claim, ()) if row["verdict"] != UNTESTED or row["model"] not in tested]
+        known = {row["model"] for row in rows}
+        beside = [row for row in here if row["model"] not in known and not (rows and row["source"] == "recorded")]
+        rows += [{"claim": claim, **row} for row in beside]
+        if rows:
+            entries.append(made(**with_others(rows)))
+    return entries
+
+
+def scoreboard_table(entries: Sequence[dict]) -> str:
+    """Markdown for a README: per claim, model and part the verdict, its number and interval, and what it rests on."""
+    rows = ["| | the article says | verdict | measured | on |", "| --- | --- | --- | --- | --- |"]
+    for entry in entries:
+        for k, row in enumerate(on_models(entry)):
+            statement = entry["statement"] if k == 0 else "(the same claim)"
+            if row.get("part"):
+                statement += f" Here: {row['part']}."
+            rows.append(f"| {entry['id']} | {statement} | **{row['verdict']}** | {number_of(row)}: {row['note']} "
+                        f"| {row['model']}{seeds_of(row)}, {row['source']} |")
+    return "\n".join(rows)

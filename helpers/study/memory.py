@@ -1,0 +1,220 @@
+"""Predicted against measured: the peak memory of every plan, and the time of its step.
+
+    python -m helpers.study.memory --dry-run     what would run, and about how long
+    python -m helpers.study.memory               measure what is missing; stop and go on at any time
+    python -m helpers.study.memory --show        the table so far
+
+GPT-Neo 125M with random weights, every course plan x batch {1, 4} x length {128, 512}, float32. Each point is a
+process of its own that builds the model and takes two steps (AdamW's moments come with the first). Its size is
+noted before the model is built, after that, when the moments are there, and at the fullest moment; the measured
+growth is the last minus the first. Only the moments are counted from their tensors; what the first step leaves
+beside them is the measured constant. On a GPU the allocator's bytes are read instead.
+
+MALLOC_MMAP_THRESHOLD_=1048576 is set before Python starts: glibc then gives every freed block of a megabyte or
+more back at once. Without it, it keeps blocks for later, and the size of a process says what it once held. What
+is left beside the tensors is one constant, `benchmarks.ALLOCATOR_CONSTANT`: code and buffers of the libraries that
+a step touches first. --constant shows it for a model of almost no size, as a lower bound.
+
+Step times: plans against full training in one process, in pairs right after each other, at batch 4 x 512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from helpers.study.fresh_process import (
+    EXACT,
+    ROOT,
+    STATUS,
+    config_of,
+    continued,
+    measured_apart,
+    resident_bytes,
+)
+
+FILE = ROOT / "data" / "evidence" / "memory.json"
+BATCHES, LENGTHS = (1, 4), (128, 512)
+SMALL_LENGTHS = (16, 32)
+TIME_AT = {"125m": (4, 512), "small": (2, 32)}
+N_PAIRS = 4
+SECONDS_OF_STEP = {(1, 128): 0.6, (1, 512): 1.5, (4, 128): 1.6, (4, 512): 5.5}  # of full training, two idle cores
+SECONDS_TO_START = 12
+
+
+# --- in a process of its own -------------------------------------------------------
+
+
+def held_bytes(name: str = "VmRSS") -> int:
+    """What this process holds now ("VmRSS"), or has held at most ("VmHWM"); on a GPU, its allocator's tensors."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() if name == "VmRSS" else torch.cuda.max_memory_allocated()
+    if not STATUS.exists():
+        raise SystemExit("Memory is measured on Linux or on a GPU: this system has no /proc/self/status.")
+    return resident_bytes(name)
+
+
+def trained(plan, shape: str, batch: int, length: int):
+    """A model under a plan: a function that takes one step, and the optimizer."""
+    import torch
+
+    from helpers.models import build_model, choose_device, next_token_loss
+
+    device = choose_device()
+    config = config_of(shape)
+    ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+    model = build_model(config).train().to(device)
+    plan.apply(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+
+    def step() -> None:
+        total, n_tokens = next_token_loss(model, ids)
+        (total / n_tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, optimizer
+
+
+def measure_point(plan_name: str, shape: str, batch: int, length: int) -> dict:
+    """The size of this process at four moments, as growth by group."""
+    from helpers.freezing import COURSE_PLANS
+    from helpers.training import fit  # noqa: F401  (a run imports it; its size belongs to "before")
+
+    before = held_bytes()
+    step, optimizer = trained(COURSE_PLANS[plan_name], shape, batch, length)
+    built = held_bytes()
+    step()
+    between = held_bytes()  # activations and gradients are gone
+    step()
+    peak = held_bytes("VmHWM")
+    moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+    return {"before_bytes": before, "growth_bytes": peak - before,
+            "measured": {"weights and buffers": built - before, "optimizer": moments,
+                         "working memory": peak - between, "constant": between - built - moments}}
+
+
+def measure_times(plan_names: list[str], shape: str) -> list[dict]:
+    """ln(step of a plan / step of full training), in alternating pairs."""
+    from helpers.costs import budget, compare
+    from helpers.freezing import COURSE_PLANS
+    from helpers.measuring import paired_log_ratios
+
+    batch, length = TIME_AT[shape]
+    costs = {name: budget(config_of(shape), COURSE_PLANS[name], batch, length) for name in ("full", *plan_names)}
+    (full, _), found = trained(COURSE_PLANS["full"], shape, batch, length), []
+    for name in plan_names:
+        step, _ = trained(COURSE_PLANS[name], shape, batch, length)
+        logs = paired_log_ratios(step, full, n_pairs=N_PAIRS, best_of=1, warmup=1)
+        found.append({"plan": name, "batch": batch, "length": length, "log_ratios": logs,
+                      "predicted_ratio": compare(costs["full"], costs[name])["step_flops"]})
+    return found
+
+
+# --- the process that starts them --------------------------------------------------
+
+
+def start(*arguments: str):
+    """One measurement in a fresh process."""
+    return measured_apart("helpers.study.memory", list(arguments), EXACT, " ".join(arguments))
+
+
+def points(shape: str) -> list[tuple[str, int, int]]:
+    from helpers.freezing import COURSE_PLANS
+
+    lengths = LENGTHS if shape == "125m" else SMALL_LENGTHS
+    return [(plan, batch, length) for length in lengths for batch in BATCHES for plan in COURSE_PLANS]
+
+
+def add_prediction(point: dict, shape: str) -> dict:
+    """The point with its prediction by group, and the ratio of the totals."""
+    import torch
+
+    from helpers.costs import budget
+    from helpers.freezing import COURSE_PLANS
+    from helpers.study.measured_costs import ALLOCATOR_CONSTANT, predicted_groups
+
+    cost = budget(config_of(shape), COURSE_PLANS[point["plan"]], point["batch"], point["length"])
+    predicted = predicted_groups(cost, 0 if torch.cuda.is_available() else ALLOCATOR_CONSTANT)
+    return point | {"predicted": predicted, "at_peak": cost.at_peak,
+                    "ratio": round(sum(predicted.values()) / point["growth_bytes"], 4)}
+
+
+def identity(shape: str) -> dict:
+    """What all points of one file must have in common."""
+    import torch
+
+    from helpers.models import choose_device
+    from helpers.session import machine_class, versions
+    from helpers.study.measured_costs import ALLOCATOR_CONSTANT
+
+    return {"model": f"gpt-neo-125m, random weights{'' if shape == '125m' else ' (a small shape, for tests)'}",
+            "dtype": "float32", "device": choose_device().type, "machine": machine_class(),
+            "n_threads": torch.get_num_threads(), "versions": versions(), "environment": EXACT,
+            "constant_bytes": ALLOCATOR_CONSTANT}
+
+
+def minutes(missing_points, missing_times) -> float:
+    steps = sum(2 * SECONDS_OF_STEP[b, n] + SECONDS_TO_START for _, b, n in missing_points)
+    return (steps + len(missing_times) * 2 * (N_PAIRS + 1) * SECONDS_OF_STEP[4, 512]) / 60
+
+
+def show(record: dict) -> None:
+    from helpers.study.measured_costs import memory_table, time_table
+
+    if record["points"]:
+        print(memory_table(record)[["predicted", "measured", "predicted / measured"]].round(3).to_string())
+    if record["times"]:
+        print(time_table(record).to_string())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    parser.add_argument("--show", action="store_true", help="only print the tables so far")
+    parser.add_argument("--constant", action="store_true", help="only measure the allocator's constant")
+    parser.add_argument("--point", nargs=3, metavar=("PLAN", "BATCH", "LENGTH"), help=argparse.SUPPRESS)
+    parser.add_argument("--times", nargs="+", metavar="PLAN", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.point:
+        print(json.dumps(measure_point(args.point[0], args.shape, int(args.point[1]), int(args.point[2]))))
+    elif args.times:
+        print(json.dumps(measure_times(args.times, args.shape)))
+    elif args.constant:
+        grown = start("--shape", "small", "--point", "full", "1", "16")["growth_bytes"]
+        print(f"A model of almost no size grows the process by {grown / 2**20:.1f} MiB.")
+    else:
+        collect(args)
+
+
+def collect(args) -> None:
+    """Measure what is missing, point by point; the file is whole at any moment."""
+    from helpers.freezing import COURSE_PLANS
+    from helpers.session import code_commit
+    from helpers.study.records import write_record
+
+    record = continued(args.file, identity(args.shape), commit=code_commit(), points=[], times=[])
+    there = {(p["plan"], p["batch"], p["length"]) for p in record["points"]}
+    missing = [p for p in points(args.shape) if p not in there]
+    untimed = [name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}]
+    if args.dry_run or not args.show:
+        told = f", about {minutes(missing, untimed):.0f} minutes on two idle cores" if args.shape == "125m" else ""
+        print(f"{len(missing)} points and {len(untimed)} step times are missing{told}", flush=True)
+    for plan, batch, length in [] if args.dry_run or args.show else missing:
+        found = start("--shape", args.shape, "--point", plan, str(batch), str(length))
+        record["points"].append(add_prediction({"plan": plan, "batch": batch, "length": length} | found, args.shape))
+        write_record(args.file, record)
+        print(f"  {plan:<22} {batch} x {length:<4} ratio {record['points'][-1]['ratio']:.3f}", flush=True)
+    for plan in [] if args.dry_run or args.show else untimed:
+        record["times"] += start("--shape", args.shape, "--times", plan)
+        write_record(args.file, record)
+    show(record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Record the runs of the second study: one JSON file a run, under build/study2/runs/.
+
+    python -m helpers.study.second_runner --dry-run            how many runs there are, and about how long they take
+    python -m helpers.study.second_runner                      make what is missing; stop and go on at any time
+    python -m helpers.study.second_runner --workers 1          one process, for a busy machine
+    python -m helpers.study.second_runner --profile smollm2    one base only
+    python -m helpers.study.second_runner --stages first       a part of the order only
+
+Every number comes from data/evidence/PROTOCOL-2.md, which must be committed before the first run. Each record
+stores the hash of that page and of the base. A record that was made with another one is named, and nothing runs
+until it is out of the way. Workers have one thread each and stand back behind everything else on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from helpers.profiles import ProfileError
+from helpers.study.protocol import ProtocolError, read_protocol
+from helpers.study.runner import require_committed
+from helpers.study.workers import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
+
+NICENESS = 10
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from helpers.study import second_study
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", nargs="+", default=[], help="only these sections of the protocol: tiny, smollm2")
+    parser.add_argument("--stages", nargs="+", default=[], help="only these parts of the order")
+    parser.add_argument("--workers", type=int, default=2,
+                        help="processes with one thread each; 0: none beside this one")
+    parser.add_argument("--page", type=Path, default=second_study.PAGE, help="the protocol")
+    parser.add_argument("--folder", type=Path, help="where to write (build/study2)")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
+    args = parser.parse_args(arguments)
+    try:
+        protocol = read_protocol(args.page)
+        studies = [second_study.open_study(p, protocol, args.folder and args.folder.resolve())
+                   for p in args.profile or protocol["study"]["profiles"]]
+        queue = queue_of(studies, args.stages)
+        print_plan(queue, args.workers)
+        if args.dry_run:
+            return 0
+        require_committed(args.page)
+        require_fresh(studies)
+    except (ProtocolError, ProfileError, second_study.StudyError) as error:
+        raise SystemExit(str(error)) from error
+    run_all([(s, j) for s, j in queue if not s.record_path(j).exists()], args.workers)
+    return 0
+
+
+def queue_of(studies: list, stages: list[str]) -> list[tuple]:
+    """(study, job) in order: a stage of each base in turn, before the next stage begins."""
+    from helpers.study.second_study import jobs_of
+
+    order = studies[0].rules["order"]
+    if unknown := sorted(set(stages) - set(order)):
+        raise ProtocolError(f"The protocol's order has no '{unknown[0]}'. It has: {', '.join(order)}.")
+    return [(s, j) for name in order if name in (stages or order) for s in studies for j in jobs_of(s, name)]
+
+
+def require_fresh(studies: list) -> None:
+    """Raises SystemExit where a record was made with another base, text, protocol or setting."""
+    from helpers.study import second_study
+
+    problems = []
+    for study in studies:
+        hashes = second_study.prepare(study)
+        problems += second_study.stale(study, second_study.jobs_of(study), hashes)
+    if problems:
+        more = f"\n  … and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise SystemExit("Some records were made with another model, protocol or setting:\n  "
+                         + "\n  ".join(problems[:8]) + more + "\nMove them away, then start again.")
+
+
+def run_all(queue: list[tuple], n_workers: int) -> None:
+    """Make the runs in order. One that fails is named at the end; the others go on."""
+    from helpers.study.second_study import do
+
+    began, failed = time.perf_counter(), []
+    with stopped_by_ctrl_c(), executor(n_workers, NICENESS) as pool, cancelled_by_ctrl_c(pool):
+        futures = {pool.submit(do, study, job): (study, job) for study, job in queue}
+        for n_done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            (study, job), error = futures[future], future.exception()
+            what = f"{n_done}/{len(queue)}  {study.model_name}/{job.place}"
+            if error is not None:
+                failed.append(f"{study.model_name}/{job.place}: {type(error).__name__}: {error}")
+                print(f"{what}  FAILED {type(error).__name__}: {error}", flush=True)
+                continue
+            print(f"{what}  {future.result()[1]:.0f} s, {(time.perf_counter() - began) / 60:.0f} minutes so far",
+                  flush=True)
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
+
+
+# --- the estimate ------------------------------------------------------------------
+
+
+def measured_seconds(study) -> dict[tuple, float]:
+    """Mean wall seconds of this base's recorded runs: by plan and rate, and of all, under ()."""
+    sums: dict[tuple, list[float]] = {}
+    for path in (study.folder / "runs" / study.model_name).rglob("*.json"):
+        run = json.loads(path.read_text("utf-8"))
+        if run["resumed_at"] == 0:
+            for key in ((run["plan"], run["rate"]), ()):
+                sums.setdefault(key, []).append(run["wall_seconds"])
+    return {key: sum(v) / len(v) for key, v in sums.items()}
+
+
+def estimate(study, job, measured: dict[tuple, float]) -> float:
+    """Seconds that a run takes: measured on runs like it, on all runs of its base, or the protocol's estimate."""
+    return measured.get((job.plan, job.rate), measured.get((), study.numbers["seconds_a_run"]))
+
+
+def print_plan(queue: list[tuple], n_workers: int) -> float:
+    """Runs and hours of each stage and base; returns the hours that are left."""
+    from helpers.study.second_study import missing_texts
+
+    studies = list(dict.fromkeys(study.section for study, _ in queue))
+    by_section = {study.section: study for study, _ in queue}
+    measured = {section: measured_seconds(by_section[section]) for section in studies}
+    runs, to_do, hours = Counter(), Counter(), Counter()
+    for study, job in queue:
+        key = job.stage, study.section
+        runs[key] += 1
+        if not study.record_path(job).exists():
+            to_do[key] += 1
+            hours[key] += estimate(study, job, measured[study.section]) / max(1, n_workers) / 3600
+    for stage, section in runs:
+        key = stage, section
+        print(f"{stage:<8} {by_section[section].model_name:<24} {runs[key]:>4} runs, {to_do[key]:>4} to do, "
+              f"{hours[key]:5.2f} hours")
+    for section, study in by_section.items():
+        basis = "measured on the recorded runs" if measured[section] else "the protocol's estimate, before any run"
+        print(f"{study.model_name}: seconds a run are {basis}")
+        for text in missing_texts(study):
+            print(f"{study.model_name}: no runs on '{text}': its file is not there yet")
+    print(f"In all {sum(runs.values())} runs, {sum(to_do.values())} to do, {sum(hours.values()):.1f} hours with "
+          f"{n_workers} workers")
+    return sum(hours.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

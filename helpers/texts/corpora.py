@@ -1,0 +1,357 @@
+"""A text file, validated, split by chapter, cut into windows of tokens.
+
+The held-out end of a text is whole chapters, and no window crosses from one part
+into another: windows drawn at random would put halves of one scene on both sides.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from helpers.profiles import Gutenberg
+from helpers.texts.downloads import TextError, strip_licence, text_path
+
+PARTS = ("train", "dev", "test")
+MIN_CHAPTERS = 5
+MAX_HEADING = 80  # characters
+NEAR = 0.02  # a cut may miss its place by this share of the text
+MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters makes no test
+PIECE = 1 << 17  # characters given to the tokenizer at once; it needs about 200 bytes for each of them
+MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's characters cannot read it
+UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
+
+# --- read --------------------------------------------------------------------------
+
+
+def read_text(path: str | Path) -> str:
+    """Read a UTF-8 text; byte order marks and a last Ctrl-Z are dropped, line ends become newlines.
+
+    Joined files have a byte order mark at every joint: none stays in the text.
+
+    Raises:
+        TextError: missing, a folder, not readable, empty, binary, or not UTF-8.
+    """
+    return _decode(_read_bytes(path), path)
+
+
+def _read_bytes(path: str | Path) -> bytes:
+    place = Path(path)
+    if place.is_dir():
+        inside = sorted(p.name for p in place.glob("*.txt"))
+        found = f"it holds {', '.join(inside[:5])}" if inside else "it holds no .txt file"
+        raise TextError(f"'{path}' is a folder, not a text: {found}. Give one text file.")
+    try:
+        return place.read_bytes()
+    except FileNotFoundError as error:
+        raise TextError(f"No text at '{path}': there is no such file. Give a UTF-8 text file.") from error
+    except OSError as error:
+        raise TextError(f"Cannot read the text '{path}': {error.strerror or error}. Give a file that you may "
+                        "read.") from error
+
+
+MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # first: one begins like UTF-16's
+         codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+
+
+def _decode(raw: bytes, path: str | Path) -> str:
+    encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), None)
+    if encoding:
+        raise TextError(f"The text '{path}' is not UTF-8: it begins like {encoding}. Save it as UTF-8.")
+    raw = re.sub(rb"\x1a[\x1a\s]*\Z", b"", raw)  # DOS ended its files with Ctrl-Z
+    control = re.search(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]", raw)
+    if control:
+        raise TextError(f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset "
+                        f"{control.start():,}. Give a plain UTF-8 text file.")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TextError(f"The text '{path}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}. "
+                        "Save it as UTF-8 (for Latin-1: iconv -f ISO-8859-1 -t UTF-8).") from error
+    text = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise TextError(f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it.")
+    return text
+
+
+# --- split -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A chapter: its heading, its text (heading included), and where it starts in the whole."""
+
+    title: str
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A text in three parts that join to the whole; ``how`` says in words where it was cut."""
+
+    train: str
+    dev: str
+    test: str
+    how: str
+
+
+ROMAN = r"(?=[IVXLC])(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
+WORD = "chapter|kapitel|chapitre|capítulo|capitolo|hoofdstuk|rozdział|глава|chương"
+NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|[^\W\d_]+(?:[ -][^\W\d_]+){{0,2}})"  # IV, 12, Twenty-One, hai mươi mốt
+HEADINGS = (  # the first kind that makes enough chapters counts alone; a kind is one regular expression
+    re.compile(rf"(?:{WORD}) +{NUMBER}(?: *[.:]\s*\S.*| *[.:]?|\n[^\n]*[^.,;:\s])"  # Chapter 3. Title
+               r"|[^\W\d_]+tes kapitel(?:[.:\n]\s*\S.*|\.?)"  # Erstes Kapitel
+               r"|第[\d〇零一二三四五六七八九十百两]{1,7}[章回][:：]?[^。，；：]*", re.I | re.S),  # 第三章 Title
+    re.compile(r"#{1,6} +\S.*"),  # Markdown
+    re.compile(rf"(?:{ROMAN}|\d{{1,3}})\. +(?:\S.*)?[^.,;:\s]"),  # IV. Title
+)
+# A paragraph; a line of Markdown's # is one by itself.
+PARAGRAPH = re.compile(r"^#{1,6} [^\n]*|\S[^\n]*(?:\n(?!#{1,6} )[^\n]*\S[^\n]*)*", re.M)
+
+
+def chapters(text: str) -> list[Chapter]:
+    """The chapters of a text, in order; what stands before the first heading is in none.
+
+    A heading is a paragraph of one line: "CHAPTER IV.", "Chapter 3. Title", "Kapitel 2",
+    "Chương 1", "第三章", "# Title" of Markdown, "IV. Title", "3. Title". Behind "Chapter" and
+    its like the title may stand on a line of its own. Where one kind makes enough chapters,
+    the others are text: a numbered list in a chapter opens none. Headings that follow each
+    other without text between them make one.
+    """
+    headings = []  # (kind, start, end, title)
+    for paragraph in PARAGRAPH.finditer(text):
+        kind = _heading_kind(paragraph[0])
+        if kind is not None:
+            headings.append((kind, paragraph.start(), paragraph.end(), " ".join(paragraph[0].strip("# \n").split())))
+    by_kind = [[h for h in headings if h[0] == kind] for kind in range(len(HEADINGS))]
+    joined = [_joined(text, of_kind) for of_kind in by_kind]
+    headings = next((found for found in joined if len(found) >= MIN_CHAPTERS), _joined(text, headings))
+    ends = [start for start, _, _ in headings[1:]] + [len(text)]
+    return [Chapter(title, text[start:end], start)
+            for (start, _, title), end in zip(headings, ends, strict=False)]  # no heading: no chapter
+
+
+def _heading_kind(paragraph: str) -> int | None:
+    if len(paragraph) > MAX_HEADING or paragraph.count("\n") > 1:
+        return None
+    line = re.sub(r"[^\S\n]", " ", paragraph.strip())  # a no-break space is a space
+    return next((kind for kind, pattern in enumerate(HEADINGS) if pattern.fullmatch(line)), None)
+
+
+def _joined(text: str, headings: list[tuple[int, int, int, str]]) -> list[tuple[int, int, str]]:
+    """(start, end, title) of headings in order; those without text between them become one."""
+    found: list[tuple[int, int, str]] = []
+    for _, start, end, title in headings:
+        if found and not text[found[-1][1] : start].strip():
+            start, _, before = found.pop()
+            title = f"{before} {title}"
+        found.append((start, end, title))
+    return found
+
+
+def split_text(text: str, n_dev: int = 1) -> Split:
+    """Cut a text into train, dev and test, in this order, without a gap or an overlap.
+
+    By chapter: the last two are the test, the ``n_dev`` before them are dev. Otherwise the first
+    80% of the characters are train, 8% dev, 12% test, cut between chapters, else between
+    paragraphs, sentences or characters. That is so with fewer than four chapters more than
+    ``n_dev``; with held-out chapters far longer or shorter than the rest; and with so many
+    chapters (or numbered questions) that the last ones hold next to nothing.
+    """
+    found = chapters(text)
+    problem = _why_not_by_chapter(text, found, n_dev)
+    if problem:
+        return _contiguous(text, problem, [c.start for c in found])
+    dev, test = found[-2 - n_dev : -2], found[-2:]
+    dev_titles = " and ".join(f"'{c.title}'" for c in dev)
+    how = (f"by chapter: {len(found)} found; dev is {dev_titles}, test is '{test[0].title}' and "
+           f"'{test[1].title}', train is all before them")
+    return Split(text[: dev[0].start], text[dev[0].start : test[0].start], text[test[0].start :], how)
+
+
+def _why_not_by_chapter(text: str, found: list[Chapter], n_dev: int) -> str | None:
+    needed = MIN_CHAPTERS - 1 + n_dev
+    if len(found) < needed:
+        return f"{len(found)} chapter headings found, {needed} needed"
+    typical = statistics.median(len(c.text) for c in found)
+    last = found[-2 - n_dev :]
+    odd = [c for c in last if not typical / UNEVEN <= len(c.text) <= typical * UNEVEN]
+    if odd:
+        return f"chapter '{odd[0].title}' has {len(odd[0].text):,} characters, the median {typical:,.0f}"
+    held_out = sum(len(c.text) for c in last) / len(text)
+    if held_out < MIN_HELD_OUT:
+        return f"the last {len(last)} of {len(found)} chapters hold {held_out:.1%} of it"
+    return None
+
+
+def _contiguous(text: str, why: str, starts: list[int]) -> Split:
+    unit, (dev, test) = _cuts(text, starts)
+    how = f"80% train, 8% dev, 12% test, in this order, cut between {unit} ({why})"
+    return Split(text[:dev], text[dev:test], text[test:], how)
+
+
+CLOSING = "[\"'”’»)\\]」』】）]*"
+UNITS = (("paragraphs", r"\n\s*\n"),
+         # In Chinese and Japanese no space follows a full stop.
+         ("sentences", rf"[.!?…؟۔।]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"))
+
+
+def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
+    """Where 80% and 88% of the text end, in the largest unit that has ends near enough."""
+    goals = [len(text) * 80 // 100, len(text) * 88 // 100]
+    ends = ((unit, [m.end() for m in re.finditer(end, text)]) for unit, end in UNITS)
+    for unit, places in (("chapters", starts), *ends):
+        cuts = [min(places or [0], key=lambda place: abs(place - goal)) for goal in goals]
+        # A few long paragraphs can leave no cut near the place where one is wanted.
+        if all(abs(cut - goal) <= NEAR * len(text) for cut, goal in zip(cuts, goals, strict=True)):
+            return unit, cuts
+    return "characters", goals
+
+
+# --- windows -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text ready for training. Each part is a Dataset with ``input_ids`` of (windows, length).
+
+    ``share_used`` is the share of the file's characters that stand in windows: a licence and the
+    tails of the parts do not. ``share_changed`` is the share that the tokenizer cannot give back.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    split: Split
+    train: Dataset
+    dev: Dataset
+    test: Dataset
+    length: int
+    share_used: float
+    share_changed: float
+
+    @property
+    def n_tokens(self) -> dict[str, int]:
+        """Tokens in the windows of each part; the tail that fills no window is not counted."""
+        return {part: len(getattr(self, part)) * self.length for part in PARTS}
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{part} {len(getattr(self, part))}" for part in PARTS)
+        return f"{self.name}: windows of {self.length} tokens: {sizes}; {self.split.how}; {self.shares}"
+
+    @property
+    def shares(self) -> str:
+        """What share of the file is used, and what share of that the tokenizer changes, in words."""
+        changed = f"; the tokenizer changes {self.share_changed:.2%} of the characters" if self.share_changed else ""
+        return f"{self.share_used:.1%} of the file is used{changed}"
+
+
+def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None,
+                n_dev: int = 1) -> Corpus:
+    """Read, split and tokenize a text. Project Gutenberg's licence is left out, where there is one.
+
+    Args:
+        path: a file; or a profile's books, which are downloaded first if they are not there yet.
+        tokenizer: a transformers tokenizer.
+        length: tokens in a window.
+        name: for tables; None takes the file's name.
+        n_dev: chapters of the dev part.
+
+    Raises:
+        TextError: as `read_text` and `windows`; or a failed download.
+    """
+    path = text_path(path)
+    raw = _read_bytes(path)
+    whole = _decode(raw, path)
+    book = strip_licence(whole)
+    split = split_text(book, n_dev)
+    cut = {part: _cut(tokenizer, getattr(split, part), length, f"The {part} part of '{path}'") for part in PARTS}
+    in_windows = sum(c.n_chars_in_windows for c in cut.values())
+    changed = sum(c.n_chars_changed for c in cut.values())
+    return Corpus(name or Path(path).stem, str(path), hashlib.sha256(raw).hexdigest(), split,
+                  **{part: c.windows for part, c in cut.items()}, length=length,
+                  share_used=in_windows / len(whole), share_changed=changed / len(book))
+
+
+def windows(tokenizer, text: str, length: int, what: str = "The text") -> Dataset:
+    """Cut a text into windows of ``length`` tokens that do not overlap; the tail is dropped.
+
+    Returns:
+        A Dataset in torch format, column ``input_ids``: (windows, length), int64.
+
+    Raises:
+        TextError: fewer tokens than one window, a length under two, or a tokenizer that changes more
+            than 5% of the characters: it does not know the script, or it rewrites letters.
+    """
+    return _cut(tokenizer, text, length, what).windows
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """The windows of a text, and how many of its characters they hold, and the tokenizer changes."""
+
+    windows: Dataset
+    n_chars_in_windows: int
+    n_chars_changed: int
+
+
+def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
+    if length < 2:
+        raise TextError(f"A window of {length} tokens has nothing to predict. Give a length of 2 or more.")
+    ids, changed = _tokens(tokenizer, text)
+    n_changed = changed.total()
+    if n_changed > MAX_CHANGED * len(text):
+        examples = ", ".join(repr(character) for character, _ in changed.most_common(4))
+        raise TextError(f"{what} would lose {n_changed / len(text):.0%} of its characters: the tokenizer does not give "
+                        f"back {examples}. Give a text in a script that it knows, or a model with another tokenizer.")
+    n_windows = len(ids) // length
+    if n_windows == 0:
+        raise TextError(f"{what} is too short for one window: found {len(ids)} tokens, need {length}. "
+                        "Give a longer text, or a smaller length.")
+    tail = tokenizer.decode(ids[n_windows * length :])
+    rows = ids[: n_windows * length].reshape(n_windows, length)  # (windows, length)
+    return _Cut(Dataset.from_dict({"input_ids": rows}).with_format("torch"), len(text) - len(tail), n_changed)
+
+
+def _tokens(tokenizer, text: str) -> tuple[np.ndarray, Counter[str]]:
+    """The ids of a text, int64, and its characters (blanks aside) that the ids do not give back."""
+    ids: list[np.ndarray] = []
+    changed: Counter[str] = Counter()
+    for piece in _pieces(text):
+        # verbose=False: a whole book is longer than the model's context, and no cause for a warning.
+        found = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        back = tokenizer.decode(found, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        changed += Counter("".join(piece.split())) - Counter("".join(back.split()))
+        ids.append(np.array(found, dtype=np.int64))
+    return np.concatenate(ids), changed
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most `PIECE` characters, cut between two words where there are any.
+
+    A byte-level tokenizer begins a token there in any case: the pieces have the tokens of the whole.
+    """
+    start = 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        between = [m.end() for m in re.compile(r"[^\W\d_](?= [^\W\d_])").finditer(text, end - PIECE // 8, end)]
+        end = between[-1] if between else end
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def tensor_of(dataset: Dataset) -> torch.Tensor:
+    """All windows of a dataset: (windows, length), int64."""
+    return dataset[:]["input_ids"]

@@ -1,0 +1,249 @@
+"""One training loop that fits on a screen, and the small helpers it calls.
+
+The loop trains what a `FreezePlan` leaves trainable, and nothing else. It resumes from a
+run folder bit for bit (on a CPU), stops at the first non-finite loss, and proves afterwards
+that what was frozen did not move. Started by `accelerate launch`, it shares each batch among
+the processes; the result is that of one process.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+from tqdm import tqdm
+
+from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
+from helpers.measuring import evaluating, in_mode
+from helpers.models import Anatomy, divergence_loss, next_token_loss, require_next_token_model
+from helpers.training import checkpoints, locks
+from helpers.training.processes import (
+    ProcessError,
+    in_parts,
+    is_main,
+    join,
+    lost_process,
+    means_lost_process,
+    n_processes,
+    own_share,
+    require_one_step,
+    sum_over_processes,
+)
+from helpers.training.replay import Replay
+from helpers.training.runs import History, Run, TrainingError, TrainSettings, batch_rows, put
+
+__all__ = ["FitResult", "History", "NotFinite", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit",
+           "train"]
+
+
+
+class NotFinite(TrainingError):
+    """The loss or a gradient was no number any more."""
+
+
+@dataclass
+class FitResult:
+    """A finished run, the same in each of several processes.
+
+    The model holds the last weights; `use_best` puts the best ones in.
+    """
+
+    history: History
+    best: dict[str, torch.Tensor]
+    best_step: int
+    proof: Proof
+    n_tokens: int
+    device_peak_bytes: int | None
+
+    def use_best(self, model: nn.Module) -> None:
+        put(model, self.best)
+
+
+def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, *,
+        evaluate: Callable[[nn.Module], dict] | None = None, folder: str | Path | None = None,
+        progress: bool = True, replay: Replay | None = None) -> FitResult:
+    """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
+
+    When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
+    last checkpoint. The gradient is a sum over tokens, so the result does not change, unless the model
+    has dropout: that strikes other numbers in smaller parts.
+
+    The model trains in train mode (its dropout is on), is measured in eval mode, and is given back in
+    the mode in which it came, after an error as well.
+
+    Under a launcher every process calls this with the same arguments: ``batch`` is that of all
+    processes together, and only the main one writes. All of them evaluate, so that none waits.
+
+    Args:
+        windows: (n, length) token ids to train on.
+        evaluate: called with the model at each evaluation; returns numbers to record. The
+            key "held_out_loss" decides which weights are best.
+        folder: where to keep checkpoints; None keeps none.
+        replay: adds weight * KL(base || model), on text that the base wrote, to the loss of each step.
+
+    Raises:
+        TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
+        LockError: another process is at work in the folder, or it cannot be made or written.
+        PlanError: the plan does not fit the model.
+        LossError: the model does not predict the next token, or its config adds a term to the loss.
+        ProcessError: another process of the run has ended, or a batch smaller than their number.
+    """
+    with evaluating(model):
+        require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
+    plan.apply(model)
+    # To start over with less on a GPU that is full; kept beside it, in the host's memory.
+    start = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad and p.is_cuda}
+    micro = settings.micro_batch or settings.batch
+    while True:
+        try:
+            with in_mode(model, training=True):
+                return train(model, plan, windows, settings, micro, evaluate, folder, progress, replay)
+        except torch.cuda.OutOfMemoryError as error:
+            if n_processes() > 1:  # the others are in the middle of a step, and cannot start over with this one
+                raise ProcessError(f"A GPU is full with {micro} windows at a time. Start again with a smaller "
+                                   "micro_batch; the result is the same.") from error
+            if micro == 1:
+                raise TrainingError("The GPU is full even with one window at a time. Use shorter windows, a plan "
+                                    "that trains less, or a smaller model.") from error
+            micro = micro // 2
+            print(f"GPU memory ran out: going on with {micro} windows at a time instead of {2 * micro}. "
+                  "The result is the same.", file=sys.stderr)
+            model.zero_grad(set_to_none=True)
+            put(model, start)
+            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if not means_lost_process(error):
+                raise
+            raise lost_process(folder) from error
+        finally:
+            locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
+
+
+def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay=None) -> FitResult:
+    """The loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
+    accelerator = join(next(model.parameters()).device)
+    set_seed(settings.seed, device_specific=True)
+    run = Run(model, plan, windows, settings, folder, replay)
+    before, optimizer = snapshot(model), build_optimizer(model, settings)
+    loss_of, optimizer = accelerator.prepare(TokenLoss(model), optimizer)  # frozen first, wrapped for DDP then
+    run.resume(optimizer)
+    require_one_step(run.step, folder)
+    run.evaluate(evaluate)
+    for step in progress_bar(run, progress):
+        if settings.is_over(run.history.evaluations):
+            break
+        began = time.perf_counter()
+        set_rate(optimizer, settings.rate_at(step))
+        rows = batch_rows(len(windows), settings.batch, step, settings.seed)
+        n_tokens = len(rows) * (windows.size(1) - 1)  # of all processes together
+        batch = windows[own_share(rows, accelerator)].to(accelerator.device)
+        drift = replay.add_gradient(loss_of, step, micro, settings.precision, accelerator) if replay else None
+        loss = 0.0
+        for part in in_parts(batch, micro, accelerator, loss_of):  # small parts give the gradient of the whole
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                total = loss_of(part)
+            accelerator.backward(total * accelerator.num_processes / n_tokens)  # DDP takes the mean of processes
+            loss += total.item() / n_tokens
+        loss = sum_over_processes(accelerator, loss)
+        norms = gradient_norms(model, run.parts)
+        stop_if_not_finite(loss + (drift or 0.0), norms["total"], step, settings, folder)
+        if settings.clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        run.note(loss, norms, time.perf_counter() - began, drift)
+        run.evaluate(evaluate)
+        run.save(optimizer)
+    return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer, plan),
+                     n_tokens=run.step * settings.batch * (windows.size(1) - 1), device_peak_bytes=peak_bytes())
+
+
+# --- what the loop calls -----------------------------------------------------------
+
+
+class TokenLoss(nn.Module):
+    """The sum of a batch's token losses as a module, because DDP and FSDP wrap a module and watch its ``forward``.
+
+    It adds no parameter; the model inside stays the caller's own.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, base_of: Callable | None = None) -> torch.Tensor:
+        """The sum of next-token losses; with ``base_of`` that of KL(base || model), as `divergence_loss` has it."""
+        if base_of is not None:
+            return divergence_loss(self.model, input_ids, base_of)
+        return next_token_loss(self.model, input_ids)[0]
+
+
+def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters only: a frozen one never meets decay or momentum."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trainable, lr=settings.rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def set_rate(optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def gradient_norms(model: nn.Module, parts: Anatomy) -> dict[str, float]:
+    """Euclidean norm of the gradient, by role and in all ("total"); roles without one are absent."""
+    squares: dict[str, float] = {}
+    for entry in parts.entries:
+        grad = model.get_parameter(entry.name).grad
+        if grad is not None:
+            rows = torch.linalg.vector_norm(grad, dim=-1)  # one number a row; grad.double() would copy it all
+            squares[entry.role] = squares.get(entry.role, 0.0) + rows.double().square().sum().item()
+    squares["total"] = sum(squares.values())
+    return {role: math.sqrt(s) for role, s in squares.items()}
+
+
+def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSettings, folder) -> None:
+    """Stops before the weights are touched.
+
+    Raises:
+        NotFinite: with the step, the likely cause and what is left.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    cause = (f"the rate {settings.rate:g} is too high" if settings.rate > 1e-3 else
+             "a number overflowed: check the text, the starting weights and the precision")
+    saved = checkpoints.load_checkpoint(folder) if folder else None
+    left = f"The last good checkpoint is step {saved.step} in '{folder}'." if saved else "No checkpoint was kept."
+    raise NotFinite(f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
+                    f"{left} Try a third of the rate.")
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
+def progress_bar(run: Run, show: bool):
+    """The steps that are left; beside them loss and tokens a second, written to stderr, in a notebook to stdout.
+
+    Jupyter shows stderr as an alarm, in red. A bar that was taken away would leave an empty red line there.
+    tqdm's own widget would stand in the saved notebook as a broken one, and it does not read TQDM_DISABLE.
+    """
+    steps = range(run.step, run.settings.n_steps)
+    bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
+               leave=False, mininterval=0.5, file=sys.stdout if in_notebook() else sys.stderr,
+               **({} if show and is_main() else {"disable": True}))  # else TQDM_DISABLE says
+    run.bar = bar
+    return bar
+
+
+def peak_bytes() -> int | None:
+    """Most memory that the GPU's allocator held; None on a CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None

@@ -1,0 +1,344 @@
+"""The course's run from a shell, on a reader's own text:
+
+    python -m helpers.training.shell --text BOOK.txt --freeze attention+embeddings --steps 200 --lr 3e-4 --out RUN
+
+Prints what trains, what it should cost and what it did cost, the held-out loss before and
+after, what was forgotten, the proof that frozen weights stayed, and a sample. Writes
+RUN/report.json, and RUN/delta.safetensors with the best weights: what trained, and nothing
+else (`helpers.training.deltas.load_delta` puts it back on the base). Stopped at any moment, the same
+command goes on; with more --steps a finished run does. In several processes:
+
+    accelerate launch --multi_gpu --num_processes 2 -m helpers.training.shell --processes 2 --text …
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C while torch is being read, which takes seconds
+    def stop_at_once(number, frame):
+        print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop_at_once)
+
+import torch
+
+from helpers import profiles
+from helpers.costs import Budget, BudgetError, budget
+from helpers.freezing import FreezePlan, PlanError
+from helpers.measuring import Retention, held_out_loss, sample_text
+from helpers.models import (
+    AnatomyError,
+    LossError,
+    ModelError,
+    choose_device,
+    choose_precision,
+    load_config,
+    load_model,
+    load_tokenizer,
+    n_positions,
+    require_weights,
+    weight_hash,
+)
+from helpers.profiles import ProfileError
+from helpers.session import machine_class, versions
+from helpers.texts import Corpus, TextError, load_corpus, tensor_of
+from helpers.training import locks
+from helpers.training.checkpoints import CheckpointError
+from helpers.training.deltas import BaseRecord, DeltaError, base_record, save_delta
+from helpers.training.folders import (
+    CHECKPOINTS,
+    check_out,
+    claim,
+    refuse_other,
+    where_it_stopped,
+    write_report,
+)
+from helpers.training.loop import FitResult, fit
+from helpers.training.processes import (
+    ProcessError,
+    end,
+    from_all,
+    is_main,
+    join,
+    n_processes,
+    require_processes,
+)
+from helpers.training.reports import as_dict, delta_line, growth, median, peak_memory, print_report
+from helpers.training.runs import Run, TrainingError, TrainSettings, arithmetic
+
+BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError,
+             DeltaError, LossError, ProcessError, locks.LockError)
+
+
+SAMPLE = 60  # tokens
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="python -m helpers.training.shell", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--text", required=True, metavar="FILE", help="plain text, UTF-8")
+    p.add_argument("--out", required=True, metavar="RUN", help="folder for checkpoints, weights and report.json")
+    p.add_argument("--profile", help=f"{', '.join(profiles.PROFILES)} (default: gpt-neo with a GPU, else tiny)")
+    p.add_argument("--model", help="a model folder or hub name in place of the profile's")
+    way = p.add_mutually_exclusive_group()
+    way.add_argument("--freeze", metavar="WHAT", help="what stays fixed, e.g. attention+embeddings, or none")
+    way.add_argument("--only", metavar="WHAT", help="what trains, e.g. norms, attention, mlp-out")
+    p.add_argument("--steps", type=int, help="optimizer steps")
+    p.add_argument("--lr", type=float, help="learning rate")
+    p.add_argument("--seed", type=int, default=0, help="order of the text")
+    p.add_argument("--batch", type=int, help="windows a step")
+    p.add_argument("--micro-batch", type=int, help="windows at a time in memory")
+    p.add_argument("--length", type=int, help="tokens a window")
+    p.add_argument("--processes", type=int, help="refuse to start unless the launcher has made so many")
+    p.add_argument("--prompt", help="begin the sample with this (default: the first words of the test text)")
+    return p
+
+
+@dataclass
+class Setup:
+    """Everything a run needs, checked before the first step."""
+
+    profile: profiles.Profile
+    model: torch.nn.Module
+    tokenizer: object
+    corpus: Corpus
+    plan: FreezePlan
+    settings: TrainSettings
+    predicted: Budget
+    out: Path
+    memory_before: int | None  # bytes, before the model was loaded; None where the system does not tell
+    mine: dict = field(default_factory=dict)  # what this run is, for its folder
+
+
+def prepare(args: argparse.Namespace) -> Setup:
+    """Check every input, cheapest first, then load the model. Raises the errors of `BAD_INPUT`; writes nothing."""
+    require_words(args)
+    profile = profiles.current(args.profile, args.model)
+    plan = FreezePlan.parse(freeze=args.freeze, only=args.only)
+    settings = TrainSettings(
+        n_steps=profile.n_steps if args.steps is None else args.steps,
+        rate=args.lr if args.lr is not None else profile.rate_full if plan == FreezePlan.full() else profile.rate_main,
+        batch=profile.batch if args.batch is None else args.batch, micro_batch=args.micro_batch, seed=args.seed,
+        warmup=profile.warmup, precision=choose_precision(profile.precision, choose_device()))
+    if settings.batch < n_processes():
+        raise TrainingError(f"A batch of {settings.batch} windows cannot be shared by {n_processes()} processes. "
+                            "Use a larger --batch, or fewer processes.")
+    out = check_out(Path(args.out))
+    source = profile.model
+    config = load_config(source)
+    require_weights(source)
+    length = checked_length(profile.length if args.length is None else args.length, config)
+    tokenizer = load_tokenizer(source)
+    corpus = load_corpus(args.text, tokenizer, length, name=Path(args.text).stem)
+    require_intervals(corpus, length)
+    require_batch(settings.batch, corpus)
+    require_prompt(args.prompt, tokenizer, config)
+    at_a_time = min(settings.micro_batch or settings.batch, -(-settings.batch // n_processes()))
+    predicted = budget(config, plan, at_a_time, length)  # the plan meets the model here
+    memory = peak_memory()
+    setup = Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
+    setup.mine = {"text_sha256": corpus.sha256, "model_hash": weight_hash(setup.model), "plan": plan.slug,
+                  "length": length, **asdict(settings), "arithmetic": arithmetic()}
+    refuse_other(out, setup.mine)
+    return setup
+
+
+def require_words(args: argparse.Namespace) -> None:
+    """Raises ProfileError where a word of the command cannot be a path, or is no text."""
+    for name in ("text", "out", "model", "prompt", "profile", "freeze", "only"):
+        word = getattr(args, name)
+        if word is None:
+            continue
+        if name in ("text", "out", "model"):
+            if not word.strip():
+                raise ProfileError(f"--{name} is empty. Give a name.")
+            profiles.usable_path(word, f"--{name}")
+        elif "\0" in word or any(0xD800 <= ord(letter) < 0xE000 for letter in word):
+            raise ProfileError(f"--{name} holds bytes that are no text in this terminal's encoding. Write it in UTF-8.")
+
+
+def require_batch(batch: int, corpus: Corpus) -> None:
+    """Raises TextError where a step would need more windows than the text has."""
+    n_windows = len(corpus.train)
+    if batch > n_windows:
+        raise TextError(f"'{corpus.path}' has {n_windows} windows to train on, fewer than a batch of {batch}. "
+                        f"Use --batch {n_windows} or fewer, a smaller --length, or a longer text.")
+
+
+def require_prompt(prompt: str | None, tokenizer, config) -> None:
+    """Raises TextError where a prompt leaves no room for a sample."""
+    limit, n_tokens = n_positions(config), len(tokenizer(prompt)["input_ids"]) if prompt else 0
+    if limit and n_tokens + SAMPLE > limit:
+        raise TextError(f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "
+                        f"{limit} positions. Give a prompt of {max(limit - SAMPLE, 0)} tokens or fewer.")
+
+
+def checked_length(length: int, config) -> int:
+    limit = n_positions(config)
+    if length < 2:
+        raise TrainingError(f"A window needs 2 tokens or more; found {length}.")
+    if limit and length > limit:
+        raise TrainingError(f"--length {length} is more than the model has positions ({limit}). "
+                            f"Choose {limit} or fewer.")
+    return length
+
+
+def require_intervals(corpus: Corpus, length: int) -> None:
+    """Raises TextError where a held-out part is too short for an interval over windows."""
+    for part in ("dev", "test"):
+        n_windows = len(getattr(corpus, part))
+        if n_windows < 2:
+            raise TextError(f"The {part} part of '{corpus.path}' is too short for an interval: it has {n_windows} "
+                            f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length.")
+
+
+def run(setup: Setup, prompt: str | None) -> dict:
+    """Measure, take the folder, train, measure again, print, and return the report."""
+    model, corpus = setup.model, setup.corpus
+    print(setup.profile.note)
+    print(f"{corpus.name}: {corpus.split.how}; {corpus.shares}\n")
+    print(setup.plan.explain(model))
+    dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
+    before, base = held_out_loss(model, test), base_record(model)
+    if not math.isfinite(before.mean):
+        raise ModelError(f"The model's loss on the test text is {before.mean} before any training: its weights are "
+                         "damaged or overflow. Load it again from its source.")
+    retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
+    start = prompt or setup.tokenizer.decode(test[0, :12])
+    sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
+    in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)  # all is checked: the first write
+    began = time.perf_counter()
+    result = fit(model, setup.plan, tensor_of(corpus.train), setup.settings,
+                 evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean}, folder=setup.out / CHECKPOINTS)
+    seconds = time.perf_counter() - began
+    result.use_best(model)
+    if not is_main():
+        return {"proof_ok": result.proof.ok}  # the main process measures and writes for all
+    after, forgotten = held_out_loss(model, test), retention.forgetting(model)
+    report = {
+        "plan": setup.plan.slug, "n_trainable": setup.predicted.n_trainable,
+        "n_parameters": setup.predicted.n_parameters, "held_out_loss_before": as_dict(before),
+        "held_out_loss_after": as_dict(after), "forgetting": as_dict(forgotten), "proof_ok": result.proof.ok,
+        "predicted_bytes": setup.predicted.at_peak, "predicted_peak_bytes": setup.predicted.peak_bytes,
+        "measured_growth_bytes": growth(setup.memory_before),
+        "n_processes": n_processes(), "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
+        "seed": setup.settings.seed, "rate": setup.settings.rate, "n_steps": setup.settings.n_steps,
+        "best_step": result.best_step, "model_hash": base.weight_hash, "tuned_hash": weight_hash(model),
+        "text": corpus.name, "text_hash": corpus.sha256, "text_share_used": corpus.share_used,
+        "text_share_changed": corpus.share_changed, "profile": setup.profile.name,
+        "versions": versions(), "machine": machine_class(), "evaluations": result.history.evaluations,
+        "sample_before": sample_before, "sample_after": sample_text(model, setup.tokenizer, start, SAMPLE),
+        "full_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "delta_bytes": save_trained(setup, model, base, result),
+    }
+    write_report(setup.out, report)
+    print_report(report, result, before, after, forgotten)
+    return report
+
+
+def save_trained(setup: Setup, model, base: BaseRecord, result: FitResult) -> int | None:
+    """Bytes of the delta; None where a broken freeze leaves none: its file would give another model."""
+    if not result.proof.ok:
+        return None
+    return save_delta(model, setup.plan, base, setup.out, tokenizer=setup.tokenizer).stat().st_size
+
+
+def in_every_process(work: Callable):
+    """What ``work`` returns here; where it fails in one process, all of them stop, with that one's words."""
+    try:
+        found, problem = work(), None
+    except BAD_INPUT as error:
+        found, problem = None, error
+    if said := [words for words in from_all(problem and str(problem)) if words]:
+        raise problem or TrainingError(said[0])
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: done; 2: it could not be done, said in one line; 1: the proof failed; 130: interrupted."""
+    write_any_letter()
+    args = parser().parse_args(arguments)
+    try:
+        report = report_of(args)
+        if is_main():
+            print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
+        return 0 if report["proof_ok"] else 1
+    except BAD_INPUT as error:
+        if is_main() or isinstance(error, ProcessError):
+            say(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        if is_main():
+            say(where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS)))
+        return 130
+    except BrokenPipeError:  # as in `… | head`: nobody reads on
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
+        say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
+        return 2
+    except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
+        say(f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
+            f"{kept_traceback()}")
+        return 2
+
+
+def report_of(args: argparse.Namespace) -> dict:
+    """Check, train and measure what the command asks for."""
+    try:
+        join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
+        require_processes(args.processes)
+        setup = in_every_process(lambda: prepare(args))
+        with nullcontext() if is_main() else redirect_stdout(None):
+            return run(setup, args.prompt)
+    finally:
+        if "\0" not in args.out:
+            locks.give_back(args.out)
+
+
+# --- the terminal ------------------------------------------------------------------
+
+
+def write_any_letter() -> None:
+    """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(line: str) -> None:
+    """One line on stderr, whatever an error's own words hold."""
+    print(" ".join(line.split()), file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0][:300]}" if words else type(error).__name__
+
+
+def kept_traceback() -> str:
+    """Write the traceback of the error in progress to a file of its own; says where, or that it could not."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="helpers-train-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(traceback.format_exc())
+    except OSError as error:
+        return f"Its traceback could not be written ({error})."
+    return f"Its traceback is in '{name}'."
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end(main())

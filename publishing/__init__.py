@@ -1,0 +1,1 @@
+"""What turns the course into pages, badges and tables, and runs it."""

@@ -1,0 +1,124 @@
+"""Build .venv from requirements.lock, if it is not there already.
+
+    python -m publishing.environment [--torch-index URL]        (every make target calls it)
+
+A stamp inside .venv names the lock, the folder and the Python that it was built for. It is
+written last: without it, or when it says something else, .venv is built again from nothing.
+Runs on a bare Python, before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = "requirements.lock"
+OLDEST = (3, 11)
+
+
+class BuildError(RuntimeError):
+    """The environment cannot be built. The message says what to do."""
+
+
+def expected_stamp(root: Path) -> str:
+    """What the stamp of an up-to-date .venv says: the lock's SHA-256, the folder, the Python."""
+    digest = hashlib.sha256((root / LOCK).read_bytes()).hexdigest()
+    return f"{digest}\n{root}\n{sys.version_info[0]}.{sys.version_info[1]}\n"
+
+
+def is_current(root: Path) -> bool:
+    """Whether .venv was built to the end, from this lock, in this folder."""
+    stamp = root / ".venv" / "built-from"
+    python = root / ".venv" / "bin" / "python"
+    return stamp.is_file() and python.exists() and stamp.read_text(encoding="utf-8") == expected_stamp(root)
+
+
+def build(root: Path, torch_index: str = "") -> None:
+    """Make .venv anew and install the lock, then the course itself, into it.
+
+    Args:
+        torch_index: address of a package index to look for torch in as well, such as
+            PyTorch's own CPU index. Nothing else is taken from there.
+
+    Raises:
+        BuildError: Python's venv module, or pip, failed.
+    """
+    place = root / ".venv"
+    if place.exists():
+        shutil.rmtree(place)
+    done = subprocess.run([sys.executable, "-m", "venv", str(place)], text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise BuildError(f"Python could not make .venv:\n{done.stdout.strip()}\n"
+                         "On Debian and Ubuntu, 'apt install python3-venv' adds what is missing.")
+    lock = ["-r", str(root / LOCK)]
+    n_packages = len(locked(root))
+    if torch_index:
+        constraints = ["-c", str(root / LOCK)]
+        install(place, n_packages, ["--extra-index-url", torch_index, *constraints, locked(root)["torch"]])
+    install(place, n_packages, lock)
+    install(place, n_packages, ["--no-deps", "--no-build-isolation", "-e", str(root)])
+    (place / "built-from").write_text(expected_stamp(root), encoding="utf-8")
+
+
+def locked(root: Path) -> dict[str, str]:
+    """Package name to its line in the lock."""
+    lines = (root / LOCK).read_text(encoding="utf-8").splitlines()
+    return {line.partition("==")[0]: line for line in lines if line and not line.startswith("#")}
+
+
+def install(place: Path, n_packages: int, arguments: list[str]) -> None:
+    """Run pip; show one line that says how far it is, or its last words where it fails."""
+    command = [str(place / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check",
+               "--no-input", *arguments]
+    last, n_found = deque(maxlen=25), 0
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
+        for line in pip.stdout:
+            last.append(line.rstrip())
+            n_found += line.startswith(("Collecting ", "Processing "))
+            show_progress(line.strip(), n_found, n_packages)
+    if sys.stdout.isatty():
+        print("\r\033[K", end="")
+    if pip.returncode:
+        raise BuildError("pip failed. Its last words:\n  " + "\n  ".join(last) +
+                         "\nThe next call starts again; what was downloaded is kept in pip's cache.")
+
+
+def show_progress(line: str, n_found: int, n_packages: int) -> None:
+    """One line of pip's talk: rewritten in place on a terminal, only the long waits elsewhere."""
+    wait = re.match(r"(Downloading \S{1,80}.*\(\d[\d.]* GB\)|Downloading torch-.*|Installing collected packages)", line)
+    if sys.stdout.isatty():
+        what = wait[0] if wait else line.partition(" (from")[0]
+        print(f"\r\033[K  {n_found:3d} of {n_packages}  {what[:88]}", end="", flush=True)
+    elif wait:
+        print(f"  {n_found} of {n_packages} packages found. {wait[0]} ...", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Build .venv from requirements.lock, if it is not there already.")
+    parser.add_argument("--torch-index", default="", metavar="URL", help="index to look for torch in as well")
+    options = parser.parse_args()
+    if sys.version_info < OLDEST:
+        sys.exit(f"The course needs Python 3.11 or newer; this is {sys.version.split()[0]}. "
+                 "Name another one: make course PYTHON=/path/to/python3.11")
+    if is_current(ROOT):
+        return
+    print(f"Building .venv: {len(locked(ROOT))} packages from {LOCK}. About two minutes, more on a slow line.")
+    start = time.monotonic()
+    try:
+        build(ROOT, options.torch_index)
+    except BuildError as error:
+        sys.exit(str(error))
+    print(f"Built .venv in {time.monotonic() - start:.0f} s.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Run the notebooks and write their outputs into the files that are committed.
+
+    python -m publishing.refresh [02_freezing ...]        (make notebooks [NOTEBOOK=02_freezing])
+
+A notebook is written only when every one of its cells has run; a failing one stays as it
+was, and the exit code is 1. What changes from run to run without meaning anything (timings,
+widget ids, the Python's version) is left out, so that a difference is a difference. Prints
+which cells now say something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+
+from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
+from publishing.run import ROOT, CourseError, lessons
+
+# Stored outputs are those of the miniature, on any machine.
+SETTINGS = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny"}
+KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+          "language_info": {"name": "python"}}
+CELL_NOISE = ("execution", "collapsed", "scrolled", "jupyter", "ExecuteTime", "trusted")
+
+
+def normalise(book: nbformat.NotebookNode) -> None:
+    """Leave in a notebook only what a reader or a test needs."""
+    book.metadata.pop("widgets", None)
+    book.metadata.update(nbformat.from_dict(KERNEL))
+    book.nbformat, book.nbformat_minor = 4, 5
+    for index, cell in enumerate(book.cells):
+        cell.setdefault("id", f"cell-{index:03d}")
+        cell.source = cell.source.rstrip()
+        for key in CELL_NOISE:
+            cell.metadata.pop(key, None)
+
+
+def said(cell: nbformat.NotebookNode) -> list[str]:
+    """The lines of text in a cell's outputs, and a line for each picture."""
+    lines = []
+    for output in cell.outputs:
+        data = output.get("data", {})
+        text = output.get("text") or data.get("text/html") or data.get("text/plain") or ""
+        lines += text.splitlines()
+        lines += [f"[{kind}, {len(data[kind])} characters]" for kind in sorted(data) if kind.startswith("image/")]
+    return lines
+
+
+def changes(before: nbformat.NotebookNode, after: nbformat.NotebookNode) -> list[str]:
+    """A line for each code cell whose output is not what it was."""
+    old = {cell.get("id"): said(cell) for cell in code_cells(before)}
+    found = []
+    for number, cell in enumerate(code_cells(after), start=1):
+        was, now = old.get(cell.get("id")), said(cell)
+        if was is None:
+            found.append(f"  cell {number}: new")
+        elif was != now:
+            found.append(f"  cell {number}: {first_difference(was, now)}")
+    return found
+
+
+def first_difference(was: list[str], now: list[str]) -> str:
+    """The first line that differs, before and after."""
+    length = max(len(was), len(now))
+    pairs = zip(was + ["(nothing)"] * (length - len(was)), now + ["(nothing)"] * (length - len(now)), strict=True)
+    old, new = next(pair for pair in pairs if pair[0] != pair[1])
+    return f"{old.strip()[:60]!r} is now {new.strip()[:60]!r}"
+
+
+def refresh(path: Path) -> bool:
+    """Run one notebook and write it back; say what changed. False where a cell failed."""
+    before = nbformat.read(path, as_version=4)
+    after = nbformat.from_dict(before)
+    stopped = run_notebook(after, path.parent, SETTINGS)
+    if stopped:
+        print(f"{path.stem}: FAILED, {stopped}\n\n{path.name} is as it was.")
+        return False
+    normalise(after)
+    partial = path.with_suffix(".partial")
+    nbformat.write(after, partial)
+    os.replace(partial, path)
+    different = changes(before, after)
+    print(f"{path.stem}: {len(code_cells(after))} cells run, {len(different)} say something else")
+    print("\n".join(different), end="\n" * bool(different), flush=True)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run the notebooks and keep their outputs in place.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, such as 02_freezing")
+    parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
+    options = parser.parse_args(arguments)
+    try:
+        paths = [path for name in options.names or [""] for path in lessons(options.folder.resolve(), name)]
+    except CourseError as error:
+        print(error, file=sys.stderr)
+        return 2
+    refreshed = [refresh(path) for path in paths]  # a failing one does not keep the others back
+    return 0 if all(refreshed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

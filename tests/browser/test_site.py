@@ -1,0 +1,343 @@
+"""The course as pages: built once, read as files, then in a browser, in light and dark.
+
+Screenshots go to ``build/screenshots``, to be looked at.
+"""
+
+import functools
+import http.server
+import os
+import re
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import nbformat
+import pytest
+
+from conftest import require_or_skip
+from publishing import badges
+from publishing import links as check_links
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SHOTS = ROOT / "build" / "screenshots"
+THEMES = ("light", "dark")
+WIDTHS = (1280, 800, 400)
+UNFOLD = "document.querySelectorAll('details').forEach(part => part.open = true)"
+CPU_SECONDS = 240  # two minutes on two idle cores
+
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the site, the browser reads every page twice
+
+
+def needed(*packages: str) -> None:
+    """End the test where a package is missing."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        require_or_skip(f"not installed: {', '.join(missing)}. `make venv` brings them.")
+
+
+def cpu_seconds() -> float:
+    """What this process and its children have computed so far."""
+    return sum(os.times()[:4])
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The site's folder, and the CPU seconds that it took."""
+    needed("sphinx", "myst_nb", "furo")
+    from publishing import site as build_site
+
+    out, begin = tmp_path_factory.mktemp("site") / "pages", cpu_seconds()
+    n_pages, status = build_site.build(ROOT, out)
+    assert status == 0, "Sphinx's warnings stand above"
+    assert n_pages == len(build_site.sources(ROOT))
+    return out, cpu_seconds() - begin
+
+
+@pytest.fixture(scope="module")
+def site(built):
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """Each page, by its address within the site, parsed as a browser would."""
+    needed("justhtml")
+    from justhtml import JustHTML
+
+    files = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+    return {path.relative_to(site).as_posix(): JustHTML(path.read_text("utf-8"), sanitize=False, collect_errors=True)
+            for path in files}
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """The site on a server of this machine."""
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    needed("playwright", "axe_playwright_python")
+    from playwright.sync_api import sync_playwright
+
+    from support import lab
+
+    path = lab.chromium()
+    if path is None:
+        require_or_skip("no browser here: install Chromium, on Debian with `apt-get install chromium`")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """A function that opens a page of the site; no page may ask for anything beyond this machine."""
+    asked, contexts = [], []
+
+    def open_(name, theme="light", width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        contexts.append(context)
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.goto(urljoin(address, name))
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    beyond = [url for url in asked if not url.startswith((address, "data:"))]
+    assert asked and not beyond
+
+
+def shown_text(page) -> str:
+    """What a reader sees as prose: without code, outputs and formulas."""
+    from justhtml import JustHTML
+
+    article = JustHTML(page.query_one("article").to_html(), sanitize=False, fragment=True)
+    for found in article.query("pre, code, math, script, style"):
+        found.parent.remove_child(found)
+    return article.to_text()
+
+
+def links_of(page, name: str) -> list[str]:
+    """The links of a page as addresses within the site, or full ones."""
+    return [urljoin(name, link.attrs["href"]) for link in page.query("a[href]")]
+
+
+# --- the build ---------------------------------------------------------------------
+
+
+def test_the_site_is_built_in_two_minutes(built):
+    assert built[1] < CPU_SECONDS
+
+
+def test_every_page_is_well_formed(pages):
+    found = [f"{name}: {error}" for name, page in pages.items() for error in page.errors]
+    assert not found, "\n".join(found[:20])
+
+
+def test_every_page_says_what_it_is(pages):
+    for name, page in pages.items():
+        assert page.query_one("html").attrs["lang"] == "en", name
+        assert page.query_one("title").to_text().strip(), name
+        if name != "search.html":  # its heading is written by the script that searches
+            assert len(page.query("article h1")) == 1, name
+
+
+def test_no_two_parts_of_a_page_have_the_same_name(pages):
+    for name, page in pages.items():
+        ids = [part.attrs["id"] for part in page.query("[id]")]
+        twice = {i for i in ids if ids.count(i) > 1}
+        assert not twice, f"{name}: {sorted(twice)[:5]}"
+
+
+def test_every_page_leads_to_every_other(pages):
+    for name, page in pages.items():
+        reached = {urljoin(name, link.attrs["href"]) for link in page.query(".sidebar-tree a[href]")}
+        missing = set(pages) - {"index.html", "search.html", name} - {link.partition("#")[0] for link in reached}
+        assert not missing, f"{name} has no way to {sorted(missing)}"
+
+
+def test_the_front_page_opens_as_readme_does(pages):
+    front, readme = shown_text(pages["index.html"]), (ROOT / "README.md").read_text("utf-8")
+    first = re.search(r"^- (.+);$", readme, re.MULTILINE)[1]
+    assert first in front
+    for book in NOTEBOOKS:
+        assert f"notebooks/{book.stem}.html" in links_of(pages["index.html"], "index.html")
+
+
+# --- what a page shows -------------------------------------------------------------
+
+
+def test_every_picture_is_here_and_described(pages, site):
+    for name, page in pages.items():
+        for picture in page.query("img"):
+            source = urljoin(name, picture.attrs["src"])
+            assert (site / source).is_file(), f"{name}: {source}"
+            assert len(picture.attrs.get("alt", "")) > 10, f"{name}: {source} has no alternative text"
+            assert picture.attrs["alt"] != picture.attrs["src"]
+
+
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_lesson_shows_all_that_its_notebook_stores(book, pages):
+    page, cells = pages[f"notebooks/{book.stem}.html"], nbformat.read(book, as_version=4).cells
+    shown = re.sub(r"\s+", "", "".join(part.to_text() for part in page.query("pre")))
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    for text in [output.text for output in outputs if output.output_type == "stream"]:
+        assert re.sub(r"\s+", "", text) in shown, text
+    n_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert len(page.query(".cell_output img")) == n_pictures
+    assert len(page.query(".cell_output table")) == sum("text/html" in output.get("data", {}) for output in outputs)
+
+
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda p: p.stem)
+def test_hints_and_solutions_are_folded(book, pages):
+    texts = [c.source for c in nbformat.read(book, as_version=4).cells if c.cell_type == "markdown"]
+    folded = pages[f"notebooks/{book.stem}.html"].query("details")
+    assert len(folded) == sum(text.count("<details>") for text in texts) > 0
+    for part in folded:
+        assert "open" not in part.attrs
+        summary = part.query_one("summary").to_text()
+        assert len(part.to_text()) > len(summary) + 10, f"nothing is inside '{summary}'"
+
+
+def test_formulas_are_drawn(pages):
+    n_formulas = {name: len(page.query("math")) for name, page in pages.items()}
+    assert sum(n_formulas.values()) > 200 and n_formulas["docs/glossary.html"] > 15
+    for name, page in pages.items():
+        raw = re.search(r"\$[^$\n]{1,60}\$|\\[a-z]+\{?", shown_text(page))
+        assert not raw, f"{name}: {raw[0]}"
+        assert not [m for m in page.query("math") if "\\" in m.to_text()]
+
+
+def test_a_badge_is_a_local_picture_that_opens_colab(pages):
+    for book in NOTEBOOKS:
+        wanted = re.search(r"\]\((https://[^)]*\.ipynb)\)", badges.badge(book.stem, badges.repository()))[1]
+        badge = pages[f"notebooks/{book.stem}.html"].query_one(f'a[href="{wanted}"]')
+        assert badge.query_one("img").attrs["alt"] == "Open in Colab"
+
+
+# --- links -------------------------------------------------------------------------
+
+
+def test_every_internal_link_leads_somewhere(pages, site):
+    ids = {name: {part.attrs["id"] for part in page.query("[id]")} for name, page in pages.items()}
+    broken = []
+    for name, page in pages.items():
+        for link in (urlsplit(link) for link in links_of(page, name)):
+            target = unquote(link.path) or name
+            anchor_is_there = target not in ids or link.fragment in ids[target] | {""}
+            if not link.scheme and not ((site / target).is_file() and anchor_is_there):
+                broken.append(f"{name}: {link.geturl()}")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_external_link_is_in_the_list(pages):
+    seen, slug = check_links.read_list(ROOT), badges.repository()
+    used = {link for name, page in pages.items() for link in links_of(page, name) if link.startswith("http")}
+    unknown = {link for link in used if not check_links.is_own(link, slug)} - set(seen)
+    assert not unknown, "run python -m publishing.links"
+
+
+def test_a_link_into_the_repository_names_a_file_of_it(pages):
+    slug = badges.repository()
+    used = {link for name, page in pages.items() for link in links_of(page, name) if check_links.is_own(link, slug)}
+    for link in used:
+        file = re.search(r"/(?:blob|tree)/[^/]+/([^#?]+)", link)
+        assert file is None or (ROOT / file[1]).exists(), link
+
+
+def test_no_page_names_a_script_style_or_picture_elsewhere(pages, site):
+    for name, page in pages.items():
+        parts = page.query("script, link, img, iframe, source, use")
+        sources = [part.attrs.get("src") or part.attrs.get("href") or "" for part in parts]
+        assert not [source for source in sources if re.match(r"(\w+:)?//", source)], name
+    for style in site.rglob("*.css"):
+        remote = re.search(r"(url\(|@import)\s*[\"']?(https?:)?//[^)]*", style.read_text("utf-8"))
+        assert not remote, f"{style.name}: {remote[0]}"
+
+
+# --- in a browser ------------------------------------------------------------------
+
+
+def findings(page, rules: dict) -> list[str]:
+    """What axe finds serious or critical on a page, with the first places of each."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"], **rules}).response["violations"]
+    return [f"{finding['id']} ({finding['impact']}), {len(finding['nodes'])} places: "
+            f"{[node['html'][:120] for node in finding['nodes'][:3]]}"
+            for finding in found if finding["impact"] in ("serious", "critical")]
+
+
+# The dark theme changes colours alone.
+@pytest.mark.parametrize(("theme", "rules"), [
+    ("light", {}), ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]})], ids=THEMES)
+def test_every_page_is_accessible(theme, rules, pages, open_page):
+    found = []
+    for name in pages:
+        page = open_page(name, theme)
+        page.evaluate(UNFOLD)
+        found += [f"{name}: {finding}" for finding in findings(page, rules)]
+        page.context.close()
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_page_is_wider_than_the_screen(width, pages, open_page):
+    for name in pages:
+        page = open_page(name, width=width)
+        page.evaluate(UNFOLD)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        page.context.close()
+
+
+def test_search_finds_a_word(open_page):
+    page = open_page("index.html")
+    page.locator(".sidebar-search").fill("LayerNorm")
+    page.locator(".sidebar-search").press("Enter")
+    page.wait_for_selector("#search-results li a")
+    titles = page.locator("#search-results li a").all_inner_texts()
+    assert any("transformer block" in title for title in titles), titles
+
+
+def test_a_hint_unfolds_at_a_click(open_page):
+    page = open_page("notebooks/02_freezing.html")
+    hint = page.locator("details").first
+    assert not hint.locator("p").first.is_visible()
+    hint.locator("summary").click()
+    assert hint.locator("p").first.is_visible()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS[:2])
+def test_screenshots_are_kept(theme, width, open_page):
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    for name in ("index", "notebooks/02_freezing", "docs/glossary", "verdicts"):
+        page = open_page(f"{name}.html", theme, width)
+        page.screenshot(path=SHOTS / f"site-{Path(name).name}-{theme}-{width}.png")
+        page.context.close()
+
+
+def test_the_watch_sees_a_page_that_asks_elsewhere(browser):
+    """The check of open_page, on a page that does what none may do."""
+    asked = []
+    page = browser.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.set_content('<img src="https://example.org/picture.png" alt="">')
+    page.wait_for_timeout(200)
+    page.close()
+    assert "https://example.org/picture.png" in asked

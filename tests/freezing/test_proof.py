@@ -1,0 +1,193 @@
+"""The proof sees what else can happen to a tensor than a step, and raises no false alarm. All or nothing changes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, MptConfig, Qwen3Config
+
+from helpers.freezing import lora
+from helpers.freezing.plans import FreezePlan
+from helpers.freezing.proof import freezing_proof, snapshot
+from helpers.freezing.selectors import PlanError
+from helpers.models.loading import build_model, weight_hash
+from helpers.models.roles import AnatomyError, anatomy
+
+SHAPE = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32, "pad_token_id": 0}
+MAIN = FreezePlan.freeze("attention", "embeddings")
+UP, Q = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"
+
+
+def begun(config=None, plan=MAIN):
+    """A model under a plan, its optimizer and its snapshot."""
+    model = build_model(config or LlamaConfig(**SHAPE))
+    plan.apply(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    return model, optimizer, snapshot(model, optimizer)
+
+
+def train(model, optimizer, length=12):
+    ids = torch.randint(61, (2, length), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def replace(model, name, tensor, requires_grad):
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad))
+
+
+def problems(*args, **kwargs) -> str:
+    return "\n".join(freezing_proof(*args, **kwargs).problems)
+
+
+# --- what else than a step changes a tensor ----------------------------------------
+
+
+def test_a_trainable_tensor_that_was_replaced_did_not_train_though_it_changed():
+    model, optimizer, before = begun()
+    replace(model, UP, torch.randn(24, 16), requires_grad=True)
+    train(model, optimizer)
+    assert f"{UP} is trainable and changed, but no optimizer holds it" in problems(before, model, optimizer)
+
+
+def test_a_trainable_tensor_of_another_shape_or_type_is_seen():
+    model, optimizer, before = begun()
+    train(model, optimizer)
+    assert freezing_proof(before, model, optimizer).ok
+    model.get_parameter(UP).data = torch.randn(25, 16)
+    assert f"{UP} is trainable and was float32 24x16 at the snapshot, float32 25x16 now" in problems(
+        before, model, optimizer)
+    model.get_parameter(UP).data = torch.randn(24, 16).bfloat16()
+    assert "bfloat16 24x16 now" in problems(before, model, optimizer)
+
+
+def test_a_resized_vocabulary_is_seen_on_both_ends():
+    model, optimizer, before = begun(plan=FreezePlan.freeze("attention"))
+    model.resize_token_embeddings(64)
+    found = problems(before, model, optimizer)
+    assert "model.embed_tokens.weight" in found and "lm_head.weight" in found and "64x16 now" in found
+
+
+def test_a_frozen_tensor_that_was_replaced_is_seen():
+    model, optimizer, before = begun()
+    replace(model, Q, torch.randn(16, 16), requires_grad=False)
+    assert f"{Q} is frozen but moved: no optimizer holds it" in problems(before, model, optimizer)
+
+
+def test_a_head_tied_to_another_tensor_of_equal_value_is_seen():
+    model, optimizer, before = begun(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    twin = nn.Embedding(61, 16)
+    model.twin = twin
+    model.twin.weight = model.model.embed_tokens.weight
+    before = snapshot(model, optimizer)
+    model.model.embed_tokens.weight = model.lm_head.weight  # as it was
+    assert freezing_proof(before, model, optimizer).problems == ()
+    other = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+    model.lm_head.weight = model.twin.weight = other
+    assert "new since the snapshot" in problems(before, model, optimizer)
+    model, optimizer, _ = begun(LlamaConfig(**SHAPE, tie_word_embeddings=True))
+    model.a, model.b = nn.Embedding(61, 16), nn.Embedding(61, 16)
+    model.requires_grad_(False)
+    model.b.weight = model.a.weight
+    before = snapshot(model)
+    model.b.weight = model.lm_head.weight
+    assert "model.embed_tokens.weight was one tensor with lm_head.weight at the snapshot and is one with " \
+           "lm_head.weight, b.weight now" in problems(before, model)
+
+
+# --- no false alarm ----------------------------------------------------------------
+
+
+def test_frequencies_that_a_model_recomputes_for_a_length_are_no_weights():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    model, optimizer, before = begun(LlamaConfig(**SHAPE | {"rope_parameters": rope}))
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    train(model, optimizer, length=48)  # longer than the 32 positions: the frequencies are set anew
+    assert not torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+    assert freezing_proof(before, model, optimizer, MAIN).ok
+
+
+def test_a_table_of_positions_that_grew_is_no_weight():
+    model, optimizer, before = begun()
+    model.model.register_buffer("table", torch.zeros(4), persistent=False)
+    before = snapshot(model, optimizer)
+    model.model.table = torch.zeros(8)
+    train(model, optimizer)
+    assert freezing_proof(before, model, optimizer).ok
+    model.model.register_buffer("counter", torch.zeros(4))
+    before = snapshot(model, optimizer)
+    model.model.counter = torch.ones(4)
+    assert "model.counter is a buffer but moved" in problems(before, model, optimizer)
+
+
+# --- a head of its own -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan, state", [(MAIN, "trainable"), (FreezePlan.only("norms"), "frozen")])
+def test_a_plan_says_in_one_line_what_happens_to_a_head_of_its_own(plan, state):
+    line = f"lm_head.weight is a tensor of its own, not tied to the token embedding: 976 parameters (19.6%), {state}"
+    share = 976 / anatomy(build_model(Qwen3Config(**SHAPE, head_dim=8))).n_parameters
+    assert line.replace("19.6%", f"{share:.1%}") in str(plan.explain(build_model(Qwen3Config(**SHAPE, head_dim=8))))
+    tied = build_model(Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=True))
+    assert "of its own" not in str(plan.explain(tied))
+
+
+# --- all or nothing ----------------------------------------------------------------
+
+
+def with_int8(name=UP):
+    model = build_model(LlamaConfig(**SHAPE))
+    replace(model, name, torch.zeros(24, 16, dtype=torch.int8), requires_grad=False)
+    return model
+
+
+def state(model):
+    return {n: (p.requires_grad, p.grad, p.dtype) for n, p in model.named_parameters()}, copy.copy(vars(model))
+
+
+@pytest.mark.parametrize("plan", [MAIN, FreezePlan.full(), FreezePlan.only("mlp")])
+def test_a_plan_that_would_train_whole_numbers_changes_nothing(plan):
+    model = with_int8()
+    before = state(model)
+    with pytest.raises(PlanError, match=rf"{UP} \(int8\)"):
+        plan.apply(model)
+    assert state(model) == before
+
+
+def test_a_plan_that_freezes_whole_numbers_is_applied():
+    model = with_int8()
+    FreezePlan.only("norms").apply(model)
+    assert sum(p.requires_grad for p in model.parameters()) == 5
+
+
+def test_a_packed_tensor_is_refused_by_name_and_not_counted_wrongly():
+    model = build_model(LlamaConfig(**SHAPE))
+    replace(model, UP, torch.zeros(192, 1, dtype=torch.uint8), requires_grad=False)
+    before = state(model)
+    for use in (anatomy, MAIN.apply, MAIN.explain):
+        with pytest.raises(AnatomyError, match=UP):
+            use(model)
+    assert state(model) == before
+
+
+def test_lora_over_an_int8_layer_changes_nothing():
+    model = with_int8()
+    before, modules = weight_hash(model), dict(model.named_modules())
+    with pytest.raises(lora.LoraError, match=rf"{UP} is packed \(int8\)"):
+        lora.insert(model, "mlp", rank=2, alpha=4.0)
+    assert weight_hash(model) == before and dict(model.named_modules()) == modules
+
+
+@pytest.mark.parametrize("rank, alpha", [(True, 4.0), (2, "4"), (2, float("nan")), (0, 4.0), (2.0, 4.0)])
+@pytest.mark.filterwarnings("ignore:transformers has no fast attention")
+def test_a_rank_or_alpha_that_is_no_number_changes_nothing(rank, alpha):
+    model = build_model(MptConfig(vocab_size=61, d_model=16, n_layers=1, n_heads=2, max_seq_len=32))
+    modules = dict(model.named_modules())
+    with pytest.raises(lora.LoraError):
+        lora.insert(model, "mlp", rank=rank, alpha=alpha)
+    assert dict(model.named_modules()) == modules

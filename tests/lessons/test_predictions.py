@@ -1,0 +1,134 @@
+"""The prediction cells of the notebooks: whatever a reader writes into them, in a fresh clone, everything runs on."""
+
+import ast
+import itertools
+import re
+
+import nbformat
+import pytest
+
+from helpers.lessons import predicting
+from helpers.profiles import ROOT
+from helpers.results import claims
+from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
+
+BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STUB = re.compile(r'^((?:claims\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
+KINDS = {"good": "0.5, 0.4, 0.6", "no range": "0.5", "one end": "0.5, 0.4", "turned": "0.5, 0.6, 0.4",
+         "outside": "0.5, 0.6, 0.7", "no width": "0.5, 0.5, 0.5", "text": '"about half"', "a number as text": '"0.5"',
+         "percent": '"50%"', "NaN": 'float("nan"), 0, 1', "infinity": 'float("inf")', "a list": "[0.4, 0.6]",
+         "untouched": "None", "None after a number": "0.5, 0.4, 0.6"}
+WITH_RANGE = ("good", "turned")
+WITH_NUMBER = (*WITH_RANGE, "no range", "one end", "outside", "no width", "a number as text")
+each_notebook = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def fresh_clone(tmp_path, monkeypatch):
+    """A build folder that does not exist yet."""
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "build"))
+    return tmp_path / "build"
+
+
+def pasted(source: str, kind: str) -> str:
+    """A cell with a prediction of this kind in place of its stub."""
+    def answer(stub):
+        line = f"{stub[1]}{KINDS[kind]})"
+        return f"{line}\n{stub[1]}None)" if kind == "None after a number" else line
+    return STUB.sub(answer, source)
+
+
+def sources(path) -> list[str]:
+    return [cell.source for cell in code_cells(nbformat.read(path, as_version=4))]
+
+
+def predictions_in(path) -> list[str]:
+    """The names that are asked for, in order."""
+    return [stub[2] for source in sources(path) for stub in STUB.finditer(source)]
+
+
+def reveals_in(path) -> list[ast.Call]:
+    trees = [ast.parse(source) for source in sources(path) if "reveal(" in source]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).removeprefix("claims.") == "reveal"]
+
+
+def constant(node: ast.expr) -> str:
+    """The text of an argument; a stand-in where the notebook would have to run to know it."""
+    return node.value if isinstance(node, ast.Constant) else "something measured"
+
+
+def entry(claim: str) -> dict:
+    return claims.made(claim, "holds", value=0.45, unit="", model="m", model_hash="h", n_seeds=0, source="live")
+
+
+@each_notebook
+def test_every_prediction_is_a_stub_that_can_be_replaced(path):
+    lines = [line for source in sources(path) for line in source.splitlines()
+             if re.match(r"\s*(claims\.)?predict\(", line)]
+    assert lines and all(STUB.match(line) for line in lines)
+
+
+def test_what_is_asked_again_keeps_the_number_that_was_given_before():
+    """None takes a prediction back, so an untouched stub of a later notebook must not hold it."""
+    stubs = [(stub[2], stub[3]) for path in BOOKS for source in sources(path) for stub in STUB.finditer(source)]
+    again = [name for i, (name, _) in enumerate(stubs) if name in dict(stubs[:i])]
+    assert again and [name for name, given in stubs if given == "..."] == again
+
+
+def test_what_is_predicted_is_revealed():
+    asked = {name for path in BOOKS for name in predictions_in(path)}
+    shown = {constant(call.args[0]) for path in BOOKS for call in reveals_in(path)}
+    assert asked == shown
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_prediction_of_the_course_and_every_reveal_runs(kind, fresh_clone, capsys):
+    space = {"claims": claims, "predict": predicting.predict}
+    for path in BOOKS:
+        for source in sources(path):
+            lines = [stub.group() for stub in STUB.finditer(source)]
+            exec(pasted("\n".join(lines), kind), space)  # noqa: S102 (the course's own text)
+        said = capsys.readouterr().out.splitlines()
+        n_asked = len(predictions_in(path))
+        assert len(said) == n_asked * (2 if kind == "None after a number" else 1), said
+        for call in reveals_in(path):
+            texts = [constant(argument) for argument in call.args[2:]]
+            named = {keyword.arg: constant(keyword.value) for keyword in call.keywords}
+            predicting.reveal(constant(call.args[0]), 0.45, *texts, **named)
+        said = capsys.readouterr().out
+        yours = {"good": "you: 0.5 (0.4 to 0.6) |", "turned": "you: 0.5 (0.4 to 0.6) |"}
+        assert said.count(yours.get(kind, "you: 0.5 |" if kind in WITH_NUMBER else "you: no prediction |")) == \
+            len(reveals_in(path))
+
+
+LEDGERS = [source for path in BOOKS for source in sources(path) if "prediction_ledger(" in source]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", LEDGERS, ids=itertools.count())
+def test_the_ledger_counts_ranges_alone(source, kind, capsys):
+    predict_c4 = pasted('predict("C4", None)', kind)
+    exec(predict_c4, {"predict": predicting.predict})  # noqa: S102
+    claims.store(entry("C4"))
+    capsys.readouterr()
+    exec(source, {"claims": claims, "newest": claims.load_claims()})  # noqa: S102 (the course's own text)
+    said = capsys.readouterr().out
+    assert said == ("your 80% ranges: 1 of 1 held\n" if kind in WITH_RANGE else "no predictions were noted\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("last", ["good", "None after a number"])
+@pytest.mark.parametrize("name", ["00_start_here", "03_parameter_ratios"])
+def test_a_notebook_runs_in_a_fresh_clone_with_every_kind_of_prediction(name, last, fresh_clone):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    book = nbformat.read(path, as_version=4)
+    for cell in code_cells(book):
+        lines = "\n".join(stub.group() for stub in STUB.finditer(cell.source))
+        cell.source = "\n".join([*(pasted(lines, kind) for kind in KINDS if lines), pasted(cell.source, last)])
+    settings = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny", "COURSE_BUILD": str(fresh_clone)}
+    assert run_notebook(book, path.parent, settings) is None
+    said = "".join(output.get("text", "") for cell in code_cells(book) for output in cell.outputs)
+    yours = "you: 0.5 (0.4 to 0.6) |" if last == "good" else "you: no prediction |"
+    assert said.count(yours) == len(reveals_in(path)) and "'about half' is no number" in said

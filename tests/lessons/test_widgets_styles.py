@@ -1,0 +1,111 @@
+"""The style mixer: each model's own words, token by token, with the first of them soon."""
+
+import time
+from statistics import median
+
+import pytest
+import torch
+
+from helpers.lessons.widgets.styles import FIRST_TOKENS, side_by_side, style_mixer, texts_figure
+from helpers.measuring.evaluation import sample_text
+from helpers.models.loading import build_model, load_model, load_tokenizer, mini_config
+from helpers.models.model_files import ModelError
+from helpers.profiles import TINY
+
+PROMPT = "The door was opened by"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(TINY.model)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {"base": load_model(TINY.model), "twin": load_model(TINY.model), "random": build_model(mini_config())}
+
+
+@pytest.fixture
+def mixer(models, tokenizer):
+    return style_mixer(models, tokenizer, PROMPT, n_tokens=8, seed=3)
+
+
+def test_a_model_writes_what_the_courses_sampling_writes(models, tokenizer):
+    *_, last = side_by_side(models, tokenizer, PROMPT, 20, seed=3)
+    assert PROMPT + last["base"] == sample_text(models["base"], tokenizer, PROMPT, 20, seed=3)
+
+
+def test_texts_grow_by_a_token_in_all_columns(models, tokenizer):
+    steps = list(side_by_side(models, tokenizer, PROMPT, 6, seed=1))
+    assert len(steps) == 6
+    assert all(later[name].startswith(earlier[name][:-3]) for earlier, later in zip(steps, steps[1:], strict=False)
+               for name in models)
+
+
+def test_equal_models_throw_equal_dice(models, tokenizer):
+    *_, last = side_by_side(models, tokenizer, PROMPT, 12, seed=2)
+    assert last["base"] == last["twin"] != last["random"]
+
+
+def test_sampling_leaves_models_and_gradients_as_they_are(models, tokenizer):
+    models["random"].train()
+    next(side_by_side(models, tokenizer, PROMPT, 3))
+    assert models["random"].training and torch.is_grad_enabled()
+
+
+def test_the_first_text_is_short_and_the_button_asks_for_more(models, tokenizer):
+    frame = style_mixer({"base": models["base"]}, tokenizer, PROMPT, n_tokens=FIRST_TOKENS + 10, seed=3)
+    first = frame.views["texts"].value
+    frame.controls["write"].click()
+    assert len(frame.views["texts"].value) > len(first)
+
+
+def test_moving_a_control_writes_nothing_and_the_button_does(mixer):
+    before = mixer.views["texts"].value
+    mixer.controls["seed"].value = 4
+    assert mixer.views["texts"].value == before
+    mixer.controls["write"].click()
+    assert mixer.views["texts"].value != before and not mixer.controls["write"].disabled
+
+
+def test_a_streamed_text_is_shown_token_by_token(mixer):
+    seen = []
+    mixer.views["texts"].observe(lambda change: seen.append(change["new"]), "value")
+    mixer.controls["seed"].value = 9
+    mixer.controls["write"].click()
+    assert len(seen) >= 6  # 8 tokens; some change nothing that can be seen
+
+
+def test_a_prompt_is_shown_as_text_and_not_as_html(mixer):
+    mixer.controls["prompt"].value = "<b>bold</b>"
+    mixer.controls["write"].click()
+    assert "<b>bold" not in mixer.views["texts"].value
+
+
+@pytest.mark.parametrize("prompt, message", [("", "at least one word"), ("word " * 255, "256 positions")])
+def test_a_prompt_that_cannot_be_continued_is_told(mixer, prompt, message):
+    mixer.controls["prompt"].value = prompt
+    mixer.controls["write"].click()
+    assert message in mixer.problem.value and not mixer.controls["write"].disabled
+
+
+def test_two_families_of_words_in_one_prompt_are_an_error(models, tokenizer):
+    with pytest.raises(ModelError, match="at least one word"):
+        next(side_by_side(models, tokenizer, "", 3))
+
+
+def test_the_picture_says_what_it_shows(mixer, models):
+    figure, said = mixer.still()
+    assert all(f"{name}: " in said for name in models) and PROMPT in said
+    assert {*models} <= {text.get_text() for text in texts_figure(PROMPT, dict.fromkeys(models, "x")).texts}
+    assert figure.texts
+
+
+def test_the_first_token_of_three_models_comes_within_300_ms(models, tokenizer):
+    """Median of five prompts, in the processor time of this process, so that a busy machine does not count."""
+    seconds = []
+    for seed in range(5):
+        begin = time.process_time()
+        next(side_by_side(models, tokenizer, PROMPT, 40, seed=seed))
+        seconds.append(time.process_time() - begin)
+    assert median(seconds) < 0.3

@@ -1,0 +1,162 @@
+"""Losses, intervals, forgetting and style mean what they say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from helpers.measuring import evaluation
+from helpers.measuring.evaluation import (
+    Retention,
+    author_matrix,
+    difference,
+    held_out_loss,
+    perplexity,
+    sample_text,
+    sample_windows,
+    style_contrast,
+)
+from helpers.measuring.intervals import block_error, estimate
+from helpers.models.loading import build_model, mini_config
+
+CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
+                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+
+
+def model(seed=1):
+    return build_model(CONFIG, seed=seed)
+
+
+def text(n=6, length=24, seed=0):
+    return torch.randint(97, (n, length), generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_model_that_knows_nothing_costs_ln_v():
+    flat = model()
+    with torch.no_grad():
+        flat.transformer.wte.weight.zero_()
+    assert held_out_loss(flat, text()).mean == pytest.approx(math.log(97), rel=1e-5)
+
+
+def test_the_batch_size_does_not_change_the_loss():
+    one, many = (held_out_loss(model(), text(7), batch=b) for b in (1, 5))
+    assert one.mean == pytest.approx(many.mean, rel=1e-6)
+    assert one.n_tokens == 7 * 23 and one.n_windows == 7
+
+
+def test_the_interval_of_a_mean_is_the_t_interval_below_80_windows():
+    values = np.random.default_rng(0).normal(3, 1, 30)
+    found = estimate(values, 1)
+    half = stats.t.ppf(0.975, 29) * values.std(ddof=1) / np.sqrt(30)
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
+
+
+def test_neighbours_that_agree_count_less_from_80_windows_on():
+    rng = np.random.default_rng(1)
+    repeated = np.repeat(rng.normal(0, 1, 40), 4)
+    assert block_error(repeated) > 1.8 * repeated.std(ddof=1) / np.sqrt(160)
+
+
+def test_one_window_has_no_interval():
+    with pytest.raises(ValueError, match="at least two windows"):
+        estimate(np.array([1.0]), 1)
+
+
+def test_a_paired_difference_is_narrower_than_two_separate_intervals():
+    rng = np.random.default_rng(2)
+    hard = rng.normal(3, 1, 40)
+    a, b = estimate(hard + 0.1 + rng.normal(0, 0.01, 40), 1), estimate(hard, 1)
+    paired = difference(a, b)
+    assert paired.mean == pytest.approx(0.1, abs=0.01)
+    assert paired.high - paired.low < 0.1 * (a.high - a.low)
+    with pytest.raises(ValueError, match="same windows"):
+        difference(a, estimate(hard[:10], 1))
+
+
+def test_measuring_leaves_training_mode_and_requires_grad_as_they_were():
+    m = model().train()
+    m.transformer.wte.weight.requires_grad_(False)
+    held_out_loss(m, text())
+    assert m.training and not m.transformer.wte.weight.requires_grad
+
+
+def test_each_part_of_a_model_gets_its_own_mode_back_after_an_error_too():
+    m = model().train()
+    m.transformer.h[0].eval()
+    found = [module.training for module in m.modules()]
+    with pytest.raises(IndexError):
+        held_out_loss(m, text() + m.config.vocab_size)
+    assert [module.training for module in m.modules()] == found
+
+
+def test_perplexity_falls_by_a_tenth_of_itself_for_a_tenth_of_a_nat():
+    assert perplexity(3.0 - 0.1) / perplexity(3.0) == pytest.approx(0.9048, abs=1e-4)
+
+
+# --- sampling and forgetting -------------------------------------------------------
+
+
+def test_samples_repeat_with_their_seed_and_differ_without():
+    m = model()
+    one, two, other = (sample_windows(m, 2, 20, seed=s) for s in (0, 0, 1))
+    assert one.shape == (2, 20) and torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_samples_follow_the_models_own_distribution():
+    m = model()
+    ids = sample_windows(m, 4000, 2, seed=0)
+    with torch.no_grad():
+        expected = m(ids[:1, :1]).logits[0, -1].softmax(-1).numpy()
+    counts = np.bincount(ids[:, 1].numpy(), minlength=97)
+    assert stats.chisquare(counts, 4000 * expected / expected.sum()).pvalue > 1e-4
+
+
+def test_more_tokens_than_positions_are_refused():
+    with pytest.raises(ValueError, match="24 positions"):
+        sample_windows(model(), 1, 25, seed=0)
+
+
+def test_an_untouched_model_has_forgotten_nothing_and_a_changed_one_something():
+    m = model()
+    retention = Retention.sampled_from(m, 3, 20)
+    assert abs(retention.forgetting(m).mean) < 1e-6
+    with torch.no_grad():
+        m.transformer.wte.weight += 0.1 * torch.randn_like(m.transformer.wte.weight)
+    assert retention.forgetting(m).mean > 0.001
+
+
+def test_forgetting_equals_kl_computed_by_torch_with_and_without_the_cache(monkeypatch):
+    base, tuned = model(1), model(2)
+    windows = text(3, 20)
+    with torch.no_grad():
+        p, q = (m(windows).logits[:, :-1].log_softmax(-1) for m in (base, tuned))
+    expected = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean().item()
+    assert Retention(base, windows).forgetting(tuned).mean == pytest.approx(expected, rel=1e-5)
+    monkeypatch.setattr(evaluation, "CACHE_LIMIT", 0)
+    assert Retention(base, windows).forgetting(tuned).mean == pytest.approx(expected, rel=1e-5)
+
+
+def test_style_cancels_what_helps_with_any_story():
+    def e(mean):
+        return estimate(np.array([mean, mean]), 1)
+
+    assert style_contrast({"a": e(3.2), "b": e(3.2)}, {"a": e(3.5), "b": e(3.5)}) == 0
+    assert style_contrast({"a": e(3.1), "b": e(3.2)}, {"a": e(3.6), "b": e(3.5)}) == pytest.approx(0.1)
+
+
+def test_the_author_matrix_has_models_in_rows_and_texts_in_columns():
+    table = author_matrix({"x": model(1), "y": model(2)}, {"t": text()})
+    assert list(table.index) == ["x", "y"] and list(table.columns) == ["t"]
+
+
+def test_a_sample_begins_with_its_prompt():
+    class Words:
+        def __call__(self, prompt):
+            return {"input_ids": [5, 6, 7]}
+
+        def decode(self, ids, skip_special_tokens):
+            return " ".join(str(int(i)) for i in ids)
+
+    assert sample_text(model(), Words(), "any", n_tokens=4).startswith("5 6 7 ")

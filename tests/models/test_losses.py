@@ -1,0 +1,252 @@
+"""The chunked loss equals the plain one, in value and in every gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
+
+from helpers.freezing.lora import insert
+from helpers.models import losses
+from helpers.models.loading import build_model, enable_checkpointing, mini_config
+from helpers.models.losses import (
+    IGNORE,
+    LossError,
+    next_token_loss,
+    require_next_token_model,
+    shifted_labels,
+    token_losses,
+)
+
+MINI = mini_config(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96,
+                   max_position_embeddings=40, window_size=8, attention_types=[[["global", "local"], 1]])
+FAMILIES = {
+    "gpt_neo": MINI,
+    "llama_untied": LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64),
+    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0,
+                       resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    "opt": OPTConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, ffn_dim=64, num_attention_heads=4,
+                     max_position_embeddings=64, word_embed_proj_dim=32, dropout=0),
+}
+
+
+def ids_of(batch=3, length=20, seed=0):
+    return torch.randint(1, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def plain_loss(model, ids, mask=None):
+    logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.reshape(-1, logits.size(-1)), shifted_labels(ids, None, mask).reshape(-1),
+                           ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_value_and_gradients_equal_the_plain_loss(family, chunk, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK", chunk)
+    model, ids = build_model(FAMILIES[family]).double(), ids_of()
+    total, n_tokens = next_token_loss(model, ids)
+    total.backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    expected = plain_loss(model, ids)
+    expected.backward()
+    assert n_tokens == 3 * 19
+    assert torch.allclose(total, expected, rtol=1e-10)
+    for name, p in model.named_parameters():
+        assert torch.allclose(ours[name], p.grad, rtol=1e-8, atol=1e-12), name
+
+
+def test_a_frozen_head_gets_no_gradient_and_still_passes_it_on():
+    model, ids = build_model(MINI), ids_of()
+    model.transformer.wte.weight.requires_grad_(False)
+    next_token_loss(model, ids)[0].backward()
+    assert model.transformer.wte.weight.grad is None
+    assert model.transformer.h[0].mlp.c_fc.weight.grad.abs().sum() > 0
+
+
+def test_the_loss_of_a_text_depends_neither_on_padding_nor_on_its_neighbours():
+    model, ids = build_model(MINI).eval(), ids_of(2, 30)
+    mask = torch.ones_like(ids)
+    mask[0, 18:] = 0
+    both, n = next_token_loss(model, ids, attention_mask=mask)
+    short, n_short = next_token_loss(model, ids[:1, :18])
+    long, n_long = next_token_loss(model, ids[1:])
+    assert n == n_short + n_long == 17 + 29
+    assert torch.allclose(both, short + long, rtol=1e-5)
+
+
+def test_labels_of_minus_100_are_not_counted():
+    model, ids = build_model(MINI), ids_of(1, 10)
+    labels = ids.clone()
+    labels[0, :6] = IGNORE
+    assert next_token_loss(model, ids, labels)[1] == 4
+
+
+def test_sums_of_micro_batches_give_the_gradient_of_one_batch():
+    model, ids = build_model(MINI).double(), ids_of(4, 12)
+    total, n = next_token_loss(model, ids)
+    (total / n).backward()
+    whole = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    for part in ids.split(1):
+        (next_token_loss(model, part)[0] / n).backward()
+    for name, p in model.named_parameters():
+        assert torch.allclose(whole[name], p.grad, rtol=1e-9, atol=1e-14), name
+
+
+def test_bfloat16_autocast_comes_close_and_keeps_float32_gradients():
+    model, ids = build_model(MINI), ids_of()
+    exact = next_token_loss(model, ids)[0].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = next_token_loss(model, ids)
+    total.backward()
+    assert total.item() == pytest.approx(exact, rel=0.01)
+    assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_token_losses_average_to_the_loss():
+    model, ids = build_model(MINI).eval(), ids_of()
+    total, n = next_token_loss(model, ids)
+    assert token_losses(model, ids).shape == (3, 19)
+    assert token_losses(model, ids).mean().item() == pytest.approx(total.item() / n, rel=1e-5)
+
+
+# --- equal to the model's own loss, or refused ---------------------------------------
+
+
+def small_llama(**changes):
+    return build_model(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                   num_attention_heads=4, max_position_embeddings=64, **changes)).eval()
+
+
+def assert_equals_its_own(model, ids):
+    """Value and gradients of `next_token_loss`, and the mean of `token_losses`."""
+    model.zero_grad()
+    own = model(input_ids=ids, labels=ids, use_cache=False).loss
+    own.backward()
+    wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    total, n_tokens = next_token_loss(model, ids)
+    (total / n_tokens).backward()
+    assert total.item() / n_tokens == pytest.approx(own.item(), rel=1e-5)
+    assert token_losses(model, ids).mean().item() == pytest.approx(own.item(), rel=1e-5)
+    assert wanted.keys() == {n for n, p in model.named_parameters() if p.grad is not None}
+    for name, gradient in wanted.items():
+        assert torch.allclose(model.get_parameter(name).grad, gradient, rtol=1e-4, atol=1e-6), name
+
+
+def test_the_chunked_way_is_taken_where_the_logits_are_one_product():
+    for name, config in FAMILIES.items():
+        assert losses.plain_trunk(build_model(config)) is not None, name
+
+
+def test_an_adapter_in_the_head_is_part_of_the_loss():
+    model = small_llama()
+    assert insert(model, "head", rank=3, alpha=6) == ["lm_head"]
+    nn.init.normal_(model.lm_head.lora_B)
+    assert losses.plain_trunk(model) is None
+    assert_equals_its_own(model, ids_of())
+    assert model.lm_head.lora_B.grad.abs().sum() > 0
+
+
+def test_an_adapter_of_peft_in_the_head_is_part_of_the_loss():
+    twin = get_peft_model(small_llama(), LoraConfig(r=3, target_modules=["lm_head"], init_lora_weights=False)).eval()
+    assert_equals_its_own(twin, ids_of())
+    assert_equals_its_own(twin.base_model.model, ids_of())
+
+
+@pytest.mark.parametrize("place", ["", "model", "lm_head"])
+def test_a_hook_that_changes_the_logits_is_part_of_the_loss_from_its_first_step_to_its_last(place):
+    model, ids = small_llama(), ids_of()
+    usual = next_token_loss(model, ids)[0].item()
+
+    def tripled(module, args, output):
+        if isinstance(output, torch.Tensor):
+            return output * 3
+        output[0].mul_(3)
+        return output
+
+    hook = model.get_submodule(place).register_forward_hook(tripled)
+    assert next_token_loss(model, ids)[0].item() != pytest.approx(usual, rel=1e-4)
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        assert next_token_loss(model, ids)[0].item() == pytest.approx(
+            F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item(), rel=1e-5)
+    hook.remove()
+    assert next_token_loss(model, ids)[0].item() == usual
+
+
+def test_asking_for_the_trunk_runs_no_block_and_leaves_the_model_as_it_was():
+    model, seen = small_llama(), []
+    model.model.layers[0].register_forward_hook(lambda *args: seen.append(1))
+    before, state = dict(vars(model)), torch.get_rng_state()
+    assert losses.plain_trunk(model) is model.model
+    assert not seen
+    assert vars(model) == before and not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_scale_that_comes_later_is_seen():
+    model, ids = build_model(CohereConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                          num_attention_heads=2, logit_scale=0.25)), ids_of()
+    assert_equals_its_own(model.eval(), ids)
+    model.logit_scale = 4.0
+    assert_equals_its_own(model, ids)
+
+
+@pytest.mark.parametrize("config", [
+    CohereConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2),
+    LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4),
+], ids=["own logits", "in chunks"])
+def test_both_ways_agree_under_padding_checkpointing_autocast_and_bfloat16(config):
+    model, ids = build_model(config), ids_of(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    padded, n = next_token_loss(model, ids, attention_mask=mask)
+    alone = sum(next_token_loss(model, ids[i:i + 1, :length])[0] for i, length in enumerate((7, 12)))
+    assert n == 6 + 11 and padded.item() == pytest.approx(alone.item(), rel=1e-5)
+    exact = next_token_loss(model, ids)[0]
+    enable_checkpointing(model)
+    assert next_token_loss(model, ids)[0].item() == pytest.approx(exact.item(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = next_token_loss(model, ids)[0]
+    total.backward()
+    assert total.item() == pytest.approx(exact.item(), rel=0.01)
+    assert all(p.grad.abs().sum() > 0 and p.grad.dtype == torch.float32 for p in model.parameters())
+    assert next_token_loss(model.bfloat16(), ids)[0].item() == pytest.approx(exact.item(), rel=0.01)
+
+
+def test_padding_before_a_text_is_refused():
+    model, ids = small_llama(), ids_of(2, 8)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    with pytest.raises(LossError, match="Pad on the right"):
+        next_token_loss(model, ids, attention_mask=mask)
+
+
+def test_a_router_loss_is_refused_in_one_line():
+    model = build_model(MixtralConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                      num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+                                      output_router_logits=True))
+    with pytest.raises(LossError, match=r"output_router_logits is True.* = False first\.$"):
+        next_token_loss(model, ids_of())
+    model.config.output_router_logits = False
+    assert_equals_its_own(model.eval(), ids_of())
+
+
+def test_an_encoder_and_another_loss_are_refused():
+    small = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    ids = ids_of(1, 12)
+    with pytest.raises(LossError, match="sees later tokens"):
+        require_next_token_model(build_model(BertConfig(**small)).eval(), ids)
+    require_next_token_model(build_model(BertConfig(**small, is_decoder=True)).eval(), ids)
+    model = small_llama()
+    require_next_token_model(model, ids)
+    model.loss_function = lambda logits, labels, **_: F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    with pytest.raises(LossError, match="is not the next-token loss"):
+        require_next_token_model(model, ids)
+    with pytest.raises(LossError, match="cannot be run on these token ids"):
+        require_next_token_model(small_llama(), ids + 97)

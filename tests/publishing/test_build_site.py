@@ -1,0 +1,113 @@
+"""How the pages of the site are made from those of the repository, before Sphinx reads them."""
+
+import nbformat
+import pytest
+
+from publishing import badges
+from publishing import site as build_site
+from publishing.mathml import FormulaError, mathml
+from publishing.site import ROOT, Links, SiteError
+
+PAGES = {"index.md", "notebooks/02_freezing.ipynb", "docs/glossary.md"}
+
+
+@pytest.fixture
+def links():
+    return Links(ROOT, PAGES)
+
+
+def test_a_link_between_pages_stays_as_it_is(links):
+    text = "[a](../docs/glossary.md) and [b](02_freezing.ipynb#3-frozen) and [c](https://example.org/x) and [d](#e)"
+    assert links.rewritten(text, "notebooks/02_freezing.ipynb") == text
+
+
+def test_a_link_to_readme_leads_to_the_front_page(links):
+    assert links.rewritten("[a](../README.md)", "docs/glossary.md") == "[a](../index.md)"
+
+
+def test_a_link_to_a_section_of_readme_finds_it_on_its_new_page(links):
+    text = "[a](../README.md#what-the-course-found) [b](../README.md#your-own-model-in-five-lines)"
+    expected = "[a](../verdicts.md) [b](../your_own.md#your-own-model-in-five-lines)"
+    assert links.rewritten(text, "results/forgetting.md") == expected
+    assert links.rewritten("[a](#what-the-course-found)", "index.md") == "[a](verdicts.md)"
+
+
+def test_a_link_to_a_file_that_is_no_page_leads_to_the_repository(links):
+    address = build_site.repository_address(ROOT)
+    assert badges.repository(ROOT) in address and "/blob/" in address
+    assert links.rewritten("[a](../helpers/costs/step_cost.py)", "docs/glossary.md") == f"[a]({address}/helpers/costs/step_cost.py)"
+
+
+def test_a_link_to_nothing_stops_the_build_and_is_named(links):
+    with pytest.raises(SiteError, match=r"docs/glossary\.md has a link to 'nowhere\.md'"):
+        links.rewritten("[a](nowhere.md)", "docs/glossary.md")
+
+
+def test_code_is_not_taken_for_a_link(links):
+    text = "`table[0](x)` and\n\n```python\nfunctions[0](x)\n```\n"
+    assert links.rewritten(text, "index.md") == text
+
+
+def test_a_badge_becomes_a_local_picture_and_keeps_its_address(links):
+    badge = badges.badge("02_freezing", badges.repository())
+    text = links.rewritten(badge, "notebooks/02_freezing.ipynb")
+    assert build_site.BADGE not in text and "](../publishing/static/colab-badge.svg)" in text
+    assert text.endswith(badge.partition("svg)")[2])
+
+
+def test_a_picture_that_a_page_shows_comes_along(links):
+    links.rewritten("![Forgetting](results/forgetting.png)", "index.md")
+    assert {path.name for path in links.pictures} == {"colab-badge.svg", "forgetting.png"}
+
+
+def cell_with_pictures(*texts: str) -> nbformat.NotebookNode:
+    outputs = [nbformat.v4.new_output("display_data", {"image/png": "x"}, metadata={"image/png": {"alt": text}})
+               for text in texts]
+    return nbformat.v4.new_code_cell("plots.show(...)", outputs=outputs)
+
+
+def test_the_alternative_text_of_a_picture_is_handed_on():
+    cell = cell_with_pictures("Two lines that cross.")
+    build_site.described(cell, "02")
+    assert cell.metadata["mystnb"]["image"]["alt"] == "Two lines that cross."
+
+
+@pytest.mark.parametrize(("texts", "reason"), [(("",), "no alternative text"), (("one", "two"), "two pictures")])
+def test_a_picture_that_cannot_be_described_stops_the_build(texts, reason):
+    with pytest.raises(SiteError, match=reason):
+        build_site.described(cell_with_pictures(*texts), "02")
+
+
+def test_readme_is_split_into_the_front_page_and_others():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    pages = build_site.readme_pages(readme)
+    assert set(pages) == {"index.md", "your_own.md", "verdicts.md"}
+    assert pages["index.md"].startswith(readme[:200]) and "## What the course found" not in pages["index.md"]
+    assert pages["verdicts.md"].count("What the course found") == 1
+    lines = {line for page in pages.values() for line in page.splitlines()}
+    assert set(readme.splitlines()) - lines <= {"## What the course found"}, "a part of README is lost"
+
+
+def test_a_section_that_readme_no_longer_has_is_named():
+    with pytest.raises(SiteError, match="no section 'Your own text, from a shell'"):
+        build_site.readme_pages("# Course\n\n## What the course found\n")
+
+
+def test_every_page_stands_once_in_the_navigation():
+    names = ["index.md", "notebooks/00_a.ipynb", "results/a.md", "docs/glossary.md", "docs/zebra.md", "verdicts.md",
+             "your_own.md", "CONTRIBUTING.md"]
+    lines = build_site.navigation(names).splitlines()
+    for name in names[1:]:
+        assert lines.count(name.rpartition(".")[0]) == 1, name
+    assert lines.index("docs/glossary") < lines.index("docs/zebra")
+
+
+def test_a_formula_that_would_be_shown_as_text_is_refused():
+    with pytest.raises(FormulaError, match="simpler LaTeX"):
+        mathml(r"\nosuchcommand x", "inline")
+    with pytest.raises(FormulaError, match="a_b_c"):
+        mathml("a_b_c", "inline")
+
+
+def test_an_underscore_in_words_is_shown_as_one():
+    assert "head_dim" in mathml(r"\sqrt{\text{head\_dim}}", "inline")

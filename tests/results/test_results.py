@@ -1,0 +1,328 @@
+"""results/ is what the code makes of the committed evidence, and says so whatever the evidence is."""
+
+import copy
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers.profiles import ROOT
+from helpers.results import (
+    across_models,
+    answers,
+    long_runs,
+    lora_study,
+    other_plans,
+)
+from helpers.results import (
+    cost_answers as costs,
+)
+from helpers.results import (
+    lever_answers as levers,
+)
+from helpers.results import pages as write_results
+from helpers.results.evidence import EVIDENCE
+from helpers.results.questions import QUESTIONS
+from helpers.results.verdicts import step_time
+from helpers.study import benchmark
+from helpers.study import measured_costs as benchmarks
+from helpers.study.protocol import read_protocol
+from support.costs import FLOPS, pretend
+from support.records import PLANS, a_long_run, a_run, evidence
+
+PAGES = sorted(write_results.RESULTS.glob("*.md"))
+PICTURES = sorted(write_results.RESULTS.glob("*.png"))
+
+
+def test_pages_and_pictures_are_up_to_date():
+    assert not write_results.differences(), "run: make results"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_a_page_shows_each_picture_with_words_for_it_and_says_what_it_rests_on(page):
+    text = page.read_text("utf-8")
+    for alt, target in re.findall(r"!\[(.*?)\]\((.+?)\)", text):
+        assert len(alt) > 20 and (page.parent / target).exists()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    assert page.name == "README.md" or re.search(r"\*.*(seed|nothing was trained|on x86_64|CPU|GPU).*\*", text)
+    assert "nan" not in text.lower().split()
+
+
+def test_pictures_are_small():
+    assert PICTURES and all(p.stat().st_size < 60_000 for p in PICTURES)
+
+
+# --- other evidence ----------------------------------------------------------------
+
+
+def at(found, **more):
+    for run in found.runs:
+        run.update(machine="a CPU", commit="c" * 40, protocol="p" * 64, n_trainable=10, **more)
+    found.rates.update(seeds=[900], protocol="p" * 64)
+    return found
+
+
+@pytest.mark.parametrize("slope, word", [(0.25, "less"), (0.8, "more")])
+def test_the_sentence_on_forgetting_follows_the_records(slope, word):
+    found = answers.forgetting(at(evidence({"attention+embeddings": slope})))
+    assert found.sentence.count(f"the main plan forgot {word} than full training") == 2
+    assert found.table.count(f"| {word} |") == 2 and "| not known / not known |" in found.table, "a row a text"
+    assert ("-0." if word == "less" else "+0.") in found.title
+    assert ("C10: *holds* (attention and embeddings frozen)" in found.sentence) == (word == "less")
+
+
+def test_a_difference_that_may_be_zero_is_not_called_less_or_more():
+    found = answers.forgetting(at(evidence(seeds=3)))
+    assert found.sentence.count("the two plans show no difference that counts") == 2
+    assert "forgot less" not in found.sentence
+
+
+@pytest.mark.parametrize("more_on_alice", [0, 2])
+def test_one_seed_makes_pages_that_say_so(more_on_alice):
+    found = at(evidence(seeds=1 + more_on_alice))
+    found.runs[:] = [r for r in found.runs if r["seed"] == 0 or r["text"] == "alice"]
+    for question in QUESTIONS:
+        answer = question.answer(found) if question.of_model else None
+        assert answer is None or "nan" not in f"{answer.sentence} {answer.title}", question.name
+    assert "one pair: no interval over seeds" in answers.style(found).sentence
+
+
+def test_a_protocol_has_a_date_only_where_it_is_the_one_that_was_dated():
+    found = answers.forgetting(at(evidence()))
+    assert "of 2026-01-02" in write_results.protocol_line(found, {"sha256": "p" * 64, "date": "2026-01-02"})
+    assert "of 2026" not in write_results.protocol_line(found, {"sha256": "q" * 64, "date": "2026-01-02"})
+
+
+def test_a_plan_that_learned_too_little_is_said_to_be_not_comparable():
+    found = answers.forgetting(at(evidence(**{"attention+embeddings": {"top": 0.03}})))
+    assert "not comparable" in found.sentence and "not comparable" in found.title
+    found.draw()
+
+
+def test_a_question_without_its_runs_has_no_answer():
+    only_full = at(evidence())
+    only_full.runs[:] = [r for r in only_full.runs if r["plan"] == "full"]
+    for question in QUESTIONS:
+        if question.of_model:
+            assert question.answer(only_full) is None, question.name
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.8])
+def test_every_answer_about_runs_can_be_drawn(slope):
+    table = [{"plan": p, "text": t, "rate": r, "n_seeds": 2, "forgetting_at_level": f} for t in ("alice", "edgar")
+             for p, r, f in (("full", 1e-4, 0.05), ("full", 3e-4, 0.10), ("attention+embeddings", 1e-4, slope / 10),
+                             ("attention+embeddings", 3e-4, 0.06), ("only-attention", 3e-4, None))]
+    found = at(evidence({"attention+embeddings": slope}, table=table))
+    seen = {q.name: q.answer(found) for q in QUESTIONS if q.of_model}
+    assert {name for name, answer in seen.items() if answer} == {"levers", "forgetting", "rates", "quality", "style"}
+    for answer in filter(None, seen.values()):
+        answer.draw()
+        assert write_results.data_hash(answer) == write_results.data_hash(answer)
+        assert "5 seeds" in answer.origin or "tuning" in answer.origin
+    assert ("the sign turns" in seen["rates"].sentence) == (slope > 0.5)
+
+
+def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
+    found = at(evidence({"attention+embeddings": 0.8}), steps_taken=100, n_train_windows=1600)
+    assert answers.forgetting_in_one_pass(found) is None
+    found.runs.extend([r | {"text": "poe"} for r in found.runs if r["text"] == "edgar"])
+    answer = answers.forgetting_in_one_pass(found)
+    assert "on poe the main plan forgot more than full training" in answer.sentence and "at 80%" in answer.sentence
+    assert answer.sentence.endswith("A run read at most 50% of its text's windows.") and "C10" not in answer.sentence
+    answer.draw()
+
+
+@pytest.mark.parametrize("slope, words", [(0.25, "above zero on small, below zero on large"),
+                                          (0.8, "above zero on small and large")])
+def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monkeypatch, slope, words):
+    studied = {model: replace(at(evidence({"attention+embeddings": own})), model=model)
+               for model, own in (("small", 0.8), ("large", slope))}
+    monkeypatch.setattr(across_models, "read_evidence", lambda model, folder: studied[model])
+    monkeypatch.setattr(across_models, "studied_models", lambda folder: list(studied))
+    answer = across_models.forgetting_by_model()
+    assert words in answer.title and words in answer.sentence and "**large**: on alice" in answer.sentence
+    n_large = sum(abs(mean) >= zone for (mean, *_), zone in zip(answer.data[0].values(), answer.data[1], strict=True))
+    assert f"{n_large} of 4 differences" in answer.title
+    assert answer.origin.count("5 seeds") == 2 and len(answer.data[0]) == len(answer.data[1]) == 4
+    answer.draw()
+    del studied["large"]
+    assert across_models.forgetting_by_model() is None
+
+
+def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did():
+    found = at(evidence())
+    found.long.extend(a_long_run(seed, falls=seed > 0) for seed in range(3))
+    for run in found.long:
+        run.update(machine="a CPU", protocol="p" * 64)
+    answer = long_runs.convergence(found)
+    assert "main plan: the loss on the training probe levelled off in 2 of 3 runs" in answer.sentence
+    assert "within 640 steps" in answer.title.lower() and "C8: *not decided*" in answer.sentence
+    answer.draw()
+
+
+def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
+    """The evidence with a tuning run of each plan at two rates on alice; the lower rate forgets half as much.
+
+    Args:
+        tops: plan to its best gain, for plans that never get to the level of 0.12.
+    """
+    rng = np.random.default_rng(1)
+    for plan in plans:
+        for rate, factor in zip(rates, (0.5, 1.0), strict=True):
+            top = (tops or {}).get(plan, 0.15)
+            run = a_run(rng, plan, "alice", 900, factor * (slopes or {}).get(plan, 0.5), top=top)
+            found.tuning.append(run | {"rate": rate, "rate_choice": "tuning", "n_trainable": 10, "machine": "a CPU",
+                                       "commit": "c" * 40, "protocol": "p" * 64})
+            at_level = factor * 0.06 if top > 0.12 else None
+            found.rates["table"].append({"plan": plan, "text": "alice", "rate": rate, "n_seeds": 1,
+                                         "forgetting_at_level": at_level})
+    return found
+
+
+def runs_like(found, plan, other, **changes):
+    """More main runs: those of ``plan``, under another name."""
+    return [copy.deepcopy(r) | {"plan": other} | changes for r in found.runs if r["plan"] == plan]
+
+
+def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
+    found = at(evidence(seeds=3))
+    for plan in lora_study.LORA:
+        found.runs.extend(runs_like(found, "only-attention", plan, rate=3e-4))
+    assert lora_study.lora(found) is None, "without tuning runs no gentlest rate is known"
+    tops = dict.fromkeys(("only-attention", *lora_study.LORA), 0.09)
+    answer = lora_study.lora(with_tuning(found, tops, plans=lora_study.SET_BESIDE))
+    title = answer.title.replace("\n", " ")
+    assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in title and "3 seeds" in title
+    table = lora_study.lora_table(found)
+    assert set(table["at gentlest rate"]) == {1e-4} and set(table["share of full's best"]) == {0.5}
+    assert table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
+    assert "rate that forgets least" not in answer.sentence and "at its gentlest rate" in answer.table
+    answer.draw()
+
+
+def test_a_plan_that_never_reached_the_level_is_read_at_its_gentlest_rate_and_not_counted():
+    found = at(evidence(seeds=3), rate=3e-4)
+    assert other_plans.every_plan(found) is None  # the deciding plans have pages of their own
+    found.runs.extend(runs_like(found, "only-attention", "only-norms", rate=1e-2))
+    worse = [e for r in found.runs if r["plan"] == "only-norms" for e in r["evaluations"]]
+    for e in worse:  # at the rate that gains most it forgets three times as much
+        e.update(forgetting=3 * e["forgetting"], forgetting_windows=[3 * w for w in e["forgetting_windows"]])
+    with_tuning(found, {"only-norms": 0.08}, plans=(*PLANS, "only-norms"))
+    answer = other_plans.every_plan(found)
+    rows, zones = answer.data
+    assert len(rows) == 3 and not any("only-norms" in name for name in rows), "it has no row in the picture"
+    assert "0 of 3 plans forgot less" in answer.title.replace("\n", " ") and "0 forgot more" in answer.title
+    low = next(line for line in answer.table.splitlines() if "only-norms" in line)
+    assert "| 50% | 0.0001 / 0.0001 |" in low and "1 tuning run, no interval" in low and "| open |" in low
+    assert "which no rate brought to 80%, open: " in answer.sentence and "beside full training's" in answer.sentence
+    answer.draw()
+    wanted = read_protocol()["tiny"]["other_plans"]
+    assert [*other_plans.DESCRIBED, *lora_study.LORA] == wanted
+
+
+def test_a_plan_without_tuning_runs_that_never_reached_the_level_is_not_comparable():
+    found = with_tuning(at(evidence(seeds=3), rate=3e-4))
+    found.runs.extend(runs_like(found, "only-attention", "only-norms"))
+    assert "`only-norms` not comparable" in other_plans.every_plan(found).sentence
+
+
+# --- what moves forgetting most ----------------------------------------------------
+
+
+def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
+    found = with_tuning(at(evidence({"only-attention": 1.5, "only-mlp-out": 0.25}), rate=1e-4))
+    answer = levers.levers(found)
+    first = answer.table.splitlines()[2]
+    assert "`only-attention` over `only-mlp-out`: more" in first and "| 6.0 |" in first, "0.18 over 0.03"
+    assert "| the rate | full training at 0.0003 over 0.0001 |" in answer.table and "a factor of 2" in answer.sentence
+    assert "By its largest factor of forgetting: the plan 6.0 (on " in answer.sentence, "the largest kind comes first"
+    assert "On alice `only-attention` minus `only-mlp-out` at equal gain: more" in answer.sentence
+    other = levers.levers(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
+    assert "On alice `only-attention` minus `only-mlp-out` at equal gain: less" in other.sentence
+    answer.draw()
+
+
+def test_stopping_is_what_the_last_fifth_of_the_gain_costs():
+    lever = levers.stopping_lever(at(evidence({"full": 0.5})), "alice")
+    assert lever.factor == pytest.approx(1 / 0.8, rel=1e-3) and lever.n_seeds == 5, "here forgetting follows the gain"
+    assert levers.stopping_lever(at(evidence()), "poe") is None
+
+
+def test_without_rates_there_is_no_page_about_levers():
+    assert levers.levers(at(evidence())) is None
+
+
+# --- costs -------------------------------------------------------------------------
+
+
+def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path):
+    assert costs.engine(tmp_path) is None and costs.memory(tmp_path) is None
+    pairs = [benchmark.measure_group(plan, engines, r, "small", run=pretend) for r in range(3)
+             for plan, engines in benchmark.GROUPS]
+    setting = {"model": "a model", "dtype": "float32", "batch": 4, "length": 512, "machine": "a CPU",
+               "versions": {"torch": "2", "transformers": "5"}}
+    found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs}
+    (tmp_path / "benchmark.json").write_text(json.dumps(found))
+    answer = costs.engine(tmp_path)
+    assert "takes 0.50 of the time and" in answer.sentence and "-50% time" in answer.title
+    answer.draw()
+    assert step_time(found)[0]["verdict"] == "holds", "C12, from the same file"
+
+    def point(plan, size):
+        return {"plan": plan, "batch": 1, "length": 128, "ratio": 0.95,
+                "predicted": {"optimizer": 0.95 * size}, "measured": {"optimizer": size}}
+
+    record = {"setting": {"model": "a model", "dtype": "float32", "machine": "a CPU"},
+              "points": [point("full", 1000), point("attention+embeddings", 800)], "times": []}
+    (tmp_path / "memory.json").write_text(json.dumps(record))
+    answer = costs.memory(tmp_path)
+    assert "20.0% below full training's" in answer.sentence and "at most 5%" in answer.sentence
+    answer.draw()
+
+
+# --- writing -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A copy of the evidence and of results/."""
+    shutil.copytree(EVIDENCE, tmp_path / "evidence", ignore=shutil.ignore_patterns("retention"))
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    return tmp_path
+
+
+def test_fewer_seeds_make_other_pages_and_a_picture_is_drawn_only_when_its_numbers_change(place, capsys):
+    results, folder = place / "results", place / "evidence"
+    write_results.write(results, folder)
+    assert "drawn" not in capsys.readouterr().out
+    for path in (folder / "runs").rglob("2*.json"):
+        path.unlink()
+    stale = write_results.differences(results, folder)
+    assert "README.md: old text" in stale and "forgetting.png: old numbers" in stale
+    write_results.write(results, folder)
+    assert "drawn: forgetting.png" in capsys.readouterr().out
+    assert write_results.differences(results, folder) == []
+
+
+def test_a_page_that_nothing_asks_for_goes(place):
+    (place / "results" / "old.md").write_text("old")
+    assert "old.md: nothing asks for it" in write_results.differences(place / "results", place / "evidence")
+    write_results.write(place / "results", place / "evidence")
+    assert not (place / "results" / "old.md").exists()
+
+
+def test_without_any_evidence_the_index_says_what_would_record_it(place):
+    (place / "empty").mkdir()
+    write_results.write(place / "results", place / "empty")
+    said = (place / "results" / "README.md").read_text()
+    assert "Not recorded yet: `make evidence`." in said and "`make benchmark`" in said
+
+
+def test_the_date_of_the_protocol_is_kept_for_copies_without_a_history(place, monkeypatch):
+    monkeypatch.setattr(write_results, "git", lambda *a: None)
+    known = write_results.date_of_protocol(write_results.RESULTS)
+    assert known == json.loads((write_results.RESULTS / "protocol.json").read_text()) and known["date"]

@@ -1,0 +1,171 @@
+"""The run from a shell: a real result, and one clear line for each bad input."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from helpers.models.loading import load_model, load_tokenizer, weight_hash
+from helpers.profiles import ROOT, TINY
+from helpers.training import shell as train
+from helpers.training.deltas import load_delta
+
+TEXT = ROOT / "data" / "plain_tales.txt"
+QUICK = ["--profile", "smoke", "--steps", "2", "--lr", "3e-4"]
+
+
+def call(capsys, *words):
+    code = train.main([str(w) for w in words])
+    return code, capsys.readouterr()
+
+
+def test_a_run_trains_proves_and_reports(tmp_path, capsys):
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", "--freeze", "attention+embeddings", *QUICK)
+    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert code == 0, said.err
+    assert {"plan", "n_trainable", "n_parameters", "held_out_loss_before", "held_out_loss_after", "forgetting",
+            "proof_ok", "predicted_bytes", "measured_growth_bytes", "seconds", "seed", "model_hash",
+            "text_hash"} <= set(report)
+    assert report["proof_ok"] and report["n_trainable"] == 1_186_944
+    for words in ("freezes: attention+embeddings | trains: mlp+norm", "held-out loss before", "forgetting",
+                  "memory predicted", "memory measured", "sample after", "report.json"):
+        assert words in said.out, words
+    place = tmp_path / "run" / "delta.safetensors"
+    last = said.out.strip().splitlines()[-1]
+    assert str(place) in last and f"{place.stat().st_size / report['full_bytes']:.1%} of the full model's" in last
+    tuned = load_delta(place, load_model(TINY.model), tokenizer=load_tokenizer(TINY.model))
+    assert weight_hash(tuned) == report["tuned_hash"] != report["model_hash"] == weight_hash(load_model(TINY.model))
+
+
+def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, monkeypatch):
+    def fit_and_break(model, *arguments, **options):
+        result = fit(model, *arguments, **options)
+        return dataclasses.replace(result, proof=dataclasses.replace(result.proof, problems=("wte moved",)))
+
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", fit_and_break)
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)
+    assert code == 1 and "delta:  none, because the proof failed" in said.out and "wte moved" in said.out
+    assert (tmp_path / "run" / "report.json").exists() and not (tmp_path / "run" / "delta.safetensors").exists()
+
+
+def test_a_run_killed_before_it_wrote_what_it_is_can_be_started_again(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    for name in (".lock", ".run.json.12345"):
+        (tmp_path / "run" / name).write_text("x")
+    assert call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)[0] == 0
+    assert not (tmp_path / "run" / ".run.json.12345").exists()
+
+
+def test_the_same_command_again_only_reads_the_result(tmp_path, capsys):
+    arguments = ["--text", TEXT, "--out", tmp_path / "run", *QUICK]
+    assert call(capsys, *arguments)[0] == 0
+    first = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert call(capsys, *arguments)[0] == 0
+    second = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert first["tuned_hash"] == second["tuned_hash"]
+
+
+def bad_files(folder):
+    files = {"empty.txt": b"", "binary.txt": b"\x00\x01\x02" * 500, "latin.txt": "caf\xe9 ".encode("latin-1") * 500,
+             "short.txt": b"A few words."}
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    (folder / "one-window.txt").write_text(TEXT.read_text("utf-8")[:9_000], encoding="utf-8")
+    (folder / "file").write_text("x")
+    (folder / "full").mkdir()
+    (folder / "full" / "other.txt").write_text("x")
+    (folder / "no-weights").mkdir()
+    shutil.copy(f"{TINY.model}/config.json", folder / "no-weights" / "config.json")
+    (folder / "teapot").mkdir()
+    (folder / "teapot" / "config.json").write_text(json.dumps({"model_type": "teapot"}))
+
+
+BAD = {
+    "unknown plan": (["--freeze", "attn+emb"], "attn"),
+    "unknown role": (["--only", "heads"], "heads"),
+    "pattern without match": (["--freeze", "name:transformer.h.99.*"], "h.99"),
+    "plan that trains nothing": (["--freeze", "attention+mlp+norms+embeddings"], "nothing"),
+    "unknown profile": (["--profile", "huge"], "huge"),
+    "missing text": (["--text", "{folder}/nowhere.txt"], "nowhere.txt"),
+    "empty text": (["--text", "{folder}/empty.txt"], "empty"),
+    "binary text": (["--text", "{folder}/binary.txt"], "binary"),
+    "not UTF-8": (["--text", "{folder}/latin.txt"], "UTF-8"),
+    "text too short": (["--text", "{folder}/short.txt"], "short.txt"),
+    "one window of held-out text": (["--text", "{folder}/one-window.txt"], "too short"),
+    "a folder as text": (["--text", "{folder}"], "folder"),
+    "rate 0": (["--lr", "0"], "rate"),
+    "negative rate": (["--lr", "-1"], "rate"),
+    "rate NaN": (["--lr", "nan"], "nan"),
+    "absurd rate": (["--lr", "1000"], "1000"),
+    "zero steps": (["--steps", "0"], "n_steps"),
+    "batch 0": (["--batch", "0"], "batch"),
+    "more positions than the model has": (["--length", "300"], "300"),
+    "no model folder": (["--model", "{folder}/nowhere"], "nowhere"),
+    "model folder without weights": (["--model", "{folder}/no-weights"], "no-weights"),
+    "unknown family": (["--model", "{folder}/teapot"], "teapot"),
+    "run folder is a file": (["--out", "{folder}/file"], "file"),
+    "parent of the run folder is a file": (["--out", "{folder}/file/run"], "file"),
+    "run folder with other things in it": (["--out", "{folder}/full"], "full"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path, capsys):
+    bad_files(tmp_path)
+    changes, word = BAD[name]
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    arguments = {"--text": TEXT, "--out": tmp_path / "run", "--profile": "smoke", "--steps": "2", "--lr": "3e-4"}
+    flags = dict(zip(changes[::2], changes[1::2], strict=True))
+    arguments |= {k: v.format(folder=tmp_path) for k, v in flags.items()}
+    code, said = call(capsys, *[w for pair in arguments.items() for w in pair])
+    assert code == 2, said
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and word in lines[0], said.err
+    assert "Traceback" not in said.err
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path, capsys):
+    arguments = ["--text", TEXT, "--out", tmp_path / "run", "--profile", "smoke", "--steps", "2"]
+    assert call(capsys, *arguments, "--lr", "3e-4")[0] == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    code, said = call(capsys, *arguments, "--lr", "1e-4")
+    assert code == 2 and "another run" in said.err and "rate" in said.err
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_damaged_record_of_the_run_is_said_and_its_checkpoints_are_kept(tmp_path, capsys):
+    arguments = ["--text", TEXT, "--out", tmp_path / "run", *QUICK]
+    assert call(capsys, *arguments)[0] == 0
+    place = tmp_path / "run" / "run.json"
+    raw = bytearray(place.read_bytes())
+    raw[0] ^= 1
+    place.write_bytes(raw)
+    code, said = call(capsys, *arguments)
+    assert code == 2 and "is damaged" in said.err and "Delete this one file" in said.err
+    place.unlink()
+    assert call(capsys, *arguments)[0] == 0
+
+
+def test_one_enormous_line_is_a_text_like_any_other(tmp_path, capsys):
+    (tmp_path / "line.txt").write_text(TEXT.read_text("utf-8").replace("\n", " "), encoding="utf-8")
+    assert call(capsys, "--text", tmp_path / "line.txt", "--out", tmp_path / "run", *QUICK)[0] == 0
+
+
+def test_a_disk_that_fills_while_saving_is_said_and_exits_with_2(tmp_path):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    done = subprocess.run([sys.executable, "-m", "helpers.training.shell", "--text", TEXT, "--out", tmp_path / "run", *QUICK],
+                          capture_output=True, text=True, cwd=ROOT, preexec_fn=small_files, timeout=240,
+                          env={**os.environ, "COURSE_PROFILE": "smoke"})
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: Could not save") and "run" in last and "Traceback" not in done.stderr
