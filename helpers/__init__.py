@@ -22,7 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 __version__ = "0.1.0"
 
 
-def face(room: str, files: Mapping[str, Sequence[str]], modules: Sequence[str] = ()) -> tuple[Callable, Callable, list]:
+def face(
+    room: str, files: Mapping[str, Sequence[str]], modules: Sequence[str] = ()
+) -> tuple[Callable, Callable, list]:
     """Make the face of a room: the names that others may import from it. A file loads when its name is first used.
 
     So that the checks of an exercise, or ``course --help``, need not wait for torch.

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 
-
 def read_record(place: Path, wanted_format: int) -> dict:
     """A JSON record that carries its own hash, without it.
 
@@ -84,7 +83,9 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_tensors(path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: str | Path, tensors: dict[str, torch.Tensor], header: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically: the old file stays until the new one is whole and on the disk.
 
     Args:
@@ -134,7 +135,14 @@ def _flush(path: Path) -> None:
         try:
             _sync(path, os.O_RDONLY)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EISDIR):
+            if error.errno not in (
+                errno.EACCES,
+                errno.EPERM,
+                errno.EBADF,
+                errno.EINVAL,
+                errno.ENOTSUP,
+                errno.EISDIR,
+            ):
                 raise
     else:
         _sync(path, os.O_RDWR)
@@ -183,7 +191,9 @@ def read_kept(path: Path, readable: Callable[[Any], dict]) -> dict:
     except OSError as error:
         return _put_aside(path, {}, error.strerror or str(error))
     good = readable(found)
-    return good if good == found else _put_aside(path, good, "not all of it has the form that is expected there")
+    return (
+        good if good == found else _put_aside(path, good, "not all of it has the form that is expected there")
+    )
 
 
 def keep(path: Path, content: dict) -> bool:
@@ -192,7 +202,9 @@ def keep(path: Path, content: dict) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
     except OSError as error:
-        print(f"({path.name} could not be kept: {error.strerror or error}. COURSE_BUILD names another build folder.)")
+        print(
+            f"({path.name} could not be kept: {error.strerror or error}. COURSE_BUILD names another build folder.)"
+        )
         return False
     return True
 
@@ -202,8 +214,10 @@ def _put_aside(path: Path, good: dict, fault: str) -> dict:
     try:
         os.replace(path, aside)
     except OSError as error:
-        print(f"{path.name} in the build folder cannot be read ({fault}), and cannot be put aside "
-              f"({error.strerror or error}). The course goes on without it.")
+        print(
+            f"{path.name} in the build folder cannot be read ({fault}), and cannot be put aside "
+            f"({error.strerror or error}). The course goes on without it."
+        )
         return good
     if good:
         keep(path, good)

@@ -16,8 +16,15 @@ from matplotlib.figure import Figure
 # Okabe and Ito (2008): told apart with every common form of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-ROLE_COLOURS = {"attention": COLOURS[0], "mlp": COLOURS[1], "token_embedding": COLOURS[2],
-                "position_embedding": COLOURS[5], "norm": COLOURS[3], "head": COLOURS[4], "total": COLOURS[6]}
+ROLE_COLOURS = {
+    "attention": COLOURS[0],
+    "mlp": COLOURS[1],
+    "token_embedding": COLOURS[2],
+    "position_embedding": COLOURS[5],
+    "norm": COLOURS[3],
+    "head": COLOURS[4],
+    "total": COLOURS[6],
+}
 GAIN, FORGETTING = "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token"
 
 
@@ -41,15 +48,26 @@ def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_r
 
 
 def _line(ax, x, y, index: int, label: str, **style) -> None:
-    ax.plot(x, y, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], markersize=4,
-            label=label, **style)
+    ax.plot(
+        x,
+        y,
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=4,
+        label=label,
+        **style,
+    )
 
 
 # --- counting ----------------------------------------------------------------------
 
 
-def shares(counts: Mapping[str, Mapping[str, float]], title: str, unit: str = "parameters (millions)",
-           scale: float = 1e6) -> Figure:
+def shares(
+    counts: Mapping[str, Mapping[str, float]],
+    title: str,
+    unit: str = "parameters (millions)",
+    scale: float = 1e6,
+) -> Figure:
     """Stacked horizontal bars: one bar a model or plan, one colour a role or kind.
 
     Args:
@@ -66,12 +84,18 @@ def shares(counts: Mapping[str, Mapping[str, float]], title: str, unit: str = "p
         left += amounts
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    figure.legend(fontsize=8, ncols=3, loc="outside lower center", frameon=False)  # right below, however many bars
+    figure.legend(
+        fontsize=8, ncols=3, loc="outside lower center", frameon=False
+    )  # right below, however many bars
     return figure
 
 
-def predicted_and_measured(points: Mapping[str, Mapping[str, Mapping[str, float]]], title: str,
-                           unit: str = "MiB at the fullest moment", scale: float = 2**20) -> Figure:
+def predicted_and_measured(
+    points: Mapping[str, Mapping[str, Mapping[str, float]]],
+    title: str,
+    unit: str = "MiB at the fullest moment",
+    scale: float = 2**20,
+) -> Figure:
     """Two stacked bars a point, predicted above measured (hatched), one colour a group of bytes.
 
     Args:
@@ -79,14 +103,25 @@ def predicted_and_measured(points: Mapping[str, Mapping[str, Mapping[str, float]
         scale: amounts are divided by it; 2**20 for MiB.
     """
     figure, ax = axes(title, unit, "", (7, 1.4 + 0.42 * len(points)), has_row_labels=True)
-    groups = list(dict.fromkeys(g for point in points.values() for g in (*point["predicted"], *point["measured"])))
+    groups = list(
+        dict.fromkeys(g for point in points.values() for g in (*point["predicted"], *point["measured"]))
+    )
     for row, point in enumerate(points.values()):
         for side, place, hatch in (("predicted", row - 0.2, None), ("measured", row + 0.2, "//")):
             left = 0.0
             for colour, group in zip(COLOURS, groups, strict=False):
                 amount = point[side].get(group, 0.0) / scale
-                ax.barh(place, amount, 0.36, left, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5,
-                        label=group if row == 0 and hatch is None else "_nolegend_")
+                ax.barh(
+                    place,
+                    amount,
+                    0.36,
+                    left,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0.5,
+                    label=group if row == 0 and hatch is None else "_nolegend_",
+                )
                 left += amount
     ax.set_yticks(range(len(points)), list(points))
     ax.invert_yaxis()
@@ -102,8 +137,9 @@ def attention_maps(weights: np.ndarray, title: str, names: Sequence[str]) -> Fig
         weights: (maps, time, time), each row summing to 1.
         names: one a map.
     """
-    figure, all_axes = plt.subplots(1, len(weights), figsize=(3.1 * len(weights), 3.3), layout="constrained",
-                                    squeeze=False)
+    figure, all_axes = plt.subplots(
+        1, len(weights), figsize=(3.1 * len(weights), 3.3), layout="constrained", squeeze=False
+    )
     for ax, one, name in zip(all_axes[0], weights, names, strict=True):
         ax.imshow(np.sqrt(one), cmap="viridis", vmin=0, vmax=1)
         ax.set_title(name, fontsize=9)
@@ -116,14 +152,23 @@ def attention_maps(weights: np.ndarray, title: str, names: Sequence[str]) -> Fig
 # --- training ----------------------------------------------------------------------
 
 
-def loss_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str,
-                y: str = "loss (nats a token)") -> Figure:
+def loss_curves(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, y: str = "loss (nats a token)"
+) -> Figure:
     """Loss over steps. ``curves``: {label: (steps, losses)}; nothing is smoothed."""
     figure, ax = axes(title, "optimizer step", y)
     for i, (label, (steps, losses)) in enumerate(curves.items()):
         dense = len(steps) > 40
-        ax.plot(steps, losses, color=COLOURS[i % len(COLOURS)], label=label, linewidth=1 if dense else 1.8,
-                marker=None if dense else MARKERS[i % len(MARKERS)], markersize=4, alpha=0.8 if dense else 1)
+        ax.plot(
+            steps,
+            losses,
+            color=COLOURS[i % len(COLOURS)],
+            label=label,
+            linewidth=1 if dense else 1.8,
+            marker=None if dense else MARKERS[i % len(MARKERS)],
+            markersize=4,
+            alpha=0.8 if dense else 1,
+        )
     ax.legend(fontsize=8)
     return figure
 
@@ -163,8 +208,9 @@ def spectra(matrices: Mapping[str, np.ndarray], title: str, rank: int) -> Figure
     return figure
 
 
-def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str,
-             level: float | None = None) -> Figure:
+def frontier(
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, level: float | None = None
+) -> Figure:
     """Forgetting against gain: {label: (gains, forgetting)}; a dashed line marks the matched gain."""
     figure, ax = axes(title, GAIN, FORGETTING)
     for i, (label, (gains, forgotten)) in enumerate(points.items()):
@@ -176,8 +222,13 @@ def frontier(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], titl
     return figure
 
 
-def lines_of_runs(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str, levels: Mapping[str, float],
-                  x: str = GAIN, y: str = FORGETTING.replace(", ", ",\n")) -> Figure:
+def lines_of_runs(
+    panels: Mapping[str, Mapping[str, Sequence[tuple]]],
+    title: str,
+    levels: Mapping[str, float],
+    x: str = GAIN,
+    y: str = FORGETTING.replace(", ", ",\n"),
+) -> Figure:
     """One line a run, one colour a label, one panel a text: {text: {label: [(xs, ys), …]}}; a dashed line a level."""
     figure, row = _panels(panels, title, x, y)
     for ax, (text, paths) in zip(row, panels.items(), strict=True):
@@ -192,7 +243,9 @@ def lines_of_runs(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: st
 
 def forgetting_over_rates(panels: Mapping[str, Mapping[str, Mapping[float, float]]], title: str) -> Figure:
     """Forgetting at one gain against the learning rate, a panel a text: {text: {label: {rate: forgetting}}}."""
-    figure, row = _panels(panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats a token")
+    figure, row = _panels(
+        panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats a token"
+    )
     for ax, plans in zip(row, panels.values(), strict=True):
         for i, (label, by_rate) in enumerate(plans.items()):
             if by_rate:
@@ -213,7 +266,9 @@ def title_width(title: str) -> float:
 def _panels(names: Sequence[str], title: str, x: str, y: str):
     """One row of axes with a common vertical axis, and a title over them all."""
     width = max(1 + 3.6 * len(names), title_width(title))
-    figure, grid = plt.subplots(1, len(names), figsize=(width, 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure, grid = plt.subplots(
+        1, len(names), figsize=(width, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     for ax, name in zip(grid[0], names, strict=True):
         ax.set_title(name, fontsize=9)
@@ -224,14 +279,20 @@ def _panels(names: Sequence[str], title: str, x: str, y: str):
     return figure, grid[0]
 
 
-def intervals(rows: Mapping[str, tuple[float, float, float]], title: str, x: str,
-              smallest: float | Sequence[float] | None = None) -> Figure:
+def intervals(
+    rows: Mapping[str, tuple[float, float, float]],
+    title: str,
+    x: str,
+    smallest: float | Sequence[float] | None = None,
+) -> Figure:
     """Means with their intervals, one a row: {label: (mean, low, high)}. The label says it all: one colour.
     ``smallest`` shades the differences too small to count: one number, or one a row.
     """
     figure, ax = axes(title, x, "", (7, 1.4 + 0.45 * len(rows)), has_row_labels=True)
     means, lows, highs = np.array(list(rows.values()), dtype=float).reshape(-1, 3).T
-    ax.errorbar(means, range(len(rows)), xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], capsize=4)
+    ax.errorbar(
+        means, range(len(rows)), xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], capsize=4
+    )
     ax.axvline(0, color="#444444", linewidth=1)
     if smallest is not None:
         half = np.array(smallest)
@@ -251,8 +312,14 @@ def matrix(table: pd.DataFrame, title: str, x: str, y: str, by_column: bool = Fa
     image = ax.imshow(shown, cmap="cividis", aspect="auto")
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for (row, column), value in np.ndenumerate(table.to_numpy()):
-        ax.text(column, row, f"{value:.3f}", ha="center", va="center",
-                color="white" if shown[row, column] < middle else "black")
+        ax.text(
+            column,
+            row,
+            f"{value:.3f}",
+            ha="center",
+            va="center",
+            color="white" if shown[row, column] < middle else "black",
+        )
     ax.set_xticks(range(table.shape[1]), table.columns)
     ax.set_yticks(range(table.shape[0]), table.index)
     ax.set_xlabel(x)

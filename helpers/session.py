@@ -33,13 +33,27 @@ from helpers.profiles import DATA, GPT_NEO, NOTEBOOKS, ROOT, Profile, build_dir,
 
 REQUIREMENTS = ROOT / "requirements-colab.txt"
 # What a running session has loaded, or was built around: pip must leave it as it is.
-KEPT = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "pandas", "matplotlib", "ipython", "ipykernel",
-        "ipywidgets", "jupyter-client", "jupyter-core", "pyzmq", "tornado", "traitlets")
+KEPT = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "ipython",
+    "ipykernel",
+    "ipywidgets",
+    "jupyter-client",
+    "jupyter-core",
+    "pyzmq",
+    "tornado",
+    "traitlets",
+)
 
 
 class PackageError(RuntimeError):
     """A package that is missing and cannot be used here. The message says what to do."""
-
 
 
 @dataclass(frozen=True)
@@ -77,10 +91,14 @@ def complete(file: Path = REQUIREMENTS) -> str:
     install(missing)
     importlib.invalidate_caches()
     if loaded:
-        raise PackageError(f"{', '.join(loaded)} had been loaded before the course replaced it. "
-                        "Click Runtime > Restart session, then Runtime > Run all.")
-    now = (f"{x.wanted.name} {installed(x.wanted.name)} ({f'was {x.found}' if x.found else 'was missing'})"
-           for x in missing)
+        raise PackageError(
+            f"{', '.join(loaded)} had been loaded before the course replaced it. "
+            "Click Runtime > Restart session, then Runtime > Run all."
+        )
+    now = (
+        f"{x.wanted.name} {installed(x.wanted.name)} ({f'was {x.found}' if x.found else 'was missing'})"
+        for x in missing
+    )
     return f"installed {', '.join(now)}"
 
 
@@ -92,15 +110,29 @@ def install(missing: list[Lack]) -> None:
     held = None if all(x.found is None for x in missing) else KEPT
     with TemporaryDirectory() as folder:
         pins = Path(folder) / "held.txt"
-        pins.write_text("\n".join(versions_now(held, without=[x.wanted.name for x in missing])), encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-input",
-                   "-c", str(pins), *(str(x.wanted) for x in missing)]
+        pins.write_text(
+            "\n".join(versions_now(held, without=[x.wanted.name for x in missing])), encoding="utf-8"
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-input",
+            "-c",
+            str(pins),
+            *(str(x.wanted) for x in missing),
+        ]
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         wanted = " ".join(f"'{x.wanted}'" for x in missing)
-        raise PackageError(f"pip could not install {wanted}. Its last words:\n{done.stdout.strip()[-1500:]}\n"
-                        "Run the cell again. If it fails again, click Runtime > Disconnect and delete runtime, and "
-                        "start anew.")
+        raise PackageError(
+            f"pip could not install {wanted}. Its last words:\n{done.stdout.strip()[-1500:]}\n"
+            "Run the cell again. If it fails again, click Runtime > Disconnect and delete runtime, and "
+            "start anew."
+        )
     if done.stdout.strip():
         print(done.stdout.strip())
 
@@ -121,7 +153,11 @@ def versions_now(names: tuple[str, ...] | None, without: list[str]) -> list[str]
 
 
 MINUTES = DATA / "minutes.json"  # what publishing/run.py --record-minutes measured, and on which machine
-WANTS_GPU = ("04_training", "05_loss_and_forgetting", "06_lora")  # with one they train GPT-Neo 125M, and for long
+WANTS_GPU = (
+    "04_training",
+    "05_loss_and_forgetting",
+    "06_lora",
+)  # with one they train GPT-Neo 125M, and for long
 GIB = 2**30
 
 
@@ -201,7 +237,13 @@ class Duration:
 
     def __str__(self) -> str:
         whole = math.ceil(self.minutes)
-        return f"about {whole} minutes" if whole > 1 else "about a minute" if self.minutes > 0.7 else "under a minute"
+        return (
+            f"about {whole} minutes"
+            if whole > 1
+            else "about a minute"
+            if self.minutes > 0.7
+            else "under a minute"
+        )
 
 
 def duration(profile: Profile, notebook: str) -> Duration:
@@ -217,8 +259,10 @@ def expected(profile: Profile, notebook: str | None) -> str:
     import torch
 
     if profile.name == GPT_NEO.name and not torch.cuda.is_available():
-        return ("How long GPT-Neo 125M takes without a GPU was not measured. "
-                "Notebook 04 times a few steps before it trains.")
+        return (
+            "How long GPT-Neo 125M takes without a GPU was not measured. "
+            "Notebook 04 times a few steps before it trains."
+        )
     if notebook:
         found = duration(profile, notebook)
         return f"All cells of {notebook} take {found} ({found.source})."
@@ -237,13 +281,17 @@ def advice(profile: Profile, notebook: str | None) -> list[str]:
         who = "this notebook trains" if notebook else "the notebooks 04, 05 and 06 train"
         wanting = [notebook] if notebook else WANTS_GPU
         gpu = ", ".join(f"{name} {duration(GPT_NEO, name)}" for name in wanting)
-        return [f"With a GPU {who} GPT-Neo 125M in place of the miniature, and the cells take: {gpu} "
-                f"({duration(GPT_NEO, wanting[0]).source}).",
-                "To get one, click Runtime > Change runtime type > T4 GPU > Save, then Runtime > Run all. "
-                "To stay with the miniature, just go on."]
+        return [
+            f"With a GPU {who} GPT-Neo 125M in place of the miniature, and the cells take: {gpu} "
+            f"({duration(GPT_NEO, wanting[0]).source}).",
+            "To get one, click Runtime > Change runtime type > T4 GPU > Save, then Runtime > Run all. "
+            "To stay with the miniature, just go on.",
+        ]
     if profile.name == GPT_NEO.name:
-        return ["There is no GPU here. COURSE_PROFILE=tiny takes the miniature, which needs none; the badge on top "
-                "of the page opens the notebook in Colab, where one can be asked for."]
+        return [
+            "There is no GPU here. COURSE_PROFILE=tiny takes the miniature, which needs none; the badge on top "
+            "of the page opens the notebook in Colab, where one can be asked for."
+        ]
     return []
 
 
@@ -279,14 +327,19 @@ def runs_folder(notebook: str, on_drive: bool = False) -> Path:
 def opened_drive() -> Path:
     """The reader's Drive; Colab asks for consent unless it is open already."""
     if not on_colab():
-        raise DriveError("Your Drive can be opened on Colab only, and this is another machine. "
-                         "Put keep_on_drive = False; runs are then kept on this machine's disk.")
+        raise DriveError(
+            "Your Drive can be opened on Colab only, and this is another machine. "
+            "Put keep_on_drive = False; runs are then kept on this machine's disk."
+        )
     from google.colab import drive
+
     try:
         drive.mount(str(MOUNT))
     except (ValueError, OSError, RuntimeError) as error:
-        raise DriveError(f"Colab did not open your Drive ({error}). Run the cell again and agree in Colab's window, "
-                         "or put keep_on_drive = False: runs are then kept on the disk of this session.") from error
+        raise DriveError(
+            f"Colab did not open your Drive ({error}). Run the cell again and agree in Colab's window, "
+            "or put keep_on_drive = False: runs are then kept on the disk of this session."
+        ) from error
     return MOUNT / "MyDrive"
 
 
@@ -295,13 +348,17 @@ def lifetime(on_drive: bool) -> str:
     if on_drive:
         return ", in your Drive: they outlast this session."
     if on_colab():
-        return ": they outlast a restart of the kernel, but not the session. Your Drive would keep them longer."
+        return (
+            ": they outlast a restart of the kernel, but not the session. Your Drive would keep them longer."
+        )
     return ": they outlast a restart of the kernel."
 
 
 def unfinished(folder: Path) -> dict[str, int]:
     """Run to the step of its newest checkpoint, for the runs that lie in a folder."""
-    newest = {place.parent.name: int(place.name.removeprefix("step-")) for place in sorted(folder.glob("*/step-*"))}
+    newest = {
+        place.parent.name: int(place.name.removeprefix("step-")) for place in sorted(folder.glob("*/step-*"))
+    }
     return {run: step for run, step in newest.items() if step > 0}
 
 
@@ -323,8 +380,10 @@ def machine_class() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return (f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
-            f"{torch.backends.cpu.get_cpu_capability()}")
+    return (
+        f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}"
+    )
 
 
 def code_commit() -> str | None:

@@ -36,8 +36,10 @@ def revision(root: Path = ROOT) -> str:
 
 def badge(notebook: str, slug: str, version: str | None = None) -> str:
     """Markdown of the badge that opens ``notebooks/<notebook>.ipynb`` in Colab."""
-    return (f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
-            f"({COLAB}/github/{slug}/blob/{version or revision()}/notebooks/{notebook}.ipynb)")
+    return (
+        f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
+        f"({COLAB}/github/{slug}/blob/{version or revision()}/notebooks/{notebook}.ipynb)"
+    )
 
 
 def set_up_cell(slug: str, version: str) -> str:
@@ -74,9 +76,13 @@ def rename(root: Path, slug: str | None = None, version: str | None = None) -> d
     old = repository(root), revision(root)
     new = old[0] if slug is None else slug, old[1] if version is None else version
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+", new[0]):
-        raise ValueError(f"'{new[0]}' is not a repository. Give owner and name: make badges REPO=ada/frozen-attention")
+        raise ValueError(
+            f"'{new[0]}' is not a repository. Give owner and name: make badges REPO=ada/frozen-attention"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", new[1]) or ".." in new[1]:
-        raise ValueError(f"'{new[1]}' is not a version. Give a branch, tag or commit: make badges VERSION=v0.1.0")
+        raise ValueError(
+            f"'{new[1]}' is not a version. Give a branch, tag or commit: make badges VERSION=v0.1.0"
+        )
     changed = {}
     for path in pages(root):
         before = path.read_text(encoding="utf-8")
@@ -93,9 +99,15 @@ def replaced(text: str, old: tuple[str, str], new: tuple[str, str]) -> tuple[str
     A version may be a common word such as "main": it is replaced in badges, set-up cells and pyproject.toml alone.
     """
     (slug, version), n_places = (re.escape(word) for word in old), 0
-    swaps = {rf"(/github/{slug}/blob/){version}(?=/notebooks/)": rf"\g<1>{new[1]}",
-             rf"(https://github\.com/{slug} ){version}(?= &&)": rf"\g<1>{new[1]}",
-             rf'^(revision = "){version}(?=")': rf"\g<1>{new[1]}"} if new[1] != old[1] else {}
+    swaps = (
+        {
+            rf"(/github/{slug}/blob/){version}(?=/notebooks/)": rf"\g<1>{new[1]}",
+            rf"(https://github\.com/{slug} ){version}(?= &&)": rf"\g<1>{new[1]}",
+            rf'^(revision = "){version}(?=")': rf"\g<1>{new[1]}",
+        }
+        if new[1] != old[1]
+        else {}
+    )
     swaps |= {rf"(?<![\w.-]){slug}(?![\w-])": new[0]} if new[0] != old[0] else {}
     for pattern, word in swaps.items():
         text, n = re.subn(pattern, word, text, flags=re.MULTILINE)

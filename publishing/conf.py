@@ -72,6 +72,8 @@ def level_of_captions(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
-    app.connect("html-page-context", level_of_captions, priority=900)  # after furo, which writes the navigation
+    app.connect(
+        "html-page-context", level_of_captions, priority=900
+    )  # after furo, which writes the navigation
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

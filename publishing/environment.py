@@ -54,11 +54,17 @@ def build(root: Path, torch_index: str = "") -> None:
     place = root / ".venv"
     if place.exists():
         shutil.rmtree(place)
-    done = subprocess.run([sys.executable, "-m", "venv", str(place)], text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, "-m", "venv", str(place)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     if done.returncode:
-        raise BuildError(f"Python could not make .venv:\n{done.stdout.strip()}\n"
-                         "On Debian and Ubuntu, 'apt install python3-venv' adds what is missing.")
+        raise BuildError(
+            f"Python could not make .venv:\n{done.stdout.strip()}\n"
+            "On Debian and Ubuntu, 'apt install python3-venv' adds what is missing."
+        )
     lock = ["-r", str(root / LOCK)]
     n_packages = len(locked(root))
     if torch_index:
@@ -77,8 +83,15 @@ def locked(root: Path) -> dict[str, str]:
 
 def install(place: Path, n_packages: int, arguments: list[str]) -> None:
     """Run pip; show one line that says how far it is, or its last words where it fails."""
-    command = [str(place / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check",
-               "--no-input", *arguments]
+    command = [
+        str(place / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        *arguments,
+    ]
     last, n_found = deque(maxlen=25), 0
     with subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
         for line in pip.stdout:
@@ -88,13 +101,18 @@ def install(place: Path, n_packages: int, arguments: list[str]) -> None:
     if sys.stdout.isatty():
         print("\r\033[K", end="")
     if pip.returncode:
-        raise BuildError("pip failed. Its last words:\n  " + "\n  ".join(last) +
-                         "\nThe next call starts again; what was downloaded is kept in pip's cache.")
+        raise BuildError(
+            "pip failed. Its last words:\n  "
+            + "\n  ".join(last)
+            + "\nThe next call starts again; what was downloaded is kept in pip's cache."
+        )
 
 
 def show_progress(line: str, n_found: int, n_packages: int) -> None:
     """One line of pip's talk: rewritten in place on a terminal, only the long waits elsewhere."""
-    wait = re.match(r"(Downloading \S{1,80}.*\(\d[\d.]* GB\)|Downloading torch-.*|Installing collected packages)", line)
+    wait = re.match(
+        r"(Downloading \S{1,80}.*\(\d[\d.]* GB\)|Downloading torch-.*|Installing collected packages)", line
+    )
     if sys.stdout.isatty():
         what = wait[0] if wait else line.partition(" (from")[0]
         print(f"\r\033[K  {n_found:3d} of {n_packages}  {what[:88]}", end="", flush=True)
@@ -103,15 +121,21 @@ def show_progress(line: str, n_found: int, n_packages: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Build .venv from requirements.lock, if it is not there already.")
+    parser = argparse.ArgumentParser(
+        description="Build .venv from requirements.lock, if it is not there already."
+    )
     parser.add_argument("--torch-index", default="", metavar="URL", help="index to look for torch in as well")
     options = parser.parse_args()
     if sys.version_info < OLDEST:
-        sys.exit(f"The course needs Python 3.11 or newer; this is {sys.version.split()[0]}. "
-                 "Name another one: make course PYTHON=/path/to/python3.11")
+        sys.exit(
+            f"The course needs Python 3.11 or newer; this is {sys.version.split()[0]}. "
+            "Name another one: make course PYTHON=/path/to/python3.11"
+        )
     if is_current(ROOT):
         return
-    print(f"Building .venv: {len(locked(ROOT))} packages from {LOCK}. About two minutes, more on a slow line.")
+    print(
+        f"Building .venv: {len(locked(ROOT))} packages from {LOCK}. About two minutes, more on a slow line."
+    )
     start = time.monotonic()
     try:
         build(ROOT, options.torch_index)

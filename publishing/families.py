@@ -50,29 +50,82 @@ from helpers.training import (
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "families.md"
 REFUSALS = (AnatomyError, BudgetError, DeltaError, LoraError, LossError, ModelError, PlanError, TrainingError)
-FAILURES = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-            ValueError)
+FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 MAIN = FreezePlan.freeze("attention", "embeddings")
-COLUMNS = ("family", "attention", "loads", "roles", "loss", "KL", "main plan", "step", "delta", "budget",
-           "LoRA")
+COLUMNS = (
+    "family",
+    "attention",
+    "loads",
+    "roles",
+    "loss",
+    "KL",
+    "main plan",
+    "step",
+    "delta",
+    "budget",
+    "LoRA",
+)
 CLOSE = 1e-5  # relative: of losses, gradients and KL to the model's own
 
 SHAPE = dict(
-    vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=2, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
-    eos_token_id=2, num_experts=4, num_local_experts=4, n_routed_experts=4,
-    num_experts_per_tok=2, moe_intermediate_size=32,
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    num_experts=4,
+    num_local_experts=4,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
 )
-_MLA = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, qk_head_dim=16,
-            v_head_dim=16, head_dim=8)
-_BART = dict(d_model=32, decoder_layers=1, encoder_layers=1, decoder_attention_heads=2,
-             encoder_attention_heads=2, decoder_ffn_dim=64, encoder_ffn_dim=64, is_decoder=True,
-             is_encoder_decoder=False)
-_LINEAR = dict(layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2,
-               linear_num_value_heads=2, linear_key_head_dim=16, linear_value_head_dim=16)
+_MLA = dict(
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=8,
+    qk_head_dim=16,
+    v_head_dim=16,
+    head_dim=8,
+)
+_BART = dict(
+    d_model=32,
+    decoder_layers=1,
+    encoder_layers=1,
+    decoder_attention_heads=2,
+    encoder_attention_heads=2,
+    decoder_ffn_dim=64,
+    encoder_ffn_dim=64,
+    is_decoder=True,
+    is_encoder_decoder=False,
+)
+_LINEAR = dict(
+    layer_types=["linear_attention", "full_attention"],
+    linear_num_key_heads=2,
+    linear_num_value_heads=2,
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+)
 
 # name -> (model_type, what differs from SHAPE). Families that cannot be one without more say so here.
-FAMILIES: dict[str, tuple[str, dict]] = {name: (name, {}) for name in """
+FAMILIES: dict[str, tuple[str, dict]] = {
+    name: (name, {})
+    for name in """
 afmoe apertus arcee aria_text axk2 beam biogpt bitnet bloom cohere cohere2 cohere2_moe ctrl cwm deepseek_v2
 deepseek_v4 diffllama doge ernie4_5 ernie4_5_moe exaone4 exaone_moe falcon falcon_mamba flex_olmo flint
 gemma gemma2 gemma3_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite gpt2 gpt_bigcode gpt_neox
@@ -82,7 +135,8 @@ laguna lfm2 llama llama4_text mamba mellum minicpm3 minimax minimax_m2 minimax_m
 ministral3 mistral mixtral modernbert-decoder moshi mpt nanochat nemotron nemotron_h olmo olmo2 olmo3
 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rwkv seed_oss
 smollm3 solar_open stablelm starcoder2 vaultgemma xglm bert cpmant prophetnet roberta trocr xlm xlnet
-""".split()}
+""".split()
+}
 FAMILIES |= {
     "llama, tied": ("llama", {"tie_word_embeddings": True}),
     "qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
@@ -108,8 +162,20 @@ FAMILIES |= {
     "recurrent_gemma": ("recurrent_gemma", {"num_hidden_layers": 3, "lru_width": 32}),
     "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}),
 }
-ALWAYS = ("gpt_neo", "gpt2", "llama", "llama, tied", "cohere, scaled", "gemma2", "granite, scaled", "mixtral",
-          "mixtral, router loss", "opt", "mamba", "bert")
+ALWAYS = (
+    "gpt_neo",
+    "gpt2",
+    "llama",
+    "llama, tied",
+    "cohere, scaled",
+    "gemma2",
+    "granite, scaled",
+    "mixtral",
+    "mixtral, router loss",
+    "opt",
+    "mamba",
+    "bert",
+)
 
 
 def config_of(name: str):
@@ -231,8 +297,16 @@ def lora(model: nn.Module) -> str:
 
 
 CHECKS: dict[str, Callable[[nn.Module], str]] = {
-    "loads": loads, "roles": roles, "loss": loss, "KL": kl, "main plan": plan, "step": step,
-    "delta": delta, "budget": predicted, "LoRA": lora}
+    "loads": loads,
+    "roles": roles,
+    "loss": loss,
+    "KL": kl,
+    "main plan": plan,
+    "step": step,
+    "delta": delta,
+    "budget": predicted,
+    "LoRA": lora,
+}
 
 
 def row(name: str) -> dict[str, str]:

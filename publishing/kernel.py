@@ -61,9 +61,15 @@ def code_cells(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in book.cells if cell.cell_type == "code" and cell.source.strip()]
 
 
-def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, str], *,
-                 before_cell: Callable[[int], None] = lambda number: None, timeout: int | None = None,
-                 manager: type[AsyncKernelManager] = OwnKernelManager) -> Failure | None:
+def run_notebook(
+    book: nbformat.NotebookNode,
+    folder: Path,
+    settings: dict[str, str],
+    *,
+    before_cell: Callable[[int], None] = lambda number: None,
+    timeout: int | None = None,
+    manager: type[AsyncKernelManager] = OwnKernelManager,
+) -> Failure | None:
     """Run a notebook in place, from an empty kernel, until its end or its first failing cell.
 
     Args:
@@ -78,9 +84,16 @@ def run_notebook(book: nbformat.NotebookNode, folder: Path, settings: dict[str, 
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(book, kernel_manager_class=manager, timeout=timeout, coalesce_streams=True,
-                            record_timing=False, startup_timeout=300, resources={"metadata": {"path": str(folder)}},
-                            extra_arguments=["--log-level=ERROR"])  # no warning about its own sockets
+    client = NotebookClient(
+        book,
+        kernel_manager_class=manager,
+        timeout=timeout,
+        coalesce_streams=True,
+        record_timing=False,
+        startup_timeout=300,
+        resources={"metadata": {"path": str(folder)}},
+        extra_arguments=["--log-level=ERROR"],
+    )  # no warning about its own sockets
     positions = {id(cell): index for index, cell in enumerate(book.cells)}
     with client.setup_kernel(env=os.environ | settings):
         for number, cell in enumerate(cells, start=1):
@@ -99,11 +112,15 @@ def failure(cell: nbformat.NotebookNode, number: int, n_cells: int, error: Excep
     if isinstance(error, CellTimeoutError):
         return Failure(number, n_cells, cell.source, "The cell took longer than it may.", "")
     if isinstance(error, DeadKernelError):
-        return Failure(number, n_cells, cell.source, "The kernel died. The usual cause is too little memory.", "")
+        return Failure(
+            number, n_cells, cell.source, "The kernel died. The usual cause is too little memory.", ""
+        )
     output = next(o for o in cell.outputs if o.output_type == "error")
     text = plain("\n".join(output.traceback))
     said = plain(output.evalue).strip()
-    return Failure(number, n_cells, cell.source, f"{output.ename}: {said}" if said else output.ename, place(text))
+    return Failure(
+        number, n_cells, cell.source, f"{output.ename}: {said}" if said else output.ename, place(text)
+    )
 
 
 def plain(text: str) -> str:
@@ -113,7 +130,9 @@ def plain(text: str) -> str:
 
 def place(traceback: str) -> str:
     """The cell's line and, where the error arose deeper, the last file and line."""
-    frames = re.findall(r"^(?:Cell In\[\d+\], line (\d+)|File (\S+?):(\d+), in ([\w.]+))", traceback, re.MULTILINE)
+    frames = re.findall(
+        r"^(?:Cell In\[\d+\], line (\d+)|File (\S+?):(\d+), in ([\w.]+))", traceback, re.MULTILINE
+    )
     in_cell = [f"line {line} of the cell" for line, *_ in frames if line]
     deeper = [f"{Path(file).name} line {number}, in {name}" for _, file, number, name in frames if file]
     last_is_deeper = frames and frames[-1][1]

@@ -39,7 +39,11 @@ SECONDS = 20
 def text_of(path: Path) -> str:
     """What a page says: of a notebook, its cells."""
     text = path.read_text(encoding="utf-8")
-    return "\n".join("".join(c["source"]) for c in json.loads(text)["cells"]) if path.suffix == ".ipynb" else text
+    return (
+        "\n".join("".join(c["source"]) for c in json.loads(text)["cells"])
+        if path.suffix == ".ipynb"
+        else text
+    )
 
 
 def addresses(text: str) -> set[str]:

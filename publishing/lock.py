@@ -47,7 +47,9 @@ def freeze(requirements: Path, held: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         pip = [str(Path(folder) / "bin" / "python"), "-m", "pip"]
-        subprocess.run([*pip, "install", "--disable-pip-version-check", "-r", str(requirements), *held], check=True)
+        subprocess.run(
+            [*pip, "install", "--disable-pip-version-check", "-r", str(requirements), *held], check=True
+        )
         subprocess.run([*pip, "check"], check=True)
         return subprocess.run([*pip, "freeze", "--all"], check=True, text=True, stdout=subprocess.PIPE).stdout
 

@@ -7,8 +7,16 @@ import re
 from latex2mathml import converter, exceptions
 
 # latex2mathml's errors have no class in common.
-UNTRANSLATABLE = (IndexError, KeyError, ValueError, *(
-    error for error in vars(exceptions).values() if isinstance(error, type) and issubclass(error, Exception)))
+UNTRANSLATABLE = (
+    IndexError,
+    KeyError,
+    ValueError,
+    *(
+        error
+        for error in vars(exceptions).values()
+        if isinstance(error, type) and issubclass(error, Exception)
+    ),
+)
 WORDS = re.compile(r"\\text\{[^}]*\}")  # latex2mathml keeps the backslash of "\_" in there, and shows it
 INFINITY = "<{0}>&#x0221E;</{0}>"  # an operator to latex2mathml, with room on both sides; it is a number
 
@@ -31,9 +39,13 @@ def mathml(formula: str, display: str) -> str:
         plain = WORDS.sub(lambda found: found[0].replace("\\_", "_"), formula.strip())
         drawn = converter.convert(plain, display=display)
     except UNTRANSLATABLE as error:
-        raise FormulaError(f"The formula '{formula.strip()}' cannot be translated to MathML "
-                           f"({type(error).__name__}). Write it with simpler LaTeX.") from error
+        raise FormulaError(
+            f"The formula '{formula.strip()}' cannot be translated to MathML "
+            f"({type(error).__name__}). Write it with simpler LaTeX."
+        ) from error
     if "\\" in drawn:
-        raise FormulaError(f"The formula '{formula.strip()}' has a command that latex2mathml does not know: "
-                           "it would be shown as text. Write it with simpler LaTeX.")
+        raise FormulaError(
+            f"The formula '{formula.strip()}' has a command that latex2mathml does not know: "
+            "it would be shown as text. Write it with simpler LaTeX."
+        )
     return drawn.replace(INFINITY.format("mo"), INFINITY.format("mi"))

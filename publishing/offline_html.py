@@ -59,8 +59,13 @@ class OfflineExporter(HTMLExporter):
     @pass_context
     def markdown2html(self, context, source):
         cell, metadata = context.get("cell", {}), context.get("resources", {}).get("metadata", {})
-        renderer = OfflineRenderer(escape=False, attachments=cell.get("attachments", {}), embed_images=True,
-                                   path=metadata.get("path", ""), anchor_link_text=self.anchor_link_text)
+        renderer = OfflineRenderer(
+            escape=False,
+            attachments=cell.get("attachments", {}),
+            embed_images=True,
+            path=metadata.get("path", ""),
+            anchor_link_text=self.anchor_link_text,
+        )
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
@@ -79,8 +84,9 @@ def notebook_html(book: nbformat.NotebookNode, name: str, folder: Path) -> str:
         name: the page's title.
         folder: where the notebook lives; its pictures are found from there.
     """
-    exporter = OfflineExporter(extra_loaders=[DictLoader({"offline.html.j2": TEMPLATE})],
-                               template_file="offline.html.j2")
+    exporter = OfflineExporter(
+        extra_loaders=[DictLoader({"offline.html.j2": TEMPLATE})], template_file="offline.html.j2"
+    )
     page, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": name, "path": str(folder)}})
     page = REMOTE_IMAGE.sub(lambda found: description(found[0]), page)
     return LESSON_LINK.sub(r"\1.html", page)

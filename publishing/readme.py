@@ -41,10 +41,14 @@ def lesson_row(notebook: Path, slug: str) -> str:
     title = re.search(r"^# \d\d\. (.+)$", first, re.M)
     minutes = re.search(r"(\d+)(?: minutes)? to read.*?(\d+) (?:minutes )?with the exercises", first, re.S)
     if not (title and minutes):
-        raise SystemExit(f"{notebook.name}: the first cell must hold '# 00. Title' and "
-                         "'… 10 minutes to read, 20 with the exercises'.")
-    return (f"| {title[1]} | [`{notebook.stem}`](notebooks/{notebook.name}) | {minutes[1]} / {minutes[2]} "
-            f"| {badge(notebook.stem, slug)} |")
+        raise SystemExit(
+            f"{notebook.name}: the first cell must hold '# 00. Title' and "
+            "'… 10 minutes to read, 20 with the exercises'."
+        )
+    return (
+        f"| {title[1]} | [`{notebook.stem}`](notebooks/{notebook.name}) | {minutes[1]} / {minutes[2]} "
+        f"| {badge(notebook.stem, slug)} |"
+    )
 
 
 def lessons() -> str:
@@ -69,8 +73,11 @@ def fill(text: str, block: str, content: str) -> str:
 def measured_costs() -> str:
     """One sentence each on the engine and on memory, where they were measured."""
     found = {"engine": results.engine(EVIDENCE), "memory": results.memory(EVIDENCE)}
-    return "\n\n".join(f"{answer.sentence} [How it was measured](results/{name}.md)."
-                       for name, answer in found.items() if answer is not None)
+    return "\n\n".join(
+        f"{answer.sentence} [How it was measured](results/{name}.md)."
+        for name, answer in found.items()
+        if answer is not None
+    )
 
 
 def rendered(text: str) -> str:
@@ -90,7 +97,9 @@ def record() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing")
     parser.add_argument("--record", action="store_true", help="first write the verdicts anew")
     args = parser.parse_args()

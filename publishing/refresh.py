@@ -22,8 +22,10 @@ from publishing.run import ROOT, CourseError, lessons
 
 # Stored outputs are those of the miniature, on any machine.
 SETTINGS = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny"}
-KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-          "language_info": {"name": "python"}}
+KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
 CELL_NOISE = ("execution", "collapsed", "scrolled", "jupyter", "ExecuteTime", "trusted")
 
 
@@ -46,7 +48,9 @@ def said(cell: nbformat.NotebookNode) -> list[str]:
         data = output.get("data", {})
         text = output.get("text") or data.get("text/html") or data.get("text/plain") or ""
         lines += text.splitlines()
-        lines += [f"[{kind}, {len(data[kind])} characters]" for kind in sorted(data) if kind.startswith("image/")]
+        lines += [
+            f"[{kind}, {len(data[kind])} characters]" for kind in sorted(data) if kind.startswith("image/")
+        ]
     return lines
 
 
@@ -66,7 +70,9 @@ def changes(before: nbformat.NotebookNode, after: nbformat.NotebookNode) -> list
 def first_difference(was: list[str], now: list[str]) -> str:
     """The first line that differs, before and after."""
     length = max(len(was), len(now))
-    pairs = zip(was + ["(nothing)"] * (length - len(was)), now + ["(nothing)"] * (length - len(now)), strict=True)
+    pairs = zip(
+        was + ["(nothing)"] * (length - len(was)), now + ["(nothing)"] * (length - len(now)), strict=True
+    )
     old, new = next(pair for pair in pairs if pair[0] != pair[1])
     return f"{old.strip()[:60]!r} is now {new.strip()[:60]!r}"
 

@@ -73,9 +73,14 @@ class Bar:
     def __init__(self, console: Console, n_lessons: int):
         self.console, self.n_lessons, self.n_done = console, n_lessons, 0
         self.live = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24),
-            TextColumn("cell {task.fields[cell]} of {task.total}"), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal, transient=True)
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("cell {task.fields[cell]} of {task.total}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
 
     def start(self, name: str, n_cells: int) -> None:
         label = f"{self.n_done + 1}/{self.n_lessons} {name}"
@@ -88,8 +93,11 @@ class Bar:
         self.live.remove_task(self.task)
         self.n_done += 1
         mark = "stopped" if lesson.failure else "done"
-        self.console.print(f"{self.n_done}/{self.n_lessons} {lesson.name:24s} {lesson.n_cells:3d} cells "
-                           f"{clock(lesson.seconds):>6s}  {mark}", highlight=False)
+        self.console.print(
+            f"{self.n_done}/{self.n_lessons} {lesson.name:24s} {lesson.n_cells:3d} cells "
+            f"{clock(lesson.seconds):>6s}  {mark}",
+            highlight=False,
+        )
 
 
 def clock(seconds: float) -> str:
@@ -143,7 +151,9 @@ def peak_memory() -> str:
     if resource is None:
         return "memory not measured"
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return f"at most {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30:.1f} GiB of memory"
+    return (
+        f"at most {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30:.1f} GiB of memory"
+    )
 
 
 def report(done: list[Lesson], out: Path, seconds: float) -> None:
@@ -153,8 +163,10 @@ def report(done: list[Lesson], out: Path, seconds: float) -> None:
         print(f"\nFAILED: {failed.name}, {failed.failure}\n\nWhat ran until then is in {shown(out)}.")
         return
     n_cells = sum(lesson.n_cells for lesson in done)
-    print(f"\n{len(done)} notebook{'s' * (len(done) != 1)}, {n_cells} cells, {clock(seconds)} minutes, "
-          f"{peak_memory()}. Read them: {shown(out / (done[0].name + '.html'))}")
+    print(
+        f"\n{len(done)} notebook{'s' * (len(done) != 1)}, {n_cells} cells, {clock(seconds)} minutes, "
+        f"{peak_memory()}. Read them: {shown(out / (done[0].name + '.html'))}"
+    )
 
 
 def shown(path: Path) -> str:
@@ -175,8 +187,12 @@ def record_minutes(done: list[Lesson], profile: str) -> None:
     from helpers.session import MINUTES, code_commit, machine_class, versions
 
     every = json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.exists() else {}
-    every[profile] = {"machine": machine_class(), "versions": versions(), "commit": code_commit(),
-                      "seconds": {lesson.name: round(lesson.seconds, 1) for lesson in done}}
+    every[profile] = {
+        "machine": machine_class(),
+        "versions": versions(),
+        "commit": code_commit(),
+        "seconds": {lesson.name: round(lesson.seconds, 1) for lesson in done},
+    }
     write_json(MINUTES, every)
     print(f"How long each notebook took is now in {shown(MINUTES)}.")
 
@@ -185,9 +201,13 @@ def main(arguments: list[str] | None = None) -> int:
     from helpers.profiles import ProfileError, build_dir, current
 
     parser = argparse.ArgumentParser(description="Run the course's notebooks and show what they found.")
-    parser.add_argument("--notebook", default="", metavar="NAME", help="run this one only, such as 02_freezing")
+    parser.add_argument(
+        "--notebook", default="", metavar="NAME", help="run this one only, such as 02_freezing"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
-    parser.add_argument("--record-minutes", action="store_true", help="keep the times of a whole run in data/")
+    parser.add_argument(
+        "--record-minutes", action="store_true", help="keep the times of a whole run in data/"
+    )
     options = parser.parse_args(arguments)
     if options.record_minutes and options.notebook:
         parser.error("--record-minutes keeps the times of all notebooks together: leave out --notebook")

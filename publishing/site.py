@@ -63,8 +63,10 @@ def readme_pages(readme: str) -> dict[str, str]:
     for name, (title, headings) in OWN_PAGES.items():
         for heading in headings:
             if heading not in found:
-                raise SiteError(f"README has no section '{heading}' for the page '{title}'. Its sections: "
-                                f"{', '.join(found)}. Bring OWN_PAGES in publishing/site.py up to date.")
+                raise SiteError(
+                    f"README has no section '{heading}' for the page '{title}'. Its sections: "
+                    f"{', '.join(found)}. Bring OWN_PAGES in publishing/site.py up to date."
+                )
         body = "".join(found.pop(heading) for heading in headings)
         pages[f"{name}.md"] = f"# {title}\n\n{body.removeprefix(f'## {title}')}"
     return {"index.md": start + "".join(found.values())} | pages
@@ -72,8 +74,12 @@ def readme_pages(readme: str) -> dict[str, str]:
 
 def sources(root: Path) -> dict[str, str]:
     """The site's pages as the repository has them: place in the site to text."""
-    files = [*sorted((root / "notebooks").glob("*.ipynb")), *sorted((root / "results").glob("*.md")),
-             *sorted((root / "docs").glob("*.md")), root / "CONTRIBUTING.md"]
+    files = [
+        *sorted((root / "notebooks").glob("*.ipynb")),
+        *sorted((root / "results").glob("*.md")),
+        *sorted((root / "docs").glob("*.md")),
+        root / "CONTRIBUTING.md",
+    ]
     pages = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files}
     return readme_pages((root / "README.md").read_text(encoding="utf-8")) | pages
 
@@ -86,7 +92,9 @@ def navigation(pages: Iterable[str]) -> str:
         for pattern in patterns:
             found += [page for page in left if page.match(pattern) and page not in found]
         left = [page for page in left if page not in found]
-        trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *map(str, found), "```"]))
+        trees.append(
+            "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *map(str, found), "```"])
+        )
     return "\n\n" + "\n\n".join(trees) + "\n"
 
 
@@ -118,8 +126,10 @@ class Links:
         """
         parts = CODE.split(text)  # text and code by turns
         up = "../" * (len(PurePosixPath(page).parts) - 1)
-        parts[::2] = [LINK.sub(lambda found: f"]({self._target(page, up, found[1], found[2] or '')}", part)
-                      for part in parts[::2]]
+        parts[::2] = [
+            LINK.sub(lambda found: f"]({self._target(page, up, found[1], found[2] or '')}", part)
+            for part in parts[::2]
+        ]
         return "".join(parts).replace(f"({BADGE})", f"({up}{OWN_BADGE})")
 
     def _target(self, page: str, up: str, link: str, anchor: str) -> str:
@@ -152,10 +162,14 @@ def described(cell: nbformat.NotebookNode, name: str) -> None:
     Raises:
         SiteError: a picture without alternative text, or two that say different things.
     """
-    pictures = [(kind, output) for output in cell.outputs for kind in output.get("data", {}) if "image/" in kind]
+    pictures = [
+        (kind, output) for output in cell.outputs for kind in output.get("data", {}) if "image/" in kind
+    ]
     texts = {output.metadata.get(kind, {}).get("alt", "").strip() for kind, output in pictures}
     if "" in texts:
-        raise SiteError(f"{name}, cell {cell.id}: a picture has no alternative text. Show it with plots.show(alt=…).")
+        raise SiteError(
+            f"{name}, cell {cell.id}: a picture has no alternative text. Show it with plots.show(alt=…)."
+        )
     if len(texts) > 1:
         raise SiteError(f"{name}, cell {cell.id}: two pictures in one cell. Give each a cell of its own.")
     for text in texts:
@@ -211,9 +225,27 @@ def build(root: Path, out: Path) -> tuple[int, int]:
     for old in (work, out):
         shutil.rmtree(old, ignore_errors=True)
     n_pages = lay_out(root, work / "pages")
-    command = [sys.executable, "-m", "sphinx", "-b", "html", "-c", root / "publishing", "-d", work / "doctrees", "-j", "2",
-               "-q", "-W", "--keep-going", work / "pages", out]
-    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])  # for publishing/conf.py
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-b",
+        "html",
+        "-c",
+        root / "publishing",
+        "-d",
+        work / "doctrees",
+        "-j",
+        "2",
+        "-q",
+        "-W",
+        "--keep-going",
+        work / "pages",
+        out,
+    ]
+    path = os.pathsep.join(
+        [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # for publishing/conf.py
     status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
     return n_pages, status
 

@@ -2,18 +2,21 @@
 
 from helpers import face
 
-__getattr__, __dir__, __all__ = face(__name__, {
-    "closed_form": ["is_quick", "predictor"],
-    "scaling": [
-        "BFLOAT16",
-        "DEVICES",
-        "FLOAT32",
-        "GIB",
-        "Plan",
-        "RESERVE",
-        "gpt_neo_1_3b_config",
-        "llama_2_70b_config",
-        "llama_2_7b_config",
-    ],
-    "step_cost": ["Budget", "BudgetError", "MIB", "ReplaySize", "budget", "compare"],
-})
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "closed_form": ["is_quick", "predictor"],
+        "scaling": [
+            "BFLOAT16",
+            "DEVICES",
+            "FLOAT32",
+            "GIB",
+            "Plan",
+            "RESERVE",
+            "gpt_neo_1_3b_config",
+            "llama_2_70b_config",
+            "llama_2_7b_config",
+        ],
+        "step_cost": ["Budget", "BudgetError", "MIB", "ReplaySize", "budget", "compare"],
+    },
+)

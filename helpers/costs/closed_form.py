@@ -207,10 +207,22 @@ class Step:
         trained = [e.n_parameters for e in self.parts.entries if e.name in walk.trained]
         walk.start(self.parts.n_parameters, sum(trained), len(trained))
         walk.run()
-        full = walk.kept | {"parameters": FLOAT * self.parts.n_parameters, "gradients": FLOAT * sum(trained),
-                            "logits": walk.at_most_logits}
-        return Budget(plan, batch, length, self.parts.n_parameters, sum(trained),
-                      sum(trained) / self.parts.n_parameters, full, walk.at_peak, Flops(*walk.flops))
+        full = walk.kept | {
+            "parameters": FLOAT * self.parts.n_parameters,
+            "gradients": FLOAT * sum(trained),
+            "logits": walk.at_most_logits,
+        }
+        return Budget(
+            plan,
+            batch,
+            length,
+            self.parts.n_parameters,
+            sum(trained),
+            sum(trained) / self.parts.n_parameters,
+            full,
+            walk.at_peak,
+            Flops(*walk.flops),
+        )
 
 
 class GPTNeoStep(Walk):
@@ -224,8 +236,11 @@ class GPTNeoStep(Walk):
     def start(self, n_parameters: int, n_trainable: int, n_tensors: int) -> None:
         """What is there before the step: weights, masks, and AdamW's moments with one step count a tensor."""
         masks = self.config.num_layers * self.config.max_position_embeddings**2
-        self.there = [Size(self, FLOAT * n_parameters, "parameters"), Size(self, masks, "buffers"),
-                      Size(self, 2 * FLOAT * n_trainable + FLOAT * n_tensors, "optimizer")]
+        self.there = [
+            Size(self, FLOAT * n_parameters, "parameters"),
+            Size(self, masks, "buffers"),
+            Size(self, 2 * FLOAT * n_trainable + FLOAT * n_tensors, "optimizer"),
+        ]
 
     def run(self) -> None:
         """Forward, loss and backward pass, in the order of the training loop."""
@@ -276,17 +291,24 @@ class GPTNeoStep(Walk):
     def embed(self) -> tuple[Size, ...]:
         """The first x, and what the model's own function holds on to: the two embeddings and the positions."""
         width, config = self.width, self.config
-        tables = {"transformer.wte.weight": (self.n, config.vocab_size),
-                  "transformer.wpe.weight": (self.length, config.max_position_embeddings)}
+        tables = {
+            "transformer.wte.weight": (self.n, config.vocab_size),
+            "transformer.wpe.weight": (self.length, config.max_position_embeddings),
+        }
         rows = []
         for name, (n_rows, n_all) in tables.items():
             row = Size(self, FLOAT * n_rows * width)
-            row.node = self.node([], name in self.trained, lambda g, name=name, n=n_all * width:
-                                 self.keep_gradient(name, n) or [])
+            row.node = self.node(
+                [],
+                name in self.trained,
+                lambda g, name=name, n=n_all * width: self.keep_gradient(name, n) or [],
+            )
             rows.append(row)
         x = Size(self, FLOAT * self.n * width)
         sums_places = rows[1].node is not None and self.batch > 1
-        x.node = self.node(rows, False, lambda g: [g, Size(self, FLOAT * self.length * width) if sums_places else g])
+        x.node = self.node(
+            rows, False, lambda g: [g, Size(self, FLOAT * self.length * width) if sums_places else g]
+        )
         return x, *rows, Size(self, 2 * INDEX * self.length)
 
     def loss(self, targets: Size) -> Node:

@@ -82,9 +82,13 @@ class StepMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1
-        adds_gradients = self.phase == "backward" and not torch.is_grad_enabled()  # a block computed again has grad on
+        adds_gradients = (
+            self.phase == "backward" and not torch.is_grad_enabled()
+        )  # a block computed again has grad on
         if adds_gradients and func is aten.add.Tensor and args[0].shape == getattr(args[1], "shape", None):
-            return args[0]  # autograd adds up two gradients of one tensor in place, but not under a mode like this
+            return args[
+                0
+            ]  # autograd adds up two gradients of one tensor in place, but not under a mode like this
         out = func(*args, **(kwargs or {}))
         term = self._count(func.overloadpacket, args)
         if func is aten._to_copy.default and _key(args[0]) in self._weights:
@@ -137,7 +141,12 @@ class StepMeter(TorchDispatchMode):
         source = _key(args[0]) if args and isinstance(args[0], torch.Tensor) else None
         like_a_gradient = self._sizes.get(source, ("",))[0] == "gradients" and tensor.shape == args[0].shape
         like_a_weight = op is aten.zeros_like and source in self._weights  # the chunked loss adds up in it
-        if term == "backward_weight" or op is aten.embedding_dense_backward or like_a_gradient or like_a_weight:
+        if (
+            term == "backward_weight"
+            or op is aten.embedding_dense_backward
+            or like_a_gradient
+            or like_a_weight
+        ):
             return "gradients"
         return "logits" if tensor.ndim and tensor.size(-1) in self._row_lengths else "activations"
 

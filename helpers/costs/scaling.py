@@ -30,9 +30,18 @@ DEVICES = {"T4": 15, "L4": 24, "A100 40": 40, "A100 80": 80, "H100": 80}
 
 def gpt_neo_1_3b_config() -> GPTNeoConfig:
     """EleutherAI/gpt-neo-1.3B as its config.json gives it (Black and others 2021): 1,315,575,808 parameters."""
-    return GPTNeoConfig(hidden_size=2048, num_layers=24, num_heads=16, max_position_embeddings=2048,
-                        attention_types=[[["global", "local"], 12]], window_size=256, vocab_size=50257,
-                        attention_dropout=0.0, embed_dropout=0.0, resid_dropout=0.0)
+    return GPTNeoConfig(
+        hidden_size=2048,
+        num_layers=24,
+        num_heads=16,
+        max_position_embeddings=2048,
+        attention_types=[[["global", "local"], 12]],
+        window_size=256,
+        vocab_size=50257,
+        attention_dropout=0.0,
+        embed_dropout=0.0,
+        resid_dropout=0.0,
+    )
 
 
 def llama_2_7b_config() -> LlamaConfig:
@@ -46,9 +55,17 @@ def llama_2_70b_config() -> LlamaConfig:
 
 
 def _llama_2(width: int, inner: int, n_layers: int, n_heads: int, n_kv_heads: int) -> LlamaConfig:
-    return LlamaConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=n_layers,
-                       num_attention_heads=n_heads, num_key_value_heads=n_kv_heads, vocab_size=32000,
-                       max_position_embeddings=4096, rms_norm_eps=1e-5, tie_word_embeddings=False)
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=n_layers,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_kv_heads,
+        vocab_size=32000,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
 
 
 # --- needs -------------------------------------------------------------------------
@@ -89,14 +106,19 @@ class Plan:
     outside: Unit
 
     @classmethod
-    def of(cls, config, plan: FreezePlan, batch: int = 1, length: int = 512, checkpointing: bool = True) -> Plan:
+    def of(
+        cls, config, plan: FreezePlan, batch: int = 1, length: int = 512, checkpointing: bool = True
+    ) -> Plan:
         """From the config alone. ``batch`` windows on each device; as in `budget.budget`."""
         parts = anatomy(build_on_meta(config))
         trained = plan.trainable_names(parts)
         blocks = [_unit([e for e in parts.entries if e.layer == i], trained) for i in range(parts.n_layers)]
         largest = max(blocks, key=lambda unit: unit.n_bytes(FLOAT32))
-        return cls(budget(config, plan, batch, length, checkpointing=checkpointing), largest,
-                   _unit([e for e in parts.entries if e.layer is None], trained))
+        return cls(
+            budget(config, plan, batch, length, checkpointing=checkpointing),
+            largest,
+            _unit([e for e in parts.entries if e.layer is None], trained),
+        )
 
     def state_bytes(self, frozen: int = FLOAT32) -> int:
         """Weights, gradients and AdamW's two moments: 16 bytes a trained number, ``frozen`` bytes another."""
@@ -118,8 +140,12 @@ class Plan:
             state = self.state_bytes(frozen)
             return Need(1, state, 0, max(0, self.predicted.peak_bytes - spared - state))
         gathered = self.outside.n_bytes(frozen) + 2 * self.block.n_bytes(frozen)
-        return Need(n_devices, -(-self.state_bytes(frozen) // n_devices), gathered,
-                    sum(self.predicted.at_most[kind] for kind in ("activations", "logits", "buffers")))
+        return Need(
+            n_devices,
+            -(-self.state_bytes(frozen) // n_devices),
+            gathered,
+            sum(self.predicted.at_most[kind] for kind in ("activations", "logits", "buffers")),
+        )
 
     def fewest(self, gib: float, frozen: int = FLOAT32, most: int = 8) -> int | None:
         """The fewest devices of ``gib`` GiB on which it fits, or None where ``most`` are not enough."""
@@ -128,14 +154,21 @@ class Plan:
 
 
 def _unit(entries, trained: frozenset[str]) -> Unit:
-    return Unit(sum(e.n_parameters for e in entries), sum(e.n_parameters for e in entries if e.name in trained))
+    return Unit(
+        sum(e.n_parameters for e in entries), sum(e.n_parameters for e in entries if e.name in trained)
+    )
 
 
 # --- How big is what a run leaves behind? Whole checkpoint, delta and LoRA adapter, from the config alone ---
 
 
-def size_table(config, plans: Mapping[str, FreezePlan] = COURSE_PLANS, ranks: Iterable[int] = (4, 16, 64),
-               lora_on: str = "attention", dtype: torch.dtype = torch.float32) -> pd.DataFrame:
+def size_table(
+    config,
+    plans: Mapping[str, FreezePlan] = COURSE_PLANS,
+    ranks: Iterable[int] = (4, 16, 64),
+    lora_on: str = "attention",
+    dtype: torch.dtype = torch.float32,
+) -> pd.DataFrame:
     """One row a file: the whole model (a tied tensor once), the delta of each plan, a LoRA adapter of each rank.
 
     Bytes are those of the tensors: parameters × bytes each, where LoRA has r (in + out) parameters a

@@ -101,13 +101,25 @@ class Budget:
         """MiB by kind, in full and at the peak."""
         rows = {kind: (self.bytes[kind] / MIB, self.at_peak[kind] / MIB) for kind in KINDS}
         rows["total"] = (self.total_bytes / MIB, self.peak_bytes / MIB)
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["MiB in full", "MiB at the peak"]).round(1)
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["MiB in full", "MiB at the peak"]).round(
+            1
+        )
 
 
-def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dtype = torch.float32,
-           attention: str = "fast", loss: str = "chunked", optimizer: str = "adamw",
-           roles: dict[str, str] | None = None, checkpointing: bool = False,
-           replay: ReplaySize | None = None) -> Budget:
+def budget(
+    config,
+    plan: FreezePlan,
+    batch: int,
+    length: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "fast",
+    loss: str = "chunked",
+    optimizer: str = "adamw",
+    roles: dict[str, str] | None = None,
+    checkpointing: bool = False,
+    replay: ReplaySize | None = None,
+) -> Budget:
     """Predict bytes and FLOPs of one training step from the config: no weights, no data.
 
     Args:
@@ -144,16 +156,22 @@ def budget(config, plan: FreezePlan, batch: int, length: int, *, dtype: torch.dt
         try:
             _run_step(model, meter, batch, length, dtype, loss, replay)
         except RuntimeError as error:
-            raise BudgetError(f"A step of this '{config.model_type}' model cannot be run on shapes alone "
-                              f"({str(error).strip().splitlines()[0]}). Measure a step instead.") from error
+            raise BudgetError(
+                f"A step of this '{config.model_type}' model cannot be run on shapes alone "
+                f"({str(error).strip().splitlines()[0]}). Measure a step instead."
+            ) from error
     return _summary(model, meter, plan, batch, length)
 
 
 def compare(a: Budget, b: Budget) -> dict[str, float]:
     """What ``b`` costs as a share of ``a``: 0.9 is ten percent less. Speed-up is ``1 / step_flops``."""
-    return {"trainable": b.n_trainable / a.n_trainable, "state_bytes": b.state_bytes / a.state_bytes,
-            "peak_bytes": b.peak_bytes / a.peak_bytes, "forward_flops": b.flops.forward / a.flops.forward,
-            "step_flops": b.flops.step / a.flops.step}
+    return {
+        "trainable": b.n_trainable / a.n_trainable,
+        "state_bytes": b.state_bytes / a.state_bytes,
+        "peak_bytes": b.peak_bytes / a.peak_bytes,
+        "forward_flops": b.flops.forward / a.flops.forward,
+        "step_flops": b.flops.step / a.flops.step,
+    }
 
 
 def measured(predicted: Budget, n_bytes: int, constant: int = 0) -> pd.DataFrame:
@@ -179,14 +197,21 @@ def check_step(config, batch: int, length: int, dtype: torch.dtype, loss: str, o
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise BudgetError(f"The {name} must be a whole number of at least {least}; found {value!r}.")
     if batch > MOST_WINDOWS:
-        raise BudgetError(f"A batch of {batch:,} windows at a time is more than this budget can walk ({MOST_WINDOWS:,} "
-                          "at most). Give the number that is in memory at a time: the micro-batch.")
+        raise BudgetError(
+            f"A batch of {batch:,} windows at a time is more than this budget can walk ({MOST_WINDOWS:,} "
+            "at most). Give the number that is in memory at a time: the micro-batch."
+        )
     limit = n_positions(config)
     if limit is not None and length > limit:
-        raise BudgetError(f"A window of {length} tokens does not fit: the model has {limit} positions. "
-                          f"Choose a length of at most {limit}.")
-    known = {"loss": (loss, ("chunked", "whole")), "optimizer": (optimizer, ("adamw",)),
-             "dtype": (dtype, (torch.float32, torch.bfloat16))}
+        raise BudgetError(
+            f"A window of {length} tokens does not fit: the model has {limit} positions. "
+            f"Choose a length of at most {limit}."
+        )
+    known = {
+        "loss": (loss, ("chunked", "whole")),
+        "optimizer": (optimizer, ("adamw",)),
+        "dtype": (dtype, (torch.float32, torch.bfloat16)),
+    }
     for name, (value, choices) in known.items():
         if value not in choices:
             raise BudgetError(f"The {name} '{value}' is not known. Choose {' or '.join(map(str, choices))}.")
@@ -260,7 +285,20 @@ def _summary(model, meter: StepMeter, plan, batch, length) -> Budget:
     sizes = [(p.numel(), p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
     n_parameters, n_trainable = sum(n for n, _, _ in sizes), sum(n for n, _, trains in sizes if trains)
     trained = sum(size for _, size, trains in sizes if trains)
-    full = meter.kept | {"parameters": sum(size for _, size, _ in sizes), "gradients": trained,
-                         "logits": meter.at_most["logits"]}
-    return Budget(plan, batch, length, n_parameters, n_trainable, n_trainable / n_parameters,
-                  full, meter.at_peak, meter.flops(), dict(meter.at_most))
+    full = meter.kept | {
+        "parameters": sum(size for _, size, _ in sizes),
+        "gradients": trained,
+        "logits": meter.at_most["logits"],
+    }
+    return Budget(
+        plan,
+        batch,
+        length,
+        n_parameters,
+        n_trainable,
+        n_trainable / n_parameters,
+        full,
+        meter.at_peak,
+        meter.flops(),
+        dict(meter.at_most),
+    )

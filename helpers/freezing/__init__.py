@@ -2,24 +2,27 @@
 
 from helpers import face
 
-__getattr__, __dir__, __all__ = face(__name__, {
-    "lora": [
-        "LORA_PLAN",
-        "LoRALinear",
-        "LoraError",
-        "base_hash",
-        "equal_ranks",
-        "insert",
-        "layers_of",
-        "load_adapter",
-        "merge",
-        "n_adapter_parameters",
-        "save_adapter",
-        "unload",
-        "unmerge",
-    ],
-    "plans": ["COURSE_PLANS", "FreezePlan", "Ledger", "LedgerRow", "undo"],
-    "proof": ["Proof", "freezing_proof", "snapshot"],
-    "selectors": ["PlanError", "parse_selectors", "select"],
-    "unfreezing": ["change_plan", "layer_by_layer"],
-})
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "lora": [
+            "LORA_PLAN",
+            "LoRALinear",
+            "LoraError",
+            "base_hash",
+            "equal_ranks",
+            "insert",
+            "layers_of",
+            "load_adapter",
+            "merge",
+            "n_adapter_parameters",
+            "save_adapter",
+            "unload",
+            "unmerge",
+        ],
+        "plans": ["COURSE_PLANS", "FreezePlan", "Ledger", "LedgerRow", "undo"],
+        "proof": ["Proof", "freezing_proof", "snapshot"],
+        "selectors": ["PlanError", "parse_selectors", "select"],
+        "unfreezing": ["change_plan", "layer_by_layer"],
+    },
+)

@@ -1,9 +1,9 @@
 """LoRA by hand: a trained change of low rank beside each frozen matrix (Hu and others 2021, arXiv 2106.09685).
 
-    insert(model, "attention", rank=10, alpha=20)    B is zero: the model computes what it did before
-    fit(model, LORA_PLAN, windows, settings)         trains A and B alone, and proves it
-    save_adapter(model, folder)                      the two factors of each layer; the base is not in the file
-    merge(model)                                     W + (alpha / r) B A: no extra work at inference
+insert(model, "attention", rank=10, alpha=20)    B is zero: the model computes what it did before
+fit(model, LORA_PLAN, windows, settings)         trains A and B alone, and proves it
+save_adapter(model, folder)                      the two factors of each layer; the base is not in the file
+merge(model)                                     W + (alpha / r) B A: no extra work at inference
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
-        return y if self.kept is not None else y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)
+        return (
+            y if self.kept is not None else y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)
+        )
 
 
 # --- which layers, how many parameters ---------------------------------------------
@@ -72,11 +74,15 @@ def targets(parts: Anatomy, where: str) -> list[Entry]:
     for entry in found:
         if entry.role.endswith("_embedding") or entry.aliases:
             also = f", which is {', '.join(entry.aliases)} as well" if entry.aliases else ""
-            raise LoraError(f"'{where}' takes {entry.name}{also}. LoRA here is for linear layers with a weight of "
-                            "their own: choose 'attention', 'mlp' or parts of them.")
+            raise LoraError(
+                f"'{where}' takes {entry.name}{also}. LoRA here is for linear layers with a weight of "
+                "their own: choose 'attention', 'mlp' or parts of them."
+            )
     if not found:
-        raise LoraError(f"'{where}' takes no matrix, only vectors: LoRA has nothing to factor there. Choose "
-                        "'attention', 'mlp' or parts of them.")
+        raise LoraError(
+            f"'{where}' takes no matrix, only vectors: LoRA has nothing to factor there. Choose "
+            "'attention', 'mlp' or parts of them."
+        )
     return found
 
 
@@ -125,7 +131,9 @@ def layers_of(model: nn.Module) -> dict[str, LoRALinear]:
     """
     found = {name: module for name, module in named_modules(model).items() if isinstance(module, LoRALinear)}
     if not found:
-        raise LoraError("This model has no LoRA layer. Call insert(model, 'attention', rank=…, alpha=…) first.")
+        raise LoraError(
+            "This model has no LoRA layer. Call insert(model, 'attention', rank=…, alpha=…) first."
+        )
     return found
 
 
@@ -159,16 +167,27 @@ def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linea
     """The layer of a target, if LoRA with these numbers fits it."""
     layer = named_modules(model)[entry.name.rpartition(".")[0]]
     if isinstance(layer, LoRALinear):
-        raise LoraError(f"{entry.name} has LoRA already. Start from a fresh model, or call unload(model) first.")
+        raise LoraError(
+            f"{entry.name} has LoRA already. Start from a fresh model, or call unload(model) first."
+        )
     if not isinstance(layer, nn.Linear) or "weight" not in dict(layer.named_parameters(recurse=False)):
-        raise LoraError(f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
-                        "PEFT knows more kinds of layers.")
-    if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != (layer.out_features, layer.in_features):
-        raise LoraError(f"{entry.name} is packed ({str(layer.weight.dtype).removeprefix('torch.')}): its factors could "
-                        "not be made in its own type. Load the model in float32 or bfloat16.")
+        raise LoraError(
+            f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
+            "PEFT knows more kinds of layers."
+        )
+    if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != (
+        layer.out_features,
+        layer.in_features,
+    ):
+        raise LoraError(
+            f"{entry.name} is packed ({str(layer.weight.dtype).removeprefix('torch.')}): its factors could "
+            "not be made in its own type. Load the model in float32 or bfloat16."
+        )
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= min(entry.shape):
-        raise LoraError(f"The rank must be a whole number from 1 to {min(entry.shape)}, the smaller side of "
-                        f"{entry.name}; found {rank!r}.")
+        raise LoraError(
+            f"The rank must be a whole number from 1 to {min(entry.shape)}, the smaller side of "
+            f"{entry.name}; found {rank!r}."
+        )
     if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha > 0):
         raise LoraError(f"alpha must be above 0; found {alpha!r}. A usual choice is twice the rank.")
     return layer
@@ -184,8 +203,13 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def base_hash(model: nn.Module) -> str:
     """`models.weight_hash` of the model as it would be without LoRA."""
-    return tensors_hash([(name, p) for name, p in named_parameters(model)
-                         if name.rpartition(".")[2] not in ("lora_A", "lora_B")])
+    return tensors_hash(
+        [
+            (name, p)
+            for name, p in named_parameters(model)
+            if name.rpartition(".")[2] not in ("lora_A", "lora_B")
+        ]
+    )
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
@@ -198,18 +222,28 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     """
     layers, folder = layers_of(model), Path(folder)
     if any(layer.kept is not None for layer in layers.values()):
-        raise LoraError("The change is merged into the weights. Call unmerge(model) before you save the adapter.")
-    tensors = {f"{name}.{factor}": getattr(layer, factor)
-               for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
-    record = {"format": FORMAT, "base": base_hash(model), "tensors": _content_hash(tensors),
-              "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()}}
+        raise LoraError(
+            "The change is merged into the weights. Call unmerge(model) before you save the adapter."
+        )
+    tensors = {
+        f"{name}.{factor}": getattr(layer, factor)
+        for name, layer in layers.items()
+        for factor in ("lora_A", "lora_B")
+    }
+    record = {
+        "format": FORMAT,
+        "base": base_hash(model),
+        "tensors": _content_hash(tensors),
+        "layers": {name: {"rank": layer.rank, "alpha": layer.alpha} for name, layer in layers.items()},
+    }
     header = {"adapter": json.dumps({**record, "own_sha256": record_hash(record)})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / FILE_NAME, tensors, header)
     except (OSError, SafetensorError) as error:
-        raise LoraError(f"Could not save the adapter in '{folder}': {error}. Free some space or choose another "
-                        "folder.") from error
+        raise LoraError(
+            f"Could not save the adapter in '{folder}': {error}. Free some space or choose another folder."
+        ) from error
     return folder
 
 
@@ -221,12 +255,16 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
     """
     record, tensors = _read(Path(folder))
     if record["base"] != base_hash(model):
-        raise LoraError(f"The adapter in '{folder}' was trained on the base {record['base'][:12]}…, and this model is "
-                        f"{base_hash(model)[:12]}…. Load the base that it belongs to.")
+        raise LoraError(
+            f"The adapter in '{folder}' was trained on the base {record['base'][:12]}…, and this model is "
+            f"{base_hash(model)[:12]}…. Load the base that it belongs to."
+        )
     parts = anatomy(model)
     with torch.random.fork_rng():  # a new layer starts at random: the caller's random state stays
-        made = {name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
-                for name, numbers in record["layers"].items()}
+        made = {
+            name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
+            for name, numbers in record["layers"].items()
+        }
     _require_shapes(made, tensors, folder)
     for name, layer in made.items():
         layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
@@ -234,15 +272,22 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
         _replace(model, name, layer)
 
 
-def _require_shapes(made: dict[str, LoRALinear], tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
+def _require_shapes(
+    made: dict[str, LoRALinear], tensors: dict[str, torch.Tensor], folder: str | Path
+) -> None:
     """Raise LoraError unless the file has both factors of each layer, in their shapes, and nothing else."""
-    wanted = {f"{name}.{factor}": tuple(getattr(layer, factor).shape)
-              for name, layer in made.items() for factor in ("lora_A", "lora_B")}
+    wanted = {
+        f"{name}.{factor}": tuple(getattr(layer, factor).shape)
+        for name, layer in made.items()
+        for factor in ("lora_A", "lora_B")
+    }
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
-        raise LoraError(f"The adapter in '{folder}' does not fit its own record: {odd[0]} is {found.get(odd[0])}, "
-                        f"{wanted.get(odd[0])} is wanted. Save it again.")
+        raise LoraError(
+            f"The adapter in '{folder}' does not fit its own record: {odd[0]} is {found.get(odd[0])}, "
+            f"{wanted.get(odd[0])} is wanted. Save it again."
+        )
 
 
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -257,8 +302,10 @@ def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             raise ValueError(f"{FILE_NAME} was changed")
         return record, tensors
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
-        raise LoraError(f"'{folder}' holds no adapter that can be read: it was changed or cut short, or there is none "
-                        f"({error}). Save it again.") from error
+        raise LoraError(
+            f"'{folder}' holds no adapter that can be read: it was changed or cut short, or there is none "
+            f"({error}). Save it again."
+        ) from error
 
 
 def _older_record(folder: Path) -> dict:

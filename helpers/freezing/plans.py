@@ -1,7 +1,7 @@
 """Freeze plans: what trains and what stays fixed, as a value that can be named, printed, applied and undone.
 
-    FreezePlan.freeze("attention", "embeddings")     these stay fixed, all else trains
-    FreezePlan.only("norms")                         these train, all else stays fixed
+FreezePlan.freeze("attention", "embeddings")     these stay fixed, all else trains
+FreezePlan.only("norms")                         these train, all else stays fixed
 """
 
 from __future__ import annotations
@@ -109,11 +109,19 @@ class FreezePlan:
             entries = [e for e in anatomy.entries if e.role == role]
             n_trainable = sum(e.n_parameters for e in entries if e.name in names)
             rows.append(LedgerRow(role, len(entries), n, n_trainable, n / anatomy.n_parameters))
-        ties = tuple(f"{', '.join(e.aliases)} is {e.name}: one tensor, counted once, "
-                     f"{'trainable' if e.name in names else 'frozen'} as one" for e in anatomy.entries if e.aliases)
+        ties = tuple(
+            f"{', '.join(e.aliases)} is {e.name}: one tensor, counted once, "
+            f"{'trainable' if e.name in names else 'frozen'} as one"
+            for e in anatomy.entries
+            if e.aliases
+        )
         vocabulary = {e.shape[0] for e in anatomy.entries if e.role == "token_embedding"}
-        heads = [e for e in anatomy.entries if e.role == "head" and len(e.shape) > 1 and e.shape[0] in vocabulary]
-        return Ledger(self, tuple(rows), ties + tuple(_of_the_head(e, e.name in names, anatomy) for e in heads))
+        heads = [
+            e for e in anatomy.entries if e.role == "head" and len(e.shape) > 1 and e.shape[0] in vocabulary
+        ]
+        return Ledger(
+            self, tuple(rows), ties + tuple(_of_the_head(e, e.name in names, anatomy) for e in heads)
+        )
 
     def explain(self, model: nn.Module, roles: dict[str, str] | None = None) -> Ledger:
         """The ledger of this plan on a model, which stays as it is (the meta device serves)."""
@@ -150,25 +158,34 @@ def undo(model: nn.Module) -> None:
 
 def _require_trainable(parameters: dict[str, nn.Parameter]) -> None:
     """Raise PlanError where a tensor that should train holds whole numbers: it can have no gradient."""
-    odd = [f"{name} ({str(p.dtype).removeprefix('torch.')})" for name, p in parameters.items()
-           if not (p.is_floating_point() or p.is_complex())]
+    odd = [
+        f"{name} ({str(p.dtype).removeprefix('torch.')})"
+        for name, p in parameters.items()
+        if not (p.is_floating_point() or p.is_complex())
+    ]
     if odd:
         more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-        raise PlanError(f"The plan would train {', '.join(odd[:3])}{more}, which holds whole numbers and can have no "
-                        "gradient. Load the model in float32 or bfloat16, or freeze it; the model is unchanged.")
+        raise PlanError(
+            f"The plan would train {', '.join(odd[:3])}{more}, which holds whole numbers and can have no "
+            "gradient. Load the model in float32 or bfloat16, or freeze it; the model is unchanged."
+        )
 
 
 def _of_the_head(entry: Entry, trains: bool, parts: Anatomy) -> str:
     """What happens to a head of its own: a plan for embeddings does not reach it."""
     share = entry.n_parameters / parts.n_parameters
-    return (f"{entry.name} is a tensor of its own, not tied to the token embedding: {entry.n_parameters:,} parameters "
-            f"({share:.1%}), {'trainable' if trains else 'frozen'}")
+    return (
+        f"{entry.name} is a tensor of its own, not tied to the token embedding: {entry.n_parameters:,} parameters "
+        f"({share:.1%}), {'trainable' if trains else 'frozen'}"
+    )
 
 
 COURSE_PLANS: dict[str, FreezePlan] = {
     "full": FreezePlan.full(),
-    **{name: FreezePlan.parse(freeze=name) for name in (
-        "attention", "attention+embeddings", "mlp", "mlp+embeddings", "embeddings", "first-half")},
+    **{
+        name: FreezePlan.parse(freeze=name)
+        for name in ("attention", "attention+embeddings", "mlp", "mlp+embeddings", "embeddings", "first-half")
+    },
     **{f"only-{name}": FreezePlan.parse(only=name) for name in ("attention", "mlp-out", "norms", "biases")},
 }
 
@@ -188,7 +205,7 @@ class LedgerRow:
 
     @property
     def state(self) -> str:
-        """"trainable", "frozen", or "mixed"."""
+        """ "trainable", "frozen", or "mixed"."""
         return {0: "frozen", self.n_parameters: "trainable"}.get(self.n_trainable, "mixed")
 
 
@@ -242,23 +259,48 @@ class Ledger:
 
     def table(self) -> pd.DataFrame:
         """One row per role: tensors, parameters, trainable, state, share (0 to 1)."""
-        return pd.DataFrame([
-            {"role": row.role, "tensors": row.n_tensors, "parameters": row.n_parameters,
-             "trainable": row.n_trainable, "state": row.state, "share": row.share} for row in self.rows
-        ]).set_index("role")
+        return pd.DataFrame(
+            [
+                {
+                    "role": row.role,
+                    "tensors": row.n_tensors,
+                    "parameters": row.n_parameters,
+                    "trainable": row.n_trainable,
+                    "state": row.state,
+                    "share": row.share,
+                }
+                for row in self.rows
+            ]
+        ).set_index("role")
 
     def __str__(self) -> str:
         line = "{:<18}  {:>7}  {:>13}  {:>13}  {:<9}  {:>6}".format
-        rows = [line(r.role, r.n_tensors, f"{r.n_parameters:,}", f"{r.n_trainable:,}", r.state, f"{r.share:.1%}")
-                for r in self.rows]
-        return "\n".join([
-            line("role", "tensors", "parameters", "trainable", "state", "share"), *rows,
-            line("all", sum(r.n_tensors for r in self.rows), f"{self.n_parameters:,}", f"{self.n_trainable:,}",
-                 "", "100.0%"),
-            f"freezes: {self.freezes} | trains: {self.trains}",
-            f"R = {self.n_trainable:,} / {self.n_parameters:,} = {self.R:.4f}", *self.ties])
+        rows = [
+            line(r.role, r.n_tensors, f"{r.n_parameters:,}", f"{r.n_trainable:,}", r.state, f"{r.share:.1%}")
+            for r in self.rows
+        ]
+        return "\n".join(
+            [
+                line("role", "tensors", "parameters", "trainable", "state", "share"),
+                *rows,
+                line(
+                    "all",
+                    sum(r.n_tensors for r in self.rows),
+                    f"{self.n_parameters:,}",
+                    f"{self.n_trainable:,}",
+                    "",
+                    "100.0%",
+                ),
+                f"freezes: {self.freezes} | trains: {self.trains}",
+                f"R = {self.n_trainable:,} / {self.n_parameters:,} = {self.R:.4f}",
+                *self.ties,
+            ]
+        )
 
     def _repr_html_(self) -> str:
-        styled = self.table().to_html(formatters={"parameters": "{:,}".format, "trainable": "{:,}".format,
-                                                  "share": "{:.1%}".format})
-        return f"{styled}<p>{self.label}; R = {self.R:.4f}</p>" + "".join(f"<p>{tie}</p>" for tie in self.ties)
+        styled = self.table().to_html(
+            formatters={"parameters": "{:,}".format, "trainable": "{:,}".format, "share": "{:.1%}".format}
+        )
+        return f"{styled}<p>{self.label}; R = {self.R:.4f}</p>" + "".join(
+            f"<p>{tie}</p>" for tie in self.ties
+        )

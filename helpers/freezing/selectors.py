@@ -27,6 +27,7 @@ _FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv")}
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _FORMS = "layers:0-5, attention@0-5, name:transformer.h.*.mlp.c_fc.weight"
 
+
 def _is_bias(entry: Entry) -> bool:
     """A vector named "bias", or a tensor named "..._bias": a mixture keeps one row of it for each expert."""
     last = entry.name.split(".")[-1]
@@ -91,6 +92,7 @@ def canonical(selectors: Iterable[str]) -> tuple[str, ...]:
     Raises:
         PlanError: a selector is not known.
     """
+
     def order(selector: str) -> tuple[int, str]:
         word = selector.split("@")[0]
         return (WORDS.index(word) if word in WORDS else len(WORDS)), selector
@@ -123,9 +125,11 @@ def _check_word(word: str, text: str) -> None:
     base, at, layers = word.partition("@")
     if base in WORDS and (not at or _RANGE.fullmatch(layers)):
         return
-    raise PlanError(f"Plan '{text}' is not known: '{word}' is no role, group, part or pattern.{_hint(word)} "
-                    f"Roles: {', '.join(ROLES)}. Groups: {', '.join(GROUPS)}. Parts: {', '.join(PARTS)}. "
-                    f"Also: {_FORMS}.")
+    raise PlanError(
+        f"Plan '{text}' is not known: '{word}' is no role, group, part or pattern.{_hint(word)} "
+        f"Roles: {', '.join(ROLES)}. Groups: {', '.join(GROUPS)}. Parts: {', '.join(PARTS)}. "
+        f"Also: {_FORMS}."
+    )
 
 
 def _hint(word: str) -> str:
@@ -142,15 +146,21 @@ def _hint(word: str) -> str:
 
 def _by_name(anatomy: Anatomy, pattern: str) -> frozenset[str]:
     """A tied tensor is found under each of its names."""
-    hits = frozenset(e.name for e in anatomy.entries if any(matches(pattern, n) for n in (e.name, *e.aliases)))
+    hits = frozenset(
+        e.name for e in anatomy.entries if any(matches(pattern, n) for n in (e.name, *e.aliases))
+    )
     if hits:
         return hits
     names = [n for e in anatomy.entries for n in (e.name, *e.aliases)]
     if any(matches(f"{pattern}.**", n) for n in names):
-        raise PlanError(f"'name:{pattern}' matches no parameter: it names a module. "
-                        f"Write 'name:{pattern}.**' for everything in it.")
+        raise PlanError(
+            f"'name:{pattern}' matches no parameter: it names a module. "
+            f"Write 'name:{pattern}.**' for everything in it."
+        )
     near = difflib.get_close_matches(pattern, [*starred(names), *names], n=3, cutoff=0.3)
-    raise PlanError(f"'name:{pattern}' matches no parameter. Nearest: {', '.join(near or starred(names)[:3])}.")
+    raise PlanError(
+        f"'name:{pattern}' matches no parameter. Nearest: {', '.join(near or starred(names)[:3])}."
+    )
 
 
 def _layer_range(anatomy: Anatomy, selector: str, text: str) -> tuple[int, int]:
@@ -159,7 +169,9 @@ def _layer_range(anatomy: Anatomy, selector: str, text: str) -> tuple[int, int]:
     if low > high:
         raise PlanError(f"'{selector}' runs backwards: write the smaller block first, {high}-{low}.")
     if high >= anatomy.n_layers:
-        raise PlanError(f"'{selector}' asks for block {high}: this model has blocks 0 to {anatomy.n_layers - 1}.")
+        raise PlanError(
+            f"'{selector}' asks for block {high}: this model has blocks 0 to {anatomy.n_layers - 1}."
+        )
     return low, high
 
 
@@ -167,8 +179,12 @@ def _nothing(anatomy: Anatomy, word: str) -> str:
     """Why a word finds nothing in this model, and what there is."""
     fused = [e for e in anatomy.entries if e.part in _FUSED.get(word, ())]
     if fused:
-        return (f"'{word}' cannot be chosen alone: this model keeps q, k, v in fused tensors "
-                f"({fused[0].name}). Choose 'qkv' or 'attention'.")
+        return (
+            f"'{word}' cannot be chosen alone: this model keeps q, k, v in fused tensors "
+            f"({fused[0].name}). Choose 'qkv' or 'attention'."
+        )
     parts = list(dict.fromkeys(e.part for e in anatomy.entries if e.part in PARTS))
-    return (f"'{word}' matches nothing: this model has none. It has the roles {', '.join(anatomy.counts())} "
-            f"and the parts {', '.join(parts)}.")
+    return (
+        f"'{word}' matches nothing: this model has none. It has the roles {', '.join(anatomy.counts())} "
+        f"and the parts {', '.join(parts)}."
+    )

@@ -35,12 +35,19 @@ class Change:
     kept: tuple[str, ...]  # as they were, moments bit for bit
 
     def __str__(self) -> str:
-        return (f"{len(self.thawed)} tensors train from here on, {len(self.refrozen)} no longer do, "
-                f"{len(self.kept)} go on with their moments")
+        return (
+            f"{len(self.thawed)} tensors train from here on, {len(self.refrozen)} no longer do, "
+            f"{len(self.kept)} go on with their moments"
+        )
 
 
-def change_plan(model: nn.Module, optimizer: torch.optim.Optimizer, plan: FreezePlan,
-                roles: dict[str, str] | None = None, **settings) -> Change:
+def change_plan(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: FreezePlan,
+    roles: dict[str, str] | None = None,
+    **settings,
+) -> Change:
     """Apply ``plan`` to a model in training, and bring its optimizer in line.
 
     Tensors that train from here on become a new group, with the settings of the last group unless
@@ -62,8 +69,10 @@ def change_plan(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Freeze
         PlanError: the plan does not fit the model; model and optimizer are then unchanged.
     """
     if isinstance(model, (DistributedDataParallel, FSDPModule)):
-        raise UnfreezingError(f"The model is wrapped ({type(model).__name__}), which fixed what is trained when it was "
-                              "made. Change the plan on the model inside, then wrap it again.")
+        raise UnfreezingError(
+            f"The model is wrapped ({type(model).__name__}), which fixed what is trained when it was "
+            "made. Change the plan on the model inside, then wrap it again."
+        )
     plan.apply(model, roles)  # drops the gradients of what is frozen
     inner = getattr(optimizer, "optimizer", optimizer)
     names = {p: n for n, p in model.named_parameters()}
@@ -73,7 +82,9 @@ def change_plan(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Freeze
     thawed = [p for p in names if p.requires_grad and id(p) not in known]
     _forget(inner, refrozen)
     if thawed:
-        like = {key: value for key, value in inner.param_groups[-1].items() if key not in ("params", "initial_lr")}
+        like = {
+            key: value for key, value in inner.param_groups[-1].items() if key not in ("params", "initial_lr")
+        }
         inner.add_param_group({**like, **settings, "params": thawed})
     kept = [names[p] for p in held if p.requires_grad]
     return Change(tuple(names[p] for p in thawed), tuple(names[p] for p in refrozen), tuple(kept))

@@ -2,9 +2,13 @@
 
 from helpers import face
 
-__getattr__, __dir__, __all__ = face(__name__, {
-    "checks": ["check", "progress"],
-    "exercises.nb01": ["practice_head"],
-    "predicting": ["in_band", "predict", "prediction_ledger", "reveal"],
-    "reading": ["finite"],
-}, modules=["museum", "widgets"])
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "checks": ["check", "progress"],
+        "exercises.nb01": ["practice_head"],
+        "predicting": ["in_band", "predict", "prediction_ledger", "reveal"],
+        "reading": ["finite"],
+    },
+    modules=["museum", "widgets"],
+)

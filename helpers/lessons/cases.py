@@ -15,8 +15,14 @@ from helpers.lessons.checks import Reply, right, value_of, wrong
 from helpers.lessons.reading import number, plain
 
 
-def judge_function(answer: Any, cases: Iterable[tuple], correct: Callable, mistakes: Mapping[Callable, str],
-                   praise: str, within: float = 1e-6) -> Reply:
+def judge_function(
+    answer: Any,
+    cases: Iterable[tuple],
+    correct: Callable,
+    mistakes: Mapping[Callable, str],
+    praise: str,
+    within: float = 1e-6,
+) -> Reply:
     """Right if ``answer`` returns what ``correct`` does on every case; else the first mistake that fits.
 
     Args:
@@ -36,11 +42,15 @@ def judge_function(answer: Any, cases: Iterable[tuple], correct: Callable, mista
     if not wrong_at:
         return right(praise)
     for mistake, reason in mistakes.items():
-        if all(_same(a, _results(mistake(*copy.deepcopy(c))), within) for a, c in zip(found, cases, strict=True)):
+        if all(
+            _same(a, _results(mistake(*copy.deepcopy(c))), within) for a, c in zip(found, cases, strict=True)
+        ):
             return wrong(reason)
     first = wrong_at[0]
-    return wrong(f"for {_shown_case(cases[first])} your function gives {_shown(found[first])}, and "
-                 f"{_shown(expected[first])} is right. Work this case out by hand.")
+    return wrong(
+        f"for {_shown_case(cases[first])} your function gives {_shown(found[first])}, and "
+        f"{_shown(expected[first])} is right. Work this case out by hand."
+    )
 
 
 def _results(value: Any) -> list[float]:
@@ -52,7 +62,8 @@ def _same(a: list[float], b: list[float], within: float) -> bool:
     """Equal numbers, in equal number; NaN equals NaN."""
     return len(a) == len(b) and all(
         math.isclose(x, y, rel_tol=within, abs_tol=within / 100) or math.isnan(x) and math.isnan(y)
-        for x, y in zip(a, b, strict=True))
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def _shown(values: list[float]) -> str:

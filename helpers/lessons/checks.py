@@ -84,7 +84,9 @@ def reply_to(name: str, answer: Any) -> Reply:
     except ValueError as error:
         return wrong(f"this answer cannot be read ({error}). Look at the form that the exercise asks for.")
     except OTHER_FORM:
-        return wrong(f"this answer cannot be read: it is {named(answer)}. Look at the form that the exercise asks for.")
+        return wrong(
+            f"this answer cannot be read: it is {named(answer)}. Look at the form that the exercise asks for."
+        )
 
 
 def check(name: str, answer: Any) -> None:
@@ -103,7 +105,9 @@ def _find(name: str) -> Callable[[Any], Reply]:
     if name not in _CHECKS and name[:2].isdigit():
         _load(name[:2])
     if name not in _CHECKS:
-        raise CheckError(f"There is no exercise '{name}'. Exercises loaded so far: {', '.join(sorted(_CHECKS))}.")
+        raise CheckError(
+            f"There is no exercise '{name}'. Exercises loaded so far: {', '.join(sorted(_CHECKS))}."
+        )
     return _CHECKS[name]
 
 
@@ -116,8 +120,15 @@ def _load(notebook: str = "") -> None:
 # --- reading an answer -------------------------------------------------------------
 
 
-def judge_number(answer: Any, correct: float, praise: str, mistakes: Mapping[float, str], *, within: float = 0.0,
-                 otherwise: str = "Read the hints, one at a time.") -> Reply:
+def judge_number(
+    answer: Any,
+    correct: float,
+    praise: str,
+    mistakes: Mapping[float, str],
+    *,
+    within: float = 0.0,
+    otherwise: str = "Read the hints, one at a time.",
+) -> Reply:
     """Compare a number with the right one and with the known wrong ones.
 
     Args:
@@ -142,11 +153,15 @@ def call(function: Any, *arguments: Any) -> Any:
     import torch
 
     if not callable(function) or isinstance(function, torch.nn.Module):
-        raise AnswerFault(f"a function is asked for, found {type(function).__name__}: give its name, without brackets.")
+        raise AnswerFault(
+            f"a function is asked for, found {type(function).__name__}: give its name, without brackets."
+        )
     try:
         return function(*arguments)
     except FAULTS as error:
-        asked = "" if _takes(function, len(arguments)) else f". It is called with {len(arguments)} arguments here"
+        asked = (
+            "" if _takes(function, len(arguments)) else f". It is called with {len(arguments)} arguments here"
+        )
         raise AnswerFault(f"your function stopped with {type(error).__name__}: {error}{asked}") from error
 
 
@@ -159,8 +174,10 @@ def value_of(function: Any, *arguments: Any) -> Any:
     """
     value = call(function, *arguments)
     if value is None:
-        raise ValueError("your function returns None: end it with `return`; print shows a value on the screen, "
-                         "and hands nothing on")
+        raise ValueError(
+            "your function returns None: end it with `return`; print shows a value on the screen, "
+            "and hands nothing on"
+        )
     return value
 
 
@@ -185,7 +202,9 @@ def progress() -> None:
         marks = "  ".join(f"{name} {'■' if name in done else '·'}" for name in names if name.startswith(book))
         print(marks)
     n_solved = sum(name in done for name in names)
-    print(f"■ solved: {n_solved} of {len(names)} exercises. Kept in progress.json in the build folder, nowhere else.")
+    print(
+        f"■ solved: {n_solved} of {len(names)} exercises. Kept in progress.json in the build folder, nowhere else."
+    )
 
 
 def exercise_names() -> list[str]:
@@ -220,8 +239,12 @@ def _progress_file() -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m helpers.lessons.checks", description="Which exercises are solved.")
-    parser.add_argument("--progress", action="store_true", required=True, help="list all exercises, solved and open")
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.lessons.checks", description="Which exercises are solved."
+    )
+    parser.add_argument(
+        "--progress", action="store_true", required=True, help="list all exercises, solved and open"
+    )
     parser.parse_args(arguments)
     progress()
     return 0

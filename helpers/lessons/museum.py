@@ -68,7 +68,9 @@ class Exhibit:
 # --- what the recipes share --------------------------------------------------------
 
 
-def train(model: nn.Module, optimizer: Optimizer, batches: Batches, *, set_to_none: bool = False) -> Optimizer:
+def train(
+    model: nn.Module, optimizer: Optimizer, batches: Batches, *, set_to_none: bool = False
+) -> Optimizer:
     """One optimizer step a batch, as a plain loop writes it.
 
     Args:
@@ -191,7 +193,9 @@ EXHIBITS: tuple[Exhibit, ...] = (
     Exhibit(2, "attention frozen", _ATTENTION, dot_h_rule),
     Exhibit(3, "attention frozen", _ATTENTION, inner_condition),
     Exhibit(4, "attention frozen", _ATTENTION, flag_on_module),
-    Exhibit(5, "attention and embeddings frozen", FreezePlan.freeze("attention", "embeddings"), attn_or_embed),
+    Exhibit(
+        5, "attention and embeddings frozen", FreezePlan.freeze("attention", "embeddings"), attn_or_embed
+    ),
     Exhibit(6, "output head frozen", FreezePlan.freeze("head"), head_by_name),
     Exhibit(7, "attention frozen", _ATTENTION, optimizer_first),
     Exhibit(8, "attention frozen after the first steps", _ATTENTION, frozen_midway),

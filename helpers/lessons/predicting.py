@@ -36,7 +36,9 @@ def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> 
         number = _estimate(value)
     except ValueError as fault:
         stays = "" if earlier is None else f" Your earlier prediction, {_said(earlier)}, stays."
-        print(f'{claim}: nothing is noted: {fault}. Write a number, as in predict("{claim}", 0.5, 0.4, 0.6).{stays}')
+        print(
+            f'{claim}: nothing is noted: {fault}. Write a number, as in predict("{claim}", 0.5, 0.4, 0.6).{stays}'
+        )
         return
     ends, remark = _range(number, low, high)
     entry = {"value": number, "low": ends and ends[0], "high": ends and ends[1]}
@@ -45,8 +47,10 @@ def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> 
     if ends:
         print(f"{claim}: you predict {number:g}, and are 80% sure of {ends[0]:g} to {ends[1]:g}.{remark}")
     else:
-        print(f"{claim}: you predict {number:g}, without a range.{remark} "
-              f'To say how sure you are: predict("{claim}", {number:g}, low, high).')
+        print(
+            f"{claim}: you predict {number:g}, without a range.{remark} "
+            f'To say how sure you are: predict("{claim}", {number:g}, low, high).'
+        )
 
 
 def _left_open(claim: str, value: Any, earlier: Mapping | None) -> str:
@@ -68,8 +72,10 @@ def _estimate(value: Any) -> float:
         ValueError: it is none, or may mean two.
     """
     if isinstance(value, str) and value.strip().endswith("%"):
-        raise ValueError(f"'{value.strip()[:20]}' may mean a share or a number of percent, so write it without the "
-                         "sign, in the unit that is asked for")
+        raise ValueError(
+            f"'{value.strip()[:20]}' may mean a share or a number of percent, so write it without the "
+            "sign, in the unit that is asked for"
+        )
     return finite(value)
 
 
@@ -101,11 +107,19 @@ def predictions() -> dict[str, dict]:
 
 def _readable(found: Any) -> dict[str, dict]:
     """The entries of a file of predictions that have the form of one."""
-    return {claim: entry for claim, entry in found.items() if _is_prediction(entry)} if isinstance(found, dict) else {}
+    return (
+        {claim: entry for claim, entry in found.items() if _is_prediction(entry)}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _is_prediction(entry: Any) -> bool:
-    if not isinstance(entry, dict) or set(entry) != {"value", "low", "high"} or not _is_number(entry["value"]):
+    if (
+        not isinstance(entry, dict)
+        or set(entry) != {"value", "low", "high"}
+        or not _is_number(entry["value"])
+    ):
         return False
     low, high = entry["low"], entry["high"]
     if low is None and high is None:
@@ -122,7 +136,11 @@ def _said(entry: Mapping | None) -> str:
     """A prediction in a line: ``0.5 (0.4 to 0.6)``."""
     if entry is None:
         return "no prediction"
-    return f"{entry['value']:g} ({entry['low']:g} to {entry['high']:g})" if _has_range(entry) else f"{entry['value']:g}"
+    return (
+        f"{entry['value']:g} ({entry['low']:g} to {entry['high']:g})"
+        if _has_range(entry)
+        else f"{entry['value']:g}"
+    )
 
 
 def _holds(entry: Mapping, measured: float) -> bool | None:
@@ -145,11 +163,20 @@ def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: 
 def prediction_ledger(entries: list[dict]) -> pd.DataFrame:
     """Return reader and measurement side by side, and whether the 80% range held (NA where none was given)."""
     yours = predictions()
-    table = pd.DataFrame([{
-        "claim": e["id"], "you": yours[e["id"]]["value"], "measured": e["value"], "unit": e["unit"],
-        "in your range": _holds(yours[e["id"]], e["value"]),
-    } for e in entries if e["id"] in yours and e["value"] is not None],
-        columns=["claim", "you", "measured", "unit", "in your range"])
+    table = pd.DataFrame(
+        [
+            {
+                "claim": e["id"],
+                "you": yours[e["id"]]["value"],
+                "measured": e["value"],
+                "unit": e["unit"],
+                "in your range": _holds(yours[e["id"]], e["value"]),
+            }
+            for e in entries
+            if e["id"] in yours and e["value"] is not None
+        ],
+        columns=["claim", "you", "measured", "unit", "in your range"],
+    )
     return table.astype({"in your range": "boolean"})
 
 
@@ -168,5 +195,7 @@ def in_band(what: str, value: float, low: float, high: float, unit: str = "") ->
     if inside:
         print(f"{what}: {value:.3g}, between {low:g} and {high:g} {unit}".rstrip())
     else:
-        print(f"{what}: {value:.4g} {unit}, outside {low:g} to {high:g}, which was seen when this page was made.")
+        print(
+            f"{what}: {value:.4g} {unit}, outside {low:g} to {high:g}, which was seen when this page was made."
+        )
     return inside

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 
-
 def number(answer: Any) -> float:
     """Return the number in an int, a float, a one-element tensor, array or list, or text such as "56,707,584".
 

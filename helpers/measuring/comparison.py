@@ -58,21 +58,21 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
     if not runs:
         raise ComparisonError("There are no runs to compare. Record them: make evidence.")
     if full_gain <= 0:
-        raise ComparisonError("Not comparable: full training gained nothing, so there is no gain to match. "
-                              "Train longer, or tune its rate.")
+        raise ComparisonError(
+            "Not comparable: full training gained nothing, so there is no gain to match. "
+            "Train longer, or tune its rate."
+        )
     reached = min(frontier(r)[0][-1] for r in runs)
     for share in (0.80, 0.65, 0.50, 0.35):
         if reached >= share * full_gain:
             return share * full_gain, share
-    raise ComparisonError(f"Not comparable: a run reaches a gain of {reached:.3f} nats, less than 35% of "
-                          f"{full_gain:.3f}. Train longer, or tune its rate.")
+    raise ComparisonError(
+        f"Not comparable: a run reaches a gain of {reached:.3f} nats, less than 35% of "
+        f"{full_gain:.3f}. Train longer, or tune its rate."
+    )
 
 
 # --- pairs and intervals -----------------------------------------------------------
-
-
-
-
 
 
 def chosen(runs: Sequence[dict], plan: str, text: str, choice: str) -> list[dict]:
@@ -94,12 +94,15 @@ def pairs_by_seed(runs_a: Sequence[dict], runs_b: Sequence[dict]) -> list[tuple[
         raise ComparisonError("Not comparable: a run diverged, so it never reached the level. Tune its rate.")
     for key in ("model_hash", "text_hash", "retention_hash", "batch", "length"):
         if any(a[key] != b[key] for a, b in pairs):
-            raise ComparisonError(f"These runs are no pairs: they differ in {key}. Record them again together.")
+            raise ComparisonError(
+                f"These runs are no pairs: they differ in {key}. Record them again together."
+            )
     return pairs
 
 
-def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: float,
-                          reference: Sequence[dict] = ()) -> Interval:
+def forgetting_difference(
+    runs_a: Sequence[dict], runs_b: Sequence[dict], gain: float, reference: Sequence[dict] = ()
+) -> Interval:
     """F(a) - F(b) at equal gain over paired runs, with three sources of error.
 
     Seeds differ; the retention text has few windows; and so has the dev text, on which the gain is read. For the
@@ -116,15 +119,23 @@ def forgetting_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], gain: 
     found = [(forgetting_at(a["evaluations"], gain), forgetting_at(b["evaluations"], gain)) for a, b in pairs]
     if any(x is None or y is None for x, y in found):
         raise ComparisonError(f"A run does not reach a gain of {gain:.3f} nats. Choose a lower level.")
-    left_out = np.mean([forgetting_without_blocks(a, gain) - forgetting_without_blocks(b, gain) for a, b in pairs], 0)
+    left_out = np.mean(
+        [forgetting_without_blocks(a, gain) - forgetting_without_blocks(b, gain) for a, b in pairs], 0
+    )
     on_dev = difference_without_dev_blocks(pairs, gain, reference)
     gain_error, n_gain = (None, 20) if on_dev is None else (jackknife_error(on_dev), len(on_dev))
-    return paired_interval([x - y for x, y in found], jackknife_error(left_out), len(left_out),
-                           gain_error=gain_error, n_gain_blocks=n_gain)
+    return paired_interval(
+        [x - y for x, y in found],
+        jackknife_error(left_out),
+        len(left_out),
+        gain_error=gain_error,
+        n_gain_blocks=n_gain,
+    )
 
 
-def difference_without_dev_blocks(pairs: Sequence[tuple[dict, dict]], gain: float,
-                                  reference: Sequence[dict]) -> np.ndarray | None:
+def difference_without_dev_blocks(
+    pairs: Sequence[tuple[dict, dict]], gain: float, reference: Sequence[dict]
+) -> np.ndarray | None:
     """F(a) - F(b), mean over pairs, with one block of dev windows left out at a time: (blocks,).
 
     The gain of each run and the level are read again without the block. None where a record lacks those windows.
@@ -132,9 +143,11 @@ def difference_without_dev_blocks(pairs: Sequence[tuple[dict, dict]], gain: floa
     of_runs = [gain_without_blocks(run) for run in [*(r for pair in pairs for r in pair), *reference]]
     if any(shares is None for shares in of_runs):
         return None
-    of_level = np.mean(of_runs[2 * len(pairs):], 0) if reference else np.ones(len(of_runs[0]))
+    of_level = np.mean(of_runs[2 * len(pairs) :], 0) if reference else np.ones(len(of_runs[0]))
     levels = [gain * of_level / own for own in of_runs[: 2 * len(pairs)]]  # on the axis of the whole dev text
-    read = [_read_at(run, level) for run, level in zip((r for pair in pairs for r in pair), levels, strict=True)]
+    read = [
+        _read_at(run, level) for run, level in zip((r for pair in pairs for r in pair), levels, strict=True)
+    ]
     return np.mean([a - b for a, b in zip(read[::2], read[1::2], strict=True)], 0)
 
 
@@ -168,7 +181,9 @@ def forgetting_without_blocks(run: dict, gain: float) -> np.ndarray:
     return PchipInterpolator(gains, np.concatenate([start, means]))(gain)
 
 
-def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, level: float = 0.95) -> Interval:
+def loss_difference(
+    runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, level: float = 0.95
+) -> Interval:
     """Test loss of a minus b over paired runs, on the windows of ``text``, in nats a token."""
     pairs = pairs_by_seed(runs_a, runs_b)
     tests = [(a["test_windows"][text], b["test_windows"][text]) for a, b in pairs]
@@ -177,8 +192,9 @@ def loss_difference(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, l
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)), level)
 
 
-def gain_share(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, base: Sequence[float],
-               level: float = 0.95) -> Interval:
+def gain_share(
+    runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, base: Sequence[float], level: float = 0.95
+) -> Interval:
     """Gain of a over gain of b on the windows of a test text, over paired runs.
 
     Args:
@@ -187,7 +203,9 @@ def gain_share(runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, base: 
     pairs = pairs_by_seed(runs_a, runs_b)
 
     def shares(left_out=()) -> list[float]:
-        gains = [[np.delete(np.subtract(base, r["test_windows"][text]), left_out).mean() for r in p] for p in pairs]
+        gains = [
+            [np.delete(np.subtract(base, r["test_windows"][text]), left_out).mean() for r in p] for p in pairs
+        ]
         return [a / b for a, b in gains]
 
     groups = blocks(np.arange(len(base)))
@@ -202,9 +220,14 @@ def test_gain(runs: Sequence[dict], text: str, base: Sequence[float]) -> Interva
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)))
 
 
-def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar",
-                    leave_out: Mapping[str, np.ndarray] | None = None, on: Mapping[str, str] | None = None,
-                    windows: str = "test_windows") -> dict[int, float]:
+def style_contrasts(
+    runs: Sequence[dict],
+    a: str = "alice",
+    b: str = "edgar",
+    leave_out: Mapping[str, np.ndarray] | None = None,
+    on: Mapping[str, str] | None = None,
+    windows: str = "test_windows",
+) -> dict[int, float]:
     """S of `evaluation.style_contrast` by seed, from recorded runs of one plan on both authors.
 
     Args:
@@ -213,13 +236,20 @@ def style_contrasts(runs: Sequence[dict], a: str = "alice", b: str = "edgar",
         windows: "test_windows", or "function_windows" for function words and punctuation alone.
     """
     loss = _losses_by_author(runs, a, b, leave_out, on, windows)
-    return {s: 0.5 * ((loss[b, s][a] - loss[a, s][a]) + (loss[a, s][b] - loss[b, s][b]))
-            for s in _seeds_on_both(loss, a, b)}
+    return {
+        s: 0.5 * ((loss[b, s][a] - loss[a, s][a]) + (loss[a, s][b] - loss[b, s][b]))
+        for s in _seeds_on_both(loss, a, b)
+    }
 
 
-def own_gains(runs: Sequence[dict], base: Mapping[str, Sequence[float]], a: str = "alice", b: str = "edgar",
-              leave_out: Mapping[str, np.ndarray] | None = None,
-              on: Mapping[str, str] | None = None) -> dict[int, float]:
+def own_gains(
+    runs: Sequence[dict],
+    base: Mapping[str, Sequence[float]],
+    a: str = "alice",
+    b: str = "edgar",
+    leave_out: Mapping[str, np.ndarray] | None = None,
+    on: Mapping[str, str] | None = None,
+) -> dict[int, float]:
     """What a plan gained on the author that it was tuned on, by seed: nats a token, mean over the two authors.
 
     Args:
@@ -232,22 +262,31 @@ def own_gains(runs: Sequence[dict], base: Mapping[str, Sequence[float]], a: str 
     return {s: 0.5 * sum(before[t] - loss[t, s][t] for t in (a, b)) for s in _seeds_on_both(loss, a, b)}
 
 
-def _losses_by_author(runs, a: str, b: str, leave_out, on, windows: str) -> dict[tuple[str, int], dict[str, float]]:
+def _losses_by_author(
+    runs, a: str, b: str, leave_out, on, windows: str
+) -> dict[tuple[str, int], dict[str, float]]:
     """(Text of the run, seed) to the run's mean loss on the test of each author."""
     leave_out, tests = leave_out or {}, {a: a, b: b} | dict(on or {})
-    return {(r["text"], r["seed"]): {t: float(np.nanmean(np.delete(r[windows][tests[t]], leave_out.get(t, []))))
-                                     for t in (a, b)} for r in runs}
+    return {
+        (r["text"], r["seed"]): {
+            t: float(np.nanmean(np.delete(r[windows][tests[t]], leave_out.get(t, [])))) for t in (a, b)
+        }
+        for r in runs
+    }
 
 
 def _seeds_on_both(loss: Mapping[tuple[str, int], object], a: str, b: str) -> list[int]:
     seeds = sorted(s for t, s in loss if t == a and (b, s) in loss)
     if not seeds:
-        raise ComparisonError(f"The style contrast needs runs on both '{a}' and '{b}' with one seed; found none.")
+        raise ComparisonError(
+            f"The style contrast needs runs on both '{a}' and '{b}' with one seed; found none."
+        )
     return seeds
 
 
-def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar",
-                **options) -> Interval:
+def style_ratio(
+    runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar", **options
+) -> Interval:
     """S(plan) / S(reference): the share of the style that a plan learns, over seeds, with its interval.
 
     Options are those of `style_contrasts` (on, windows), and ``base``: with it both are read at equal gain, as
@@ -256,8 +295,9 @@ def style_ratio(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice
     return _style_interval(runs, reference, lambda top, below: top / below, a, b, options)
 
 
-def style_difference(runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar",
-                     **options) -> Interval:
+def style_difference(
+    runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar", **options
+) -> Interval:
     """S(plan) - S(reference) in nats a token, over seeds, with its interval; options as in `style_ratio`.
 
     With ``base`` it is contrast per nat of own gain.
@@ -289,7 +329,3 @@ def _style_interval(runs, reference, compare, a: str, b: str, options: dict) -> 
         variance += jackknife_error(left_out) ** 2
         n_blocks.append(len(groups))
     return paired_interval(compared(), float(np.sqrt(variance)), min(n_blocks))
-
-
-
-

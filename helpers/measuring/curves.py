@@ -43,7 +43,7 @@ def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75)
     n = int(part * len(t))
 
     def power_law(t, limit, a, b):
-        return limit + a * t ** -b
+        return limit + a * t**-b
 
     bounds = ([0, 0, 0.01], [np.inf, np.inf, 5])
     start = (max(0.0, y[:n].min() - 0.1), max(1e-3, y[0] - y[n - 1]), 0.5)
@@ -53,8 +53,9 @@ def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75)
     return Levelling(float(found[0]), float(found[0] - half), float(found[0] + half), float(error))
 
 
-def is_stable(norms: Mapping[str, float], spike_share: float = 0.01,
-              quarters: tuple[float, float] = (0.5, 2.0)) -> bool:
+def is_stable(
+    norms: Mapping[str, float], spike_share: float = 0.01, quarters: tuple[float, float] = (0.5, 2.0)
+) -> bool:
     """Gradients of a run, from `comparison.norm_summary`: few spikes, no drift, nothing non-finite."""
     is_finite = all(math.isfinite(v) for v in norms.values())
     return is_finite and norms["spikes"] < spike_share and quarters[0] <= norms["quarters"] <= quarters[1]
@@ -127,8 +128,10 @@ def width(losses: Mapping[float, float], base_loss: float = math.inf, within: fl
     rates = sorted(losses)
     finished = [rate for rate in rates if math.isfinite(losses[rate])]
     if len(rates) < 3 or not finished:
-        raise StabilityError(f"A width needs three rates or more and a run that ended; found {len(rates)} rates, "
-                             f"{len(finished)} ended. Try other rates.")
+        raise StabilityError(
+            f"A width needs three rates or more and a run that ended; found {len(rates)} rates, "
+            f"{len(finished)} ended. Try other rates."
+        )
     best = min(finished, key=losses.get)
     near = [rate in finished and losses[rate] <= losses[best] + within for rate in rates]
     first = last = rates.index(best)
@@ -182,6 +185,10 @@ def norm_summary(norms: np.ndarray, warmup: int = 5) -> dict[str, float]:
     if len(after) < 4:
         after = np.asarray(norms, dtype=np.float64)
     quarter = max(1, len(after) // 4)
-    found = {"median": np.nanmedian(after), "largest": np.nanmax(after), "spikes": spikes(norms, warmup),
-             "quarters": np.nanmean(after[-quarter:]) / np.nanmean(after[:quarter])}
+    found = {
+        "median": np.nanmedian(after),
+        "largest": np.nanmax(after),
+        "spikes": spikes(norms, warmup),
+        "quarters": np.nanmean(after[-quarter:]) / np.nanmean(after[:quarter]),
+    }
     return {name: float(f"{value:.5g}") for name, value in found.items()}

@@ -135,8 +135,14 @@ def pairs_needed(difference: Interval, rule: Rule, most: int = 200) -> int | Non
     """How many pairs would decide, if mean and spread stayed as they are; None: pairs alone never would."""
     if math.isnan(difference.low) or difference.n_pairs < 2:
         return None
-    return next((n for n in range(LEAST_PAIRS, most + 1)
-                 if rule(*(with_pairs(difference, n, level) for level in (0.90, 0.95))) != UNDECIDED), None)
+    return next(
+        (
+            n
+            for n in range(LEAST_PAIRS, most + 1)
+            if rule(*(with_pairs(difference, n, level) for level in (0.90, 0.95))) != UNDECIDED
+        ),
+        None,
+    )
 
 
 def with_pairs(difference: Interval, n: int, level: float) -> Interval:
@@ -146,9 +152,16 @@ def with_pairs(difference: Interval, n: int, level: float) -> Interval:
     seed = seed_half / stdtrit(df, was) * math.sqrt((df + 1) / n) * stdtrit(n - 1, tail)
     halves = [half * stdtrit(df, tail) / stdtrit(df, was) for half, df in others]
     half = math.hypot(seed, *halves)
-    return replace(difference, low=difference.mean - half, high=difference.mean + half, n_pairs=n, seed_half=seed,
-                   window_half=halves[0], gain_half=halves[1] if len(halves) > 1 else difference.gain_half,
-                   level=level)
+    return replace(
+        difference,
+        low=difference.mean - half,
+        high=difference.mean + half,
+        n_pairs=n,
+        seed_half=seed,
+        window_half=halves[0],
+        gain_half=halves[1] if len(halves) > 1 else difference.gain_half,
+        level=level,
+    )
 
 
 # --- texts and tests together ------------------------------------------------------
@@ -187,22 +200,39 @@ def finding_of(difference: Interval, smallest: float, claimed: str, limits: Sequ
     """A claim that a difference lies on one side."""
     other = {"lower": "higher", "higher": "lower"}[claimed]
     p = min(1.0, 2 * p_value(difference, 0.0, claimed))
-    return unless_few(Finding(difference, decide(difference, smallest, claimed), p,
-                              decide(difference, smallest, other) == HOLDS, tuple(limits),
-                              lambda _, wide: decide(wide, smallest, claimed)))
+    return unless_few(
+        Finding(
+            difference,
+            decide(difference, smallest, claimed),
+            p,
+            decide(difference, smallest, other) == HOLDS,
+            tuple(limits),
+            lambda _, wide: decide(wide, smallest, claimed),
+        )
+    )
 
 
-def equal_finding(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS,
-                  limits: Sequence[str] = ()) -> Finding:
+def equal_finding(
+    loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS, limits: Sequence[str] = ()
+) -> Finding:
     """A claim that two losses are equal; its p is the larger of the two one-sided tests."""
     p = max(p_value(loss_90, -margin, "higher"), p_value(loss_90, margin, "lower"))
     verdict = decide_equal(loss_90, loss_95, margin)
-    return unless_few(Finding(loss_95, verdict, p, verdict == FAILS, tuple(limits),
-                              lambda narrow, wide: decide_equal(narrow, wide, margin)))
+    return unless_few(
+        Finding(
+            loss_95,
+            verdict,
+            p,
+            verdict == FAILS,
+            tuple(limits),
+            lambda narrow, wide: decide_equal(narrow, wide, margin),
+        )
+    )
 
 
-def share_finding(share_90: Interval, share_95: Interval, least: float = EQUAL_SHARE,
-                  limits: Sequence[str] = ()) -> Finding:
+def share_finding(
+    share_90: Interval, share_95: Interval, least: float = EQUAL_SHARE, limits: Sequence[str] = ()
+) -> Finding:
     """A claim that a plan gains as much as another: its share of the other's gain lies above ``least``.
 
     *Holds* if the 90% interval does; *does not hold* if the 95% interval lies below.
@@ -270,7 +300,9 @@ def holm(p_values: Mapping[str, float], error: float = FAMILY_ERROR) -> frozense
     return frozenset(stands)
 
 
-def primary_verdicts(findings: Mapping[str, Sequence[Finding]], error: float = FAMILY_ERROR) -> dict[str, str]:
+def primary_verdicts(
+    findings: Mapping[str, Sequence[Finding]], error: float = FAMILY_ERROR
+) -> dict[str, str]:
     """The verdicts of the primary tests of a model, as far as Holm's rule over them allows.
 
     A claim that may not *hold* can still *hold in part*, and one that may not do that is not decided.

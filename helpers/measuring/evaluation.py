@@ -23,16 +23,6 @@ from helpers.models import last_states, n_positions, next_token_logits, plain_tr
 CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
 
 
-
-
-
-
-
-
-
-
-
-
 # --- held-out loss -----------------------------------------------------------------
 
 
@@ -56,7 +46,9 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
         ValueError: the two were not measured on equally many windows.
     """
     if a.n_windows != b.n_windows:
-        raise ValueError(f"A paired difference needs the same windows; found {a.n_windows} and {b.n_windows}.")
+        raise ValueError(
+            f"A paired difference needs the same windows; found {a.n_windows} and {b.n_windows}."
+        )
     return estimate(a.per_window - b.per_window, a.n_tokens)
 
 
@@ -90,8 +82,15 @@ def _device(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def sample_windows(model: nn.Module, n_windows: int, length: int, seed: int, *, start: torch.Tensor | None = None,
-                   temperature: float = 1.0) -> torch.Tensor:
+def sample_windows(
+    model: nn.Module,
+    n_windows: int,
+    length: int,
+    seed: int,
+    *,
+    start: torch.Tensor | None = None,
+    temperature: float = 1.0,
+) -> torch.Tensor:
     """Token ids that the model writes itself: (n_windows, length), on the CPU.
 
     Args:
@@ -125,8 +124,9 @@ def _begin_token(config) -> int:
     return 0
 
 
-def sample_text(model: nn.Module, tokenizer, prompt: str, n_tokens: int = 80, seed: int = 0,
-                temperature: float = 0.8) -> str:
+def sample_text(
+    model: nn.Module, tokenizer, prompt: str, n_tokens: int = 80, seed: int = 0, temperature: float = 0.8
+) -> str:
     """The prompt and how the model goes on with it."""
     start = torch.tensor(tokenizer(prompt)["input_ids"])
     ids = sample_windows(model, 1, len(start) + n_tokens, seed, start=start, temperature=temperature)
@@ -181,8 +181,10 @@ class Retention:
         The base stands first: a token that it finds likely and the tuned model does not costs most.
         """
         with evaluating(model):
-            rows = [self._kl(kept, part, model) for kept, part in
-                    zip(self._kept, self.windows.split(self.BATCH), strict=True)]
+            rows = [
+                self._kl(kept, part, model)
+                for kept, part in zip(self._kept, self.windows.split(self.BATCH), strict=True)
+            ]
         return estimate(torch.cat(rows).double().numpy(), self.windows.size(0) * (self.windows.size(1) - 1))
 
     @torch.no_grad()
@@ -193,8 +195,9 @@ class Retention:
         return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
 
 
-def log_probabilities(model: nn.Module, windows: torch.Tensor,
-                       states: torch.Tensor | None = None) -> torch.Tensor:
+def log_probabilities(
+    model: nn.Module, windows: torch.Tensor, states: torch.Tensor | None = None
+) -> torch.Tensor:
     """Of each next token: (windows, length - 1, vocab). ``states``: the last ones, where they are known."""
     ids, trunk = windows.to(_device(model)), plain_trunk(model)
     if trunk is None:
@@ -209,8 +212,12 @@ def log_probabilities(model: nn.Module, windows: torch.Tensor,
 
 def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     """Held-out loss of each model (rows) on each author's text (columns), in nats a token."""
-    return pd.DataFrame({text: {name: held_out_loss(model, windows).mean for name, model in models.items()}
-                         for text, windows in texts.items()})
+    return pd.DataFrame(
+        {
+            text: {name: held_out_loss(model, windows).mean for name, model in models.items()}
+            for text, windows in texts.items()
+        }
+    )
 
 
 def style_contrast(on_a: Mapping[str, Estimate], on_b: Mapping[str, Estimate]) -> float:

@@ -99,11 +99,15 @@ def crossing(x: np.ndarray, y: np.ndarray, level: np.ndarray | float) -> np.ndar
     x, y, level = np.broadcast_arrays(x, y, level)
     has = x >= level
     first = np.maximum(has.argmax(-1, keepdims=True), 1)
-    (x0, x1), (y0, y1) = ([np.take_along_axis(a, first - back, -1)[..., 0] for back in (1, 0)] for a in (x, y))
+    (x0, x1), (y0, y1) = (
+        [np.take_along_axis(a, first - back, -1)[..., 0] for back in (1, 0)] for a in (x, y)
+    )
     is_between = has.any(-1) & ~has[..., 0]
     span = np.where(is_between, x1 - x0, 1.0)
     inside = y0 + (level[..., 0] - x0) / span * (y1 - y0)
-    return np.where(is_between, inside, np.where(has[..., 0] & (x[..., 0] == level[..., 0]), y[..., 0], np.nan))
+    return np.where(
+        is_between, inside, np.where(has[..., 0] & (x[..., 0] == level[..., 0]), y[..., 0], np.nan)
+    )
 
 
 def best_within(gains: np.ndarray, forgetting: np.ndarray, budget: float) -> np.ndarray:
@@ -274,8 +278,10 @@ class Paths:
     def within(self, budget: float) -> Readings:
         """The gain at a budget of forgetting."""
         gains, forgetting = means_without(self.gains), means_without(self.forgetting)
-        return Readings(best_within(*np.broadcast_arrays(gains, forgetting[..., :1, :]), budget),
-                        best_within(*np.broadcast_arrays(gains[..., :1, :], forgetting), budget))
+        return Readings(
+            best_within(*np.broadcast_arrays(gains, forgetting[..., :1, :]), budget),
+            best_within(*np.broadcast_arrays(gains[..., :1, :], forgetting), budget),
+        )
 
 
 def stacked(paths: Sequence[Path]) -> Paths:
@@ -288,8 +294,10 @@ def stacked(paths: Sequence[Path]) -> Paths:
         raise ComparisonError("A run diverged: it has no path. Compare without its recipe, or tune its rate.")
     sizes = {(p.gains.shape[1], p.forgetting.shape[1]) for p in paths}
     if len(sizes) != 1:
-        raise ComparisonError(f"The runs were measured on different windows: {sorted(sizes)} of dev and retention. "
-                              "Record them again together.")
+        raise ComparisonError(
+            f"The runs were measured on different windows: {sorted(sizes)} of dev and retention. "
+            "Record them again together."
+        )
     return Paths(_side_by_side([p.gains for p in paths]), _side_by_side([p.forgetting for p in paths]))
 
 
@@ -297,7 +305,7 @@ def _side_by_side(rows: Sequence[np.ndarray]) -> np.ndarray:
     """(runs, points, windows) from one (points, windows) a run; NaN where a run has fewer points."""
     whole = np.full((len(rows), max(len(r) for r in rows), rows[0].shape[1]), np.nan)
     for place, row in zip(whole, rows, strict=True):
-        place[:len(row)] = row
+        place[: len(row)] = row
     return whole
 
 
@@ -377,8 +385,9 @@ class Comparison:
         return _word_and_p(self)[1]
 
 
-def compare(recipe: Sequence[Path], reference: Sequence[Path], full: Sequence[Sequence[Path]],
-            rules: Rules) -> Comparison:
+def compare(
+    recipe: Sequence[Path], reference: Sequence[Path], full: Sequence[Sequence[Path]], rules: Rules
+) -> Comparison:
     """A recipe against a reference at equal gain, in pairs of equal seed.
 
     Args:
@@ -398,10 +407,13 @@ def compare(recipe: Sequence[Path], reference: Sequence[Path], full: Sequence[Se
     is_read = np.array([r.difference is not None for r in rows])
     if is_read.sum() < rules.least_levels:
         return _without(_unread(rows, pairs, rules), len(seeds), rules, rows)
-    mean = Readings(*((x - y)[is_read].mean(0) for x, y in ((a.by_dev, b.by_dev), (a.by_retention, b.by_retention))))
+    mean = Readings(
+        *((x - y)[is_read].mean(0) for x, y in ((a.by_dev, b.by_dev), (a.by_retention, b.by_retention)))
+    )
     smallest = float(np.mean([r.smallest for r in rows if r.smallest is not None]))
-    return Comparison(rows, mean.measured(), smallest, _prose(*pairs, float(levels[is_read][-1, 0])), "",
-                      len(seeds), rules)
+    return Comparison(
+        rows, mean.measured(), smallest, _prose(*pairs, float(levels[is_read][-1, 0])), "", len(seeds), rules
+    )
 
 
 def gain_within(recipe: Sequence[Path], reference: Sequence[Path], budget: float) -> Measured | None:
@@ -483,8 +495,11 @@ def _word_and_p(found: Comparison) -> tuple[str, float]:
 def _both_signs(found: Comparison) -> float | None:
     """The p-value of less at one level and more at another, both large enough to count; None where it is not so."""
     adjusted = holm_adjusted([e.difference.p_not_zero() for e in found.read])
-    counted = [(e.difference.mean > 0, p) for e, p in zip(found.read, adjusted, strict=True)
-               if p <= found.rules.family_error and abs(e.difference.mean) >= e.smallest]
+    counted = [
+        (e.difference.mean > 0, p)
+        for e, p in zip(found.read, adjusted, strict=True)
+        if p <= found.rules.family_error and abs(e.difference.mean) >= e.smallest
+    ]
     sides = [[p for is_above, p in counted if is_above == side] for side in (False, True)]
     return max(min(side) for side in sides) if all(sides) else None
 
@@ -494,5 +509,7 @@ def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values)
     factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors))
+    adjusted[order] = np.minimum(
+        1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors)
+    )
     return adjusted.tolist()

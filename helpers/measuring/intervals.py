@@ -45,8 +45,14 @@ class Interval:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {self.n_pairs} pairs"
 
 
-def paired_interval(differences: Sequence[float], window_error: float = 0.0, n_blocks: int = 20,
-                    level: float = 0.95, gain_error: float | None = 0.0, n_gain_blocks: int = 20) -> Interval:
+def paired_interval(
+    differences: Sequence[float],
+    window_error: float = 0.0,
+    n_blocks: int = 20,
+    level: float = 0.95,
+    gain_error: float | None = 0.0,
+    n_gain_blocks: int = 20,
+) -> Interval:
     """Mean difference over paired runs. The number of pairs is n; windows never add to it.
 
     Half-width = sqrt[(t * SD / sqrt(n))^2 + (t_blocks * SE_blocks)^2 + (t_gain * SE_gain)^2].
@@ -114,7 +120,9 @@ def block_error(values: np.ndarray) -> float:
     """Standard error of the mean by delete-one jackknife over `blocks` (Efron and Stein 1981)."""
     groups = blocks(np.asarray(values, dtype=np.float64))
     if len(groups) < 2:
-        raise ValueError(f"An interval needs at least two windows of text; found {len(groups)}. Give a longer text.")
+        raise ValueError(
+            f"An interval needs at least two windows of text; found {len(groups)}. Give a longer text."
+        )
     total, count = sum(g.sum() for g in groups), sum(len(g) for g in groups)
     left_out = np.array([(total - g.sum()) / (count - len(g)) for g in groups])
     return jackknife_error(left_out)

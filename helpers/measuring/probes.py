@@ -18,7 +18,8 @@ from helpers.measuring.evaluation import evaluating, held_out_loss, sample_windo
 from helpers.models import anatomy, token_losses
 
 # Words that carry grammar rather than topic: articles, pronouns, prepositions, conjunctions, auxiliaries, particles.
-FUNCTION_WORDS = frozenset("""
+FUNCTION_WORDS = frozenset(
+    """
 a an the this that these those some any no every each either neither both all such other another much many more most
 i me my mine myself you your yours yourself he him his himself she her hers herself it its itself we us our ours
 ourselves they them their theirs themselves who whom whose which what whoever one none
@@ -28,11 +29,16 @@ under until up upon with within without
 and or nor so yet if then than because though although while when where why how whether unless
 be am is are was were been being have has had having do does did done will would shall should can could may might must
 not never ever too very quite rather only just even still again also there here now
-""".split())
+""".split()
+)
 
 SWAPS: dict[str, tuple[str, ...]] = {
-    "attention": ("attention",), "mlp": ("mlp",), "norm": ("norm",),
-    "embeddings": ("token_embedding", "position_embedding"), "all": ()}
+    "attention": ("attention",),
+    "mlp": ("mlp",),
+    "norm": ("norm",),
+    "embeddings": ("token_embedding", "position_embedding"),
+    "all": (),
+}
 
 
 # --- small words -------------------------------------------------------------------
@@ -49,8 +55,9 @@ def _is_function_text(text: str) -> bool:
     return word in FUNCTION_WORDS or bool(word and re.fullmatch(r"[^\w\s]+", word))
 
 
-def function_losses(model: nn.Module, windows: torch.Tensor, is_function: torch.Tensor,
-                    batch: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def function_losses(
+    model: nn.Module, windows: torch.Tensor, is_function: torch.Tensor, batch: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss of each window, over all tokens and over function tokens alone: two (windows,) arrays, nats.
 
     A window without a function token counts as NaN in the second.
@@ -58,7 +65,9 @@ def function_losses(model: nn.Module, windows: torch.Tensor, is_function: torch.
     rows_all, rows_function = [], []
     with evaluating(model):
         for part in windows.split(batch):
-            losses = token_losses(model, part.to(next(model.parameters()).device)).cpu()  # (batch, length - 1)
+            losses = token_losses(
+                model, part.to(next(model.parameters()).device)
+            ).cpu()  # (batch, length - 1)
             rows_all.append(losses.mean(1))
             kept = is_function[part[:, 1:]]
             rows_function.append((losses * kept).sum(1) / kept.sum(1))
@@ -68,7 +77,9 @@ def function_losses(model: nn.Module, windows: torch.Tensor, is_function: torch.
 # --- swapped parts -----------------------------------------------------------------
 
 
-def swap_losses(base: nn.Module, tuned: nn.Module, texts: Mapping[str, torch.Tensor]) -> dict[str, dict[str, float]]:
+def swap_losses(
+    base: nn.Module, tuned: nn.Module, texts: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, float]]:
     """Loss on each text of the base with the change of one role put in, by role of `SWAPS`; nothing is trained.
 
     It shows where a change can be stored, not where something was stored before.
@@ -93,8 +104,15 @@ def with_change(base: nn.Module, tuned: nn.Module, roles: tuple[str, ...]) -> nn
 # --- learned by heart --------------------------------------------------------------
 
 
-def memorisation(model: nn.Module, train: torch.Tensor, held_out: torch.Tensor, n_prompts: int = 50,
-                 n_tokens: int = 32, n_gram: int = 8, seed: int = 0) -> dict[str, float]:
+def memorisation(
+    model: nn.Module,
+    train: torch.Tensor,
+    held_out: torch.Tensor,
+    n_prompts: int = 50,
+    n_tokens: int = 32,
+    n_gram: int = 8,
+    seed: int = 0,
+) -> dict[str, float]:
     """How much of the training text a model says by heart. Run it on the base too: that is the control.
 
     Args:
@@ -122,8 +140,14 @@ def right_tokens(model: nn.Module, windows: torch.Tensor, n_tokens: int) -> np.n
     prompts = windows[:, :n_tokens].to(next(model.parameters()).device)
     with evaluating(model):
         # A stop token would end the row early, and a row that ends is padded: neither may happen here.
-        said = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=n_tokens,
-                              min_new_tokens=n_tokens, do_sample=False, pad_token_id=0).cpu()
+        said = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=n_tokens,
+            min_new_tokens=n_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        ).cpu()
     is_right = said[:, n_tokens:] == windows[:, n_tokens : 2 * n_tokens]  # (windows, n_tokens)
     return is_right.long().cumprod(1).sum(1).numpy().astype(float)
 

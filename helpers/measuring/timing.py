@@ -13,8 +13,15 @@ from collections.abc import Callable
 import torch
 
 
-def paired_log_ratios(work: Callable[[], object], other: Callable[[], object], *, n_pairs: int = 20, best_of: int = 3,
-                      warmup: int = 2, clock: Callable[[], float] = time.perf_counter) -> list[float]:
+def paired_log_ratios(
+    work: Callable[[], object],
+    other: Callable[[], object],
+    *,
+    n_pairs: int = 20,
+    best_of: int = 3,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """ln(seconds of ``work`` / seconds of ``other``) in each pair: (n_pairs,). 0 means equally fast.
 
     Logarithms, because "twice" and "half" then have equal weight in a mean. Give them to
@@ -29,7 +36,9 @@ def paired_log_ratios(work: Callable[[], object], other: Callable[[], object], *
         ValueError: an odd number of pairs, or fewer than two.
     """
     if n_pairs < 2 or n_pairs % 2:
-        raise ValueError(f"n_pairs must be even and at least 2, so that the order can alternate; found {n_pairs}.")
+        raise ValueError(
+            f"n_pairs must be even and at least 2, so that the order can alternate; found {n_pairs}."
+        )
     for run in (work, other):
         for _ in range(warmup):
             run()

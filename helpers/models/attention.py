@@ -27,7 +27,9 @@ class CourseGPTNeoAttention(gpt_neo.GPTNeoSelfAttention):
         n_queries, n_keys = query.size(-2), key.size(-2)
         mask = self._visible(n_queries, n_keys, attention_mask)
         context = F.scaled_dot_product_attention(
-            query, key, value,
+            query,
+            key,
+            value,
             attn_mask=mask,
             # "causal" is only right when every key has its query: not in cached decoding.
             is_causal=mask is None,

@@ -38,15 +38,35 @@ from helpers.models.model_files import (
 )
 from helpers.models.names import named_parameters, plain_name
 
-__all__ = ["ModelError", "attention_for", "build_model", "build_on_meta", "choose_device", "choose_precision",
-           "enable_checkpointing", "gpt_neo_125m_config", "load_config", "load_model", "load_tokenizer", "mini_config",
-           "n_positions", "require_weights", "tensor_bytes", "tensors_hash",
-           "weight_hash"]
+__all__ = [
+    "ModelError",
+    "attention_for",
+    "build_model",
+    "build_on_meta",
+    "choose_device",
+    "choose_precision",
+    "enable_checkpointing",
+    "gpt_neo_125m_config",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "mini_config",
+    "n_positions",
+    "require_weights",
+    "tensor_bytes",
+    "tensors_hash",
+    "weight_hash",
+]
 
 transformers_logging.disable_progress_bar()  # loading takes a moment; a bar would only fill the notebooks
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 LARGE = 10**8  # parameters from which a model's memory is looked at before it is built
 
 
@@ -73,18 +93,31 @@ def _has_sdpa(model_type: str) -> bool:
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     supported = name is None or bool(getattr(getattr(transformers, name), "_supports_sdpa", False))
     if not supported:
-        warnings.warn(f"transformers has no fast attention (SDPA) for the family '{model_type}': the eager kind is "
-                      "used, which takes more time and memory.", stacklevel=3)
+        warnings.warn(
+            f"transformers has no fast attention (SDPA) for the family '{model_type}': the eager kind is "
+            "used, which takes more time and memory.",
+            stacklevel=3,
+        )
     return supported
 
 
 def mini_config(**changes) -> GPTNeoConfig:
     """The miniature's shape: 4 layers, width 192, 6 heads, 2.61 M parameters."""
     shape = dict(
-        vocab_size=4096, hidden_size=192, num_layers=4, num_heads=6, intermediate_size=768,
-        max_position_embeddings=256, window_size=64, attention_types=[[["global", "local"], 2]],
-        activation_function="gelu_pytorch_tanh", bos_token_id=0, eos_token_id=0,
-        attention_dropout=0.0, embed_dropout=0.0, resid_dropout=0.0,
+        vocab_size=4096,
+        hidden_size=192,
+        num_layers=4,
+        num_heads=6,
+        intermediate_size=768,
+        max_position_embeddings=256,
+        window_size=64,
+        attention_types=[[["global", "local"], 2]],
+        activation_function="gelu_pytorch_tanh",
+        bos_token_id=0,
+        eos_token_id=0,
+        attention_dropout=0.0,
+        embed_dropout=0.0,
+        resid_dropout=0.0,
     )
     return GPTNeoConfig(**{**shape, **changes})
 
@@ -106,7 +139,9 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         implementation = attention_for(config.model_type, attention)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=implementation, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation, trust_remote_code=False
+        )
 
 
 def build_on_meta(config) -> nn.Module:
@@ -134,9 +169,16 @@ def enable_checkpointing(model: nn.Module, use_reentrant: bool = False) -> None:
 def gpt_neo_125m_config() -> GPTNeoConfig:
     """The config of EleutherAI/gpt-neo-125M, written out so that counting needs no network."""
     return GPTNeoConfig(
-        hidden_size=768, num_layers=12, num_heads=12, max_position_embeddings=2048,
-        attention_types=[[["global", "local"], 6]], window_size=256, vocab_size=50257,
-        attention_dropout=0.0, embed_dropout=0.0, resid_dropout=0.0,
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        max_position_embeddings=2048,
+        attention_types=[[["global", "local"], 6]],
+        window_size=256,
+        vocab_size=50257,
+        attention_dropout=0.0,
+        embed_dropout=0.0,
+        resid_dropout=0.0,
     )
 
 
@@ -156,8 +198,13 @@ def load_config(source: str | Path):
     return config
 
 
-def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtype = torch.float32,
-               device: str | torch.device | None = None) -> nn.Module:
+def load_model(
+    source: str | Path,
+    *,
+    attention: str = "fast",
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> nn.Module:
     """Load a causal language model from a folder or a hub name.
 
     GPT-Neo gets the course's attention and the fused form of its own GELU. Names that a wrapper changed
@@ -179,8 +226,14 @@ def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtyp
     require_readable(source, ("generation_config.json",))
     stored = require_files(source)
     require_fit(shape_of(config), stored, source)
-    options = {"config": config, "dtype": dtype, "attn_implementation": attention_for(config.model_type, attention),
-               "output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
+    options = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": attention_for(config.model_type, attention),
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+        "trust_remote_code": False,
+    }
     try:
         with _quiet():
             if any(plain_name(name) != name for name in stored):
@@ -188,7 +241,9 @@ def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtyp
                 del options["trust_remote_code"]
                 model, report = kind.from_pretrained(None, state_dict=_plain_tensors(Path(source)), **options)
             else:
-                model, report = AutoModelForCausalLM.from_pretrained(str(source), use_safetensors=True, **options)
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    str(source), use_safetensors=True, **options
+                )
     except Exception as error:
         raise ModelError(why_not(source, error)) from error
     require_loaded(model, report, source)
@@ -197,7 +252,9 @@ def load_model(source: str | Path, *, attention: str = "fast", dtype: torch.dtyp
 
 def _plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """A folder's tensors under their own names."""
-    return {plain_name(name): tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+    return {
+        plain_name(name): tensor for path in weight_files(folder) for name, tensor in load_file(path).items()
+    }
 
 
 @contextmanager
@@ -225,13 +282,17 @@ def load_tokenizer(source: str | Path):
     except Exception as error:
         raise ModelError(why_not(source, error, part="tokenizer")) from error
     if n_tokens < 2:  # transformers makes an empty one where the files are missing
-        raise ModelError(f"'{source}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
-                         "Save the tokenizer beside the model with save_pretrained.")
+        raise ModelError(
+            f"'{source}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
+            "Save the tokenizer beside the model with save_pretrained."
+        )
     rows = _vocabulary_rows(folder)
     if rows is not None and most >= rows:
-        raise ModelError(f"The tokenizer of '{source}' has tokens up to id {most:,}, and the model's embedding has "
-                         f"{rows:,} rows. Save the model's own tokenizer beside it, or resize the embedding "
-                         "(resize_token_embeddings) and save the model again.")
+        raise ModelError(
+            f"The tokenizer of '{source}' has tokens up to id {most:,}, and the model's embedding has "
+            f"{rows:,} rows. Save the model's own tokenizer beside it, or resize the embedding "
+            "(resize_token_embeddings) and save the model again."
+        )
     return tokenizer
 
 
@@ -258,7 +319,7 @@ def choose_device() -> torch.device:
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
-    """"float32" or "bfloat16" for the matrix products of training.
+    """ "float32" or "bfloat16" for the matrix products of training.
 
     "auto" gives bfloat16 where the GPU computes in it, else float32. Never float16: GPT-Neo's
     scores are not scaled and can overflow there. A T4 has no bfloat16.
@@ -286,5 +347,3 @@ def tensors_hash(named: list[tuple[str, torch.Tensor]]) -> str:
         digest.update(json.dumps([name, list(parameter.shape), str(parameter.dtype)]).encode())
         digest.update(tensor_bytes(parameter))
     return digest.hexdigest()
-
-

@@ -34,7 +34,9 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_h = torch.empty_like(hidden) if need_h else None
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if need_b else None
-        buffer = hidden.new_empty(min(CHUNK, len(hidden)), row_length(len(w)), dtype=work)  # serves every chunk
+        buffer = hidden.new_empty(
+            min(CHUNK, len(hidden)), row_length(len(w)), dtype=work
+        )  # serves every chunk
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             h = hidden[part].to(work)  # (chunk, width)
@@ -129,8 +131,12 @@ class LossError(ValueError):
 EXTRA_TERMS = ("output_router_logits", "z_loss_coefficient")
 
 
-def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Tensor | None = None,
-                    attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, int]:
+def next_token_loss(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, int]:
     """Sum of the next-token losses of a batch, in nats, and the number of tokens in it.
 
     Divide the one by the other for the mean. Sums add up over micro-batches and
@@ -160,13 +166,15 @@ def next_token_loss(model: nn.Module, input_ids: torch.Tensor, labels: torch.Ten
         hidden = last_states(trunk, input_ids, attention_mask)  # (batch, time - 1, width)
         return _over_chunks(hidden, model, _cross_entropy(targets.reshape(-1))), n_tokens
     logits = next_token_logits(model, input_ids, attention_mask)  # (batch, time - 1, vocab)
-    loss = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE,
-                           reduction="sum")
+    loss = F.cross_entropy(
+        _at_least_float32(logits).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
     return loss, n_tokens
 
 
-def divergence_loss(model: nn.Module, input_ids: torch.Tensor,
-                    base_of: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+def divergence_loss(
+    model: nn.Module, input_ids: torch.Tensor, base_of: Callable[[slice], torch.Tensor]
+) -> torch.Tensor:
     """Sum over tokens of KL(base || model), in nats: a scalar with gradient (Kullback and Leibler 1951).
 
     Args:
@@ -218,8 +226,10 @@ def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
     if attention_mask is not None:
         real = attention_mask.bool()
         if bool((real[:, 1:] & ~real[:, :-1]).any()):
-            raise LossError("The attention mask has padding before a real token: most families would count "
-                            "its positions wrong. Pad on the right (tokenizer.padding_side = 'right').")
+            raise LossError(
+                "The attention mask has padding before a real token: most families would count "
+                "its positions wrong. Pad on the right (tokenizer.padding_side = 'right')."
+            )
         targets[~(real[:, 1:] & real[:, :-1])] = IGNORE
     return targets
 
@@ -232,8 +242,10 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
             rows, head = last_states(trunk, input_ids), model.get_output_embeddings()
         else:
             rows, head = next_token_logits(model, input_ids), nn.Identity()
-        losses = [F.cross_entropy(_at_least_float32(head(row)), y, reduction="none")
-                  for row, y in zip(rows, input_ids[:, 1:], strict=True)]
+        losses = [
+            F.cross_entropy(_at_least_float32(head(row)), y, reduction="none")
+            for row, y in zip(rows, input_ids[:, 1:], strict=True)
+        ]
     return torch.stack(losses)
 
 
@@ -303,10 +315,12 @@ class _OnlyStates:
 @contextmanager
 def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
     """For the time of the block each module notes in ``asked`` what it is given, and gives ``answer(module)``."""
+
     def recorder(module):
         def forward(*args, **kwargs):
             asked.append((module, [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]))
             return answer(module)
+
         return forward
 
     try:
@@ -320,12 +334,18 @@ def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
 
 def _is_changed(module: nn.Module) -> bool:
     """Whether someone hung something into this module: a hook, or a forward of its own."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    hooks = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
     return any(hooks) or "forward" in vars(module)
 
 
 def _are_same(found: list, wanted: list) -> bool:
     """Whether two lists hold the same tensors: the same memory, read in the same way."""
+
     def key(x):
         return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride(), x.dtype
 
@@ -345,8 +365,10 @@ def require_no_extra_terms(model: nn.Module) -> None:
     found = [name for name in EXTRA_TERMS if getattr(config, name, None)]
     if found:
         name, value = found[0], getattr(config, found[0])
-        raise LossError(f"This model adds a term to its loss (config.{name} is {value}), and the course trains on "
-                        f"the next-token loss alone. Set model.config.{name} = False first.")
+        raise LossError(
+            f"This model adds a term to its loss (config.{name} is {value}), and the course trains on "
+            f"the next-token loss alone. Set model.config.{name} = False first."
+        )
 
 
 def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
@@ -369,20 +391,26 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
         logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise LossError(f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
-                        "Choose a causal language model, and the tokenizer that belongs to it.") from error
+        raise LossError(
+            f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
+            "Choose a causal language model, and the tokenizer that belongs to it."
+        ) from error
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
     error_allowed = min(0.05, 1000 * eps)  # of rounding, relative
     leak = (logits - changed).abs().max().item() / logits.abs().max().item()
     if leak > error_allowed:
-        raise LossError(f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
-                        f"{leak:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
-                        "are one only with config.is_decoder=True.")
+        raise LossError(
+            f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
+            f"{leak:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
+            "are one only with config.is_decoder=True."
+        )
     mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()
     if own.loss is None or abs(own.loss.item() - mean) > error_allowed * mean:
         found = "none" if own.loss is None else f"{own.loss.item():.4f}"
-        raise LossError(f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "
-                        f"expected {mean:.4f}), and the course trains on nothing else. Choose another model.")
+        raise LossError(
+            f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "
+            f"expected {mean:.4f}), and the course trains on nothing else. Choose another model."
+        )
 
 
 def _first_line(error: Exception) -> str:

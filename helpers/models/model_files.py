@@ -28,8 +28,10 @@ POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "
 _POINTER = b"version https://git-lfs"
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation", "afn")
 # The numbers of a packed matrix are not its entries: bitsandbytes, GPTQ, AWQ, and what they keep beside them.
-_PACKED = re.compile(r"(^|\.)(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state(\.\w+)?|weight_scale\w*"
-                     r"|weight_packed|nested_absmax|nested_quant_map)$")
+_PACKED = re.compile(
+    r"(^|\.)(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state(\.\w+)?|weight_scale\w*"
+    r"|weight_packed|nested_absmax|nested_quant_map)$"
+)
 _WHOLE_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -46,10 +48,15 @@ def require_readable(source: str | Path, names: tuple[str, ...]) -> None:
     A hub name passes, and so does a file that is not there.
     """
     try:
-        found = [path for path in (Path(source) / name for name in names) if path.is_file()] if str(source) else []
+        found = (
+            [path for path in (Path(source) / name for name in names) if path.is_file()]
+            if str(source)
+            else []
+        )
     except OSError as error:
-        raise ModelError(f"No model at '{str(source)[:60]}…': {error.strerror}. Give a folder that exists, or a hub "
-                         "name.") from error
+        raise ModelError(
+            f"No model at '{str(source)[:60]}…': {error.strerror}. Give a folder that exists, or a hub name."
+        ) from error
     if not str(source).strip("\0 "):
         raise ModelError("The model's name is empty. Give a folder that exists, or a hub name.")
     for path in found:
@@ -64,12 +71,16 @@ def require_config(config, source: str | Path = "") -> None:
     for problem in (_odd_heads, _odd_number, _odd_ids, _odd_activation):
         found = problem(config)
         if found:
-            raise ModelError(f"{whose} cannot be right: {found}. Correct config.json, or get the model again.")
+            raise ModelError(
+                f"{whose} cannot be right: {found}. Correct config.json, or get the model again."
+            )
     try:
         shape_of(config)
     except Exception as error:
-        raise ModelError(f"{whose} describes no model that can be built: {in_one_line(error)}. Correct config.json, "
-                         "or get the model again.") from error
+        raise ModelError(
+            f"{whose} describes no model that can be built: {in_one_line(error)}. Correct config.json, "
+            "or get the model again."
+        ) from error
 
 
 def shape_of(config) -> nn.Module:
@@ -83,12 +94,16 @@ def require_size(config, whose: str = "") -> None:
     whose = whose or f"This '{config.model_type}' config"
     n_layers, n_parameters = _number(config, "num_hidden_layers"), rough_size(config)
     if n_layers > MOST_LAYERS:
-        raise ModelError(f"{whose} asks for {n_layers:,} layers, more than any model has ({MOST_LAYERS:,} at most "
-                         "here). Correct config.json.")
+        raise ModelError(
+            f"{whose} asks for {n_layers:,} layers, more than any model has ({MOST_LAYERS:,} at most "
+            "here). Correct config.json."
+        )
     if n_parameters > MOST_PARAMETERS:
-        raise ModelError(f"{whose} asks for about {n_parameters:.1e} parameters (width "
-                         f"{_number(config, 'hidden_size'):,}, vocabulary {_number(config, 'vocab_size'):,}), more "
-                         f"than any model has ({MOST_PARAMETERS:.0e} at most here). Correct config.json.")
+        raise ModelError(
+            f"{whose} asks for about {n_parameters:.1e} parameters (width "
+            f"{_number(config, 'hidden_size'):,}, vocabulary {_number(config, 'vocab_size'):,}), more "
+            f"than any model has ({MOST_PARAMETERS:.0e} at most here). Correct config.json."
+        )
 
 
 def rough_size(config) -> int:
@@ -119,24 +134,40 @@ def _require_decoder(config, whose: str) -> None:
     """Refuse what is not a plain decoder of text."""
     if getattr(config, "quantization_config", None) is not None:
         marks = config.quantization_config
-        method = marks.get("quant_method") if isinstance(marks, dict) else getattr(marks, "quant_method", None)
-        raise ModelError(f"{whose} is of a quantised model ({method or 'method not named'}): its matrices are packed "
-                         "and cannot be trained or counted here. Give the model in float32, float16 or bfloat16.")
+        method = (
+            marks.get("quant_method") if isinstance(marks, dict) else getattr(marks, "quant_method", None)
+        )
+        raise ModelError(
+            f"{whose} is of a quantised model ({method or 'method not named'}): its matrices are packed "
+            "and cannot be trained or counted here. Give the model in float32, float16 or bfloat16."
+        )
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{whose} is of an encoder-decoder ('{config.model_type}'). This course trains decoders: "
-                         "give a causal language model such as GPT-Neo or Llama.")
-    other = [name for name in vars(config) if re.fullmatch(r"(vision|audio|encoder|image|speech)\w*_config", name)
-             and getattr(config, name) is not None]
+        raise ModelError(
+            f"{whose} is of an encoder-decoder ('{config.model_type}'). This course trains decoders: "
+            "give a causal language model such as GPT-Neo or Llama."
+        )
+    other = [
+        name
+        for name in vars(config)
+        if re.fullmatch(r"(vision|audio|encoder|image|speech)\w*_config", name)
+        and getattr(config, name) is not None
+    ]
     if other or config.get_text_config(decoder=True) is not config:
         more = f" ({', '.join(other)})" if other else ""
-        raise ModelError(f"{whose} is of a model of more than a decoder of text ('{config.model_type}'{more}). This "
-                         "course trains text decoders: give the text model alone.")
+        raise ModelError(
+            f"{whose} is of a model of more than a decoder of text ('{config.model_type}'{more}). This "
+            "course trains text decoders: give the text model alone."
+        )
     if getattr(config, "is_decoder", True) is False and hasattr(config, "add_cross_attention"):
-        raise ModelError(f"{whose} is of an encoder ('{config.model_type}'), which reads in both directions. This "
-                         "course trains decoders: give a causal language model such as GPT-Neo or Llama.")
+        raise ModelError(
+            f"{whose} is of an encoder ('{config.model_type}'), which reads in both directions. This "
+            "course trains decoders: give a causal language model such as GPT-Neo or Llama."
+        )
     if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(f"{whose} is of the family '{config.model_type}', which transformers has no causal language "
-                         "model for. Give a decoder such as GPT-Neo or Llama.")
+        raise ModelError(
+            f"{whose} is of the family '{config.model_type}', which transformers has no causal language "
+            "model for. Give a decoder such as GPT-Neo or Llama."
+        )
 
 
 def _odd_heads(config) -> str | None:
@@ -200,15 +231,23 @@ def require_files(source: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     stored: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in weight_files(folder):
         stored |= _header(path)
-    packed = [name for name, (kind, shape) in stored.items() if _PACKED.search(name) or _is_packed(name, kind, shape)]
+    packed = [
+        name
+        for name, (kind, shape) in stored.items()
+        if _PACKED.search(name) or _is_packed(name, kind, shape)
+    ]
     if packed:
-        raise ModelError(f"'{source}' holds a quantised model: {counted(packed)}. Packed matrices cannot be trained or "
-                         "counted here: give the model in float32, float16 or bfloat16.")
+        raise ModelError(
+            f"'{source}' holds a quantised model: {counted(packed)}. Packed matrices cannot be trained or "
+            "counted here: give the model in float32, float16 or bfloat16."
+        )
     factors = [name for name in stored if re.search(r"\.lora_[AB](\.|$)", name)]
     if factors:
-        raise ModelError(f"'{source}' was saved with LoRA inside: {counted(factors)}, which no plain model has a place "
-                         "for. Load the base and put the adapter on it (lora.load_adapter), or merge and unload "
-                         "before you save.")
+        raise ModelError(
+            f"'{source}' was saved with LoRA inside: {counted(factors)}, which no plain model has a place "
+            "for. Load the base and put the adapter on it (lora.load_adapter), or merge and unload "
+            "before you save."
+        )
     return stored
 
 
@@ -217,8 +256,10 @@ def require_fit(shape: nn.Module, stored: dict, source: str | Path) -> None:
     n_parameters = sum(p.numel() for p in shape.parameters())
     n_stored = sum(math.prod(size) for _, size in stored.values())
     if stored and n_parameters > 2 * n_stored:
-        raise ModelError(f"The config of '{source}' describes {n_parameters:,} parameters, its files hold "
-                         f"{n_stored:,} numbers. One of them belongs to another model, or config.json has no sizes.")
+        raise ModelError(
+            f"The config of '{source}' describes {n_parameters:,} parameters, its files hold "
+            f"{n_stored:,} numbers. One of them belongs to another model, or config.json has no sizes."
+        )
     require_memory(shape, f"'{source}'")
 
 
@@ -226,8 +267,10 @@ def require_memory(shape: nn.Module, what: str) -> None:
     """Raise ModelError where a model in float32 is larger than this machine's memory."""
     n_bytes = 4 * sum(p.numel() for p in shape.parameters()) + sum(b.nbytes for b in shape.buffers())
     if n_bytes > machine_memory():
-        raise ModelError(f"{what} needs {n_bytes / 2**30:,.1f} GiB in float32, and this machine has "
-                         f"{machine_memory() / 2**30:,.1f} GiB. Give a smaller model, or correct config.json.")
+        raise ModelError(
+            f"{what} needs {n_bytes / 2**30:,.1f} GiB in float32, and this machine has "
+            f"{machine_memory() / 2**30:,.1f} GiB. Give a smaller model, or correct config.json."
+        )
 
 
 def machine_memory() -> float:
@@ -246,17 +289,25 @@ def weight_files(folder: Path) -> list[Path]:
     index = _require_object(folder / INDEX, f"The index '{folder / INDEX}'")
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ModelError(f"The index '{folder / INDEX}' has no 'weight_map' from tensors to files. Save the model "
-                         "again with save_pretrained.")
+        raise ModelError(
+            f"The index '{folder / INDEX}' has no 'weight_map' from tensors to files. Save the model "
+            "again with save_pretrained."
+        )
     files = sorted(set(names.values()))
-    odd = [name for name in files if Path(name).name != name or "\\" in name or not name.endswith(".safetensors")]
+    odd = [
+        name for name in files if Path(name).name != name or "\\" in name or not name.endswith(".safetensors")
+    ]
     if odd:
-        raise ModelError(f"The index '{folder / INDEX}' names '{odd[0]}', which is no safetensors file in the same "
-                         "folder. It is not opened. Save the model again with save_pretrained.")
+        raise ModelError(
+            f"The index '{folder / INDEX}' names '{odd[0]}', which is no safetensors file in the same "
+            "folder. It is not opened. Save the model again with save_pretrained."
+        )
     missing = [name for name in files if not (folder / name).exists()]
     if missing:
-        raise ModelError(f"'{folder}' is not whole: {len(missing)} of {len(files)} files of weights are missing "
-                         f"({some(missing)}). Download the model again.")
+        raise ModelError(
+            f"'{folder}' is not whole: {len(missing)} of {len(files)} files of weights are missing "
+            f"({some(missing)}). Download the model again."
+        )
     return [folder / name for name in files]
 
 
@@ -268,8 +319,10 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"'{path.parent}' cannot be loaded: {path.name} ({path.stat().st_size:,} bytes) is damaged or "
-                         f"only half downloaded ({in_one_line(error)}). Download or save the model again.") from error
+        raise ModelError(
+            f"'{path.parent}' cannot be loaded: {path.name} ({path.stat().st_size:,} bytes) is damaged or "
+            f"only half downloaded ({in_one_line(error)}). Download or save the model again."
+        ) from error
 
 
 def require_real(path: Path) -> None:
@@ -279,10 +332,14 @@ def require_real(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(len(_POINTER))
     if start == _POINTER:
-        raise ModelError(f"'{path.parent}' cannot be loaded: {path.name} is a git-lfs pointer, not the file itself. "
-                         "Run 'git lfs pull' in its repository, or download the model again.")
+        raise ModelError(
+            f"'{path.parent}' cannot be loaded: {path.name} is a git-lfs pointer, not the file itself. "
+            "Run 'git lfs pull' in its repository, or download the model again."
+        )
     if not start:
-        raise ModelError(f"'{path.parent}' cannot be loaded: {path.name} is empty. Download or save the model again.")
+        raise ModelError(
+            f"'{path.parent}' cannot be loaded: {path.name} is empty. Download or save the model again."
+        )
 
 
 def _is_packed(name: str, kind: str, shape: tuple[int, ...]) -> bool:
@@ -298,11 +355,14 @@ def _require_object(path: Path, whose: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{whose} cannot be loaded: it is no JSON ({in_one_line(error)}). Get the model "
-                         "again.") from error
+        raise ModelError(
+            f"{whose} cannot be loaded: it is no JSON ({in_one_line(error)}). Get the model again."
+        ) from error
     if not isinstance(found, dict):
-        raise ModelError(f"{whose} cannot be loaded: it is {type(found).__name__} where an object {{…}} belongs. Get "
-                         "the model again.")
+        raise ModelError(
+            f"{whose} cannot be loaded: it is {type(found).__name__} where an object {{…}} belongs. Get "
+            "the model again."
+        )
     return found
 
 
@@ -317,16 +377,30 @@ def require_loaded(model: nn.Module, report: dict, source: str | Path) -> None:
             missing, and a buffer that the model computes itself is none left over.
     """
     own = {plain_name(name) for name, _ in model.named_buffers()}
-    extra = [name for name in sorted(report["unexpected_keys"])
-             if name not in own and not name.endswith((".masked_bias", ".inv_freq"))]
+    extra = [
+        name
+        for name in sorted(report["unexpected_keys"])
+        if name not in own and not name.endswith((".masked_bias", ".inv_freq"))
+    ]
     missing = sorted(report["missing_keys"])
-    other = sorted(f"{name} {_times(stored)}, the model's is {_times(wanted)}"
-                   for name, stored, wanted in report["mismatched_keys"])
-    found = [f"{counted(names)} {what}" for names, what in (
-        (missing, "missing"), (extra, "not part of this model"), (other, "of another shape")) if names]
+    other = sorted(
+        f"{name} {_times(stored)}, the model's is {_times(wanted)}"
+        for name, stored, wanted in report["mismatched_keys"]
+    )
+    found = [
+        f"{counted(names)} {what}"
+        for names, what in (
+            (missing, "missing"),
+            (extra, "not part of this model"),
+            (other, "of another shape"),
+        )
+        if names
+    ]
     if found:
-        raise ModelError(f"The weights in '{source}' do not fit its config: {'; '.join(found)}. Random numbers would "
-                         "stand in their place. Save the whole model again, or correct config.json.")
+        raise ModelError(
+            f"The weights in '{source}' do not fit its config: {'; '.join(found)}. Random numbers would "
+            "stand in their place. Save the whole model again, or correct config.json."
+        )
     require_finite(model, source)
 
 
@@ -334,12 +408,14 @@ def require_finite(model: nn.Module, source: str | Path) -> None:
     """Raise ModelError where a weight is NaN or infinite."""
     odd = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if odd:
-        raise ModelError(f"The weights in '{source}' hold NaN or infinite numbers: {counted(odd)}. No training can "
-                         "start from them: get or save the model again.")
+        raise ModelError(
+            f"The weights in '{source}' hold NaN or infinite numbers: {counted(odd)}. No training can "
+            "start from them: get or save the model again."
+        )
 
 
 def counted(names: list[str]) -> str:
-    """"3 tensors (a, b and 1 more)"."""
+    """ "3 tensors (a, b and 1 more)"."""
     return f"{len(names)} tensor{'s' * (len(names) != 1)} ({some(names)})"
 
 
@@ -365,22 +441,37 @@ def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
     said = in_one_line(error)
     if not folder.is_dir():
         if _looks_like_path(str(source)):
-            return f"No {part} at '{source}': there is no such folder. Give a folder that exists, or a hub name."
-        return (f"Cannot get the {part} '{source}' from the model hub ({said}). Check the name and the "
-                "connection, or use COURSE_PROFILE=tiny, which needs no network.")
+            return (
+                f"No {part} at '{source}': there is no such folder. Give a folder that exists, or a hub name."
+            )
+        return (
+            f"Cannot get the {part} '{source}' from the model hub ({said}). Check the name and the "
+            "connection, or use COURSE_PROFILE=tiny, which needs no network."
+        )
     if (folder / "adapter_config.json").exists():
-        return (f"'{source}' holds a PEFT adapter (adapter_config.json), which is not a whole model. Merge it into its "
-                "base, save that with save_pretrained, and give that folder.")
+        return (
+            f"'{source}' holds a PEFT adapter (adapter_config.json), which is not a whole model. Merge it into its "
+            "base, save that with save_pretrained, and give that folder."
+        )
     if not (folder / "config.json").exists():
         return f"'{source}' is not a model folder: it has no config.json. It holds: {_listing(folder)}."
     if part == "model" and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
-        half = [path.name for path in folder.iterdir() if path.suffix in (".incomplete", ".part", ".crdownload")]
-        advice = (f"{half[0]} is a download that did not end: download the model again." if half else
-                  "Save the model again with save_pretrained.")
-        return f"The folder '{source}' has no weights: no {WEIGHTS} file. It holds: {_listing(folder)}. {advice}"
+        half = [
+            path.name for path in folder.iterdir() if path.suffix in (".incomplete", ".part", ".crdownload")
+        ]
+        advice = (
+            f"{half[0]} is a download that did not end: download the model again."
+            if half
+            else "Save the model again with save_pretrained."
+        )
+        return (
+            f"The folder '{source}' has no weights: no {WEIGHTS} file. It holds: {_listing(folder)}. {advice}"
+        )
     if "trust_remote_code" in str(error) or "custom code" in str(error):
-        return (f"The folder '{source}' cannot be loaded as a {part}: it asks to run code of its own, and this course "
-                "runs no code from a model folder. Give a family that transformers knows.")
+        return (
+            f"The folder '{source}' cannot be loaded as a {part}: it asks to run code of its own, and this course "
+            "runs no code from a model folder. Give a family that transformers knows."
+        )
     return f"The folder '{source}' cannot be loaded as a {part}: {said}"
 
 

@@ -33,8 +33,11 @@ def named_buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def computed_buffers(model: nn.Module) -> frozenset[str]:
     """Return the plain names of buffers that a model computes itself: no file of weights holds them."""
-    return frozenset(plain_name(f"{name}.{own}" if name else own) for name, module in model.named_modules()
-                     for own in module._non_persistent_buffers_set)
+    return frozenset(
+        plain_name(f"{name}.{own}" if name else own)
+        for name, module in model.named_modules()
+        for own in module._non_persistent_buffers_set
+    )
 
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:

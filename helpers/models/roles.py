@@ -25,16 +25,31 @@ from helpers.models.names import named_parameters
 ROLES = ("attention", "mlp", "norm", "token_embedding", "position_embedding", "head")
 
 _CONTAINERS = dict.fromkeys(
-    ("attn", "attention", "self_attn", "self_attention", "self_att", "multi_head_attention", "linear_attn", "mamba",
-     "temporal_block", "conv", "mlstm_layer"), ("attention",))
+    (
+        "attn",
+        "attention",
+        "self_attn",
+        "self_attention",
+        "self_att",
+        "multi_head_attention",
+        "linear_attn",
+        "mamba",
+        "temporal_block",
+        "conv",
+        "mlstm_layer",
+    ),
+    ("attention",),
+)
 _CONTAINERS |= dict.fromkeys(
-    ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "mlps", "mlp_block", "shared_mlp"), ("mlp",))
+    ("mlp", "ffn", "feed_forward", "block_sparse_moe", "moe", "mlps", "mlp_block", "shared_mlp"), ("mlp",)
+)
 _CONTAINERS["mixer"] = ("mlp", "attention")  # Nemotron-H names every kind of layer so
 
 # role -> part -> the modules that carry it in the families that transformers has
 _PARTS = {
     "attention": {
-        "q": "q_proj q_a_proj q_b_proj Wq query project_q q", "k": "k_proj Wk key project_k k",
+        "q": "q_proj q_a_proj q_b_proj Wq query project_q q",
+        "k": "k_proj Wk key project_k k",
         "v": "v_proj Wv value project_v v",
         "qkv": "c_attn query_key_value qkv_proj Wqkv",
         "kv": "kv_a_proj_with_mqa kv_b_proj kv_proj",
@@ -44,40 +59,67 @@ _PARTS = {
         "indexer": "wq_b wk weights_proj",  # sparse attention: which positions to look at
         # state-space, recurrent and convolutional mixers, and linear attention
         "mixer": "in_proj x_proj dt_proj conv1d conv_1d conv A_log A D dt a_proj b_proj g_proj "
-                 "g_a_proj g_b_proj f_proj f_a_proj f_b_proj in_proj_a in_proj_b in_proj_ba in_proj_z "
-                 "in_proj_qkv in_proj_qkvz linear_x linear_y input_gate recurrent_gate recurrent_param "
-                 "fgate_preact igate_preact ogate_preact time_decay time_first time_mix_key "
-                 "time_mix_value time_mix_receptance receptance",
+        "g_a_proj g_b_proj f_proj f_a_proj f_b_proj in_proj_a in_proj_b in_proj_ba in_proj_z "
+        "in_proj_qkv in_proj_qkvz linear_x linear_y input_gate recurrent_gate recurrent_param "
+        "fgate_preact igate_preact ogate_preact time_decay time_first time_mix_key "
+        "time_mix_value time_mix_receptance receptance",
     },
     "mlp": {
         "mlp-in": "c_fc fc1 fc_in up_proj dense_h_to_4h w3 gate_up_proj Wi w_1 proj_up input_linear key "
-                  "gate_up_proj_adapter_list",
+        "gate_up_proj_adapter_list",
         "mlp-gate": "gate_proj w1 w_0 proj_up_gate receptance time_mix_key time_mix_receptance",
         "mlp-out": "c_proj fc2 fc_out down_proj dense_4h_to_h w2 Wo w_out proj_down output_linear value",
         "activation": "alpha_p alpha_n",
         "router": "gate router shared_expert_gate expert e_score_correction",
     },
 }
-_INSIDE = {(role, module): part for role, parts in _PARTS.items()
-           for part, modules in parts.items() for module in modules.split()}
-_BARE = {"fc1": ("mlp", "mlp-in"), "fc2": ("mlp", "mlp-out"),  # OPT's MLP has no module of its own
-         "mlp": ("mlp", "mlp-out"),  # JetMoe's bias after its experts
-         "linear": ("attention", "mixer"),  # Zamba's way from its shared block into a layer
-         "input_residual": ("norm", "norm"), "post_attention_residual": ("norm", "norm")}  # Doge's scales
+_INSIDE = {
+    (role, module): part
+    for role, parts in _PARTS.items()
+    for part, modules in parts.items()
+    for module in modules.split()
+}
+_BARE = {
+    "fc1": ("mlp", "mlp-in"),
+    "fc2": ("mlp", "mlp-out"),  # OPT's MLP has no module of its own
+    "mlp": ("mlp", "mlp-out"),  # JetMoe's bias after its experts
+    "linear": ("attention", "mixer"),  # Zamba's way from its shared block into a layer
+    "input_residual": ("norm", "norm"),
+    "post_attention_residual": ("norm", "norm"),
+}  # Doge's scales
 _THROUGH = ("linear", "layer", "classifier")  # wrap a layer and say nothing of its role
 _OUTSIDE = {
-    **dict.fromkeys(("wte", "embed_tokens", "embed_in", "word_embeddings", "tokens_embed", "embeddings",
-                     "input_embedding"), ("token_embedding", "token")),
-    **dict.fromkeys(("wpe", "embed_positions", "position_embeddings", "positions_embed"),
-                    ("position_embedding", "position")),
+    **dict.fromkeys(
+        (
+            "wte",
+            "embed_tokens",
+            "embed_in",
+            "word_embeddings",
+            "tokens_embed",
+            "embeddings",
+            "input_embedding",
+        ),
+        ("token_embedding", "token"),
+    ),
+    **dict.fromkeys(
+        ("wpe", "embed_positions", "position_embeddings", "positions_embed"),
+        ("position_embedding", "position"),
+    ),
     **dict.fromkeys(("lm_head", "embed_out", "output_projection", "head"), ("head", "head")),
     # OPT-350m keeps its token vectors narrower than its blocks.
-    "project_in": ("token_embedding", "token"), "project_out": ("head", "head"),
+    "project_in": ("token_embedding", "token"),
+    "project_out": ("head", "head"),
 }
 # ln_1, q_norm, post_attention_layernorm
 _NORM = re.compile(r"(\w+_)?(ln|norm|layernorm)(_?\d+|_f|_attn|_mlp|_ffn|_mlstm|_out|_before_\w+)?")
-_DEFAULT_PART = {"attention": "attention", "mlp": "mlp", "norm": "norm", "token_embedding": "token",
-                 "position_embedding": "position", "head": "head"}
+_DEFAULT_PART = {
+    "attention": "attention",
+    "mlp": "mlp",
+    "norm": "norm",
+    "token_embedding": "token",
+    "position_embedding": "position",
+    "head": "head",
+}
 
 
 class AnatomyError(ValueError):
@@ -152,11 +194,17 @@ class Anatomy:
 
     def table(self) -> pd.DataFrame:
         """One row per role: tensors, parameters, and share of all parameters (0 to 1)."""
-        return pd.DataFrame([
-            {"role": role, "tensors": sum(entry.role == role for entry in self.entries),
-             "parameters": n, "share": n / self.n_parameters}
-            for role, n in self.counts().items()
-        ]).set_index("role")
+        return pd.DataFrame(
+            [
+                {
+                    "role": role,
+                    "tensors": sum(entry.role == role for entry in self.entries),
+                    "parameters": n,
+                    "share": n / self.n_parameters,
+                }
+                for role, n in self.counts().items()
+            ]
+        ).set_index("role")
 
 
 def anatomy(model: nn.Module, roles: dict[str, str] | None = None) -> Anatomy:
@@ -214,12 +262,18 @@ def _names_by_tensor(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:
 
 def _require_unpacked(tensors: list[tuple[list[str], nn.Parameter]]) -> None:
     """Raise AnatomyError where one stored number stands for several, or a part of one: counts would be wrong."""
-    packed = [names[0] for names, p in tensors if hasattr(p, "quant_state")
-              or not (p.is_floating_point() or p.is_complex() or p.dtype in (torch.int8, torch.bool))]
+    packed = [
+        names[0]
+        for names, p in tensors
+        if hasattr(p, "quant_state")
+        or not (p.is_floating_point() or p.is_complex() or p.dtype in (torch.int8, torch.bool))
+    ]
     if packed:
         more = f" and {len(packed) - 3} more" if len(packed) > 3 else ""
-        raise AnatomyError(f"{len(packed)} tensors are packed (quantised) and cannot be counted by what is stored: "
-                           f"{', '.join(packed[:3])}{more}. Load the model in float32, float16 or bfloat16.")
+        raise AnatomyError(
+            f"{len(packed)} tensors are packed (quantised) and cannot be counted by what is stored: "
+            f"{', '.join(packed[:3])}{more}. Load the model in float32, float16 or bfloat16."
+        )
 
 
 def _layer(name: str) -> int | None:
@@ -256,7 +310,7 @@ def _of_module(parts: list[str], outside: bool) -> tuple[str, str] | None:
         part = _INSIDE.get((role, module))
         if part:
             return role, part
-    inside_a_router = "mlp" in _CONTAINERS[parts[at]] and {"gate", "router"} & set(parts[at + 1:-1])
+    inside_a_router = "mlp" in _CONTAINERS[parts[at]] and {"gate", "router"} & set(parts[at + 1 : -1])
     return ("mlp", "router") if inside_a_router else None
 
 
@@ -266,11 +320,21 @@ def _entry(names: list[str], parameter: nn.Parameter, pairs: set[tuple[str, str]
     if tied_head:
         pairs = {("token_embedding", "token")}  # one tensor, and it is the embedding's
     if len(pairs) > 1:
-        raise AnatomyError(f"{' and '.join(names)} are one tensor with {len(pairs)} roles, {sorted(pairs)}. "
-                           f'Give all its names one role: roles={{"{names[0]}": "mlp", …}}.')
+        raise AnatomyError(
+            f"{' and '.join(names)} are one tensor with {len(pairs)} roles, {sorted(pairs)}. "
+            f'Give all its names one role: roles={{"{names[0]}": "mlp", …}}.'
+        )
     role, part = next(iter(pairs))
-    return Entry(names[0], role, _layer(names[0]), part, tuple(parameter.shape), parameter.numel(),
-                 tuple(names[1:]), tied_head)
+    return Entry(
+        names[0],
+        role,
+        _layer(names[0]),
+        part,
+        tuple(parameter.shape),
+        parameter.numel(),
+        tuple(names[1:]),
+        tied_head,
+    )
 
 
 def _given_roles(roles: dict[str, str], names: list[str]) -> dict[str, tuple[str, str]]:
@@ -278,23 +342,32 @@ def _given_roles(roles: dict[str, str], names: list[str]) -> dict[str, tuple[str
     given: dict[str, tuple[str, str]] = {}
     for pattern, role in roles.items():
         if role not in ROLES:
-            raise AnatomyError(f"roles={{'{pattern}': '{role}'}}: role '{role}' is not known. "
-                               f"Roles: {', '.join(ROLES)}.")
+            raise AnatomyError(
+                f"roles={{'{pattern}': '{role}'}}: role '{role}' is not known. Roles: {', '.join(ROLES)}."
+            )
         hits = [name for name in names if matches(pattern, name)]
         if not hits:
             near = difflib.get_close_matches(pattern, starred(names), n=3, cutoff=0.4)
-            raise AnatomyError(f"roles={{'{pattern}': '{role}'}} matches no parameter. "
-                               f"Nearest: {', '.join(near or starred(names)[:3])}.")
+            raise AnatomyError(
+                f"roles={{'{pattern}': '{role}'}} matches no parameter. "
+                f"Nearest: {', '.join(near or starred(names)[:3])}."
+            )
         for name in hits:
             known = _known(name)
             pair = known if known and known[0] == role else (role, _DEFAULT_PART[role])
             if given.setdefault(name, pair) != pair:
-                raise AnatomyError(f"'{name}' gets two roles, '{given[name][0]}' and '{role}': "
-                                   "make the patterns narrower.")
+                raise AnatomyError(
+                    f"'{name}' gets two roles, '{given[name][0]}' and '{role}': make the patterns narrower."
+                )
     return given
 
 
 def _unknown_message(unknown: list[str]) -> str:
-    lines = [f"{pattern} (first: {next(n for n in unknown if matches(pattern, n))})" for pattern in starred(unknown)]
-    return (f"Parameter names without a known role, {len(unknown)} in all: {'; '.join(lines)}. Name the role of each, "
-            f'for example roles={{"{starred(unknown)[0]}": "mlp"}}. Roles: {", ".join(ROLES)}.')
+    lines = [
+        f"{pattern} (first: {next(n for n in unknown if matches(pattern, n))})"
+        for pattern in starred(unknown)
+    ]
+    return (
+        f"Parameter names without a known role, {len(unknown)} in all: {'; '.join(lines)}. Name the role of each, "
+        f'for example roles={{"{starred(unknown)[0]}": "mlp"}}. Roles: {", ".join(ROLES)}.'
+    )

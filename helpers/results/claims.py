@@ -35,30 +35,59 @@ class Claim:
     notebook: str
 
 
-CLAIMS = {c.id: c for c in (
-    Claim("C1", "A block computes h' = LN(x + MSA(x)), y = LN(h' + MLP(h')).", "01_transformer_block"),
-    Claim("C2", "Attention learns relations between tokens; the MLP transforms features.", "01_transformer_block"),
-    Claim("C3", "requires_grad = False makes the gradient of the attention weights zero, and it is skipped.",
-          "02_freezing"),
-    Claim("C4", "The share of parameters that train, R, is about 0.5.", "03_parameter_ratios"),
-    Claim("C5", "Of about 125 M parameters about 65 M train: almost 48% fewer.", "03_parameter_ratios"),
-    Claim("C6", "Matching names on 'attn' or 'embed' freezes attention and embeddings.", "03_parameter_ratios"),
-    Claim("C7", "The optimizer must get only the trainable parameters.", "02_freezing"),
-    Claim("C8", "The loss still falls steadily and converges.", "04_training"),
-    Claim("C9", "Gradients stay stable.", "04_training"),
-    Claim("C10", "Freezing attention reduces catastrophic forgetting.", "05_loss_and_forgetting"),
-    Claim("C11", "GPU memory falls by 25 to 30%.", "04_training"),
-    Claim("C12", "Training is slightly faster.", "04_training"),
-    Claim("C13", "On narrow tasks the quality equals full fine-tuning.", "05_loss_and_forgetting"),
-    Claim("C14", "Training the MLP is enough for style; attention holds grammar, the MLP facts.",
-          "05_loss_and_forgetting"),
-    Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "06_lora"),
-)}
+CLAIMS = {
+    c.id: c
+    for c in (
+        Claim("C1", "A block computes h' = LN(x + MSA(x)), y = LN(h' + MLP(h')).", "01_transformer_block"),
+        Claim(
+            "C2",
+            "Attention learns relations between tokens; the MLP transforms features.",
+            "01_transformer_block",
+        ),
+        Claim(
+            "C3",
+            "requires_grad = False makes the gradient of the attention weights zero, and it is skipped.",
+            "02_freezing",
+        ),
+        Claim("C4", "The share of parameters that train, R, is about 0.5.", "03_parameter_ratios"),
+        Claim("C5", "Of about 125 M parameters about 65 M train: almost 48% fewer.", "03_parameter_ratios"),
+        Claim(
+            "C6",
+            "Matching names on 'attn' or 'embed' freezes attention and embeddings.",
+            "03_parameter_ratios",
+        ),
+        Claim("C7", "The optimizer must get only the trainable parameters.", "02_freezing"),
+        Claim("C8", "The loss still falls steadily and converges.", "04_training"),
+        Claim("C9", "Gradients stay stable.", "04_training"),
+        Claim("C10", "Freezing attention reduces catastrophic forgetting.", "05_loss_and_forgetting"),
+        Claim("C11", "GPU memory falls by 25 to 30%.", "04_training"),
+        Claim("C12", "Training is slightly faster.", "04_training"),
+        Claim("C13", "On narrow tasks the quality equals full fine-tuning.", "05_loss_and_forgetting"),
+        Claim(
+            "C14",
+            "Training the MLP is enough for style; attention holds grammar, the MLP facts.",
+            "05_loss_and_forgetting",
+        ),
+        Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "06_lora"),
+    )
+}
 
 
 # What a verdict says; the rest of an entry is about the claim.
-VERDICT_KEYS = ("verdict", "part", "text", "value", "low", "high", "unit", "model", "model_hash", "n_seeds", "source",
-                "note")
+VERDICT_KEYS = (
+    "verdict",
+    "part",
+    "text",
+    "value",
+    "low",
+    "high",
+    "unit",
+    "model",
+    "model_hash",
+    "n_seeds",
+    "source",
+    "note",
+)
 
 
 # --- records -----------------------------------------------------------------------
@@ -82,9 +111,23 @@ def record(claim: str, verdict: str, *, folder: Path | None = None, **entry) -> 
     return found
 
 
-def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str, model_hash: str, n_seeds: int,
-         source: str, low: float | None = None, high: float | None = None, note: str = "", part: str = "",
-         text: str = "", also: Sequence[Mapping] = ()) -> dict:
+def made(
+    claim: str,
+    verdict: str,
+    *,
+    value: float | None,
+    unit: str,
+    model: str,
+    model_hash: str,
+    n_seeds: int,
+    source: str,
+    low: float | None = None,
+    high: float | None = None,
+    note: str = "",
+    part: str = "",
+    text: str = "",
+    also: Sequence[Mapping] = (),
+) -> dict:
     """One verdict as it is stored.
 
     Args:
@@ -108,10 +151,23 @@ def made(claim: str, verdict: str, *, value: float | None, unit: str, model: str
         raise ClaimError(f"Source '{source}' is not known. Choose 'live' or 'recorded'.")
     if verdict not in (UNTESTED, UNDECIDED) and value is None:
         raise ClaimError(f"{claim}: a verdict needs a number. Give value=, or say '{UNTESTED}'.")
-    entry = {"id": claim, "statement": CLAIMS[claim].statement, "verdict": verdict, "part": part, "text": text,
-             "value": plain(value), "low": plain(low), "high": plain(high), "unit": unit, "model": model,
-             "model_hash": model_hash, "n_seeds": n_seeds, "source": source,
-             "notebook": CLAIMS[claim].notebook, "note": note}
+    entry = {
+        "id": claim,
+        "statement": CLAIMS[claim].statement,
+        "verdict": verdict,
+        "part": part,
+        "text": text,
+        "value": plain(value),
+        "low": plain(low),
+        "high": plain(high),
+        "unit": unit,
+        "model": model,
+        "model_hash": model_hash,
+        "n_seeds": n_seeds,
+        "source": source,
+        "notebook": CLAIMS[claim].notebook,
+        "note": note,
+    }
     others = [made(**{"claim": claim, **row}) for row in also]
     return entry | ({"also": [{k: row[k] for k in VERDICT_KEYS} for row in others]} if others else {})
 
@@ -145,8 +201,13 @@ def load_claims(folder: Path | None = None) -> list[dict]:
     """Return all recorded verdicts, in the order of `CLAIMS`. A damaged file is said and put aside."""
     place = folder or build_dir() / "claims"
     there = {path.stem for path in place.glob("C*.json")}
-    found = [read_kept(place / f"{claim}.json", lambda entry, claim=claim: entry if _is_entry(entry, claim) else {})
-             for claim in CLAIMS if claim in there]
+    found = [
+        read_kept(
+            place / f"{claim}.json", lambda entry, claim=claim: entry if _is_entry(entry, claim) else {}
+        )
+        for claim in CLAIMS
+        if claim in there
+    ]
     return [entry for entry in found if entry]
 
 
@@ -198,9 +259,11 @@ def claims_table(entries: list[dict], width: int = 110) -> str:
     lines = []
     for e in entries:
         for k, row in enumerate(on_models(e)):
-            line = (f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} "
-                    f"{about(row).removeprefix('on ')}, {row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, "
-                    f"{row['source']}")
+            line = (
+                f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} "
+                f"{about(row).removeprefix('on ')}, {row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, "
+                f"{row['source']}"
+            )
             lines.append(fill(line, width, subsequent_indent=" " * 21, break_on_hyphens=False))
         lines.append(fill(e["statement"], width, initial_indent=" " * 5, subsequent_indent=" " * 5))
     return "\n".join(lines)
@@ -209,32 +272,4 @@ def claims_table(entries: list[dict], width: int = 110) -> str:
 # --- predictions -------------------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 # --- printed numbers that survive another machine ----------------------------------
-
-

@@ -17,26 +17,35 @@ from helpers.models import anatomy, build_on_meta, gpt_neo_125m_config
 from helpers.results.answers import Answer, markdown
 from helpers.results.claims import two_digits
 
-COMPARED = {"time_ratio_main": "time of a step, main plan", "time_ratio_full": "time of a step, full training",
-            "memory_ratio_main": "peak memory, main plan", "memory_ratio_full": "peak memory, full training"}
+COMPARED = {
+    "time_ratio_main": "time of a step, main plan",
+    "time_ratio_full": "time of a step, full training",
+    "memory_ratio_main": "peak memory, main plan",
+    "memory_ratio_full": "peak memory, full training",
+}
 
 
 def what_trains(_: Path) -> Answer:
     """How many parameters each plan trains, by role, from the config alone."""
     model = build_on_meta(gpt_neo_125m_config())
     ledgers = {name: plan.explain(model) for name, plan in COURSE_PLANS.items()}
-    counts = {name: {row.role: row.n_trainable for row in ledger.rows if row.n_trainable}
-              for name, ledger in ledgers.items()}
+    counts = {
+        name: {row.role: row.n_trainable for row in ledger.rows if row.n_trainable}
+        for name, ledger in ledgers.items()
+    }
     total, main = anatomy(model).n_parameters, ledgers["attention+embeddings"].n_trainable
     attention, mlp_out = (ledgers[name].n_trainable for name in ("only-attention", "only-mlp-out"))
     same = "exactly equally many" if attention == mlp_out else f"not equally many ({mlp_out:,})"
     title = f"The main plan trains {main / 1e6:.1f} of GPT-Neo 125M's {total / 1e6:.1f} million parameters"
     return Answer(
         sentence=f"Of {total:,} parameters of GPT-Neo 125M the main plan (attention and embeddings frozen) trains "
-                 f"{main:,} ({main / total:.1%}); attention alone is {attention:,}, and the MLP's output alone {same}.",
-        title=title, data=counts, alt=f"Trained parameters by role for {len(counts)} plans, as stacked bars",
+        f"{main:,} ({main / total:.1%}); attention alone is {attention:,}, and the MLP's output alone {same}.",
+        title=title,
+        data=counts,
+        alt=f"Trained parameters by role for {len(counts)} plans, as stacked bars",
         draw=lambda: plots.shares(counts, title, "trained parameters (millions)"),
-        origin="Counted from the config of GPT-Neo 125M; nothing was trained.")
+        origin="Counted from the config of GPT-Neo 125M; nothing was trained.",
+    )
 
 
 def engine(folder: Path) -> Answer | None:
@@ -50,20 +59,25 @@ def engine(folder: Path) -> Answer | None:
     for name, label in COMPARED.items():
         low, high = (np.nan if end is None else 100 * (end - 1) for end in found["intervals"][name])
         rows[label] = (100 * (found[name] - 1), low, high)
-    title = (f"Against the Trainer, main plan: {rows[COMPARED['time_ratio_main']][0]:+.0f}% time, "
-             f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})")
+    title = (
+        f"Against the Trainer, main plan: {rows[COMPARED['time_ratio_main']][0]:+.0f}% time, "
+        f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})"
+    )
     return Answer(
         sentence="A step of the course's engine takes "
-                 f"{found['time_ratio_main']:.2f} of the time and {found['memory_ratio_main']:.2f} of the peak memory "
-                 f"of Hugging Face's Trainer under the main plan, and {found['time_ratio_full']:.2f} and "
-                 f"{found['memory_ratio_full']:.2f} in full training ({of_pairs}). Under the main plan it reaches "
-                 f"{found['share_of_limit_main']:.2f} of the rate of a plain matrix product; an engine at that rate "
-                 f"itself would take {found['least_time_ratio_main']:.2f} of the Trainer's time.",
-        title=title, data=rows, alt="Change of time and memory against the Trainer in percent, with 95% intervals",
+        f"{found['time_ratio_main']:.2f} of the time and {found['memory_ratio_main']:.2f} of the peak memory "
+        f"of Hugging Face's Trainer under the main plan, and {found['time_ratio_full']:.2f} and "
+        f"{found['memory_ratio_full']:.2f} in full training ({of_pairs}). Under the main plan it reaches "
+        f"{found['share_of_limit_main']:.2f} of the rate of a plain matrix product; an engine at that rate "
+        f"itself would take {found['least_time_ratio_main']:.2f} of the Trainer's time.",
+        title=title,
+        data=rows,
+        alt="Change of time and memory against the Trainer in percent, with 95% intervals",
         draw=lambda: plots.intervals(rows, title, "change against the Trainer (%)"),
         origin=f"{setting['model']}, {setting['dtype']}, batch {setting['batch']} x {setting['length']} tokens, on "
-               f"{setting['machine']}, torch {setting['versions']['torch']}, transformers "
-               f"{setting['versions']['transformers']}; code at commit {commits(found)}.")
+        f"{setting['machine']}, torch {setting['versions']['torch']}, transformers "
+        f"{setting['versions']['transformers']}; code at commit {commits(found)}.",
+    )
 
 
 def commits(record: Mapping) -> str:
@@ -83,23 +97,33 @@ def memory(folder: Path) -> Answer | None:
     (batch, length), fall = largest, study.falls(record, *largest)
     off = max(abs(p["ratio"] - 1) for p in record["points"])
     bars = study.by_plan(record, batch, length)
-    title = (f"The main plan's peak lies {fall['measured']:.1%} below full training's, predicted were "
-             f"{fall['predicted']:.1%}\n(batch {batch} x {length} tokens)")
+    title = (
+        f"The main plan's peak lies {fall['measured']:.1%} below full training's, predicted were "
+        f"{fall['predicted']:.1%}\n(batch {batch} x {length} tokens)"
+    )
     return Answer(
         sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.1%} below full training's, "
-                 f"and the budget predicts {fall['predicted']:.1%}; over all {len(record['points'])} points "
-                 f"prediction and measurement differ by at most {off:.0%}.",
-        title=title, data=bars, table=shares_of_full(record, batch, length),
+        f"and the budget predicts {fall['predicted']:.1%}; over all {len(record['points'])} points "
+        f"prediction and measurement differ by at most {off:.0%}.",
+        title=title,
+        data=bars,
+        table=shares_of_full(record, batch, length),
         alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
         draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),
         origin=f"{setting['model']}, {setting['dtype']}, a process of its own for each point, on {setting['machine']}; "
-               f"code at commit {commits(record)}.")
+        f"code at commit {commits(record)}.",
+    )
 
 
 def shares_of_full(record: Mapping, batch: int, length: int) -> str:
     """Peak memory and time of a step of each plan as shares of full training's, as measured; a row a plan."""
-    peaks = {plan: sum(both["measured"].values()) for plan, both in study.by_plan(record, batch, length).items()}
+    peaks = {
+        plan: sum(both["measured"].values()) for plan, both in study.by_plan(record, batch, length).items()
+    }
     times = study.time_table(record)["measured"] if record["times"] else {}
-    rows = [[f"`{plan}`", two_digits(peak / peaks["full"]), two_digits(times[plan]) if plan in times else ""]
-            for plan, peak in peaks.items() if plan != "full"]
+    rows = [
+        [f"`{plan}`", two_digits(peak / peaks["full"]), two_digits(times[plan]) if plan in times else ""]
+        for plan, peak in peaks.items()
+        if plan != "full"
+    ]
     return markdown(["plan", "peak memory", "time of a step"], rows)

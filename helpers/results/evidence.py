@@ -49,7 +49,10 @@ BOOKS = ("poe", "fresh")  # texts so long that a run reads a part of them, once
 MAIN, ATTENTION, FULL = "attention+embeddings", "attention", "full"
 DECIDING = (FULL, MAIN, "only-attention", "only-mlp-out")
 BASES = "bases.json"
-RATES = {TINY.model_name: "rates.json", SMOLLM2.model_name: "rates-smollm2.json"}  # model to its table of rates
+RATES = {
+    TINY.model_name: "rates.json",
+    SMOLLM2.model_name: "rates-smollm2.json",
+}  # model to its table of rates
 MISSING = "no pairs of runs"  # how a reason begins where runs have not been recorded yet
 SHARES = (0.80, 0.65, 0.50, 0.35)  # of full training's best gain: the levels at which plans are compared
 TOP_SHARE = SHARES[0]  # the level g* in the table of rates
@@ -103,8 +106,11 @@ class Evidence:
 
     def at_level(self, plan: str, text: str) -> dict[float, float]:
         """Rate to forgetting at the level, nats a token: of the tuning runs of a plan that got there."""
-        return {r["rate"]: r["forgetting_at_level"] for r in self.rates["table"]
-                if (r["plan"], r["text"]) == (plan, text) and r["forgetting_at_level"] is not None}
+        return {
+            r["rate"]: r["forgetting_at_level"]
+            for r in self.rates["table"]
+            if (r["plan"], r["text"]) == (plan, text) and r["forgetting_at_level"] is not None
+        }
 
     @property
     def has_real_authors(self) -> bool:
@@ -114,8 +120,11 @@ class Evidence:
 
 def studied_models(folder: Path = EVIDENCE) -> list[str]:
     """The models with recorded runs and a table of rates; the miniature first."""
-    return [m for m, rates in RATES.items()
-            if (folder / rates).exists() and any((folder / "runs" / m).rglob("*.json"))]
+    return [
+        m
+        for m, rates in RATES.items()
+        if (folder / rates).exists() and any((folder / "runs" / m).rglob("*.json"))
+    ]
 
 
 def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
@@ -183,14 +192,24 @@ def forgetting_gap(evidence: Evidence, plan: str, other: str, text: str) -> Gap 
     except ComparisonError:
         return None
     words = [measuring.word(interval, smallest) for interval, smallest, _ in found]
-    is_tuned = [bool(evidence.at_level(p, text)) or text not in evidence.rates["matched_gain"] for p in (plan, other)]
+    is_tuned = [
+        bool(evidence.at_level(p, text)) or text not in evidence.rates["matched_gain"] for p in (plan, other)
+    ]
     interval, smallest, forgotten = found[0]
-    return Gap(interval, share, smallest, measuring.over_gains(words), forgotten, (rate_of(a), rate_of(b)),
-               len(set(is_tuned)) > 1)
+    return Gap(
+        interval,
+        share,
+        smallest,
+        measuring.over_gains(words),
+        forgotten,
+        (rate_of(a), rate_of(b)),
+        len(set(is_tuned)) > 1,
+    )
 
 
-def gap_at(evidence: Evidence, a: Sequence[dict], b: Sequence[dict], text: str,
-           level: float) -> tuple[Interval, float, tuple[float, float]]:
+def gap_at(
+    evidence: Evidence, a: Sequence[dict], b: Sequence[dict], text: str, level: float
+) -> tuple[Interval, float, tuple[float, float]]:
     """The difference in forgetting at one gain, the smallest that counts beside what b forgot there, and both F."""
     interval = forgetting_difference(a, b, level, level_runs(evidence, text))
     each = [[forgetting_at(run["evaluations"], level) for run in pair] for pair in pairs_by_seed(a, b)]
@@ -286,8 +305,10 @@ def unlike_rates(evidence: Evidence, gap: Gap, plan: str, other: str, text: str)
     gain = np.mean([frontier(r["evaluations"])[0][-1] for r in at_lower]) if at_lower else np.nan
     if not gain < TOP_SHARE * full_gain(evidence, text):
         return ""
-    return (f"on {text} `{plan}` was read at {gap.rates[0]:g} and `{other}` at {gap.rates[1]:g}: at {lower:g} "
-            f"`{faster}` ended at {gain / full_gain(evidence, text):.0%} of full training's gain")
+    return (
+        f"on {text} `{plan}` was read at {gap.rates[0]:g} and `{other}` at {gap.rates[1]:g}: at {lower:g} "
+        f"`{faster}` ended at {gain / full_gain(evidence, text):.0%} of full training's gain"
+    )
 
 
 def forgetting_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL) -> list[Finding]:
@@ -299,8 +320,11 @@ def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> 
     gap = forgetting_gap(evidence, plan, other, text)
     if gap is None:
         seeds = [{r["seed"] for r in evidence.every(p, text, "keep")} for p in (plan, other)]
-        return nothing("not comparable: a run stays below 35%, or diverged" if seeds[0] & seeds[1]
-                       else f"{MISSING} on '{text}' yet")
+        return nothing(
+            "not comparable: a run stays below 35%, or diverged"
+            if seeds[0] & seeds[1]
+            else f"{MISSING} on '{text}' yet"
+        )
     limits = [f"at {gap.share:.0%} of full training's gain"] if gap.share < TOP_SHARE else []
     if measuring.sign_depends(by_rate(evidence, plan, other, text), evidence.smallest(text)):
         limits.append("the sign depends on the rate")
@@ -327,7 +351,11 @@ def rise_on_plain(evidence: Evidence, plan: str, other: str, text: str) -> float
     tested stand at unlike gains: the smaller of the two mean gains is below `EQUAL_SHARE` of the larger.
     """
     runs = [evidence.of(p, text, "keep") for p in (plan, other)]
-    if "plain" not in evidence.base or not all(runs) or any("plain" not in r["test_windows"] for r in sum(runs, [])):
+    if (
+        "plain" not in evidence.base
+        or not all(runs)
+        or any("plain" not in r["test_windows"] for r in sum(runs, []))
+    ):
         return None
     gains = sorted(np.mean([frontier(r["evaluations"])[0][-1] for r in own]) for own in runs)
     if gains[0] < EQUAL_SHARE * gains[1]:
@@ -351,7 +379,9 @@ def reach(evidence: Evidence, plan: str, text: str) -> tuple[int, int]:
     """How many of a plan's runs reach the level g*, and how many there are."""
     runs = evidence.every(plan, text, "keep")
     level = evidence.rates["matched_gain"][text]
-    return sum("diverged" not in r and bool(frontier(r["evaluations"])[0][-1] >= level) for r in runs), len(runs)
+    return sum("diverged" not in r and bool(frontier(r["evaluations"])[0][-1] >= level) for r in runs), len(
+        runs
+    )
 
 
 # --- quality and style -------------------------------------------------------------
@@ -359,13 +389,19 @@ def reach(evidence: Evidence, plan: str, text: str) -> tuple[int, int]:
 
 def quality_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL) -> list[Finding]:
     """C13: as much gained on the test texts, on the chapters and on the real author of each text."""
-    return [replace(quality_finding(evidence, text, test, plan, other), test=test) for text, test in tests_of(evidence)]
+    return [
+        replace(quality_finding(evidence, text, test, plan, other), test=test)
+        for text, test in tests_of(evidence)
+    ]
 
 
 def tests_of(evidence: Evidence) -> list[tuple[str, str]]:
     """Each text that is trained on, with each text that it is tested on."""
-    return [(text, test) for text in AUTHORS
-            for test in (text, *([REAL[text]] if evidence.has_real_authors else []))]
+    return [
+        (text, test)
+        for text in AUTHORS
+        for test in (text, *([REAL[text]] if evidence.has_real_authors else []))
+    ]
 
 
 def quality_finding(evidence: Evidence, text: str, test: str, plan: str = MAIN, other: str = FULL) -> Finding:
@@ -388,7 +424,9 @@ def gains(runs: Sequence[dict], test: str, base: Sequence[float]) -> bool:
     return gain.mean > 0 and not gain.low <= 0
 
 
-def first_rule(evidence: Evidence, text: str, test: str, plan: str = MAIN, other: str = FULL) -> Finding | None:
+def first_rule(
+    evidence: Evidence, text: str, test: str, plan: str = MAIN, other: str = FULL
+) -> Finding | None:
     """What the protocol's own rule for C13, before its amendment, says: equal within a fixed margin of the loss."""
     if not evidence.seeds(plan, other, texts=[text]):
         return None
@@ -404,14 +442,20 @@ def broken_off(evidence: Evidence, *plans: str, texts: Sequence[str] = AUTHORS) 
 
 def style_tests(evidence: Evidence) -> dict[str, Mapping]:
     """On which texts style is measured: the chapters, and the real authors where they were measured; the last leads."""
-    return {"the test chapters": {}} | ({"the real authors": {"on": REAL}} if evidence.has_real_authors else {})
+    return {"the test chapters": {}} | (
+        {"the real authors": {"on": REAL}} if evidence.has_real_authors else {}
+    )
 
 
 def can_be_read_at_equal_gain(evidence: Evidence, *plans: str, **on) -> bool:
     """Whether each of these plans gained on each of the two tests, so that style a nat of gain is a number."""
     tests = {a: a for a in AUTHORS} | dict(on.get("on") or {})
-    return all(test in evidence.base and gains(runs, test, evidence.base[test])
-               for plan in plans for text, test in tests.items() if (runs := evidence.of(plan, text, "learn")))
+    return all(
+        test in evidence.base and gains(runs, test, evidence.base[test])
+        for plan in plans
+        for text, test in tests.items()
+        if (runs := evidence.of(plan, text, "learn"))
+    )
 
 
 def style_findings(evidence: Evidence) -> list[Finding]:
@@ -422,7 +466,9 @@ def style_findings(evidence: Evidence) -> list[Finding]:
     plans = ("only-mlp-out", "only-attention")
     if not evidence.seeds(*plans, FULL):
         return [nothing(f"{MISSING} of MLP and attention on both texts yet")]
-    return [replace(style_finding(evidence, plans, on), test=test) for test, on in style_tests(evidence).items()]
+    return [
+        replace(style_finding(evidence, plans, on), test=test) for test, on in style_tests(evidence).items()
+    ]
 
 
 def style_finding(evidence: Evidence, plans: tuple[str, str], on: Mapping) -> Finding:
@@ -448,10 +494,16 @@ def share_of_style(evidence: Evidence, plan: str = MAIN) -> Finding:
     if not can_be_read_at_equal_gain(evidence, plan, FULL):
         return replace(nothing("a plan gains nothing there, so that no equal gain can be read"), test=test)
     ratio = style_ratio(evidence.both(plan), evidence.both(FULL), base=evidence.base)
-    return measuring.unless_few(Finding(
-        ratio, measuring.decide_at_least(ratio, measuring.STYLE_SHARE), 1.0,
-        limits=tuple(broken_off(evidence, plan, FULL)),
-        rule=lambda _, wide: measuring.decide_at_least(wide, measuring.STYLE_SHARE), test=test))
+    return measuring.unless_few(
+        Finding(
+            ratio,
+            measuring.decide_at_least(ratio, measuring.STYLE_SHARE),
+            1.0,
+            limits=tuple(broken_off(evidence, plan, FULL)),
+            rule=lambda _, wide: measuring.decide_at_least(wide, measuring.STYLE_SHARE),
+            test=test,
+        )
+    )
 
 
 def swap_contrasts(evidence: Evidence) -> dict[str, float]:
@@ -463,8 +515,10 @@ def swap_contrasts(evidence: Evidence) -> dict[str, float]:
         a, e = (runs[author, seed][role] for author in AUTHORS)
         return 0.5 * ((e["alice"] - a["alice"]) + (a["edgar"] - e["edgar"]))
 
-    return {role: float(np.mean([contrast(role, s) for s in seeds]))
-            for role in (next(iter(runs.values())) if seeds else {})}
+    return {
+        role: float(np.mean([contrast(role, s) for s in seeds]))
+        for role in (next(iter(runs.values())) if seeds else {})
+    }
 
 
 def mean_style(evidence: Evidence, plan: str, **options) -> float:

@@ -57,7 +57,9 @@ def rate_lever(evidence: Evidence, text: str) -> Lever | None:
         return None
     high, low = max(at), min(at, key=at.get)
     n_seeds = {r["n_seeds"] for r in evidence.rates["table"] if (r["plan"], r["text"]) == (FULL, text)}
-    return Lever(text, "the rate", f"full training at {high:g} over {low:g}", (at[high], at[low]), min(n_seeds))
+    return Lever(
+        text, "the rate", f"full training at {high:g} over {low:g}", (at[high], at[low]), min(n_seeds)
+    )
 
 
 def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
@@ -67,36 +69,60 @@ def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
         return None
     at_best = [float(frontier(r["evaluations"])[1][-1]) for r in runs]
     early = [forgetting_at(r["evaluations"], TOP_SHARE * frontier(r["evaluations"])[0][-1]) for r in runs]
-    return Lever(text, "stopping", f"full training at its best gain over {TOP_SHARE:.0%} of it",
-                 (float(np.mean(at_best)), float(np.mean(early))), len(runs))
+    return Lever(
+        text,
+        "stopping",
+        f"full training at its best gain over {TOP_SHARE:.0%} of it",
+        (float(np.mean(at_best)), float(np.mean(early))),
+        len(runs),
+    )
 
 
 def plan_levers(evidence: Evidence, text: str) -> list[Lever]:
     """Each pair of plans that was compared at equal gain, at the rates that forget least."""
     pairs = [*RIVALS, *((p, FULL) for p in (*DECIDING[1:], *DESCRIBED))]
     gaps = {pair: forgetting_gap(evidence, *pair, text) for pair in pairs}
-    return [Lever(text, "the plan", f"`{plan}` over `{other}`: {gap.word}", gap.forgotten, gap.interval.n_pairs)
-            for (plan, other), gap in gaps.items() if gap and not gap.has_unlike_rates]
+    return [
+        Lever(text, "the plan", f"`{plan}` over `{other}`: {gap.word}", gap.forgotten, gap.interval.n_pairs)
+        for (plan, other), gap in gaps.items()
+        if gap and not gap.has_unlike_rates
+    ]
 
 
 def levers(evidence: Evidence) -> Answer | None:
     """The rate, stopping, and the plans, as factors of forgetting; the largest first."""
-    found = [lever for text in AUTHORS for lever in
-             (rate_lever(evidence, text), stopping_lever(evidence, text), *plan_levers(evidence, text)) if lever]
+    found = [
+        lever
+        for text in AUTHORS
+        for lever in (
+            rate_lever(evidence, text),
+            stopping_lever(evidence, text),
+            *plan_levers(evidence, text),
+        )
+        if lever
+    ]
     if not any(lever.kind == "the rate" for lever in found) or len(found) < 2:
         return None
     found.sort(key=lambda lever: abs(np.log(lever.factor)), reverse=True)
     points = {f"{lever.text}, {short(lever)}": (lever.factor,) * 3 for lever in found}
     first = found[0]
-    title = (f"The largest factor: {two_digits(first.factor)} on {first.text}, {short(first)}\n"
-             f"({evidence.model}, forgetting with the first over the second)")
+    title = (
+        f"The largest factor: {two_digits(first.factor)} on {first.text}, {short(first)}\n"
+        f"({evidence.model}, forgetting with the first over the second)"
+    )
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]
     return of_runs(
-        evidence, runs, points, title=title, table=table_of(found),
+        evidence,
+        runs,
+        points,
+        title=title,
+        table=table_of(found),
         sentence=" ".join([ranking(found), *sentences(evidence)]),
         alt=f"Factors by which {len(points)} choices change forgetting; 1 is no change",
-        draw=lambda: plots.intervals({k: tuple(v - 1 for v in f) for k, f in points.items()}, title,
-                                     "factor of forgetting, minus 1"))
+        draw=lambda: plots.intervals(
+            {k: tuple(v - 1 for v in f) for k, f in points.items()}, title, "factor of forgetting, minus 1"
+        ),
+    )
 
 
 def short(lever: Lever) -> str:
@@ -109,16 +135,37 @@ def ranking(found: list[Lever]) -> str:
     first: dict[str, Lever] = {}
     for lever in found:
         first.setdefault(lever.kind, lever)
-    return "By its largest factor of forgetting: " + "; ".join(
-        f"{lever.kind} {two_digits(lever.factor)} (on {lever.text}, {lever.name.partition(': ')[0]})"
-        for lever in first.values()) + "."
+    return (
+        "By its largest factor of forgetting: "
+        + "; ".join(
+            f"{lever.kind} {two_digits(lever.factor)} (on {lever.text}, {lever.name.partition(': ')[0]})"
+            for lever in first.values()
+        )
+        + "."
+    )
 
 
 def table_of(found: list[Lever]) -> str:
     """A row a lever, the largest factor first."""
-    rows = [[lever.text, lever.kind, lever.name, " / ".join(two_digits(f) for f in lever.forgot),
-             two_digits(lever.factor), lever.n_seeds] for lever in found]
-    head = ["text", "what", "the first over the second", "forgetting of each, nats a token", "factor", "seeds"]
+    rows = [
+        [
+            lever.text,
+            lever.kind,
+            lever.name,
+            " / ".join(two_digits(f) for f in lever.forgot),
+            two_digits(lever.factor),
+            lever.n_seeds,
+        ]
+        for lever in found
+    ]
+    head = [
+        "text",
+        "what",
+        "the first over the second",
+        "forgetting of each, nats a token",
+        "factor",
+        "seeds",
+    ]
     return markdown(head, rows)
 
 
@@ -132,12 +179,16 @@ def sentences(evidence: Evidence) -> list[str]:
         rate, stop = rate_lever(evidence, text), stopping_lever(evidence, text)
         if rate:
             high, low = map(two_digits, rate.forgot)
-            said.append(f"On {text}, {rate.name}: {high} and {low} nats a token at equal gain, a factor of "
-                        f"{two_digits(rate.factor)} ({seeds(rate)}).")
+            said.append(
+                f"On {text}, {rate.name}: {high} and {low} nats a token at equal gain, a factor of "
+                f"{two_digits(rate.factor)} ({seeds(rate)})."
+            )
         if stop:
             last = stop.forgot[0] - stop.forgot[1]
-            said.append(f"On {text} the last fifth of full training's gain cost {two_digits(last)} nats a token of "
-                        f"forgetting, the first four {two_digits(stop.forgot[1])} ({seeds(stop)}).")
+            said.append(
+                f"On {text} the last fifth of full training's gain cost {two_digits(last)} nats a token of "
+                f"forgetting, the first four {two_digits(stop.forgot[1])} ({seeds(stop)})."
+            )
         for plan, other in (("attention", FULL), ("first-half", FULL), *RIVALS):
             gap = forgetting_gap(evidence, plan, other, text)
             if gap and not gap.has_unlike_rates:
@@ -156,8 +207,10 @@ def plan_in_words(evidence: Evidence, plan: str, other: str, text: str, gap: Gap
     for share in (s for s in SHARES if s <= gap.share):
         _, _, (own, others) = gap_at(evidence, a, b, text, share * full_gain(evidence, text))
         factors.append(f"{two_digits(own / others)} at {share:.0%}")
-    words = (f"On {text} `{plan}` minus `{other}` at equal gain: {gap.word}, {in_nats(gap.interval)}; of what "
-             f"`{other}` forgot it forgot {', '.join(factors)} of full training's best gain")
+    words = (
+        f"On {text} `{plan}` minus `{other}` at equal gain: {gap.word}, {in_nats(gap.interval)}; of what "
+        f"`{other}` forgot it forgot {', '.join(factors)} of full training's best gain"
+    )
     quality = quality_finding(evidence, text, text, plan, other)
     if quality.interval.n_pairs:
         words += f"; it gained {numbers(quality.interval, '')} of the other's gain on new chapters"

@@ -22,19 +22,35 @@ def convergence(evidence: Evidence) -> Answer | None:
     every = [r for own in runs.values() for r in own]
     plans, n_steps = dict.fromkeys(p for _, p in runs), max(r["steps_taken"] for r in every)
     words = "; ".join(in_words(p, [r for (_, q), own in runs.items() if q == p for r in own]) for p in plans)
-    paths = {t: {f"{LABELS[p]}, {kind}": [curve(r, key) for r in own] for (u, p), own in runs.items() if u == t
-                 for kind, key in KINDS.items()} for t, _ in runs}
+    paths = {
+        t: {
+            f"{LABELS[p]}, {kind}": [curve(r, key) for r in own]
+            for (u, p), own in runs.items()
+            if u == t
+            for kind, key in KINDS.items()
+        }
+        for t, _ in runs
+    }
     best = np.median([r["best_step"] for r in every])
-    title = (f"Within {n_steps} steps: the dev loss is least after {best:.0f} steps (median of {len(every)} runs)\n"
-             f"({evidence.model}, a constant rate, nothing stopped early)")
+    title = (
+        f"Within {n_steps} steps: the dev loss is least after {best:.0f} steps (median of {len(every)} runs)\n"
+        f"({evidence.model}, a constant rate, nothing stopped early)"
+    )
     return of_runs(
-        evidence, every, paths, title=title, sentence=f"Within {n_steps} steps, {words}. {verdict(evidence, 'C8')}.",
+        evidence,
+        every,
+        paths,
+        title=title,
+        sentence=f"Within {n_steps} steps, {words}. {verdict(evidence, 'C8')}.",
         alt=f"Loss on the training probe and on the dev text over {n_steps} steps, one line a run and kind of text",
-        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats a token)"))
+        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats a token)"),
+    )
 
 
 def in_words(plan: str, runs: Sequence[dict]) -> str:
     dev = [curve(r, KINDS["dev text"])[1] for r in runs]
     rise = np.mean([losses[-1] - min(losses) for losses in dev])
-    return (f"{LABELS[plan]}: the loss on the training probe levelled off in {n_levelled(runs)} of {len(runs)} runs, "
-            f"and the dev loss ended {rise:.3f} nats a token above its least (mean)")
+    return (
+        f"{LABELS[plan]}: the loss on the training probe levelled off in {n_levelled(runs)} of {len(runs)} runs, "
+        f"and the dev loss ended {rise:.3f} nats a token above its least (mean)"
+    )

@@ -38,12 +38,23 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
     if read is None or not set(SET_BESIDE) <= set(learned):
         return None
     share, by_plan = read
-    return pd.DataFrame.from_dict({LABELS[p]: {
-        "trained": learned[p][0]["n_trainable"], "seeds": len(learned[p]),
-        "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]),
-        "at rate": rate_of(learned[p]), "compared at gain": share * full_gain(evidence, text),
-        "share of full's best": share, "forgetting": reading.forgetting, "at gentlest rate": reading.rate,
-        "tuning runs": reading.n_seeds} for p, reading in by_plan.items()}, orient="index")
+    return pd.DataFrame.from_dict(
+        {
+            LABELS[p]: {
+                "trained": learned[p][0]["n_trainable"],
+                "seeds": len(learned[p]),
+                "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]),
+                "at rate": rate_of(learned[p]),
+                "compared at gain": share * full_gain(evidence, text),
+                "share of full's best": share,
+                "forgetting": reading.forgetting,
+                "at gentlest rate": reading.rate,
+                "tuning runs": reading.n_seeds,
+            }
+            for p, reading in by_plan.items()
+        },
+        orient="index",
+    )
 
 
 def readings(evidence: Evidence, text: str) -> tuple[float, dict[str, Reading]] | None:
@@ -67,20 +78,52 @@ def lora(evidence: Evidence) -> Answer | None:
     share, by_plan = readings(evidence, text)
     level = share * full_gain(evidence, text)
     paths = {LABELS[p]: [frontier(r["evaluations"]) for r in reading.runs] for p, reading in by_plan.items()}
-    words = "; ".join(f"{label} {two_digits(row['forgetting'])} at {row['at gentlest rate']:g}, best gain "
-                      f"{two_digits(row['best gain'])}" for label, row in table.iterrows())
+    words = "; ".join(
+        f"{label} {two_digits(row['forgetting'])} at {row['at gentlest rate']:g}, best gain "
+        f"{two_digits(row['best gain'])}"
+        for label, row in table.iterrows()
+    )
     gains = ", ".join(f"{label} {two_digits(gain)}" for label, gain in table["best gain"].items())
-    title = fill(f"Best gains on {text}, nats a token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
-                 width=58)  # the picture has one panel
-    rows = [[text, label, f"{int(row['trained']):,}", two_digits(row["best gain"]), rate_in_words(row["at rate"]),
-             int(row["seeds"]), two_digits(row["forgetting"]), f"{row['at gentlest rate']:g}", int(row["tuning runs"])]
-            for label, row in table.iterrows()]
+    title = fill(
+        f"Best gains on {text}, nats a token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
+        width=58,
+    )  # the picture has one panel
+    rows = [
+        [
+            text,
+            label,
+            f"{int(row['trained']):,}",
+            two_digits(row["best gain"]),
+            rate_in_words(row["at rate"]),
+            int(row["seeds"]),
+            two_digits(row["forgetting"]),
+            f"{row['at gentlest rate']:g}",
+            int(row["tuning runs"]),
+        ]
+        for label, row in table.iterrows()
+    ]
     return of_runs(
-        evidence, [r for reading in by_plan.values() for r in reading.runs], [paths, level], title=title,
+        evidence,
+        [r for reading in by_plan.values() for r in reading.runs],
+        [paths, level],
+        title=title,
         sentence=f"On {text}, forgetting in nats a token at an equal gain of {two_digits(level)} ({share:.0%} of full "
-                 f"training's best), each plan at its gentlest rate, in the tuning runs: {words}.",
-        table=markdown(["text", "plan", "trained", "best gain", "at rate", "seeds", f"forgetting at {share:.0%}",
-                        "at its gentlest rate", "tuning runs"], rows),
+        f"training's best), each plan at its gentlest rate, in the tuning runs: {words}.",
+        table=markdown(
+            [
+                "text",
+                "plan",
+                "trained",
+                "best gain",
+                "at rate",
+                "seeds",
+                f"forgetting at {share:.0%}",
+                "at its gentlest rate",
+                "tuning runs",
+            ],
+            rows,
+        ),
         alt=f"Forgetting against gain on {text} for LoRA and for plans without new matrices, each at its gentlest "
-            "rate, one line a run",
-        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level}))
+        "rate, one line a run",
+        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level}),
+    )

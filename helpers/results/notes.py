@@ -20,8 +20,13 @@ from helpers.results.evidence import AUTHORS, FULL, MAIN, MISSING, Evidence, for
 def by_test(findings: Sequence[Finding], sign: str = "+") -> str:
     """Each test with its estimate and its own verdict, the claim's other tests left out of account."""
     found = [f for f in findings if f.test]
-    return ", ".join(f"{f.test}{' ' + numbers(f.interval, sign) if f.interval.n_pairs else ''} ({said(f)})"
-                     for f in found) or "no test has runs"
+    return (
+        ", ".join(
+            f"{f.test}{' ' + numbers(f.interval, sign) if f.interval.n_pairs else ''} ({said(f)})"
+            for f in found
+        )
+        or "no test has runs"
+    )
 
 
 def said(finding: Finding) -> str:
@@ -41,8 +46,11 @@ def numbers(interval: Interval, sign: str = "+") -> str:
 def words_by_text(evidence: Evidence, plan: str, other: str = FULL) -> str:
     """What the difference in forgetting is called on each text, and beside which smallest difference that counts."""
     gaps = {text: forgetting_gap(evidence, plan, other, text) for text in AUTHORS}
-    return "; ".join(f"on {text}: {gap.word} (what counts begins at {two_digits(gap.smallest)})"
-                     for text, gap in gaps.items() if gap)
+    return "; ".join(
+        f"on {text}: {gap.word} (what counts begins at {two_digits(gap.smallest)})"
+        for text, gap in gaps.items()
+        if gap
+    )
 
 
 def losses_by_test(evidence: Evidence, *plans: str) -> str:
@@ -51,8 +59,10 @@ def losses_by_test(evidence: Evidence, *plans: str) -> str:
     for text, test in tests_of(evidence):
         own = [evidence.of(p, text, "learn") for p in plans]
         if all(own) and test in evidence.base:
-            means = [np.mean(evidence.base[test]), *(np.mean([np.mean(r["test_windows"][test]) for r in runs])
-                                                     for runs in own)]
+            means = [
+                np.mean(evidence.base[test]),
+                *(np.mean([np.mean(r["test_windows"][test]) for r in runs]) for runs in own),
+            ]
             lines.append(f"{test} {', '.join(f'{loss:.2f}' for loss in means)}")
     return "; ".join(lines)
 
@@ -79,8 +89,10 @@ def how_catastrophic(evidence: Evidence) -> str:
     elsewhere = [f for t in AUTHORS for f in evidence.at_level(FULL, t).values()]
     is_more = elsewhere and max(elsewhere) > max(forgot)
     more = f", and at another rate up to {max(elsewhere):.2f} at the level" if is_more else ""
-    return (f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more} (the "
-            f"protocol says catastrophic from {measuring.CATASTROPHIC:g} on)")
+    return (
+        f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more} (the "
+        f"protocol says catastrophic from {measuring.CATASTROPHIC:g} on)"
+    )
 
 
 def at_the_lowest_rate(evidence: Evidence) -> str:
@@ -89,11 +101,19 @@ def at_the_lowest_rate(evidence: Evidence) -> str:
     Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
     """
     chosen = evidence.rates.get("chosen", {})
-    own = [(rates["keep"], reached) for p in (FULL, MAIN) for t, rates in chosen.get(p, {}).items()
-           if (reached := evidence.at_level(p, t))]
+    own = [
+        (rates["keep"], reached)
+        for p in (FULL, MAIN)
+        for t, rates in chosen.get(p, {}).items()
+        if (reached := evidence.at_level(p, t))
+    ]
     n_lowest = sum(rate == min(reached) for rate, reached in own)
-    return (f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
-            "rate might change it" if n_lowest else "")
+    return (
+        f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
+        "rate might change it"
+        if n_lowest
+        else ""
+    )
 
 
 def at_the_highest_rate(evidence: Evidence) -> str:
@@ -102,9 +122,12 @@ def at_the_highest_rate(evidence: Evidence) -> str:
     for row in evidence.rates["table"]:
         tried.setdefault(row["plan"], []).append(row["rate"])
     chosen = evidence.rates.get("chosen", {})
-    at_edge = [f"{name} on {t}" for p, name in ((FULL, "full training"), (MAIN, "the main plan"))
-               for t, rates in chosen.get(p, {}).items()
-               if t in AUTHORS and p in tried and rates.get("learn") == max(tried[p])]
+    at_edge = [
+        f"{name} on {t}"
+        for p, name in ((FULL, "full training"), (MAIN, "the main plan"))
+        for t, rates in chosen.get(p, {}).items()
+        if t in AUTHORS and p in tried and rates.get("learn") == max(tried[p])
+    ]
     return f"; the highest rate tried is the best for {', '.join(at_edge)}" if at_edge else ""
 
 

@@ -25,8 +25,19 @@ from helpers.results.evidence import (
 from helpers.results.notes import numbers
 
 DESCRIBED = ("attention", "mlp", "first-half", "only-mlp-in", "only-mlp-alternate", "only-norms")
-HEAD = ("text", "plan", "trained", "best gain, of full's", "read at, of full's best gain", "rates, plan / full",
-        "forgot, plan / full", "plan minus full", "counts from", "in a word", "runs")
+HEAD = (
+    "text",
+    "plan",
+    "trained",
+    "best gain, of full's",
+    "read at, of full's best gain",
+    "rates, plan / full",
+    "forgot, plan / full",
+    "plan minus full",
+    "counts from",
+    "in a word",
+    "runs",
+)
 
 
 def every_plan(evidence: Evidence) -> Answer | None:
@@ -36,29 +47,52 @@ def every_plan(evidence: Evidence) -> Answer | None:
     instead, where it and full training both have their gentlest rate.
     """
     text = AUTHORS[0]
-    plans = [p for p in (*DECIDING[1:], *DESCRIBED) if evidence.of(p, text, "keep") and evidence.of(p, text, "learn")]
+    plans = [
+        p
+        for p in (*DECIDING[1:], *DESCRIBED)
+        if evidence.of(p, text, "keep") and evidence.of(p, text, "learn")
+    ]
     gaps = {p: forgetting_gap(evidence, p, FULL, text) for p in plans}
-    compared = {p: gap for p, gap in gaps.items()
-                if gap is not None and gap.interval.n_pairs > 1 and not gap.has_unlike_rates}
+    compared = {
+        p: gap
+        for p, gap in gaps.items()
+        if gap is not None and gap.interval.n_pairs > 1 and not gap.has_unlike_rates
+    }
     if not compared or not set(plans) & set(DESCRIBED):
         return None
     runs = [r for p in (FULL, *compared) for r in evidence.of(p, text, "keep")]
-    rows = {f"{p}, at {gap.share:.0%}": (gap.interval.mean, gap.interval.low, gap.interval.high)
-            for p, gap in sorted(compared.items(), key=lambda item: item[1].interval.mean)}
+    rows = {
+        f"{p}, at {gap.share:.0%}": (gap.interval.mean, gap.interval.low, gap.interval.high)
+        for p, gap in sorted(compared.items(), key=lambda item: item[1].interval.mean)
+    }
     zones = [gap.smallest for _, gap in sorted(compared.items(), key=lambda item: item[1].interval.mean)]
     words = [gap.word for gap in compared.values()]
-    title = fill(f"By enough to count, {words.count(LESS)} of {len(rows)} plans forgot less than full training at "
-                 f"equal gain, {words.count(MORE)} forgot more ({evidence.model}, {text})", width=70)
+    title = fill(
+        f"By enough to count, {words.count(LESS)} of {len(rows)} plans forgot less than full training at "
+        f"equal gain, {words.count(MORE)} forgot more ({evidence.model}, {text})",
+        width=70,
+    )
     low = {p: readings(evidence, p, text) for p in plans if p not in compared}
     return of_runs(
-        evidence, runs, [rows, zones], title=title, table=markdown(HEAD, table_rows(evidence, compared, low, text)),
+        evidence,
+        runs,
+        [rows, zones],
+        title=title,
+        table=markdown(HEAD, table_rows(evidence, compared, low, text)),
         sentence=f"On {text}, forgetting at equal gain minus full training's: "
-                 + "; ".join([*(in_words(p, gap) for p, gap in compared.items()),
-                              *(low_in_words(p, both) for p, both in low.items())]) + ".",
+        + "; ".join(
+            [
+                *(in_words(p, gap) for p, gap in compared.items()),
+                *(low_in_words(p, both) for p, both in low.items()),
+            ]
+        )
+        + ".",
         alt=f"Differences in forgetting at equal gain to full training with 95% intervals for {len(rows)} plans; each "
-            "row names the share of full training's best gain at which it was read",
-        draw=lambda: plots.intervals(rows, title, "forgetting minus full training's at equal gain (nats a token)",
-                                     zones))
+        "row names the share of full training's best gain at which it was read",
+        draw=lambda: plots.intervals(
+            rows, title, "forgetting minus full training's at equal gain (nats a token)", zones
+        ),
+    )
 
 
 def readings(evidence: Evidence, plan: str, text: str) -> tuple[float, Reading, Reading] | None:
@@ -80,9 +114,11 @@ def low_in_words(plan: str, found: tuple[float, Reading, Reading] | None) -> str
     if found is None:
         return f"`{plan}` not comparable"
     share, own, full = found
-    return (f"`{plan}`, which no rate brought to 80%, open: {two_digits(own.forgetting)} at its gentlest rate "
-            f"{own.rate:g}, beside full training's {two_digits(full.forgetting)} at {full.rate:g}, at {share:.0%} of "
-            f"full's gain ({runs_in_words(own)})")
+    return (
+        f"`{plan}`, which no rate brought to 80%, open: {two_digits(own.forgetting)} at its gentlest rate "
+        f"{own.rate:g}, beside full training's {two_digits(full.forgetting)} at {full.rate:g}, at {share:.0%} of "
+        f"full's gain ({runs_in_words(own)})"
+    )
 
 
 def runs_in_words(reading: Reading) -> str:
@@ -94,24 +130,44 @@ def table_rows(evidence: Evidence, compared: dict[str, Gap], low: dict, text: st
     rows = []
     for plan, gap in compared.items():
         rates = " / ".join("not known" if rate is None else f"{rate:g}" for rate in gap.rates)
-        rows.append([*beginning(evidence, plan, text), f"{gap.share:.0%}", rates,
-                     " / ".join(two_digits(f) for f in gap.forgotten), numbers(gap.interval),
-                     two_digits(gap.smallest), gap.word, f"{gap.interval.n_pairs} pairs"])
+        rows.append(
+            [
+                *beginning(evidence, plan, text),
+                f"{gap.share:.0%}",
+                rates,
+                " / ".join(two_digits(f) for f in gap.forgotten),
+                numbers(gap.interval),
+                two_digits(gap.smallest),
+                gap.word,
+                f"{gap.interval.n_pairs} pairs",
+            ]
+        )
     for plan, found in low.items():
         if found is None:
             rows.append([*beginning(evidence, plan, text), *[""] * 5, "not comparable", ""])
             continue
         share, own, full = found
-        rows.append([*beginning(evidence, plan, text), f"{share:.0%}", f"{own.rate:g} / {full.rate:g}",
-                     f"{two_digits(own.forgetting)} / {two_digits(full.forgetting)}",
-                     two_digits(own.forgetting - full.forgetting, "+"), "", "open", runs_in_words(own)])
+        rows.append(
+            [
+                *beginning(evidence, plan, text),
+                f"{share:.0%}",
+                f"{own.rate:g} / {full.rate:g}",
+                f"{two_digits(own.forgetting)} / {two_digits(full.forgetting)}",
+                two_digits(own.forgetting - full.forgetting, "+"),
+                "",
+                "open",
+                runs_in_words(own),
+            ]
+        )
     return rows
 
 
 def beginning(evidence: Evidence, plan: str, text: str) -> list[str]:
     """Text, plan, what it trains, and its best gain over full training's with the same seeds."""
-    own, full = ({r["seed"]: frontier(r["evaluations"])[0][-1] for r in evidence.of(p, text, "learn")}
-                 for p in (plan, FULL))
+    own, full = (
+        {r["seed"]: frontier(r["evaluations"])[0][-1] for r in evidence.of(p, text, "learn")}
+        for p in (plan, FULL)
+    )
     both = sorted(own.keys() & full.keys())
     share = f"{np.mean([own[s] for s in both]) / np.mean([full[s] for s in both]):.0%}" if both else ""
     return [text, f"`{plan}`", f"{evidence.of(plan, text, 'keep')[0]['n_trainable']:,}", share]

@@ -45,7 +45,9 @@ def picture_name(question: Question, model: str) -> str:
 
 def data_hash(answer: Answer) -> str:
     """Hash of what a picture shows: its title and numbers."""
-    return hashlib.sha256(json.dumps([answer.title, rounded(answer.data)], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([answer.title, rounded(answer.data)], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def rounded(data):
@@ -80,12 +82,19 @@ def draw(answer: Answer, picture: Path) -> None:
 
 def page(question: Question, found: dict[str, Answer], known: dict) -> str:
     """One question: for each model the sentence, the table, the figure, and what it rests on."""
-    parts = [f"# {question.asks}", f"Written by `make results` from {question.source}. [All questions](README.md)"]
+    parts = [
+        f"# {question.asks}",
+        f"Written by `make results` from {question.source}. [All questions](README.md)",
+    ]
     for model, answer in found.items():
         if question.of_model:
             parts.append(f"## {model}")
-        parts += [answer.sentence, *filter(None, [answer.table]), f"![{answer.alt}]({picture_name(question, model)})",
-                  f"*{answer.origin}{protocol_line(answer, known)}*"]
+        parts += [
+            answer.sentence,
+            *filter(None, [answer.table]),
+            f"![{answer.alt}]({picture_name(question, model)})",
+            f"*{answer.origin}{protocol_line(answer, known)}*",
+        ]
     return "\n\n".join([*parts, f"How to read it: {question.how_to_read}"]) + "\n"
 
 
@@ -98,10 +107,13 @@ def protocol_line(answer: Answer, known: dict) -> str:
 
 def index(pages: dict[Question, dict[str, Answer]]) -> str:
     """All questions with their answers in one sentence each."""
-    parts = ["# Results", "One page a question. Every answer, number and picture is computed by `make results` from "
-             "the files under `data/evidence`, or from a config. The verdicts on all fifteen claims stand in the "
-             "[README](../README.md#what-the-course-found), the rules in the "
-             "[protocol](../data/evidence/PROTOCOL.md)."]
+    parts = [
+        "# Results",
+        "One page a question. Every answer, number and picture is computed by `make results` from "
+        "the files under `data/evidence`, or from a config. The verdicts on all fifteen claims stand in the "
+        "[README](../README.md#what-the-course-found), the rules in the "
+        "[protocol](../data/evidence/PROTOCOL.md).",
+    ]
     for question, found in pages.items():
         if not found:
             parts += [f"## {question.asks}", f"Not recorded yet: `{question.command}`."]
@@ -117,8 +129,11 @@ def all_answers(folder: Path = EVIDENCE) -> dict[Question, dict[str, Answer]]:
     evidence = {m: read_evidence(m, folder) for m in studied_models(folder)}
     found: dict[Question, dict[str, Answer]] = {}
     for question in QUESTIONS:
-        asked = ({m: question.answer(e) for m, e in evidence.items()} if question.of_model
-                 else {"": question.answer(folder)})
+        asked = (
+            {m: question.answer(e) for m, e in evidence.items()}
+            if question.of_model
+            else {"": question.answer(folder)}
+        )
         found[question] = {m: a for m, a in asked.items() if a is not None}
     return found
 
@@ -167,12 +182,21 @@ def differences(results: Path = RESULTS, folder: Path = EVIDENCE) -> list[str]:
     pages = all_answers(folder)
     wanted, drawn = texts(pages, known_date(results)), pictures(pages)
     there = {p.name for p in results.iterdir()} - {DATE} if results.exists() else set()
-    stale = [f"{name}: old text" for name, text in wanted.items()
-             if name in there and (results / name).read_text("utf-8") != text]
-    stale += [f"{name}: old numbers" for name, a in drawn.items() if name in there
-              and hash_in(results / name) != data_hash(a)]
-    return (stale + [f"{name}: missing" for name in sorted({*wanted, *drawn} - there)]
-            + [f"{name}: nothing asks for it" for name in sorted(there - {*wanted, *drawn})])
+    stale = [
+        f"{name}: old text"
+        for name, text in wanted.items()
+        if name in there and (results / name).read_text("utf-8") != text
+    ]
+    stale += [
+        f"{name}: old numbers"
+        for name, a in drawn.items()
+        if name in there and hash_in(results / name) != data_hash(a)
+    ]
+    return (
+        stale
+        + [f"{name}: missing" for name in sorted({*wanted, *drawn} - there)]
+        + [f"{name}: nothing asks for it" for name in sorted(there - {*wanted, *drawn})]
+    )
 
 
 def write(results: Path = RESULTS, folder: Path = EVIDENCE) -> None:
@@ -195,7 +219,9 @@ def write(results: Path = RESULTS, folder: Path = EVIDENCE) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args(arguments)
     if args.check:

@@ -33,9 +33,15 @@ from helpers.results.evidence import (
 )
 from helpers.results.verdicts import scoreboard, scoreboard_table
 
-PAIRS = (("attention+embeddings", "full"), ("attention", "full"), ("first-half", "full"),
-         ("only-attention", "only-mlp-out"), ("only-attention", "only-mlp-in"),
-         ("only-attention", "only-mlp-alternate"), ("lora-attention", "lora-mlp"))
+PAIRS = (
+    ("attention+embeddings", "full"),
+    ("attention", "full"),
+    ("first-half", "full"),
+    ("only-attention", "only-mlp-out"),
+    ("only-attention", "only-mlp-in"),
+    ("only-attention", "only-mlp-alternate"),
+    ("lora-attention", "lora-mlp"),
+)
 MODELS = {"tiny": profiles.TINY.model_name, "smollm2": profiles.SMOLLM2.model_name}
 
 
@@ -47,18 +53,28 @@ def forgetting_lines(evidence: Evidence) -> list[str]:
             if not (evidence.of(plan, text, "keep") and evidence.of(other, text, "keep")):
                 continue
             found = forgetting_gap(evidence, plan, other, text)
-            said = "not comparable" if found is None else (
-                f"{found.interval} at {found.share:.0%}, {found.word}"
-                + (" (unlike rates)" if found.has_unlike_rates else ""))
+            said = (
+                "not comparable"
+                if found is None
+                else (
+                    f"{found.interval} at {found.share:.0%}, {found.word}"
+                    + (" (unlike rates)" if found.has_unlike_rates else "")
+                )
+            )
             lines.append(f"{text}: {plan} minus {other}: {said}")
     return lines
 
 
 def style_lines(evidence: Evidence) -> list[str]:
-    lines = [f"{plan}: S = {mean_style(evidence, plan):.3f} nats{small_words(evidence, plan)}"
-             for plan in DECIDING if evidence.seeds(plan)]
-    return lines + [f"base with the change of {role} put in: S = {s:.3f} nats"
-                    for role, s in swap_contrasts(evidence).items()]
+    lines = [
+        f"{plan}: S = {mean_style(evidence, plan):.3f} nats{small_words(evidence, plan)}"
+        for plan in DECIDING
+        if evidence.seeds(plan)
+    ]
+    return lines + [
+        f"base with the change of {role} put in: S = {s:.3f} nats"
+        for role, s in swap_contrasts(evidence).items()
+    ]
 
 
 def small_words(evidence: Evidence, plan: str) -> str:
@@ -80,28 +96,47 @@ def fitting_lines(evidence: Evidence) -> list[str]:
             ends = [overfitted_from(r["evaluations"]) for r in runs]
             best = np.median([r["best_step"] for r in runs])
             heart = [r["memorisation"]["best"] for r in runs if "memorisation" in r]
-            said = (f", by heart {np.mean([h['exact_train'] for h in heart]):.0%} of training prompts and "
-                    f"{np.mean([h['exact_held_out'] for h in heart]):.0%} of held-out ones") if heart else ""
-            lines.append(f"{text}, {plan}: {n} of {of} runs reach the level; best dev loss after {best:.0f} steps, "
-                         f"over-fitted later in {sum(e is not None for e in ends)} of {len(ends)}{said}")
+            said = (
+                (
+                    f", by heart {np.mean([h['exact_train'] for h in heart]):.0%} of training prompts and "
+                    f"{np.mean([h['exact_held_out'] for h in heart]):.0%} of held-out ones"
+                )
+                if heart
+                else ""
+            )
+            lines.append(
+                f"{text}, {plan}: {n} of {of} runs reach the level; best dev loss after {best:.0f} steps, "
+                f"over-fitted later in {sum(e is not None for e in ends)} of {len(ends)}{said}"
+            )
     return lines
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", choices=tuple(MODELS), help="only this model")
     parser.add_argument("--folder", type=Path, default=EVIDENCE)
     args = parser.parse_args(arguments)
-    models = [m for m in studied_models(args.folder) if args.profile in (None, *(p for p in MODELS if MODELS[p] == m))]
+    models = [
+        m
+        for m in studied_models(args.folder)
+        if args.profile in (None, *(p for p in MODELS if MODELS[p] == m))
+    ]
     if not models:
-        raise SystemExit(f"No recorded runs{f' of {MODELS[args.profile]}' if args.profile else ''} in '{args.folder}'. "
-                         "Record them: make evidence.")
+        raise SystemExit(
+            f"No recorded runs{f' of {MODELS[args.profile]}' if args.profile else ''} in '{args.folder}'. "
+            "Record them: make evidence."
+        )
     for model in models:
         evidence = read_evidence(model, args.folder)
         print(f"{model}, {len(evidence.runs)} runs")
         print(scoreboard_table([made(**entry) for entry in scoreboard(evidence)]))
-        for title, lines in (("Forgetting at equal gain", forgetting_lines(evidence)),
-                             ("Style", style_lines(evidence)), ("Fitting", fitting_lines(evidence))):
+        for title, lines in (
+            ("Forgetting at equal gain", forgetting_lines(evidence)),
+            ("Style", style_lines(evidence)),
+            ("Fitting", fitting_lines(evidence)),
+        ):
             print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
     return 0
 

@@ -102,14 +102,20 @@ class SecondStudy:
 
     def tuning(self, plan: str, text: str, weight: float = 0.0) -> list[StudyRun]:
         """The tuning runs of a plan on a text."""
-        return [r for r in self.runs if (r.plan, r.text, r.weight) == (plan, text, weight)
-                and r.seed in self.choices.tuning_seeds]
+        return [
+            r
+            for r in self.runs
+            if (r.plan, r.text, r.weight) == (plan, text, weight) and r.seed in self.choices.tuning_seeds
+        ]
 
     def of(self, recipe: Recipe, text: str) -> list[StudyRun]:
         """The main runs that a recipe takes its models from."""
-        return [r for r in self.runs
-                if (r.plan, r.text, r.weight, r.rate) == (recipe.plan, text, recipe.weight, recipe.rate)
-                and r.seed not in self.choices.tuning_seeds]
+        return [
+            r
+            for r in self.runs
+            if (r.plan, r.text, r.weight, r.rate) == (recipe.plan, text, recipe.weight, recipe.rate)
+            and r.seed not in self.choices.tuning_seeds
+        ]
 
     def paths(self, recipe: Recipe, text: str) -> list[Path]:
         """Of the main runs, on half B."""
@@ -118,7 +124,9 @@ class SecondStudy:
     def full_tuning(self, text: str, half: str = "B") -> list[list[Path]]:
         """Full training's tuning paths on a text, one list a rate: they say what a level is."""
         runs = self.tuning(FULL, text)
-        return [[r.path(STOPPED, half) for r in runs if r.rate == rate] for rate in sorted({r.rate for r in runs})]
+        return [
+            [r.path(STOPPED, half) for r in runs if r.rate == rate] for rate in sorted({r.rate for r in runs})
+        ]
 
 
 def read_second_study(folder: str | File, protocol: Protocol, base: str) -> SecondStudy:
@@ -133,15 +141,38 @@ def read_second_study(folder: str | File, protocol: Protocol, base: str) -> Seco
 def second_study(runs: Sequence[StudyRun], protocol: Protocol, base: str) -> SecondStudy:
     """Records with the numbers of the protocol."""
     page = protocol["decisions"]
-    rules = Rules(tuple(page["levels"]), page["least_levels"], page["least_pairs"], page["level"], page["equal_level"],
-                  page["family_error"], page["smallest_forgetting"], page["smallest_forgetting_share"],
-                  page["smallest_loss"])
-    choices = Choices(tuple(protocol["study"]["tuning_seeds"]), page["choice_text"], page["choice_level"],
-                      tuple(page["freeze_plans"]), page["rate_level"], page["rate_falls"], page["rate_free"],
-                      tuple(page["rate_free_levels"]), tuple(page["rate_free_plans"]))
+    rules = Rules(
+        tuple(page["levels"]),
+        page["least_levels"],
+        page["least_pairs"],
+        page["level"],
+        page["equal_level"],
+        page["family_error"],
+        page["smallest_forgetting"],
+        page["smallest_forgetting_share"],
+        page["smallest_loss"],
+    )
+    choices = Choices(
+        tuple(protocol["study"]["tuning_seeds"]),
+        page["choice_text"],
+        page["choice_level"],
+        tuple(page["freeze_plans"]),
+        page["rate_level"],
+        page["rate_falls"],
+        page["rate_free"],
+        tuple(page["rate_free_levels"]),
+        tuple(page["rate_free_plans"]),
+    )
     planned = tuple(PlannedTest(**entry) for entry in page["primary"])
-    return SecondStudy(tuple(runs), rules, choices, planned, tuple(page["primary_texts"]),
-                       tuple(page["budgets"][base]), page["gain_share"])
+    return SecondStudy(
+        tuple(runs),
+        rules,
+        choices,
+        planned,
+        tuple(page["primary_texts"]),
+        tuple(page["budgets"][base]),
+        page["gain_share"],
+    )
 
 
 # --- choices, on tuning seeds and half A -------------------------------------------
@@ -155,8 +186,9 @@ def best_gain(study: SecondStudy, text: str) -> float | None:
     return float(full_gain([stacked(paths) for paths in full])[0])
 
 
-def tuned_forgetting(study: SecondStudy, plan: str, method: str, share: float, weight: float = 0.0
-                     ) -> dict[float, float | None]:
+def tuned_forgetting(
+    study: SecondStudy, plan: str, method: str, share: float, weight: float = 0.0
+) -> dict[float, float | None]:
     """Rate to forgetting on half A at a share of full's best gain, mean over tuning seeds; the highest rate first.
 
     None where a run does not reach the level, or diverged.
@@ -164,8 +196,11 @@ def tuned_forgetting(study: SecondStudy, plan: str, method: str, share: float, w
     gain, runs = best_gain(study, study.choices.text), study.tuning(plan, study.choices.text, weight)
     found = {}
     for rate in sorted({r.rate for r in runs}, reverse=True):
-        at = [None if gain is None else r.path(method, "A").forgetting_at(share * gain)
-              for r in runs if r.rate == rate]
+        at = [
+            None if gain is None else r.path(method, "A").forgetting_at(share * gain)
+            for r in runs
+            if r.rate == rate
+        ]
         found[rate] = None if None in at else float(np.mean(at))
     return found
 
@@ -186,8 +221,10 @@ def gentlest_rate(study: SecondStudy, plan: str, method: str = STOPPED, weight: 
 def learning_rate(study: SecondStudy, plan: str, weight: float = 0.0) -> float | None:
     """The tuning rate with the best dev gain; None without a tuning run that was finished."""
     runs = [r for r in study.tuning(plan, study.choices.text, weight) if r.ended != DIVERGED]
-    gains = {rate: np.mean([r.path(STOPPED, "A").best_gain for r in runs if r.rate == rate])
-             for rate in {r.rate for r in runs}}
+    gains = {
+        rate: np.mean([r.path(STOPPED, "A").best_gain for r in runs if r.rate == rate])
+        for rate in {r.rate for r in runs}
+    }
     return max(gains, key=gains.get) if gains else None
 
 
@@ -221,8 +258,9 @@ def rewinding_removes_the_rate(study: SecondStudy) -> bool:
     """Whether every plan of the rule, at every level of the rule, changes by less than its share."""
     changes = rate_changes(study)
     asked = len(study.choices.rate_free_plans) * len(study.choices.rate_free_levels)
-    return len(changes) == asked and all(c.change is not None and abs(c.change) < study.choices.rate_free
-                                         for c in changes)
+    return len(changes) == asked and all(
+        c.change is not None and abs(c.change) < study.choices.rate_free for c in changes
+    )
 
 
 def best_freeze_recipe(study: SecondStudy) -> Recipe | None:
@@ -270,14 +308,28 @@ def primary_tests(study: SecondStudy) -> tuple[PrimaryVerdict, ...]:
     """The protocol's tests of this base, in its order."""
     alone = [_tested(study, planned) for planned in study.planned]
     allowed = holm_adjusted([v.p for v in alone])
-    return tuple(v if v.word == OPEN or p <= study.rules.family_error
-                 else PrimaryVerdict(v.name, v.recipe, v.reference, v.by_text, OPEN, v.p,
-                                     f"Holm's rule over {len(alone)} tests does not allow '{v.word}'")
-                 for v, p in zip(alone, allowed, strict=True))
+    return tuple(
+        v
+        if v.word == OPEN or p <= study.rules.family_error
+        else PrimaryVerdict(
+            v.name,
+            v.recipe,
+            v.reference,
+            v.by_text,
+            OPEN,
+            v.p,
+            f"Holm's rule over {len(alone)} tests does not allow '{v.word}'",
+        )
+        for v, p in zip(alone, allowed, strict=True)
+    )
 
 
 def _tested(study: SecondStudy, planned: PlannedTest) -> PrimaryVerdict:
-    recipe = best_freeze_recipe(study) if planned.plan == CHOSEN else _gentlest(study, planned.plan, planned.method)
+    recipe = (
+        best_freeze_recipe(study)
+        if planned.plan == CHOSEN
+        else _gentlest(study, planned.plan, planned.method)
+    )
     reference = _gentlest(study, planned.reference, planned.reference_method)
     if recipe is None or recipe.rate is None or reference.rate is None:
         return PrimaryVerdict(planned.name, recipe, reference, (), OPEN, 1.0, "no tuning runs yet")
@@ -300,10 +352,14 @@ def compared(study: SecondStudy, recipe: Recipe, reference: Recipe, text: str) -
     """
     runs = [*study.of(recipe, text), *study.of(reference, text), *study.tuning(FULL, text)]
     if len({r.conditions for r in runs}) > 1:
-        raise ComparisonError(f"The runs of '{recipe}' and '{reference}' on '{text}', and the tuning runs of full "
-                              "training, are no pairs: they differ in base, text, windows or batch. Record them "
-                              "again together.")
-    return compare(study.paths(recipe, text), study.paths(reference, text), study.full_tuning(text), study.rules)
+        raise ComparisonError(
+            f"The runs of '{recipe}' and '{reference}' on '{text}', and the tuning runs of full "
+            "training, are no pairs: they differ in base, text, windows or batch. Record them "
+            "again together."
+        )
+    return compare(
+        study.paths(recipe, text), study.paths(reference, text), study.full_tuning(text), study.rules
+    )
 
 
 def over_texts(words: Sequence[str]) -> str:
@@ -363,8 +419,10 @@ def _share_word(share: Measured, study: SecondStudy) -> str:
 
 def _learned_pairs(study: SecondStudy, plan: str, text: str) -> list[tuple[StudyRun, StudyRun]]:
     """Finished runs of equal seed at the rates that learn."""
-    own, full = ({r.seed: r for r in study.of(Recipe(p, learning_rate(study, p)), text) if r.ended != DIVERGED}
-                 for p in (plan, FULL))
+    own, full = (
+        {r.seed: r for r in study.of(Recipe(p, learning_rate(study, p)), text) if r.ended != DIVERGED}
+        for p in (plan, FULL)
+    )
     return [(own[s], full[s]) for s in sorted(own.keys() & full.keys())]
 
 
@@ -412,10 +470,16 @@ class RecipeRow:
 
 def which_weights(study: SecondStudy, text: str) -> tuple[RecipeRow, ...]:
     """A row for each recipe that has main runs on a text; the least forgetting at the level of choice first."""
-    cells = {(r.plan, r.rate, r.weight) for r in study.runs
-             if r.text == text and r.seed not in study.choices.tuning_seeds}
-    rows = [recipe_row(study, Recipe(plan, rate, method, weight), text)
-            for plan, rate, weight in sorted(cells) for method in (STOPPED, REWOUND)]
+    cells = {
+        (r.plan, r.rate, r.weight)
+        for r in study.runs
+        if r.text == text and r.seed not in study.choices.tuning_seeds
+    }
+    rows = [
+        recipe_row(study, Recipe(plan, rate, method, weight), text)
+        for plan, rate, weight in sorted(cells)
+        for method in (STOPPED, REWOUND)
+    ]
     at = study.rules.levels.index(study.choices.level)
     return tuple(sorted(rows, key=lambda row: (row.forgetting[at] is None, row.forgetting[at] or 0.0)))
 
@@ -430,13 +494,20 @@ def recipe_row(study: SecondStudy, recipe: Recipe, text: str) -> RecipeRow:
     trainable = next((r.n_trainable for r in runs if r.n_trainable is not None), None)
     seconds = [r.step_seconds for r in runs if r.step_seconds is not None]
     return RecipeRow(
-        recipe, text, len(runs), sum(r.ended == DIVERGED for r in runs), sum(r.ended == "cap" for r in runs),
-        None if gained is None or not full else gained / full, forgotten,
+        recipe,
+        text,
+        len(runs),
+        sum(r.ended == DIVERGED for r in runs),
+        sum(r.ended == "cap" for r in runs),
+        None if gained is None or not full else gained / full,
+        forgotten,
         tuple(_mean([p.gain_at(b) for p in paths]) for b in study.budgets),
         _mean([None if t is None else float(t.mean()) for t in tests]),
         _mean([None if r.base_test is None else float(r.base_test.mean()) for r in runs]),
-        trainable, None if trainable is None else BYTES * trainable,
-        float(np.median(seconds)) if seconds else None)
+        trainable,
+        None if trainable is None else BYTES * trainable,
+        float(np.median(seconds)) if seconds else None,
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

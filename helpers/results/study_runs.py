@@ -1,7 +1,7 @@
 """The second study's records, typed: what one run trained, and what each of its models lost by window of text.
 
-    runs = read_study_runs("build/study2/runs/gpt-neo-mini")
-    runs[0].path("rewound", "B")           a `frontiers.Path`
+runs = read_study_runs("build/study2/runs/gpt-neo-mini")
+runs[0].path("rewound", "B")           a `frontiers.Path`
 """
 
 from __future__ import annotations
@@ -86,9 +86,14 @@ class StudyRun:
         for way in self.rewound:
             if way.roles == roles:
                 return way.points
-        known = [STOPPED, *(REWOUND if w.roles == ALL_ROLES else f"{REWOUND} {w.roles}" for w in self.rewound)]
-        raise ComparisonError(f"The run of '{self.plan}' with seed {self.seed} offers no models '{method}'. It has: "
-                              f"{', '.join(known)}.")
+        known = [
+            STOPPED,
+            *(REWOUND if w.roles == ALL_ROLES else f"{REWOUND} {w.roles}" for w in self.rewound),
+        ]
+        raise ComparisonError(
+            f"The run of '{self.plan}' with seed {self.seed} offers no models '{method}'. It has: "
+            f"{', '.join(known)}."
+        )
 
     def path(self, method: str, half: str) -> Path:
         """Gain on dev against forgetting on a half of the retention text."""
@@ -96,7 +101,9 @@ class StudyRun:
             return Path(self.seed, np.empty((0, 0)), np.empty((0, 0)), None, DIVERGED)
         found = self.points(method)
         forgetting = found.half_a if half == "A" else found.half_b
-        return Path(self.seed, self.base_dev - found.dev, forgetting, found.prose - self.base_prose, self.ended)
+        return Path(
+            self.seed, self.base_dev - found.dev, forgetting, found.prose - self.base_prose, self.ended
+        )
 
     def test_windows(self, method: str) -> np.ndarray | None:
         """Test losses of the method's model with the best dev loss; None where no test was read."""
@@ -115,17 +122,32 @@ def study_run(record: Mapping) -> StudyRun:
     """One record, as the runner of the study writes it."""
     settings, base, text = record["settings"], record["base"], record["text"]
     has_diverged = "diverged" in record
-    conditions = (record["model_hash"], record["text_hash"], tuple(sorted(record["retention_hashes"].items())),
-                  settings["batch"], len(base["dev_windows"]))
+    conditions = (
+        record["model_hash"],
+        record["text_hash"],
+        tuple(sorted(record["retention_hashes"].items())),
+        settings["batch"],
+        len(base["dev_windows"]),
+    )
     test = record.get("test_windows", {}).get(text)
     return StudyRun(
-        record["model_name"], record["plan"], text, record["seed"], record["rate"], record["weight"],
-        DIVERGED if has_diverged else {"cap": CAP, "patience": PATIENCE}[record["ended"]], conditions,
-        np.array(base["dev_windows"]), np.array(base["plain_windows"]),
-        _array(base.get("test_windows", {}).get(text)), _array(test), record.get("n_trainable"),
+        record["model_name"],
+        record["plan"],
+        text,
+        record["seed"],
+        record["rate"],
+        record["weight"],
+        DIVERGED if has_diverged else {"cap": CAP, "patience": PATIENCE}[record["ended"]],
+        conditions,
+        np.array(base["dev_windows"]),
+        np.array(base["plain_windows"]),
+        _array(base.get("test_windows", {}).get(text)),
+        _array(test),
+        record.get("n_trainable"),
         None if has_diverged else record["seconds"] / record["steps_taken"],
         None if has_diverged else _points(record["evaluations"], text),
-        () if has_diverged else _ways(record, text))
+        () if has_diverged else _ways(record, text),
+    )
 
 
 def _ways(record: Mapping, text: str) -> tuple[Rewound, ...]:
@@ -144,9 +166,13 @@ def _ways(record: Mapping, text: str) -> tuple[Rewound, ...]:
 
 def _points(models: Sequence[Mapping], text: str) -> Points:
     tests = [m.get("test_windows", {}).get(text) for m in models]
-    return Points(*(np.array([m[key] for m in models])
-                    for key in ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows")),
-                  None if any(t is None for t in tests) else np.array(tests))
+    return Points(
+        *(
+            np.array([m[key] for m in models])
+            for key in ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows")
+        ),
+        None if any(t is None for t in tests) else np.array(tests),
+    )
 
 
 def _array(values: Sequence[float] | None) -> np.ndarray | None:

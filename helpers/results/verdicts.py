@@ -52,40 +52,80 @@ ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0
 def scoreboard(evidence: Evidence) -> list[dict]:
     """One entry a claim that these records can speak about: what `claims.record` takes, and the note."""
     entries = [*convergence(evidence), *stability_of_gradients(evidence)]
-    if not any(evidence.of(MAIN, t, c) and evidence.of(FULL, t, c) for t in AUTHORS for c in ("keep", "learn")):
+    if not any(
+        evidence.of(MAIN, t, c) and evidence.of(FULL, t, c) for t in AUTHORS for c in ("keep", "learn")
+    ):
         return entries
-    findings = {"C10": forgetting_findings(evidence), "C13": quality_findings(evidence),
-                "C14": style_findings(evidence)}
+    findings = {
+        "C10": forgetting_findings(evidence),
+        "C13": quality_findings(evidence),
+        "C14": style_findings(evidence),
+    }
     verdicts = measuring.primary_verdicts(findings)
-    entries.append(forgetting_entry(evidence, MAIN, verdicts["C10"], findings["C10"],
-                                    f"; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}"))
+    entries.append(
+        forgetting_entry(
+            evidence,
+            MAIN,
+            verdicts["C10"],
+            findings["C10"],
+            f"; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}",
+        )
+    )
     if any(evidence.of(ATTENTION, text, "keep") for text in AUTHORS):
         alone = forgetting_findings(evidence, ATTENTION)
         verdict = measuring.over_findings(alone)
-        entries.append(forgetting_entry(evidence, ATTENTION, IN_PART if verdict == HOLDS else verdict, alone,
-                                        "; exploratory, so in part is the most"))
+        entries.append(
+            forgetting_entry(
+                evidence,
+                ATTENTION,
+                IN_PART if verdict == HOLDS else verdict,
+                alone,
+                "; exploratory, so in part is the most",
+            )
+        )
     least = min(measured(findings["C13"]), key=lambda f: f.interval.mean)
-    entries.append(entry_of(evidence, "C13", verdicts["C13"], least, "of full training's test gain",
-                            f"main plan's share of what full training gains: {by_test(findings['C13'], '')}; equal "
-                            f"means above {measuring.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
-                            f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}", findings["C13"]))
+    entries.append(
+        entry_of(
+            evidence,
+            "C13",
+            verdicts["C13"],
+            least,
+            "of full training's test gain",
+            f"main plan's share of what full training gains: {by_test(findings['C13'], '')}; equal "
+            f"means above {measuring.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
+            f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}",
+            findings["C13"],
+        )
+    )
     part_a = share_of_style(evidence)
-    entries.append(entry_of(
-        evidence, "C14", style_verdict(part_a.verdict, verdicts["C14"]), replace(part_a, test=" and ".join(AUTHORS)),
-        "of full training's style contrast, at equal gain",
-        f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}; contrast of the MLP's output minus "
-        f"attention's at equal size and equal gain, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; "
-        "(b), (c): not tested", [part_a, *findings["C14"]]))
+    entries.append(
+        entry_of(
+            evidence,
+            "C14",
+            style_verdict(part_a.verdict, verdicts["C14"]),
+            replace(part_a, test=" and ".join(AUTHORS)),
+            "of full training's style contrast, at equal gain",
+            f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}; contrast of the MLP's output minus "
+            f"attention's at equal size and equal gain, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; "
+            "(b), (c): not tested",
+            [part_a, *findings["C14"]],
+        )
+    )
     return entries
 
 
-def forgetting_entry(evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str) -> dict:
+def forgetting_entry(
+    evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str
+) -> dict:
     """C10 of one plan: the article says "attention", and two plans freeze it."""
-    note = (f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
-            f"{words_by_text(evidence, plan)}{more}")
+    note = (
+        f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
+        f"{words_by_text(evidence, plan)}{more}"
+    )
     part = f"{plan.replace('+', ' and ')} frozen"
     return entry_of(evidence, "C10", verdict, weakest(findings, "lower"), "nats a token", note, findings) | {
-        "part": part}
+        "part": part
+    }
 
 
 def style_verdict(part_a: str, primary: str) -> str:
@@ -94,17 +134,34 @@ def style_verdict(part_a: str, primary: str) -> str:
     return IN_PART if HOLDS in parts or IN_PART in parts else FAILS if parts == {FAILS} else UNDECIDED
 
 
-def entry_of(evidence: Evidence, claim: str, verdict: str, finding: Finding, unit: str, note: str,
-             findings: Sequence[Finding] = ()) -> dict:
+def entry_of(
+    evidence: Evidence,
+    claim: str,
+    verdict: str,
+    finding: Finding,
+    unit: str,
+    note: str,
+    findings: Sequence[Finding] = (),
+) -> dict:
     """A verdict with its number; where it is open, what would decide."""
     found = finding.interval
     if verdict == UNDECIDED and (reason := what_would_decide(findings)):
         note = f"{note}; {reason}"
     limits = dict.fromkeys(limit for f in measuring.tested([finding, *findings]) for limit in f.limits)
-    return {"claim": claim, "verdict": verdict, "text": finding.test, "value": plain(found.mean),
-            "low": plain(found.low), "high": plain(found.high), "unit": unit, "model": evidence.model,
-            "n_seeds": found.n_pairs, "model_hash": evidence.runs[0]["model_hash"], "source": "recorded",
-            "note": "; ".join([note, *limits])}
+    return {
+        "claim": claim,
+        "verdict": verdict,
+        "text": finding.test,
+        "value": plain(found.mean),
+        "low": plain(found.low),
+        "high": plain(found.high),
+        "unit": unit,
+        "model": evidence.model,
+        "n_seeds": found.n_pairs,
+        "model_hash": evidence.runs[0]["model_hash"],
+        "source": "recorded",
+        "note": "; ".join([note, *limits]),
+    }
 
 
 def convergence(evidence: Evidence) -> list[dict]:
@@ -119,13 +176,20 @@ def convergence(evidence: Evidence) -> list[dict]:
         return []
     falls = np.array([measuring.falls_share(measuring.curve(r)[1]) for r in runs])
     steadily, levelled = int((falls >= FALLS_SHARE).sum()), measuring.n_levelled(runs)
-    finding = spread_of(100 * falls, runs,
-                        FAILS if steadily == 0 else IN_PART if steadily == levelled == n else UNDECIDED)
-    note = ("a finite run proves no limit, so in part is the most; "
-            f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
-            f"in {levelled}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
-            "steps (median)")
-    return [entry_of(evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding])]
+    finding = spread_of(
+        100 * falls, runs, FAILS if steadily == 0 else IN_PART if steadily == levelled == n else UNDECIDED
+    )
+    note = (
+        "a finite run proves no limit, so in part is the most; "
+        f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
+        f"in {levelled}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
+        "steps (median)"
+    )
+    return [
+        entry_of(
+            evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding]
+        )
+    ]
 
 
 def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding:
@@ -138,20 +202,36 @@ def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding
 
 def stability_of_gradients(evidence: Evidence) -> list[dict]:
     """C9, by `measuring.is_stable`; exploratory, so *holds in part* is the most. A run that diverged was not stable."""
-    runs, full = ([r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL))
+    runs, full = (
+        [r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL)
+    )
     if not runs:
         return []
     broken, beside_broken = evidence.n_diverged(MAIN), evidence.n_diverged(FULL)
     steady = sum(measuring.is_stable(norms["total"]) for norms in runs)
     beside = [measuring.is_stable(norms["mlp+norm"]) for norms in full if "mlp+norm" in norms]
     quarters = np.array([norms["total"]["quarters"] for norms in runs])
-    finding = spread_of(quarters, evidence.both(MAIN),
-                        FAILS if steady == 0 else IN_PART if steady == len(runs) + broken else UNDECIDED)
-    note = ("exploratory, so in part is the most; "
-            f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
-            f"{sum(beside)} of {len(beside) + beside_broken}")
-    return [entry_of(evidence, "C9", finding.verdict, finding, "norm, last / first quarter (least and most)", note,
-                     [finding])]
+    finding = spread_of(
+        quarters,
+        evidence.both(MAIN),
+        FAILS if steady == 0 else IN_PART if steady == len(runs) + broken else UNDECIDED,
+    )
+    note = (
+        "exploratory, so in part is the most; "
+        f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
+        f"{sum(beside)} of {len(beside) + beside_broken}"
+    )
+    return [
+        entry_of(
+            evidence,
+            "C9",
+            finding.verdict,
+            finding,
+            "norm, last / first quarter (least and most)",
+            note,
+            [finding],
+        )
+    ]
 
 
 # --- all claims --------------------------------------------------------------------
@@ -189,8 +269,9 @@ def newest(recorded: Iterable[dict], live: Iterable[dict]) -> list[dict]:
     """The recorded verdicts, each replaced by a live one on the same model and part; any other stands beside it."""
     found: dict[str, dict[tuple, dict]] = {}
     for entry in (*recorded, *live):
-        found.setdefault(entry["id"], {}).update({(row["model"], row.get("part", "")): {"claim": entry["id"], **row}
-                                                  for row in on_models(entry)})
+        found.setdefault(entry["id"], {}).update(
+            {(row["model"], row.get("part", "")): {"claim": entry["id"], **row} for row in on_models(entry)}
+        )
     return [made(**with_others(list(found[claim].values()))) for claim in CLAIMS if claim in found]
 
 
@@ -217,9 +298,13 @@ def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
     for claim in CLAIMS:
         here = on_models(own[claim]) if claim in own else ()
         tested = {row["model"] for row in here if row["verdict"] != UNTESTED}
-        rows = [row for row in studied.get(claim, ()) if row["verdict"] != UNTESTED or row["model"] not in tested]
+        rows = [
+            row for row in studied.get(claim, ()) if row["verdict"] != UNTESTED or row["model"] not in tested
+        ]
         known = {row["model"] for row in rows}
-        beside = [row for row in here if row["model"] not in known and not (rows and row["source"] == "recorded")]
+        beside = [
+            row for row in here if row["model"] not in known and not (rows and row["source"] == "recorded")
+        ]
         rows += [{"claim": claim, **row} for row in beside]
         if rows:
             entries.append(made(**with_others(rows)))
@@ -234,6 +319,8 @@ def scoreboard_table(entries: Sequence[dict]) -> str:
             statement = entry["statement"] if k == 0 else "(the same claim)"
             if row.get("part"):
                 statement += f" Here: {row['part']}."
-            rows.append(f"| {entry['id']} | {statement} | **{row['verdict']}** | {number_of(row)}: {row['note']} "
-                        f"| {row['model']}{seeds_of(row)}, {row['source']} |")
+            rows.append(
+                f"| {entry['id']} | {statement} | **{row['verdict']}** | {number_of(row)}: {row['note']} "
+                f"| {row['model']}{seeds_of(row)}, {row['source']} |"
+            )
     return "\n".join(rows)

@@ -2,20 +2,24 @@
 
 from helpers import face
 
-__getattr__, __dir__, __all__ = face(__name__, {
-    "measured_costs": [
-        "BENCHMARK",
-        "MEMORY",
-        "by_plan",
-        "falls",
-        "largest_setting",
-        "memory_table",
-        "memory_verdict",
-        "plan_time_ratio",
-        "read",
-        "time_table",
-        "time_verdict",
-    ],
-    "protocol": ["PAGE", "Protocol", "read_protocol"],
-    "records": ["read_record", "read_runs"],
-}, modules=["laboratory"])
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "measured_costs": [
+            "BENCHMARK",
+            "MEMORY",
+            "by_plan",
+            "falls",
+            "largest_setting",
+            "memory_table",
+            "memory_verdict",
+            "plan_time_ratio",
+            "read",
+            "time_table",
+            "time_verdict",
+        ],
+        "protocol": ["PAGE", "Protocol", "read_protocol"],
+        "records": ["read_record", "read_runs"],
+    },
+    modules=["laboratory"],
+)

@@ -27,16 +27,25 @@ PLACE = record_evidence.EVIDENCE / "bases.json"
 def base_losses(profile_name: str, books: Path | None) -> dict:
     """Return the test loss of a base on every window of each test text, with what it was measured on."""
     profile = profiles.current(profile_name)
-    study = record_evidence.Study(profile_name, profile.model_name, record_evidence.EVIDENCE, books, read_protocol())
+    study = record_evidence.Study(
+        profile_name, profile.model_name, record_evidence.EVIDENCE, books, read_protocol()
+    )
     lab = record_evidence.laboratory(study, "B")
     found = {name: held_out_loss(lab.base, windows) for name, windows in lab.test_texts().items()}
-    return {"model_hash": lab.model_hash, "length": study.numbers["length"], "machine": machine_class(),
-            "versions": versions(), "commit": code_commit(),
-            "test_windows": {name: rounded(loss.per_window) for name, loss in found.items()}}
+    return {
+        "model_hash": lab.model_hash,
+        "length": study.numbers["length"],
+        "machine": machine_class(),
+        "versions": versions(),
+        "commit": code_commit(),
+        "test_windows": {name: rounded(loss.per_window) for name, loss in found.items()},
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--books", type=Path, help="folder with the real authors' books")
     parser.add_argument("--profile", choices=("tiny", "smollm2"), nargs="+", default=["tiny"])
     args = parser.parse_args(arguments)

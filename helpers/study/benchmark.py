@@ -45,9 +45,15 @@ SMALL = {"batch": 2, "length": 32}
 N_STEPS, WARM_UP = 3, 1
 TOLERANCE = 1e-4  # of the first loss, relative: float32 in another order
 # What is measured in one repetition: a plan and its engines, one after the other.
-GROUPS = (("main", ("trainer", "ours", "trainer+pieces")), ("full", ("trainer", "ours", "trainer+pieces")),
-          ("first-half", ("ours",)))
-EXACT_GROUP = ("main", ("trainer (exact allocator)", "ours (exact allocator)"))  # in the first repetition alone
+GROUPS = (
+    ("main", ("trainer", "ours", "trainer+pieces")),
+    ("full", ("trainer", "ours", "trainer+pieces")),
+    ("first-half", ("ours",)),
+)
+EXACT_GROUP = (
+    "main",
+    ("trainer (exact allocator)", "ours (exact allocator)"),
+)  # in the first repetition alone
 # Estimates for --dry-run, on two idle cores: seconds of one process, start and warm-up included.
 SECONDS = {"trainer": 60, "trainer+pieces": 45, "ours": 40, "sgemm": 7}
 
@@ -76,7 +82,9 @@ def setting(shape: str, fast: bool):
 
     size, config = REAL if shape == "125m" else SMALL, config_of(shape)
     config.activation_function = "gelu_pytorch_tanh" if fast else "gelu_new"
-    ids = torch.randint(config.vocab_size, (size["batch"], size["length"]), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        config.vocab_size, (size["batch"], size["length"]), generator=torch.Generator().manual_seed(0)
+    )
     return config, ids, choose_device()
 
 
@@ -86,7 +94,9 @@ def measure_ours(plan, shape: str) -> dict:
     from helpers.training import TrainSettings, fit
 
     config, ids, device = setting(shape, fast=True)
-    settings = TrainSettings(n_steps=WARM_UP + N_STEPS, rate=1e-5, batch=len(ids), evaluate_every=WARM_UP + N_STEPS)
+    settings = TrainSettings(
+        n_steps=WARM_UP + N_STEPS, rate=1e-5, batch=len(ids), evaluate_every=WARM_UP + N_STEPS
+    )
     history = fit(build_model(config).to(device), plan, ids, settings, progress=False).history
     return {"step_seconds": history.seconds[WARM_UP:], "first_loss": history.steps[0]["loss"]}
 
@@ -118,9 +128,18 @@ def measure_trainer(plan, shape: str, pieces: bool) -> dict:
     model = build_model(config, attention="fast" if pieces else "eager")
     plan.apply(model)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(folder, per_device_train_batch_size=len(ids), max_steps=WARM_UP + N_STEPS,
-                                      learning_rate=1e-5, report_to="none", save_strategy="no", logging_strategy="no",
-                                      disable_tqdm=True, use_cpu=device.type == "cpu", dataloader_pin_memory=False)
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=len(ids),
+            max_steps=WARM_UP + N_STEPS,
+            learning_rate=1e-5,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=False,
+        )
         rows = [{"input_ids": row, "labels": row} for row in ids]
         Timed(model, arguments, train_dataset=rows, callbacks=[Clock()]).train()
     return {"step_seconds": seconds[WARM_UP:], "first_loss": losses[0]}
@@ -146,7 +165,11 @@ def measure(engine: str, plan_name: str, shape: str) -> dict:
     from helpers.study.measured_costs import PLANS
 
     plan, kind = COURSE_PLANS[PLANS[plan_name]], engine.removesuffix(" (exact allocator)")
-    found = measure_ours(plan, shape) if kind == "ours" else measure_trainer(plan, shape, kind == "trainer+pieces")
+    found = (
+        measure_ours(plan, shape)
+        if kind == "ours"
+        else measure_trainer(plan, shape, kind == "trainer+pieces")
+    )
     return found | {"peak_bytes": peak_bytes()}
 
 
@@ -156,7 +179,12 @@ def measure(engine: str, plan_name: str, shape: str) -> dict:
 def start(engine: str, plan: str, shape: str) -> dict:
     """One measurement in a fresh process."""
     environment = EXACT if engine.endswith("(exact allocator)") else {}
-    return measured_apart("helpers.study.benchmark", ["--shape", shape, "--one", engine, plan], environment, f"of '{engine}' ({plan})")
+    return measured_apart(
+        "helpers.study.benchmark",
+        ["--shape", shape, "--one", engine, plan],
+        environment,
+        f"of '{engine}' ({plan})",
+    )
 
 
 def measure_group(plan: str, engines: tuple[str, ...], repetition: int, shape: str, run=start) -> dict:
@@ -169,12 +197,23 @@ def measure_group(plan: str, engines: tuple[str, ...], repetition: int, shape: s
         found[engine] = run(engine, plan, shape)
         rates.append(run("sgemm", plan, shape)["sgemm_flops"])
         found[engine]["sgemm_flops"] = rates[-2:]
-        print(f"  {plan:<10} {engine:<26} {statistics.median(found[engine]['step_seconds']):6.2f} s a step, "
-              f"{found[engine]['peak_bytes'] / 1e6:,.0f} MB, sgemm {rates[-1] / 1e9:,.0f} GFLOPS", flush=True)
+        print(
+            f"  {plan:<10} {engine:<26} {statistics.median(found[engine]['step_seconds']):6.2f} s a step, "
+            f"{found[engine]['peak_bytes'] / 1e6:,.0f} MB, sgemm {rates[-1] / 1e9:,.0f} GFLOPS",
+            flush=True,
+        )
     losses = [e["first_loss"] for e in found.values()]
     if max(losses) - min(losses) > TOLERANCE * min(losses):
-        raise SystemExit(f"The engines do not compute the same loss: {dict(zip(found, losses, strict=True))}.")
-    return {"repetition": repetition, "plan": plan, "order": list(order), "commit": code_commit(), "engines": found}
+        raise SystemExit(
+            f"The engines do not compute the same loss: {dict(zip(found, losses, strict=True))}."
+        )
+    return {
+        "repetition": repetition,
+        "plan": plan,
+        "order": list(order),
+        "commit": code_commit(),
+        "engines": found,
+    }
 
 
 def wanted_groups(n_pairs: int) -> list[tuple[int, str, tuple[str, ...]]]:
@@ -184,7 +223,9 @@ def wanted_groups(n_pairs: int) -> list[tuple[int, str, tuple[str, ...]]]:
 
 
 def is_there(pairs: list[dict], repetition: int, plan: str, engines: tuple[str, ...]) -> bool:
-    return any((p["repetition"], p["plan"], set(p["engines"])) == (repetition, plan, set(engines)) for p in pairs)
+    return any(
+        (p["repetition"], p["plan"], set(p["engines"])) == (repetition, plan, set(engines)) for p in pairs
+    )
 
 
 def identity(shape: str) -> dict:
@@ -193,10 +234,17 @@ def identity(shape: str) -> dict:
 
     from helpers.session import machine_class, versions
 
-    return {"model": "gpt-neo-125m, random weights" if shape == "125m" else "a small shape, for tests",
-            **(REAL if shape == "125m" else SMALL), "dtype": "float32", "n_steps": N_STEPS, "warm_up": WARM_UP,
-            "machine": machine_class(), "n_threads": torch.get_num_threads(), "versions": versions(),
-            "exact allocator": EXACT}
+    return {
+        "model": "gpt-neo-125m, random weights" if shape == "125m" else "a small shape, for tests",
+        **(REAL if shape == "125m" else SMALL),
+        "dtype": "float32",
+        "n_steps": N_STEPS,
+        "warm_up": WARM_UP,
+        "machine": machine_class(),
+        "n_threads": torch.get_num_threads(),
+        "versions": versions(),
+        "exact allocator": EXACT,
+    }
 
 
 def finish(record: dict, shape: str) -> dict:
@@ -207,8 +255,9 @@ def finish(record: dict, shape: str) -> dict:
 
     if "flops" not in record:
         config, ids, _ = setting(shape, fast=True)
-        record["flops"] = {name: budget(config, COURSE_PLANS[plan], *ids.shape).flops.step
-                           for name, plan in PLANS.items()}
+        record["flops"] = {
+            name: budget(config, COURSE_PLANS[plan], *ids.shape).flops.step for name, plan in PLANS.items()
+        }
     numbers = summary(record["pairs"], record["flops"])
     return numbers | {key: record[key] for key in ("setting", "flops", "pairs")}
 
@@ -220,10 +269,14 @@ def minutes(groups) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=5, help="repetitions of every pair")
     parser.add_argument("--file", type=Path, default=FILE)
-    parser.add_argument("--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests")
+    parser.add_argument(
+        "--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--show", action="store_true", help="only print the numbers so far")
     parser.add_argument("--one", nargs=2, metavar=("ENGINE", "PLAN"), help=argparse.SUPPRESS)
@@ -236,8 +289,11 @@ def main() -> None:
     record = continued(args.file, identity(args.shape), pairs=[])
     missing = [g for g in wanted_groups(args.pairs) if not is_there(record["pairs"], *g)]
     if not args.show:
-        print(f"{args.pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "
-              "on two idle cores", flush=True)
+        print(
+            f"{args.pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "
+            "on two idle cores",
+            flush=True,
+        )
     for repetition, plan, engines in [] if args.dry_run or args.show else missing:
         record["pairs"].append(measure_group(plan, engines, repetition, args.shape))
         record = finish(record, args.shape)

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}  # read by glibc when a process starts: freed blocks go back at once
+EXACT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**20)
+}  # read by glibc when a process starts: freed blocks go back at once
 STATUS = Path("/proc/self/status")
 
 
@@ -22,13 +24,21 @@ def config_of(shape: str):
         config = gpt_neo_125m_config()
         config.activation_function = "gelu_pytorch_tanh"
         return config
-    return mini_config(vocab_size=211, hidden_size=48, num_heads=4, intermediate_size=192, max_position_embeddings=64,
-                       window_size=16)
+    return mini_config(
+        vocab_size=211,
+        hidden_size=48,
+        num_heads=4,
+        intermediate_size=192,
+        max_position_embeddings=64,
+        window_size=16,
+    )
 
 
 def resident_bytes(name: str) -> int:
     """What this process holds now ("VmRSS"), or has held at most ("VmHWM"); on Linux, where `STATUS` exists."""
-    return 1024 * next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return 1024 * next(
+        int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(name)
+    )
 
 
 def measured_apart(module: str, arguments: list[str], environment: Mapping[str, str], what: str):
@@ -37,11 +47,18 @@ def measured_apart(module: str, arguments: list[str], environment: Mapping[str, 
     Raises:
         SystemExit: the process failed. What was measured before is kept.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | environment | {"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment | {"HF_HUB_OFFLINE": "1"},
+    )
     if done.returncode:
-        raise SystemExit(f"The measurement {what} failed:\n{done.stderr[-3000:]}\n"
-                         "What was measured before is kept; the same command goes on from there.")
+        raise SystemExit(
+            f"The measurement {what} failed:\n{done.stderr[-3000:]}\n"
+            "What was measured before is kept; the same command goes on from there."
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -58,9 +75,13 @@ def continued(path: Path, setting: dict, **empty) -> dict:
     try:
         record = read_record(path, {"setting": dict, **{name: type(value) for name, value in empty.items()}})
     except RecordError as error:
-        raise SystemExit(f"{str(error).removesuffix(REMEDY)}Move it away, and give the same command again.") from error
+        raise SystemExit(
+            f"{str(error).removesuffix(REMEDY)}Move it away, and give the same command again."
+        ) from error
     other = [key for key, value in setting.items() if record["setting"].get(key) != value]
     if other:
-        raise SystemExit(f"'{path.name}' was measured elsewhere: it differs in {', '.join(other)}. "
-                         "Choose another --file, or delete that one.")
+        raise SystemExit(
+            f"'{path.name}' was measured elsewhere: it differs in {', '.join(other)}. "
+            "Choose another --file, or delete that one."
+        )
     return record

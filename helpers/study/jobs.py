@@ -13,7 +13,10 @@ EVIDENCE = ROOT / "data" / "evidence"
 STAGES = ("tune", "main", "books", "others", "long")
 AUTHORS = ("alice", "edgar")
 FULL = "full"  # what the other plans are compared with, and whose gain sets the level
-REAL = {"alice": ("carroll", ("alice", "carroll")), "edgar": ("poe", ("edgar", "poe"))}  # test name, words in files
+REAL = {
+    "alice": ("carroll", ("alice", "carroll")),
+    "edgar": ("poe", ("edgar", "poe")),
+}  # test name, words in files
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,30 @@ def tuning_job(study: Study, plan: str, text: str, rate: float, seed: int) -> Jo
     return Job("tune", plan, text, seed, rate, "tuning", path)
 
 
-def tuning_jobs(study: Study, plans: Iterable[str], texts: Iterable[str], seeds: Iterable[int],
-                tried: dict | None = None) -> list[Job]:
+def tuning_jobs(
+    study: Study, plans: Iterable[str], texts: Iterable[str], seeds: Iterable[int], tried: dict | None = None
+) -> list[Job]:
     """All tuning runs. ``tried``: (plan, text) to its rates, where the grid was extended."""
     rates = tried or {}
-    return [tuning_job(study, p, t, r, s) for s in seeds for p in plans for t in texts
-            for r in rates.get((p, t), grid_of(study, p))]
+    return [
+        tuning_job(study, p, t, r, s)
+        for s in seeds
+        for p in plans
+        for t in texts
+        for r in rates.get((p, t), grid_of(study, p))
+    ]
 
 
-def main_jobs(study: Study, stage: str, plans: Iterable[str], texts: Iterable[str], n_seeds: int,
-              chosen: dict | None, rate_of: str | None = None, choices=("keep", "learn")) -> list[Job]:
+def main_jobs(
+    study: Study,
+    stage: str,
+    plans: Iterable[str],
+    texts: Iterable[str],
+    n_seeds: int,
+    chosen: dict | None,
+    rate_of: str | None = None,
+    choices=("keep", "learn"),
+) -> list[Job]:
     """Seed by seed; in a seed first the rates that keep, for all plans and texts, then the rates that learn.
 
     Args:
@@ -97,17 +114,37 @@ def main_jobs(study: Study, stage: str, plans: Iterable[str], texts: Iterable[st
                     if choice == "learn" and seed >= study.numbers["seeds"].get("learn", n_seeds):
                         continue
                     name = f"{seed}.json" if choice == "keep" else f"{seed}-learn.json"
-                    jobs.append(Job(stage, plan, text, seed, own[choice], "keep and learn" if both else choice,
-                                    study.place("runs") / plan / text / name))
+                    jobs.append(
+                        Job(
+                            stage,
+                            plan,
+                            text,
+                            seed,
+                            own[choice],
+                            "keep and learn" if both else choice,
+                            study.place("runs") / plan / text / name,
+                        )
+                    )
     return jobs
 
 
 def long_jobs(study: Study, chosen: dict | None) -> list[Job]:
     """Long runs of the claim that the loss converges, at the rates that learn."""
     numbers = study.numbers
-    return [Job("long", plan, text, seed, (chosen or {}).get(plan, {}).get(text, {"learn": 0.0})["learn"], "long",
-                study.place("long") / plan / text / f"{seed}.json")
-            for seed in range(numbers["seeds"]["long"]) for plan in numbers["long_plans"] for text in AUTHORS]
+    return [
+        Job(
+            "long",
+            plan,
+            text,
+            seed,
+            (chosen or {}).get(plan, {}).get(text, {"learn": 0.0})["learn"],
+            "long",
+            study.place("long") / plan / text / f"{seed}.json",
+        )
+        for seed in range(numbers["seeds"]["long"])
+        for plan in numbers["long_plans"]
+        for text in AUTHORS
+    ]
 
 
 def other_plans(study: Study) -> list[str]:
@@ -124,17 +161,26 @@ def jobs_of(study: Study, stage: str, chosen: dict | None = None) -> list[Job]:
         return main_jobs(study, "main", numbers["deciding_plans"], AUTHORS, seeds["main"], chosen)
     if stage == "others":
         tuning = tuning_jobs(study, other_plans(study), numbers["other_texts"], seeds["tuning"][:1])
-        return tuning + main_jobs(study, "others", other_plans(study), numbers["other_texts"], seeds["others"], chosen)
+        return tuning + main_jobs(
+            study, "others", other_plans(study), numbers["other_texts"], seeds["others"], chosen
+        )
     if stage == "long":
         return long_jobs(study, chosen)
-    fresh = main_jobs(study, "books", numbers["fresh_plans"], ["fresh"], seeds["fresh"], chosen, "edgar", ["keep"])
-    return (main_jobs(study, "books", numbers["deciding_plans"], ["poe"], seeds["books"], chosen, "edgar", ["keep"])
-            + (fresh if book_file(study.books, ("fresh",)) else []))
+    fresh = main_jobs(
+        study, "books", numbers["fresh_plans"], ["fresh"], seeds["fresh"], chosen, "edgar", ["keep"]
+    )
+    return main_jobs(
+        study, "books", numbers["deciding_plans"], ["poe"], seeds["books"], chosen, "edgar", ["keep"]
+    ) + (fresh if book_file(study.books, ("fresh",)) else [])
 
 
 def book_file(folder: Path | None, words: tuple[str, ...]) -> Path | None:
     """The text in the folder whose name holds one of the words."""
-    found = sorted(p for p in Path(folder).glob("*.txt") if any(w in p.stem.lower() for w in words)) if folder else []
+    found = (
+        sorted(p for p in Path(folder).glob("*.txt") if any(w in p.stem.lower() for w in words))
+        if folder
+        else []
+    )
     return found[0] if found else None
 
 
@@ -153,7 +199,9 @@ def plan_of(name: str, config):
 
         where = name.removeprefix("lora-")
         ranks = dict(zip(("attention", "mlp"), freezing.equal_ranks(config, "attention", "mlp"), strict=True))
-        return freezing.LORA_PLAN, lambda model, seed: freezing.insert(model, where, ranks[where], 2 * ranks[where], seed)
+        return freezing.LORA_PLAN, lambda model, seed: freezing.insert(
+            model, where, ranks[where], 2 * ranks[where], seed
+        )
     raise ProtocolError(f"The protocol names a plan '{name}' that this script does not know.")
 
 
@@ -164,9 +212,17 @@ def settings_of(study: Study, job: Job):
     is_long = job.stage == "long"
     n_steps = n["long_steps"] if is_long else n["n_steps"]
     return StudySettings(
-        n_steps=n_steps, rate=job.rate, batch=n["batch"], seed=job.seed, warmup=n["warmup"],
-        evaluate_every=n["evaluate_every"], dense_until=n["dense_until"], save_every=n_steps,
-        patience=None if is_long else n["patience"], precision=n.get("precision", "float32"))
+        n_steps=n_steps,
+        rate=job.rate,
+        batch=n["batch"],
+        seed=job.seed,
+        warmup=n["warmup"],
+        evaluate_every=n["evaluate_every"],
+        dense_until=n["dense_until"],
+        save_every=n_steps,
+        patience=None if is_long else n["patience"],
+        precision=n.get("precision", "float32"),
+    )
 
 
 def half_of(job: Job) -> str:

@@ -74,16 +74,28 @@ class Laboratory:
         n_probe: windows of the training text whose loss is measured during a run.
     """
 
-    def __init__(self, model: nn.Module, corpora: dict[str, Corpus], plain: Corpus | None = None,
-                 n_retention: int = 32, retention_seed: int = 1234, held_out_windows: int | None = None, *,
-                 retention: torch.Tensor | None = None, real: Mapping[str, torch.Tensor] | None = None,
-                 n_probe: int = 8):
+    def __init__(
+        self,
+        model: nn.Module,
+        corpora: dict[str, Corpus],
+        plain: Corpus | None = None,
+        n_retention: int = 32,
+        retention_seed: int = 1234,
+        held_out_windows: int | None = None,
+        *,
+        retention: torch.Tensor | None = None,
+        real: Mapping[str, torch.Tensor] | None = None,
+        n_probe: int = 8,
+    ):
         self.base = copy.deepcopy(model)
         self.corpora, self.plain, self.most = corpora, plain, held_out_windows
         self.real, self.n_probe = dict(real or {}), n_probe
         length = next(iter(corpora.values())).train[0]["input_ids"].numel()
-        self.retention = (Retention.sampled_from(self.base, n_retention, length, seed=retention_seed)
-                          if retention is None else Retention(self.base, retention))
+        self.retention = (
+            Retention.sampled_from(self.base, n_retention, length, seed=retention_seed)
+            if retention is None
+            else Retention(self.base, retention)
+        )
         self.model_hash = weight_hash(self.base)
         self.base_losses = {a: held_out_loss(self.base, self.held_out(c.dev)) for a, c in corpora.items()}
 
@@ -98,19 +110,34 @@ class Laboratory:
 
         def measure_now(model: nn.Module) -> dict:
             dev_loss = held_out_loss(model, dev)
-            found = {"held_out_loss": dev_loss.mean, "gain": self.base_losses[author].mean - dev_loss.mean,
-                     "train_loss": held_out_loss(model, train).mean,
-                     "held_out_windows": rounded(dev_loss.per_window, 5)}
+            found = {
+                "held_out_loss": dev_loss.mean,
+                "gain": self.base_losses[author].mean - dev_loss.mean,
+                "train_loss": held_out_loss(model, train).mean,
+                "held_out_windows": rounded(dev_loss.per_window, 5),
+            }
             if forgetting:
                 forgotten = self.retention.forgetting(model)
-                found |= {"forgetting": forgotten.mean, "forgetting_windows": rounded(forgotten.per_window, 5)}
+                found |= {
+                    "forgetting": forgotten.mean,
+                    "forgetting_windows": rounded(forgotten.per_window, 5),
+                }
             return found
 
         return measure_now
 
-    def run(self, plan: FreezePlan, author: str, settings: TrainSettings, *, folder: Path | None = None,
-            progress: bool = True, forgetting: bool = True, name: str | None = None,
-            prepare: Callable[[nn.Module], object] | None = None) -> StudyRun:
+    def run(
+        self,
+        plan: FreezePlan,
+        author: str,
+        settings: TrainSettings,
+        *,
+        folder: Path | None = None,
+        progress: bool = True,
+        forgetting: bool = True,
+        name: str | None = None,
+        prepare: Callable[[nn.Module], object] | None = None,
+    ) -> StudyRun:
         """Train a copy of the base on ``author`` under ``plan``.
 
         Args:
@@ -131,8 +158,15 @@ class Laboratory:
             return seen[-1]
 
         try:
-            result = fit(model, plan, tensor_of(self.corpora[author].train), settings,
-                         evaluate=measure_and_keep, folder=folder, progress=progress)
+            result = fit(
+                model,
+                plan,
+                tensor_of(self.corpora[author].train),
+                settings,
+                evaluate=measure_and_keep,
+                folder=folder,
+                progress=progress,
+            )
         except NotFinite as error:
             raise Diverged(str(error), settings, seen) from error
         return StudyRun(plan, author, settings, model, result, name or plan.slug)
@@ -149,19 +183,33 @@ class Laboratory:
         found = {t: held_out_loss(last, w) for t, w in self.test_texts().items()} if tests else {}
         corpus, parts = self.corpora[run.author], anatomy(last)
         return {
-            "model": self.base.config.model_type, "model_hash": self.model_hash, "plan": run.name,
-            "text": corpus.name, "text_hash": corpus.sha256, "seed": run.settings.seed,
-            "rate": run.settings.rate, "batch": run.settings.batch,
-            "length": tensor_of(corpus.train).size(1), "n_train_windows": len(corpus.train),
-            "n_steps": run.settings.n_steps, "steps_taken": len(history.steps),
+            "model": self.base.config.model_type,
+            "model_hash": self.model_hash,
+            "plan": run.name,
+            "text": corpus.name,
+            "text_hash": corpus.sha256,
+            "seed": run.settings.seed,
+            "rate": run.settings.rate,
+            "batch": run.settings.batch,
+            "length": tensor_of(corpus.train).size(1),
+            "n_train_windows": len(corpus.train),
+            "n_steps": run.settings.n_steps,
+            "steps_taken": len(history.steps),
             "n_trainable": run.plan.explain(last).n_trainable,
-            "n_parameters": parts.n_parameters, "settings": asdict(run.settings),
-            "retention_hash": self.retention.text_hash, "versions": versions(), "machine": machine_class(),
-            "commit": code_commit(), "proof_ok": run.result.proof.ok, "best_step": run.result.best_step,
+            "n_parameters": parts.n_parameters,
+            "settings": asdict(run.settings),
+            "retention_hash": self.retention.text_hash,
+            "versions": versions(),
+            "machine": machine_class(),
+            "commit": code_commit(),
+            "proof_ok": run.result.proof.ok,
+            "best_step": run.result.best_step,
             "base_held_out_loss": self.base_losses[run.author].mean,
             "gradient_norm_median": {r: s["median"] for r, s in norms_by_role(history).items()},
-            "gradient_norms": norms_by_role(history), "spikes": spikes(history.norm("total")),
-            "seconds": round(sum(history.seconds), 2), "losses": rounded([s["loss"] for s in history.steps]),
+            "gradient_norms": norms_by_role(history),
+            "spikes": spikes(history.norm("total")),
+            "seconds": round(sum(history.seconds), 2),
+            "losses": rounded([s["loss"] for s in history.steps]),
             "norms": [float(f"{n:.4g}") for n in history.norm("total")],
             "test_windows": {t: rounded(e.per_window) for t, e in found.items()},
             "evaluations": slim(history.evaluations, run.result.best_step),

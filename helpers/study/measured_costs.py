@@ -20,15 +20,25 @@ from helpers.profiles import ROOT
 from helpers.study.records import REMEDY, RecordError, read_record
 
 BENCHMARK, MEMORY = (ROOT / "data" / "evidence" / name for name in ("benchmark.json", "memory.json"))
-PLANS = {"main": "attention+embeddings", "full": "full", "first-half": "first-half"}  # their names in COURSE_PLANS
-FIELDS = {BENCHMARK.name: {"pairs": list, "flops": dict}, MEMORY.name: {"points": list, "times": list, "setting": dict}}
+PLANS = {
+    "main": "attention+embeddings",
+    "full": "full",
+    "first-half": "first-half",
+}  # their names in COURSE_PLANS
+FIELDS = {
+    BENCHMARK.name: {"pairs": list, "flops": dict},
+    MEMORY.name: {"points": list, "times": list, "setting": dict},
+}
 # Beside its tensors a process grows in its first step: code that is read in, buffers of the matrix products,
 # threads. Measured: 45 MiB on the 125M at 1 x 128 and at 4 x 512; 20 on a model of almost no size.
 ALLOCATOR_CONSTANT = 45 * MIB
 CLAIMED_FALL = (0.25, 0.30)  # C11
 SLIGHTLY = 0.02  # C12: the smallest share of a step's time that counts as faster
-GROUPS = {"weights and buffers": ("parameters", "buffers"), "optimizer": ("optimizer",),
-          "working memory": ("gradients", "activations", "logits")}  # what a process's size can tell apart
+GROUPS = {
+    "weights and buffers": ("parameters", "buffers"),
+    "optimizer": ("optimizer",),
+    "working memory": ("gradients", "activations", "logits"),
+}  # what a process's size can tell apart
 
 
 class BenchmarkError(ValueError):
@@ -47,19 +57,25 @@ def read(path: Path) -> dict:
     try:
         return read_record(path, FIELDS.get(path.name, {}))
     except RecordError as error:
-        raise BenchmarkError(f"{str(error).removesuffix(REMEDY)}Restore it from the repository, or move it away and "
-                             f"make it anew with: {script}") from error
+        raise BenchmarkError(
+            f"{str(error).removesuffix(REMEDY)}Restore it from the repository, or move it away and "
+            f"make it anew with: {script}"
+        ) from error
 
 
 # --- the engine against the Trainer ------------------------------------------------
 
 
-def log_ratios(pairs: Sequence[Mapping], plan: str, what: str, engine: str = "ours",
-               against: str = "trainer") -> list[float]:
+def log_ratios(
+    pairs: Sequence[Mapping], plan: str, what: str, engine: str = "ours", against: str = "trainer"
+) -> list[float]:
     """ln(engine / against) of each pair of a plan; ``what`` is "seconds" (median step) or "peak_bytes"."""
     own = [p["engines"] for p in pairs if p["plan"] == plan]
-    return [math.log(_number(e[engine], what) / _number(e[against], what)) for e in own
-            if engine in e and against in e]
+    return [
+        math.log(_number(e[engine], what) / _number(e[against], what))
+        for e in own
+        if engine in e and against in e
+    ]
 
 
 def shares_of_limit(pairs: Sequence[Mapping], plan: str, flops: int, engine: str = "ours") -> list[float]:
@@ -110,10 +126,18 @@ def _ratio(logs: Sequence[float]) -> tuple[float, list[float | None]]:
 
 def plan_time_ratio(pairs: Sequence[Mapping], plan: str, against: str = "full") -> list[float]:
     """ln(step of a plan / step of another) on our engine, by repetition: both from one repetition."""
-    by_plan = {name: {p["repetition"]: p["engines"]["ours"] for p in pairs
-                      if p["plan"] == name and "ours" in p["engines"]} for name in (plan, against)}
+    by_plan = {
+        name: {
+            p["repetition"]: p["engines"]["ours"]
+            for p in pairs
+            if p["plan"] == name and "ours" in p["engines"]
+        }
+        for name in (plan, against)
+    }
     both = sorted(by_plan[plan].keys() & by_plan[against].keys())
-    return [math.log(_number(by_plan[plan][r], "seconds") / _number(by_plan[against][r], "seconds")) for r in both]
+    return [
+        math.log(_number(by_plan[plan][r], "seconds") / _number(by_plan[against][r], "seconds")) for r in both
+    ]
 
 
 # --- predicted against measured ----------------------------------------------------
@@ -121,7 +145,9 @@ def plan_time_ratio(pairs: Sequence[Mapping], plan: str, against: str = "full") 
 
 def predicted_groups(cost: Budget, constant: int = 0) -> dict[str, int]:
     """The bytes at the peak in the groups that a process's size can tell apart."""
-    return {name: sum(cost.at_peak[kind] for kind in kinds) for name, kinds in GROUPS.items()} | {"constant": constant}
+    return {name: sum(cost.at_peak[kind] for kind in kinds) for name, kinds in GROUPS.items()} | {
+        "constant": constant
+    }
 
 
 def memory_table(record: Mapping) -> pd.DataFrame:
@@ -133,7 +159,8 @@ def memory_table(record: Mapping) -> pd.DataFrame:
             row |= {f"{side}: {group}": size / MIB for group, size in point[side].items()}
             row[side] = sum(point[side].values()) / MIB
         rows[point["plan"], point["batch"], point["length"]] = row | {
-            "predicted / measured": row["predicted"] / row["measured"]}
+            "predicted / measured": row["predicted"] / row["measured"]
+        }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(rows, names=["plan", "batch", "length"])
     return table
@@ -144,8 +171,13 @@ def time_table(record: Mapping) -> pd.DataFrame:
     rows = {}
     for entry in record["times"]:
         measured, ends = _ratio(entry["log_ratios"])
-        rows[entry["plan"]] = {"predicted": entry["predicted_ratio"], "measured": measured, "low": ends[0],
-                               "high": ends[1], "predicted / measured": entry["predicted_ratio"] / measured}
+        rows[entry["plan"]] = {
+            "predicted": entry["predicted_ratio"],
+            "measured": measured,
+            "low": ends[0],
+            "high": ends[1],
+            "predicted / measured": entry["predicted_ratio"] / measured,
+        }
     return pd.DataFrame.from_dict(rows, orient="index").round(3)
 
 
@@ -161,15 +193,20 @@ def largest_setting(record: Mapping) -> tuple[int, int] | None:
 
 def by_plan(record: Mapping, batch: int, length: int) -> dict[str, dict[str, dict[str, int]]]:
     """Plan to its "predicted" and "measured" bytes by group at one setting; `plots.predicted_and_measured` draws it."""
-    return {p["plan"]: {side: p[side] for side in ("predicted", "measured")} for p in record["points"]
-            if (p["batch"], p["length"]) == (batch, length)}
+    return {
+        p["plan"]: {side: p[side] for side in ("predicted", "measured")}
+        for p in record["points"]
+        if (p["batch"], p["length"]) == (batch, length)
+    }
 
 
 def falls(record: Mapping, batch: int, length: int) -> dict[str, float]:
     """By how much the main plan's peak lies below full training's, "predicted" and "measured": 0 to 1."""
     plans = by_plan(record, batch, length)
-    return {side: 1 - sum(plans[PLANS["main"]][side].values()) / sum(size.values())
-            for side, size in plans["full"].items()}
+    return {
+        side: 1 - sum(plans[PLANS["main"]][side].values()) / sum(size.values())
+        for side, size in plans["full"].items()
+    }
 
 
 def memory_verdict(record: Mapping) -> dict:
@@ -178,17 +215,35 @@ def memory_verdict(record: Mapping) -> dict:
     The claim is about GPU memory: what the size of a process on a CPU shows leaves it *not tested here*.
     """
     batch, length = largest_setting(record)
-    fall, on_gpu, (low, high) = falls(record, batch, length), record["setting"]["device"] == "cuda", CLAIMED_FALL
+    fall, on_gpu, (low, high) = (
+        falls(record, batch, length),
+        record["setting"]["device"] == "cuda",
+        CLAIMED_FALL,
+    )
     by_number = FAILS if fall["measured"] < low else HOLDS if fall["measured"] <= high else IN_PART
     how = "a GPU's allocator" if on_gpu else "growth of a process on a CPU, not measured on a GPU"
-    return {"verdict": by_number if on_gpu else UNTESTED, "value": 100 * fall["measured"], "unit": "% less at the peak",
-            "note": f"{how}; {batch} x {length} tokens; the budget says {100 * fall['predicted']:.1f}"}
+    return {
+        "verdict": by_number if on_gpu else UNTESTED,
+        "value": 100 * fall["measured"],
+        "unit": "% less at the peak",
+        "note": f"{how}; {batch} x {length} tokens; the budget says {100 * fall['predicted']:.1f}",
+    }
 
 
 def time_verdict(log_ratios: Sequence[float], machine: str) -> dict:
     """C12 as `claims.record` takes it, from pairs of steps of the main plan and of full training."""
     interval = paired_interval(log_ratios)
-    verdict = decide(interval, smallest=-math.log(1 - SLIGHTLY), claimed="lower") if len(log_ratios) > 1 else UNDECIDED
+    verdict = (
+        decide(interval, smallest=-math.log(1 - SLIGHTLY), claimed="lower")
+        if len(log_ratios) > 1
+        else UNDECIDED
+    )
     value, (low, high) = _ratio(log_ratios)
-    return {"verdict": verdict, "value": value, "low": low, "high": high, "unit": "of full training's time a step",
-            "note": f"{len(log_ratios)} pairs of processes, GPT-Neo 125M with random weights, on {machine}"}
+    return {
+        "verdict": verdict,
+        "value": value,
+        "low": low,
+        "high": high,
+        "unit": "of full training's time a step",
+        "note": f"{len(log_ratios)} pairs of processes, GPT-Neo 125M with random weights, on {machine}",
+    }

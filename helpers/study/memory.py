@@ -39,7 +39,12 @@ BATCHES, LENGTHS = (1, 4), (128, 512)
 SMALL_LENGTHS = (16, 32)
 TIME_AT = {"125m": (4, 512), "small": (2, 32)}
 N_PAIRS = 4
-SECONDS_OF_STEP = {(1, 128): 0.6, (1, 512): 1.5, (4, 128): 1.6, (4, 512): 5.5}  # of full training, two idle cores
+SECONDS_OF_STEP = {
+    (1, 128): 0.6,
+    (1, 512): 1.5,
+    (4, 128): 1.6,
+    (4, 512): 5.5,
+}  # of full training, two idle cores
 SECONDS_TO_START = 12
 
 
@@ -65,7 +70,9 @@ def trained(plan, shape: str, batch: int, length: int):
 
     device = choose_device()
     config = config_of(shape)
-    ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     model = build_model(config).train().to(device)
     plan.apply(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
@@ -92,9 +99,16 @@ def measure_point(plan_name: str, shape: str, batch: int, length: int) -> dict:
     step()
     peak = held_bytes("VmHWM")
     moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
-    return {"before_bytes": before, "growth_bytes": peak - before,
-            "measured": {"weights and buffers": built - before, "optimizer": moments,
-                         "working memory": peak - between, "constant": between - built - moments}}
+    return {
+        "before_bytes": before,
+        "growth_bytes": peak - before,
+        "measured": {
+            "weights and buffers": built - before,
+            "optimizer": moments,
+            "working memory": peak - between,
+            "constant": between - built - moments,
+        },
+    }
 
 
 def measure_times(plan_names: list[str], shape: str) -> list[dict]:
@@ -104,13 +118,22 @@ def measure_times(plan_names: list[str], shape: str) -> list[dict]:
     from helpers.measuring import paired_log_ratios
 
     batch, length = TIME_AT[shape]
-    costs = {name: budget(config_of(shape), COURSE_PLANS[name], batch, length) for name in ("full", *plan_names)}
+    costs = {
+        name: budget(config_of(shape), COURSE_PLANS[name], batch, length) for name in ("full", *plan_names)
+    }
     (full, _), found = trained(COURSE_PLANS["full"], shape, batch, length), []
     for name in plan_names:
         step, _ = trained(COURSE_PLANS[name], shape, batch, length)
         logs = paired_log_ratios(step, full, n_pairs=N_PAIRS, best_of=1, warmup=1)
-        found.append({"plan": name, "batch": batch, "length": length, "log_ratios": logs,
-                      "predicted_ratio": compare(costs["full"], costs[name])["step_flops"]})
+        found.append(
+            {
+                "plan": name,
+                "batch": batch,
+                "length": length,
+                "log_ratios": logs,
+                "predicted_ratio": compare(costs["full"], costs[name])["step_flops"],
+            }
+        )
     return found
 
 
@@ -139,8 +162,11 @@ def add_prediction(point: dict, shape: str) -> dict:
 
     cost = budget(config_of(shape), COURSE_PLANS[point["plan"]], point["batch"], point["length"])
     predicted = predicted_groups(cost, 0 if torch.cuda.is_available() else ALLOCATOR_CONSTANT)
-    return point | {"predicted": predicted, "at_peak": cost.at_peak,
-                    "ratio": round(sum(predicted.values()) / point["growth_bytes"], 4)}
+    return point | {
+        "predicted": predicted,
+        "at_peak": cost.at_peak,
+        "ratio": round(sum(predicted.values()) / point["growth_bytes"], 4),
+    }
 
 
 def identity(shape: str) -> dict:
@@ -151,10 +177,16 @@ def identity(shape: str) -> dict:
     from helpers.session import machine_class, versions
     from helpers.study.measured_costs import ALLOCATOR_CONSTANT
 
-    return {"model": f"gpt-neo-125m, random weights{'' if shape == '125m' else ' (a small shape, for tests)'}",
-            "dtype": "float32", "device": choose_device().type, "machine": machine_class(),
-            "n_threads": torch.get_num_threads(), "versions": versions(), "environment": EXACT,
-            "constant_bytes": ALLOCATOR_CONSTANT}
+    return {
+        "model": f"gpt-neo-125m, random weights{'' if shape == '125m' else ' (a small shape, for tests)'}",
+        "dtype": "float32",
+        "device": choose_device().type,
+        "machine": machine_class(),
+        "n_threads": torch.get_num_threads(),
+        "versions": versions(),
+        "environment": EXACT,
+        "constant_bytes": ALLOCATOR_CONSTANT,
+    }
 
 
 def minutes(missing_points, missing_times) -> float:
@@ -172,9 +204,13 @@ def show(record: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--file", type=Path, default=FILE)
-    parser.add_argument("--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests")
+    parser.add_argument(
+        "--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     parser.add_argument("--show", action="store_true", help="only print the tables so far")
     parser.add_argument("--constant", action="store_true", help="only measure the allocator's constant")
@@ -201,13 +237,21 @@ def collect(args) -> None:
     record = continued(args.file, identity(args.shape), commit=code_commit(), points=[], times=[])
     there = {(p["plan"], p["batch"], p["length"]) for p in record["points"]}
     missing = [p for p in points(args.shape) if p not in there]
-    untimed = [name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}]
+    untimed = [
+        name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}
+    ]
     if args.dry_run or not args.show:
-        told = f", about {minutes(missing, untimed):.0f} minutes on two idle cores" if args.shape == "125m" else ""
+        told = (
+            f", about {minutes(missing, untimed):.0f} minutes on two idle cores"
+            if args.shape == "125m"
+            else ""
+        )
         print(f"{len(missing)} points and {len(untimed)} step times are missing{told}", flush=True)
     for plan, batch, length in [] if args.dry_run or args.show else missing:
         found = start("--shape", args.shape, "--point", plan, str(batch), str(length))
-        record["points"].append(add_prediction({"plan": plan, "batch": batch, "length": length} | found, args.shape))
+        record["points"].append(
+            add_prediction({"plan": plan, "batch": batch, "length": length} | found, args.shape)
+        )
         write_record(args.file, record)
         print(f"  {plan:<22} {batch} x {length:<4} ratio {record['points'][-1]['ratio']:.3f}", flush=True)
     for plan in [] if args.dry_run or args.show else untimed:

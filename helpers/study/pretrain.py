@@ -57,8 +57,14 @@ def read_books(paths: list[Path]) -> list[dict]:
         whole = [{"title": path.stem, "year": "", "offset": 0, "bytes": len(raw)}]
         for entry in json.loads(manifest.read_text("utf-8")) if manifest.exists() else whole:
             text = raw[entry["offset"] : entry["offset"] + entry["bytes"]].decode("utf-8")
-            books.append({"title": entry["title"], "year": entry.get("year", ""),
-                          "author": entry.get("author", ""), "text": text})
+            books.append(
+                {
+                    "title": entry["title"],
+                    "year": entry.get("year", ""),
+                    "author": entry.get("author", ""),
+                    "text": text,
+                }
+            )
     return books
 
 
@@ -67,11 +73,16 @@ def train_tokenizer(books: list[dict], vocab_size: int) -> PreTrainedTokenizerFa
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     bpe.train_from_iterator((book["text"] for book in books), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END,
-                                   model_max_length=LENGTH)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END, eos_token=END, unk_token=END, model_max_length=LENGTH
+    )
 
 
 def encode(tokenizer, books: list[dict], seed: int, n_held_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,8 +97,10 @@ def encode(tokenizer, books: list[dict], seed: int, n_held_out: int) -> tuple[np
     stream = np.concatenate([np.array(p.ids, dtype=np.uint16) for p in pieces])
     stride = len(stream) // n_held_out
     if stride < 2 * SEGMENT:
-        raise SystemExit(f"The text has {len(stream):,} tokens: too few to hold out {n_held_out} segments "
-                         f"of {SEGMENT}. Give more text, or a smaller --held-out.")
+        raise SystemExit(
+            f"The text has {len(stream):,} tokens: too few to hold out {n_held_out} segments "
+            f"of {SEGMENT}. Give more text, or a smaller --held-out."
+        )
     starts = [i * stride + (stride - SEGMENT) // 2 for i in range(n_held_out)]
     held_out = np.stack([stream[s : s + SEGMENT] for s in starts])
     kept = np.ones(len(stream), dtype=bool)
@@ -126,8 +139,10 @@ def build_optimizers(model, rate: float) -> list[torch.optim.Optimizer]:
     tables = [p for n, p in model.named_parameters() if ".h." not in n and p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": tables, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return [torch.optim.Muon(inner, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)]
+    return [
+        torch.optim.Muon(inner, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True),
+    ]
 
 
 def held_out_loss(model, held_out: np.ndarray) -> float:
@@ -152,13 +167,20 @@ def train(args) -> None:
     names = {p: n for n, p in model.named_parameters()}
     first = resume(out, model, optimizers, names)
     if first < args.again_from:
-        raise SystemExit(f"--again-from {args.again_from} takes a finished run further, but '{out}' stands at step "
-                         f"{first}. Finish it first: the same command with --steps {args.again_from}, without "
-                         "--again-from.")
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_tokens):,} tokens, "
-          f"steps {first:,} to {args.steps:,}", flush=True)
-    recipe = {k: getattr(args, k) for k in ("batch", "rate", "warmup", "decay", "seed", "bfloat16", "steps",
-                                            "again_from")}
+        raise SystemExit(
+            f"--again-from {args.again_from} takes a finished run further, but '{out}' stands at step "
+            f"{first}. Finish it first: the same command with --steps {args.again_from}, without "
+            "--again-from."
+        )
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_tokens):,} tokens, "
+        f"steps {first:,} to {args.steps:,}",
+        flush=True,
+    )
+    recipe = {
+        k: getattr(args, k)
+        for k in ("batch", "rate", "warmup", "decay", "seed", "bfloat16", "steps", "again_from")
+    }
     began = saved = time.monotonic()
     running = None
     for step in range(first, args.steps):
@@ -179,8 +201,16 @@ def train(args) -> None:
         if done % 20 == 0:
             speed = (done - first) * args.batch * LENGTH / (now - began)
             left = (args.steps - done) * args.batch * LENGTH / speed / 60
-            log(out, {"step": done, "loss": round(running, 4), "rate": round(args.rate * share, 6),
-                      "tokens_per_second": round(speed), "minutes_left": round(left, 1)})
+            log(
+                out,
+                {
+                    "step": done,
+                    "loss": round(running, 4),
+                    "rate": round(args.rate * share, 6),
+                    "tokens_per_second": round(speed),
+                    "minutes_left": round(left, 1),
+                },
+            )
         if done % args.evaluate_every == 0 or done == args.steps:
             log(out, {"step": done, "held_out_loss": round(held_out_loss(model, held_out), 4)})
         if now - saved > 60 * args.save_every or done == args.steps:
@@ -222,13 +252,18 @@ def put_weights(model, checkpoint: Checkpoint, out: Path) -> None:
     Raises:
         SystemExit: they are not this model's.
     """
-    found = {n[len("model/"):]: t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
+    found = {n[len("model/") :]: t for n, t in checkpoint.tensors.items() if n.startswith("model/")}
     wanted = dict(model.named_parameters())
-    odd = sorted(n for n in found.keys() | wanted.keys()
-                 if n not in found or n not in wanted or found[n].shape != wanted[n].shape)
+    odd = sorted(
+        n
+        for n in found.keys() | wanted.keys()
+        if n not in found or n not in wanted or found[n].shape != wanted[n].shape
+    )
     if odd:
-        raise SystemExit(f"Step {checkpoint.step} in '{out}' is of another model: {odd[0]} does not fit. "
-                         "Choose a new folder.")
+        raise SystemExit(
+            f"Step {checkpoint.step} in '{out}' is of another model: {odd[0]} does not fit. "
+            "Choose a new folder."
+        )
     model.load_state_dict(found, strict=False)
 
 
@@ -263,13 +298,19 @@ def export(run: Path, target: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
     n_characters = sum(len(tokenizer.decode(row[1:].tolist())) for row in text)
     steps = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
-    report = {"steps": checkpoint.step, "recipe": checkpoint.state.get("recipe", {}),
-              "n_parameters": sum(p.numel() for p in model.parameters()), "n_train_tokens": len(tokens["train"]),
-              "weight_hash": weight_hash(model), "file_sha256": file_hash(target / "model.safetensors"),
-              "held_out_loss": round(loss, 4), "held_out_windows": len(text),
-              "bits_a_character": round(loss / math.log(2) * text[:, 1:].size / n_characters, 4),
-              "held_out_history": [[e["step"], e["held_out_loss"]] for e in steps if "held_out_loss" in e],
-              "books": json.loads((run / "books.json").read_text("utf-8"))}
+    report = {
+        "steps": checkpoint.step,
+        "recipe": checkpoint.state.get("recipe", {}),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_train_tokens": len(tokens["train"]),
+        "weight_hash": weight_hash(model),
+        "file_sha256": file_hash(target / "model.safetensors"),
+        "held_out_loss": round(loss, 4),
+        "held_out_windows": len(text),
+        "bits_a_character": round(loss / math.log(2) * text[:, 1:].size / n_characters, 4),
+        "held_out_history": [[e["step"], e["held_out_loss"]] for e in steps if "held_out_loss" in e],
+        "books": json.loads((run / "books.json").read_text("utf-8")),
+    }
     write_json(target / "training.json", report)
     (target / "README.md").write_text(model_card(report), encoding="utf-8")
     print(json.dumps({k: v for k, v in report.items() if k != "books"}, indent=1))
@@ -327,7 +368,9 @@ All published before 1931, in the public domain in the United States. None by Le
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("texts", nargs="+", help="plain text files, or .txt.xz")
     parser.add_argument("--out", required=True, help="run folder: tokens, checkpoints, log")
     parser.add_argument("--steps", type=int, default=8000)
@@ -335,14 +378,23 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--warmup", type=int, default=100, help="steps")
     parser.add_argument("--decay", type=float, default=0.4, help="share of the steps at the end")
-    parser.add_argument("--again-from", type=int, default=0, metavar="STEP", help="a finished run's step: the rate "
-                        "is raised again there, and the schedule counts from there")
+    parser.add_argument(
+        "--again-from",
+        type=int,
+        default=0,
+        metavar="STEP",
+        help="a finished run's step: the rate is raised again there, and the schedule counts from there",
+    )
     parser.add_argument("--held-out", type=int, default=40, help="segments of 1,280 tokens")
     parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
     parser.add_argument("--save-every", type=float, default=4, help="minutes")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16: twice the speed "
-                        "where the processor has it (avx512_bf16 or amx_bf16 in lscpu), half the speed elsewhere")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="matrix products in bfloat16: twice the speed "
+        "where the processor has it (avx512_bf16 or amx_bf16 in lscpu), half the speed elsewhere",
+    )
     parser.add_argument("--export", metavar="FOLDER", help="when trained, write the model there")
     args = parser.parse_args()
     train(args)

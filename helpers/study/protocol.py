@@ -34,8 +34,10 @@ class Protocol:
 
     def __getitem__(self, section: str) -> dict:
         if section not in self.numbers:
-            raise ProtocolError(f"The protocol page has no section [{section}]. It has: {', '.join(self.numbers)}. "
-                                "Add the section, or choose a profile that the study covers.")
+            raise ProtocolError(
+                f"The protocol page has no section [{section}]. It has: {', '.join(self.numbers)}. "
+                "Add the section, or choose a profile that the study covers."
+            )
         return self.numbers[section]
 
 
@@ -51,7 +53,9 @@ def read_protocol(page: str | Path = PAGE) -> Protocol:
     try:
         text = page.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"The protocol page '{page}' cannot be read: {error}. Restore the file.") from error
+        raise ProtocolError(
+            f"The protocol page '{page}' cannot be read: {error}. Restore the file."
+        ) from error
     fixed, _, amended = text.partition(f"\n{AMENDMENTS}")
     numbers: dict = {}
     for block in ("\n".join(_blocks(fixed)), *_blocks(amended)):
@@ -66,8 +70,10 @@ def _override(numbers: dict, newer: dict, page: Path) -> None:
     """Put the newer numbers in; a table keeps those of its numbers that the newer one does not name."""
     for key, value in newer.items():
         if key in numbers and isinstance(numbers[key], dict) != isinstance(value, dict):
-            raise ProtocolError(f"An amendment in '{page}' makes '{key}' a table where it was a number, or a number "
-                                "where it was a table. Correct that block.")
+            raise ProtocolError(
+                f"An amendment in '{page}' makes '{key}' a table where it was a number, or a number "
+                "where it was a table. Correct that block."
+            )
         if isinstance(value, dict):
             _override(numbers.setdefault(key, {}), value, page)
         else:
@@ -83,4 +89,6 @@ def _table(block: str, page: Path) -> dict:
     try:
         return tomllib.loads(block)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ProtocolError(f"A block of numbers in '{page}' is not TOML: {error}. Correct that block.") from error
+        raise ProtocolError(
+            f"A block of numbers in '{page}' is not TOML: {error}. Correct that block."
+        ) from error

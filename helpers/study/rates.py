@@ -41,9 +41,15 @@ def row_of(study: Study, plan: str, text: str, rate: float, seeds: list[int], le
     runs = [r["evaluations"] for r in tuned(study, plan, text, rate, seeds) if "diverged" not in r]
     at_level = [forgetting_at(e, level) for e in runs] + [None] * (len(seeds) - len(runs))
     reach = [f for f in at_level if f is not None]
-    return {"plan": plan, "text": text, "rate": rate, "n_seeds": len(seeds), "n_reach": len(reach),
-            "best_gain": round(sum(float(frontier(e)[0][-1]) for e in runs) / len(seeds), 5),
-            "forgetting_at_level": round(sum(reach) / len(reach), 6) if len(reach) == len(seeds) else None}
+    return {
+        "plan": plan,
+        "text": text,
+        "rate": rate,
+        "n_seeds": len(seeds),
+        "n_reach": len(reach),
+        "best_gain": round(sum(float(frontier(e)[0][-1]) for e in runs) / len(seeds), 5),
+        "forgetting_at_level": round(sum(reach) / len(reach), 6) if len(reach) == len(seeds) else None,
+    }
 
 
 def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
@@ -56,8 +62,10 @@ def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
 
 
 def untuned_level(text: str) -> SystemExit:
-    return SystemExit(f"The level of equal learning on '{text}' is a share of what full training gains there, and full "
-                      f"training has not been tuned on it yet. Add '{FULL}' to --plans.")
+    return SystemExit(
+        f"The level of equal learning on '{text}' is a share of what full training gains there, and full "
+        f"training has not been tuned on it yet. Add '{FULL}' to --plans."
+    )
 
 
 def choose(rows: list[dict]) -> dict[str, float]:
@@ -91,12 +99,22 @@ def choose_rates(study: Study) -> dict:
     table, chosen = [], {}
     for plan, text, own_seeds in groups:
         if is_tuned(study, plan, text, own_seeds):
-            rows = [row_of(study, plan, text, r, own_seeds, levels[text])
-                    for r in tried_rates(study, plan, text, own_seeds)]
+            rows = [
+                row_of(study, plan, text, r, own_seeds, levels[text])
+                for r in tried_rates(study, plan, text, own_seeds)
+            ]
             table += rows
             chosen.setdefault(plan, {})[text] = choose(rows)
-    record = {"matched_gain": levels, "smallest_forgetting": smallest(study, table, chosen), "grid": numbers["grid"],
-              "seed": seeds[0], "seeds": seeds, "protocol": study.protocol.sha256, "chosen": chosen, "table": table}
+    record = {
+        "matched_gain": levels,
+        "smallest_forgetting": smallest(study, table, chosen),
+        "grid": numbers["grid"],
+        "seed": seeds[0],
+        "seeds": seeds,
+        "protocol": study.protocol.sha256,
+        "chosen": chosen,
+        "table": table,
+    }
     write_json(study.rates_file, record)
     return record
 
@@ -106,8 +124,13 @@ def smallest(study: Study, table: list[dict], chosen: dict) -> dict[str, float]:
     rules, found = study.protocol["decisions"], {}
     for text, rates in chosen[FULL].items():
         own = next(r for r in table if (r["plan"], r["text"], r["rate"]) == (FULL, text, rates["keep"]))
-        found[text] = round(max(rules["smallest_forgetting"],
-                                rules["smallest_forgetting_share"] * (own["forgetting_at_level"] or 0)), 5)
+        found[text] = round(
+            max(
+                rules["smallest_forgetting"],
+                rules["smallest_forgetting_share"] * (own["forgetting_at_level"] or 0),
+            ),
+            5,
+        )
     return found
 
 

@@ -49,17 +49,11 @@ def rounded(values, digits: int = 4) -> list[float]:
 
 def write_record(path: Path, entry: dict) -> None:
     """Write a record whole or not at all, each list of numbers on one line."""
-    text = re.sub(r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(entry, indent=1))
+    text = re.sub(
+        r"\[\s+([^][{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", json.dumps(entry, indent=1)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + "\n")
-
-
-
-
-
-
-
-
 
 
 def read_runs(folder: str | Path) -> list[dict]:
@@ -75,7 +69,9 @@ def read_runs(folder: str | Path) -> list[dict]:
     return [run for path, run in runs.items() if path not in broken]
 
 
-def read_record(path: str | Path, fields: Mapping[str, type | tuple[type, ...]] = MappingProxyType({})) -> dict:
+def read_record(
+    path: str | Path, fields: Mapping[str, type | tuple[type, ...]] = MappingProxyType({})
+) -> dict:
     """Read one file of the evidence.
 
     Args:
@@ -90,6 +86,8 @@ def read_record(path: str | Path, fields: Mapping[str, type | tuple[type, ...]] 
         raise RecordError(f"{error}. {REMEDY}") from error
     wrong = [name for name, kind in fields.items() if not isinstance(found.get(name), kind)]
     if wrong:
-        raise RecordError(f"'{path}' is no such record as expected: {', '.join(wrong)} "
-                          f"{'is' if len(wrong) == 1 else 'are'} missing, or of another form. {REMEDY}")
+        raise RecordError(
+            f"'{path}' is no such record as expected: {', '.join(wrong)} "
+            f"{'is' if len(wrong) == 1 else 'are'} missing, or of another form. {REMEDY}"
+        )
     return found

@@ -75,12 +75,21 @@ def laboratory(study: Study, half: str):
 
         numbers, profile = study.numbers, profiles.current(study.profile)
         tokenizer = load_tokenizer(profile.model)
-        corpora = {n: load_corpus(profile.texts[n], tokenizer, numbers["length"], name=n) for n in (*AUTHORS, "plain")}
+        corpora = {
+            n: load_corpus(profile.texts[n], tokenizer, numbers["length"], name=n)
+            for n in (*AUTHORS, "plain")
+        }
         plain = corpora.pop("plain")
         real, long_texts = real_texts(study, tokenizer)
-        lab = Laboratory(load_model(profile.model), corpora | long_texts, plain, real=real,
-                         retention=retention_windows(study)[half], n_probe=numbers["probe_windows"],
-                         held_out_windows=numbers["held_out_windows"])
+        lab = Laboratory(
+            load_model(profile.model),
+            corpora | long_texts,
+            plain,
+            real=real,
+            retention=retention_windows(study)[half],
+            n_probe=numbers["probe_windows"],
+            held_out_windows=numbers["held_out_windows"],
+        )
         lab.tokenizer = tokenizer
         _laboratories[half] = lab
     return _laboratories[half]
@@ -95,10 +104,14 @@ def real_texts(study: Study, tokenizer) -> tuple[dict, dict]:
     real, long_texts = {}, {}
     if not has_real_texts(study):
         return real, long_texts
-    carroll, poe, fresh = (book_file(study.books, w) for w in (REAL["alice"][1], REAL["edgar"][1], ("fresh",)))
+    carroll, poe, fresh = (
+        book_file(study.books, w) for w in (REAL["alice"][1], REAL["edgar"][1], ("fresh",))
+    )
     if carroll is None or poe is None:
-        raise SystemExit(f"'{study.books}' needs a text of Carroll and one of Poe: a file with 'alice' or 'carroll' in "
-                         "its name, and one with 'poe' or 'edgar'.")
+        raise SystemExit(
+            f"'{study.books}' needs a text of Carroll and one of Poe: a file with 'alice' or 'carroll' in "
+            "its name, and one with 'poe' or 'edgar'."
+        )
     long_texts["poe"] = load_corpus(poe, tokenizer, length, name="poe")
     if fresh:
         long_texts["fresh"] = load_corpus(fresh, tokenizer, length, name="fresh")
@@ -124,8 +137,10 @@ def sample_retention(study: Study, model, model_hash: str) -> None:
     if place.exists():
         require_same_base(place, model_hash)
         return
-    halves = {half: sample_windows(model, numbers["retention_windows"], numbers["retention_length"], seed).int()
-              for half, seed in numbers["retention_seeds"].items()}
+    halves = {
+        half: sample_windows(model, numbers["retention_windows"], numbers["retention_length"], seed).int()
+        for half, seed in numbers["retention_seeds"].items()
+    }
     place.parent.mkdir(parents=True, exist_ok=True)
     save_file(halves, place, metadata={"model_hash": model_hash})
 
@@ -136,8 +151,10 @@ def require_same_base(place: Path, model_hash: str) -> None:
     with safe_open(place, framework="pt") as file:
         found = file.metadata()["model_hash"]
     if found != model_hash:
-        raise SystemExit(f"The retention text '{place.name}' was written by another base: model_hash {found[:12]}, now "
-                         f"{model_hash[:12]}. Delete this model's evidence with --start-over; then start again.")
+        raise SystemExit(
+            f"The retention text '{place.name}' was written by another base: model_hash {found[:12]}, now "
+            f"{model_hash[:12]}. Delete this model's evidence with --start-over; then start again."
+        )
 
 
 def do(study: Study, job: Job) -> tuple[Path, float]:
@@ -151,17 +168,42 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
     settings = settings_of(study, job)
     name = job.plan if prepare or job.plan.startswith("only-mlp-") else None
     try:
-        run = lab.run(plan, job.text, settings, progress=False, forgetting=job.stage != "long", name=name,
-                      prepare=(lambda model: prepare(model, job.seed)) if prepare else None)
+        run = lab.run(
+            plan,
+            job.text,
+            settings,
+            progress=False,
+            forgetting=job.stage != "long",
+            name=name,
+            prepare=(lambda model: prepare(model, job.seed)) if prepare else None,
+        )
         entry = lab.record(run, tests=False) | after_run(study, lab, run, job)
     except Diverged as error:
-        entry = {"diverged": str(error), "model_hash": lab.model_hash, "plan": name or plan.slug, "text": job.text,
-                 "seed": job.seed, "rate": job.rate, "retention_hash": lab.retention.text_hash,
-                 "settings": asdict(settings), "test_windows": {}, "evaluations": error.evaluations}
+        entry = {
+            "diverged": str(error),
+            "model_hash": lab.model_hash,
+            "plan": name or plan.slug,
+            "text": job.text,
+            "seed": job.seed,
+            "rate": job.rate,
+            "retention_hash": lab.retention.text_hash,
+            "settings": asdict(settings),
+            "test_windows": {},
+            "evaluations": error.evaluations,
+        }
     seconds = time.perf_counter() - began
-    write_record(job.path, {"rate_choice": job.choice, "stage": job.stage, "model_name": study.model_name,
-                            "protocol": study.protocol.sha256, "n_amendments": study.protocol.n_amendments,
-                            "wall_seconds": round(seconds, 1), **entry})
+    write_record(
+        job.path,
+        {
+            "rate_choice": job.choice,
+            "stage": job.stage,
+            "model_name": study.model_name,
+            "protocol": study.protocol.sha256,
+            "n_amendments": study.protocol.n_amendments,
+            "wall_seconds": round(seconds, 1),
+            **entry,
+        },
+    )
     return job.path, seconds
 
 
@@ -181,8 +223,10 @@ def after_run(study: Study, lab, run, job: Job) -> dict:
     best = copy.deepcopy(run.model)
     run.result.use_best(best)
     found = {t: measuring.function_losses(best, w, lab.is_function) for t, w in lab.test_texts().items()}
-    entry = {"test_windows": {t: rounded(a) for t, (a, _) in found.items()},
-             "function_windows": {t: rounded(f) for t, (_, f) in found.items()}}
+    entry = {
+        "test_windows": {t: rounded(a) for t, (a, _) in found.items()},
+        "function_windows": {t: rounded(f) for t, (_, f) in found.items()},
+    }
     seeds, is_deciding = study.numbers["seeds"], job.stage == "main" and "learn" in job.choice
     if is_deciding and job.plan == "full" and job.seed < seeds["swap"]:
         texts = {a: lab.held_out(lab.corpora[a].test) for a in AUTHORS}
@@ -191,7 +235,9 @@ def after_run(study: Study, lab, run, job: Job) -> dict:
         corpus = lab.corpora[job.text]
         train, held_out = tensor_of(corpus.train), tensor_of(corpus.test)
         models = {"best": best, "last": run.model} | ({"base": lab.base} if job.seed == 0 else {})
-        entry["memorisation"] = {name: measuring.memorisation(m, train, held_out) for name, m in models.items()}
+        entry["memorisation"] = {
+            name: measuring.memorisation(m, train, held_out) for name, m in models.items()
+        }
     return entry
 
 
@@ -206,9 +252,14 @@ def stale(study: Study, jobs: Iterable[Job], model_hash: str) -> list[str]:
         if not job.path.exists():
             continue
         found = read_record(job.path)
-        wanted = {"model_hash": model_hash, "protocol": study.protocol.sha256, "rate": job.rate,
-                  "retention_hash": hashes[half_of(job)], "settings": asdict(settings_of(study, job)),
-                  "rate_choice": job.choice}
+        wanted = {
+            "model_hash": model_hash,
+            "protocol": study.protocol.sha256,
+            "rate": job.rate,
+            "retention_hash": hashes[half_of(job)],
+            "settings": asdict(settings_of(study, job)),
+            "rate_choice": job.choice,
+        }
         other = [k for k, v in wanted.items() if found.get(k) != v]
         if found.get("test_windows") and ("poe" in found["test_windows"]) != has_real_texts(study):
             other.append("the test on the real authors (the same --books for all runs)")
@@ -224,9 +275,12 @@ def refuse_stale(study: Study, jobs: Iterable[Job], model_hash: str) -> None:
     problems = stale(study, jobs, model_hash)
     if problems:
         more = f"\n  … and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise SystemExit("Some evidence was made with another model, protocol or setting:\n  "
-                         + "\n  ".join(problems[:8]) + more
-                         + "\nMove it away, or delete this model's evidence with --start-over; then start again.")
+        raise SystemExit(
+            "Some evidence was made with another model, protocol or setting:\n  "
+            + "\n  ".join(problems[:8])
+            + more
+            + "\nMove it away, or delete this model's evidence with --start-over; then start again."
+        )
 
 
 def start_over(study: Study) -> None:
@@ -251,11 +305,14 @@ def require_committed(page: Path) -> None:
     """In a checkout the protocol must be committed, so that it stood before its runs."""
     if not (ROOT / ".git").exists() or not page.resolve().is_relative_to(ROOT):
         return
-    said = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain", "--", str(page)], capture_output=True,
-                          text=True)
+    said = subprocess.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain", "--", str(page)], capture_output=True, text=True
+    )
     if said.returncode == 0 and said.stdout.strip():
-        raise SystemExit(f"{page.name} is changed or new since the last commit. Commit it first: the rules must stand "
-                         "before the runs that they judge.")
+        raise SystemExit(
+            f"{page.name} is changed or new since the last commit. Commit it first: the rules must stand "
+            "before the runs that they judge."
+        )
 
 
 def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
@@ -274,8 +331,11 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
                 print(f"{done}/{len(missing)}  FAILED {failed[-1]}", flush=True)
                 continue
             left = (time.perf_counter() - began) / done * (len(missing) - done) / 60
-            print(f"{done}/{len(missing)}  {job.plan}/{job.text}/{job.path.stem}  {future.result()[1]:.0f} s, "
-                  f"{left:.0f} minutes left in this stage", flush=True)
+            print(
+                f"{done}/{len(missing)}  {job.plan}/{job.text}/{job.path.stem}  {future.result()[1]:.0f} s, "
+                f"{left:.0f} minutes left in this stage",
+                flush=True,
+            )
     if failed:
         raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
 
@@ -285,17 +345,25 @@ def tune(study: Study, plans: list[str], texts: list[str], seeds: list[int], n_p
     grid = study.now(tuning_jobs(study, plans, texts, seeds))
     run_all(study, grid, n_processes)
     while True:
-        levels = {t: matched_gain_of(study, t, study.numbers["seeds"]["tuning"]) for t in {j.text for j in grid}}
+        levels = {
+            t: matched_gain_of(study, t, study.numbers["seeds"]["tuning"]) for t in {j.text for j in grid}
+        }
         new = []
         for plan, text in dict.fromkeys((j.plan, j.text) for j in grid):
             rates = tried_rates(study, plan, text, seeds)
             chosen = choose([row_of(study, plan, text, r, seeds, levels[text]) for r in rates])
-            new += [tuning_job(study, plan, text, r, s) for s in seeds
-                    for r in extension(study, rates, grid_of(study, plan), chosen)]
+            new += [
+                tuning_job(study, plan, text, r, s)
+                for s in seeds
+                for r in extension(study, rates, grid_of(study, plan), chosen)
+            ]
         if not new:
             return
-        print("An optimum lies at the edge of the grid: " +
-              ", ".join(sorted({f"{j.plan} on {j.text} at {j.rate:g}" for j in new})), flush=True)
+        print(
+            "An optimum lies at the edge of the grid: "
+            + ", ".join(sorted({f"{j.plan} on {j.text} at {j.rate:g}" for j in new})),
+            flush=True,
+        )
         run_all(study, new, n_processes)
 
 
@@ -311,8 +379,10 @@ def run_stage(study: Study, stage: str, n_processes: int) -> None:
         choose_rates(study)
     jobs = [j for j in study.now(jobs_of(study, stage, chosen_rates(study))) if j.choice != "tuning"]
     if untuned := sorted({f"{j.plan} on {j.text}" for j in jobs if j.rate <= 0}):
-        raise SystemExit(f"No rate has been chosen yet for {', '.join(untuned)}. Run the stage 'tune' for them first, "
-                         "or leave them out with --plans and --texts.")
+        raise SystemExit(
+            f"No rate has been chosen yet for {', '.join(untuned)}. Run the stage 'tune' for them first, "
+            "or leave them out with --plans and --texts."
+        )
     run_all(study, jobs, n_processes)
 
 
@@ -352,24 +422,34 @@ def print_plan(study: Study, stages: Iterable[str], n_processes: int) -> float:
         hours = sum(seconds_of(study, j, measured) for j in missing) / max(1, n_processes) / 3600
         total += hours
         at_most = chosen is None and stage in ("main", "others")
-        print(f"{stage:<8} {len(jobs):>4} runs, {len(missing):>4} to do, {hours:5.2f} hours"
-              + ("  (at most: where a plan's two rates are one, a run serves twice)" if at_most else ""))
+        print(
+            f"{stage:<8} {len(jobs):>4} runs, {len(missing):>4} to do, {hours:5.2f} hours"
+            + ("  (at most: where a plan's two rates are one, a run serves twice)" if at_most else "")
+        )
     print(f"In all {total:.1f} hours. An optimum at the edge of the grid adds tuning runs.")
     return total
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--profile", default="tiny", help="tiny (the miniature) or smollm2")
     parser.add_argument("--folder", type=Path, default=EVIDENCE, help="where PROTOCOL.md is and results go")
-    parser.add_argument("--books", type=Path, help="a folder with the real authors, e.g. alice.txt and poe.txt")
+    parser.add_argument(
+        "--books", type=Path, help="a folder with the real authors, e.g. alice.txt and poe.txt"
+    )
     parser.add_argument("--stages", nargs="+", choices=STAGES, help="only these")
-    parser.add_argument("--seeds", type=int, help="at most so many main seeds (the protocol says how many in all)")
+    parser.add_argument(
+        "--seeds", type=int, help="at most so many main seeds (the protocol says how many in all)"
+    )
     parser.add_argument("--plans", nargs="+", default=[], help="only these plans now; the others later")
     parser.add_argument("--texts", nargs="+", default=[], choices=AUTHORS, help="only these texts now")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
-    parser.add_argument("--start-over", action="store_true", help="first delete this model's recorded evidence")
+    parser.add_argument(
+        "--start-over", action="store_true", help="first delete this model's recorded evidence"
+    )
     args = parser.parse_args(arguments)
     study = study_of(args)
     stages = args.stages or [s for s in STAGES if s in study.numbers["stages"]]
@@ -395,8 +475,15 @@ def study_of(args) -> Study:
         numbers = protocol[args.profile]
     except (profiles.ProfileError, ProtocolError) as error:
         raise SystemExit(str(error)) from error
-    study = Study(args.profile, profile.model_name, args.folder, args.books, protocol, tuple(args.plans),
-                  tuple(args.texts))
+    study = Study(
+        args.profile,
+        profile.model_name,
+        args.folder,
+        args.books,
+        protocol,
+        tuple(args.plans),
+        tuple(args.texts),
+    )
     known = [*numbers["deciding_plans"], *numbers["other_plans"]]
     if unknown := [p for p in args.plans if p not in known]:
         raise SystemExit(f"The study of this profile has no plan '{unknown[0]}'. It has: {', '.join(known)}.")
@@ -423,8 +510,14 @@ def recorded_jobs(study: Study) -> list[Job]:
     chosen, seeds = chosen_rates(study), study.numbers["seeds"]["tuning"]
     jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.rate > 0]
     plans = [*study.numbers["deciding_plans"], *other_plans(study)]
-    return jobs + [tuning_job(study, p, t, r, s) for p in plans for t in AUTHORS for s in seeds
-                   for r in study.protocol["decisions"]["ladder"] if r not in grid_of(study, p)]
+    return jobs + [
+        tuning_job(study, p, t, r, s)
+        for p in plans
+        for t in AUTHORS
+        for s in seeds
+        for r in study.protocol["decisions"]["ladder"]
+        if r not in grid_of(study, p)
+    ]
 
 
 if __name__ == "__main__":

@@ -32,19 +32,26 @@ NICENESS = 10
 def main(arguments: list[str] | None = None) -> int:
     from helpers.study import second_study
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", nargs="+", default=[], help="only these sections of the protocol: tiny, smollm2")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--profile", nargs="+", default=[], help="only these sections of the protocol: tiny, smollm2"
+    )
     parser.add_argument("--stages", nargs="+", default=[], help="only these parts of the order")
-    parser.add_argument("--workers", type=int, default=2,
-                        help="processes with one thread each; 0: none beside this one")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes with one thread each; 0: none beside this one"
+    )
     parser.add_argument("--page", type=Path, default=second_study.PAGE, help="the protocol")
     parser.add_argument("--folder", type=Path, help="where to write (build/study2)")
     parser.add_argument("--dry-run", action="store_true", help="only say what would run")
     args = parser.parse_args(arguments)
     try:
         protocol = read_protocol(args.page)
-        studies = [second_study.open_study(p, protocol, args.folder and args.folder.resolve())
-                   for p in args.profile or protocol["study"]["profiles"]]
+        studies = [
+            second_study.open_study(p, protocol, args.folder and args.folder.resolve())
+            for p in args.profile or protocol["study"]["profiles"]
+        ]
         queue = queue_of(studies, args.stages)
         print_plan(queue, args.workers)
         if args.dry_run:
@@ -77,8 +84,12 @@ def require_fresh(studies: list) -> None:
         problems += second_study.stale(study, second_study.jobs_of(study), hashes)
     if problems:
         more = f"\n  … and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise SystemExit("Some records were made with another model, protocol or setting:\n  "
-                         + "\n  ".join(problems[:8]) + more + "\nMove them away, then start again.")
+        raise SystemExit(
+            "Some records were made with another model, protocol or setting:\n  "
+            + "\n  ".join(problems[:8])
+            + more
+            + "\nMove them away, then start again."
+        )
 
 
 def run_all(queue: list[tuple], n_workers: int) -> None:
@@ -95,8 +106,10 @@ def run_all(queue: list[tuple], n_workers: int) -> None:
                 failed.append(f"{study.model_name}/{job.place}: {type(error).__name__}: {error}")
                 print(f"{what}  FAILED {type(error).__name__}: {error}", flush=True)
                 continue
-            print(f"{what}  {future.result()[1]:.0f} s, {(time.perf_counter() - began) / 60:.0f} minutes so far",
-                  flush=True)
+            print(
+                f"{what}  {future.result()[1]:.0f} s, {(time.perf_counter() - began) / 60:.0f} minutes so far",
+                flush=True,
+            )
     if failed:
         raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
 
@@ -136,15 +149,23 @@ def print_plan(queue: list[tuple], n_workers: int) -> float:
             hours[key] += estimate(study, job, measured[study.section]) / max(1, n_workers) / 3600
     for stage, section in runs:
         key = stage, section
-        print(f"{stage:<8} {by_section[section].model_name:<24} {runs[key]:>4} runs, {to_do[key]:>4} to do, "
-              f"{hours[key]:5.2f} hours")
+        print(
+            f"{stage:<8} {by_section[section].model_name:<24} {runs[key]:>4} runs, {to_do[key]:>4} to do, "
+            f"{hours[key]:5.2f} hours"
+        )
     for section, study in by_section.items():
-        basis = "measured on the recorded runs" if measured[section] else "the protocol's estimate, before any run"
+        basis = (
+            "measured on the recorded runs"
+            if measured[section]
+            else "the protocol's estimate, before any run"
+        )
         print(f"{study.model_name}: seconds a run are {basis}")
         for text in missing_texts(study):
             print(f"{study.model_name}: no runs on '{text}': its file is not there yet")
-    print(f"In all {sum(runs.values())} runs, {sum(to_do.values())} to do, {sum(hours.values()):.1f} hours with "
-          f"{n_workers} workers")
+    print(
+        f"In all {sum(runs.values())} runs, {sum(to_do.values())} to do, {sum(hours.values()):.1f} hours with "
+        f"{n_workers} workers"
+    )
     return sum(hours.values())
 
 

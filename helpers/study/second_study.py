@@ -40,13 +40,23 @@ from helpers.texts import Corpus, load_corpus, tensor_of
 from helpers.training import FitResult, NotFinite, Replay, fit, load_checkpoint, rewound, save_delta
 
 PAGE = DATA / "evidence" / "PROTOCOL-2.md"
-FIRST_RETENTION = DATA / "evidence" / "retention"  # of the first study: its halves A and B are taken where they fit
+FIRST_RETENTION = (
+    DATA / "evidence" / "retention"
+)  # of the first study: its halves A and B are taken where they fit
 PLAIN = "plain"  # the text that is measured and never trained on
 LORA = "lora"
 LORA_LAYERS = "attention+mlp"  # all linear layers of the blocks
 ALL = "all"  # roles, rewound together
-MEASURED = ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows", "test_windows")  # at a rewound point
-KEPT_BYTES = 2 * 2**30  # of the base's log-probabilities on A and B, in each worker: an eighth less time a point
+MEASURED = (
+    "dev_windows",
+    "forgetting_a",
+    "forgetting_b",
+    "plain_windows",
+    "test_windows",
+)  # at a rewound point
+KEPT_BYTES = (
+    2 * 2**30
+)  # of the base's log-probabilities on A and B, in each worker: an eighth less time a point
 DIGITS = 5  # of a loss or a KL in a record, in nats per token
 
 
@@ -159,8 +169,10 @@ def jobs_of(study: Study, stage: str | None = None) -> list[Job]:
     found: dict[tuple, Job] = {}
     order = study.rules["order"]
     if unknown := sorted({s["name"] for s in study.numbers["stages"]} - set(order)):
-        raise ProtocolError(f"The protocol's section [{study.section}] has a stage '{unknown[0]}' that the order does "
-                            f"not name. It names: {', '.join(order)}.")
+        raise ProtocolError(
+            f"The protocol's section [{study.section}] has a stage '{unknown[0]}' that the order does "
+            f"not name. It names: {', '.join(order)}."
+        )
     for name in order:
         entries = [s for s in study.numbers["stages"] if s["name"] == name]
         for seed in dict.fromkeys(seed for s in entries for seed in s["seeds"]):
@@ -187,9 +199,17 @@ def settings_of(study: Study, job: Job) -> StudySettings:
     n = study.numbers
     every = max(2, round(n["evaluate_every"] / job.rate))
     return StudySettings(
-        n_steps=n["max_steps"], rate=job.rate, batch=n["batch"], seed=job.seed, warmup=n["warmup"],
-        evaluate_every=every, dense_until=round(n["dense_until"] / job.rate), save_every=n["save_every"],
-        patience=max(2 * every, math.ceil(n["patience"] / job.rate)), precision=n["precision"])
+        n_steps=n["max_steps"],
+        rate=job.rate,
+        batch=n["batch"],
+        seed=job.seed,
+        warmup=n["warmup"],
+        evaluate_every=every,
+        dense_until=round(n["dense_until"] / job.rate),
+        save_every=n["save_every"],
+        patience=max(2 * every, math.ceil(n["patience"] / job.rate)),
+        precision=n["precision"],
+    )
 
 
 def plan_of(name: str) -> FreezePlan:
@@ -199,8 +219,10 @@ def plan_of(name: str) -> FreezePlan:
         ProtocolError: the course has no such plan.
     """
     if name != LORA and name not in COURSE_PLANS:
-        raise ProtocolError(f"The protocol names a plan '{name}' that the course does not have. It has: "
-                            f"{', '.join(COURSE_PLANS)}, {LORA}.")
+        raise ProtocolError(
+            f"The protocol names a plan '{name}' that the course does not have. It has: "
+            f"{', '.join(COURSE_PLANS)}, {LORA}."
+        )
     return freezing.LORA_PLAN if name == LORA else COURSE_PLANS[name]
 
 
@@ -219,15 +241,21 @@ def prepare(study: Study) -> dict[str, str]:
         n = study.numbers
         halves = first_halves(study, model_hash) or {
             half: sample_windows(model, n["retention_windows"], n["retention_length"], seed)
-            for half, seed in n["retention_seeds"].items()}
+            for half, seed in n["retention_seeds"].items()
+        }
         replay = sample_windows(model, n["replay_windows"], n["replay_length"], n["replay_seed"])
         require_apart(halves, replay)
         study.windows_file.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(study.windows_file, {name: w.int() for name, w in {**halves, "C": replay}.items()},
-                      {"model_hash": model_hash})
+        write_tensors(
+            study.windows_file,
+            {name: w.int() for name, w in {**halves, "C": replay}.items()},
+            {"model_hash": model_hash},
+        )
     if _hash_in(study.windows_file) != model_hash:
-        raise StudyError(f"'{study.windows_file}' was written by another base. Move '{study.folder}' away, or take a "
-                         "folder of its own with --folder.")
+        raise StudyError(
+            f"'{study.windows_file}' was written by another base. Move '{study.folder}' away, or take a "
+            "folder of its own with --folder."
+        )
     return hashes_of(study, model_hash)
 
 
@@ -243,7 +271,8 @@ def first_halves(study: Study, model_hash: str) -> dict[str, torch.Tensor]:
         return {}
     n, halves = study.numbers, load_file(place)
     fits = halves.keys() == n["retention_seeds"].keys() and all(
-        len(w) >= n["retention_windows"] and w.size(1) == n["retention_length"] for w in halves.values())
+        len(w) >= n["retention_windows"] and w.size(1) == n["retention_length"] for w in halves.values()
+    )
     return {half: w[: n["retention_windows"]].long() for half, w in halves.items()} if fits else {}
 
 
@@ -253,8 +282,10 @@ def require_apart(halves: dict[str, torch.Tensor], replay: torch.Tensor) -> None
         length = min(windows.size(1), replay.size(1))
         same = (replay[:, None, :length] == windows[None, :, :length]).all(-1)  # (replay windows, windows)
         if same.any():
-            raise StudyError(f"{int(same.any(1).sum())} replay windows stand in half {half} as well. Choose another "
-                             "replay_seed in the protocol.")
+            raise StudyError(
+                f"{int(same.any(1).sum())} replay windows stand in half {half} as well. Choose another "
+                "replay_seed in the protocol."
+            )
 
 
 def _hash_in(place: Path) -> str | None:
@@ -285,8 +316,9 @@ class Bench:
 
     def corpus(self, text: str) -> Corpus:
         path, n_dev = self.study.texts[text], self.study.rules["dev_chapters"]
-        return load_corpus(path, self.tokenizer, self.study.numbers["length"], name=text,
-                           n_dev=1 if text == PLAIN else n_dev)
+        return load_corpus(
+            path, self.tokenizer, self.study.numbers["length"], name=text, n_dev=1 if text == PLAIN else n_dev
+        )
 
     def text(self, name: str) -> Corpus:
         if name not in self._texts:
@@ -310,9 +342,12 @@ class Bench:
     def measure(self, model: nn.Module, text: str) -> dict:
         """Dev, both halves of the retention text, and the plain text: lists by window, nats per token."""
         forgotten, n = self.retention.forgetting(model).per_window, len(self.windows["A"])
-        return {"dev_windows": rounded(self.losses(model, self.held_out(self.text(text).dev)), DIGITS),
-                "forgetting_a": rounded(forgotten[:n], DIGITS), "forgetting_b": rounded(forgotten[n:], DIGITS),
-                "plain_windows": rounded(self.losses(model, self.plain), DIGITS)}
+        return {
+            "dev_windows": rounded(self.losses(model, self.held_out(self.text(text).dev)), DIGITS),
+            "forgetting_a": rounded(forgotten[:n], DIGITS),
+            "forgetting_b": rounded(forgotten[n:], DIGITS),
+            "plain_windows": rounded(self.losses(model, self.plain), DIGITS),
+        }
 
     def evaluate(self, model: nn.Module, text: str) -> dict:
         """What an evaluation during training records."""
@@ -330,8 +365,10 @@ class Bench:
 
     def of_base(self, job: Job) -> dict:
         """The untouched base on the texts of a run, by window: what its gains are gains over."""
-        found = {"dev_windows": rounded(self.base_dev(job.text), DIGITS),
-                 "plain_windows": rounded(self.plain_windows, DIGITS)}
+        found = {
+            "dev_windows": rounded(self.base_dev(job.text), DIGITS),
+            "plain_windows": rounded(self.plain_windows, DIGITS),
+        }
         if self.study.is_tuning(job):
             return found
         if job.text not in self._base_tests:
@@ -371,16 +408,30 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
         return measured[-1]
 
     try:
-        result = fit(model, plan_of(job.plan), tensor_of(bench.text(job.text).train), settings, evaluate=measure,
-                     folder=work, progress=False, replay=bench.replay(job))
+        result = fit(
+            model,
+            plan_of(job.plan),
+            tensor_of(bench.text(job.text).train),
+            settings,
+            evaluate=measure,
+            folder=work,
+            progress=False,
+            replay=bench.replay(job),
+        )
         found = after_training(bench, job, model, result)
     except NotFinite as error:
         steps = [s for s in range(settings.n_steps + 1) if settings.evaluates_at(s)]
-        found = {"diverged": str(error), "evaluations": [{"step": s, **m} for s, m in
-                                                         zip(steps, measured, strict=False)]}
+        found = {
+            "diverged": str(error),
+            "evaluations": [{"step": s, **m} for s, m in zip(steps, measured, strict=False)],
+        }
     seconds = time.perf_counter() - began
-    write_record(study.record_path(job), head_of(bench, job) | {
-        "wall_seconds": round(seconds, 1), "resumed_at": saved.step if saved else 0} | found)
+    write_record(
+        study.record_path(job),
+        head_of(bench, job)
+        | {"wall_seconds": round(seconds, 1), "resumed_at": saved.step if saved else 0}
+        | found,
+    )
     shutil.rmtree(work, ignore_errors=True)
     return study.record_path(job), seconds
 
@@ -388,16 +439,28 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
 def head_of(bench: Bench, job: Job) -> dict:
     """What a record says before its results."""
     study = bench.study
-    return {**asdict(job), "profile": study.section, "model_name": study.model_name,
-            **made_with(study, job, bench.hashes), "n_amendments": study.protocol.n_amendments,
-            "versions": versions(), "machine": machine_class(), "commit": code_commit(), "base": bench.of_base(job)}
+    return {
+        **asdict(job),
+        "profile": study.section,
+        "model_name": study.model_name,
+        **made_with(study, job, bench.hashes),
+        "n_amendments": study.protocol.n_amendments,
+        "versions": versions(),
+        "machine": machine_class(),
+        "commit": code_commit(),
+        "base": bench.of_base(job),
+    }
 
 
 def made_with(study: Study, job: Job, hashes: dict[str, str]) -> dict:
     """What decides a run's results beside the job itself; a record that differs in it is stale."""
-    return {"protocol": study.protocol.sha256, "model_hash": hashes["model"],
-            "retention_hashes": {name: h for name, h in hashes.items() if name != "model"},
-            "text_hash": file_hash(study.texts[job.text]), "settings": asdict(settings_of(study, job))}
+    return {
+        "protocol": study.protocol.sha256,
+        "model_hash": hashes["model"],
+        "retention_hashes": {name: h for name, h in hashes.items() if name != "model"},
+        "text_hash": file_hash(study.texts[job.text]),
+        "settings": asdict(settings_of(study, job)),
+    }
 
 
 def after_training(bench: Bench, job: Job, model: nn.Module, result: FitResult) -> dict:
@@ -410,17 +473,24 @@ def after_training(bench: Bench, job: Job, model: nn.Module, result: FitResult) 
         freezing.unload(model)
     at_cap = len(history.steps) == study.numbers["max_steps"]
     found = {
-        "n_trainable": ledger.n_trainable, "n_parameters": bench.n_parameters, "steps_taken": len(history.steps),
-        "best_step": result.best_step, "ended": "cap" if at_cap else "patience",
-        "proof_ok": result.proof.ok, "seconds": round(sum(history.seconds), 2),
+        "n_trainable": ledger.n_trainable,
+        "n_parameters": bench.n_parameters,
+        "steps_taken": len(history.steps),
+        "best_step": result.best_step,
+        "ended": "cap" if at_cap else "patience",
+        "proof_ok": result.proof.ok,
+        "seconds": round(sum(history.seconds), 2),
         "losses": rounded([s["loss"] for s in history.steps], 4),
-        "evaluations": history.evaluations}
+        "evaluations": history.evaluations,
+    }
     if job.weight:
         found["replay_losses"] = rounded([s["replay"] for s in history.steps], DIGITS)
     if not study.is_tuning(job):
         found["test_windows"] = bench.tests(model, job.text)
     best = next(e for e in history.evaluations if e["step"] == result.best_step)
-    found["rewound"] = rewind_in_steps(bench, job, model, {k: v for k, v in (best | found).items() if k in MEASURED})
+    found["rewound"] = rewind_in_steps(
+        bench, job, model, {k: v for k, v in (best | found).items() if k in MEASURED}
+    )
     if keeps_delta(study, job):
         found["delta"] = keep_delta(bench, job, model)
     return found
@@ -436,8 +506,12 @@ def rewind_in_steps(bench: Bench, job: Job, model: nn.Module, tuned: dict) -> li
     study, base = bench.study, dict(bench.base.named_parameters())
     changed = {n: base[n] for n, p in model.named_parameters() if not torch.equal(p, base[n])}
     shares = [(ALL, s, s) for s in study.rules["shares"]]
-    shares += [(role, s, {role: s}) for role in study.rules["rewound_roles"] if is_a_part(model, role, changed)
-               for s in study.rules["role_shares"]]
+    shares += [
+        (role, s, {role: s})
+        for role in study.rules["rewound_roles"]
+        if is_a_part(model, role, changed)
+        for s in study.rules["role_shares"]
+    ]
     points = []
     for roles, number, share in shares:
         if share == 1.0:
@@ -479,5 +553,7 @@ def stale(study: Study, jobs: Iterable[Job], hashes: dict[str, str]) -> list[str
         found = json.loads(study.record_path(job).read_text("utf-8"))
         other = [k for k, v in made_with(study, job, hashes).items() if found.get(k) != v]
         if other:
-            problems.append(f"{study.record_path(job).relative_to(study.folder)} differs in {', '.join(other)}")
+            problems.append(
+                f"{study.record_path(job).relative_to(study.folder)} differs in {', '.join(other)}"
+            )
     return problems

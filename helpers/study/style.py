@@ -50,22 +50,36 @@ def compare_on(books: dict[str, Path], steps: int) -> dict:
     base, tokenizer = load_model(profile.model), load_tokenizer(profile.model)
     settings = TrainSettings(n_steps=steps, rate=profile.rate_full, batch=profile.batch, evaluate_every=steps)
     models = tuned_models(base, tokenizer, profile, settings)
-    report = {"model": profile.model_name, "model_hash": weight_hash(base), "n_steps": steps, "n_seeds": 1,
-              "rate": profile.rate_full, "machine": machine_class(), "books": {}}
+    report = {
+        "model": profile.model_name,
+        "model_hash": weight_hash(base),
+        "n_steps": steps,
+        "n_seeds": 1,
+        "rate": profile.rate_full,
+        "machine": machine_class(),
+        "books": {},
+    }
     for author, other in zip(AUTHORS, reversed(AUTHORS), strict=True):
         text = spread(tensor_of(windows(tokenizer, read_text(books[author]), profile.length)), N_WINDOWS)
         own, wrong, before = (held_out_loss(m, text) for m in (models[author], models[other], base))
         gap = wrong.per_window - own.per_window
         error = block_error(gap)
         report["books"][author] = {
-            "n_windows": len(gap), "base": round(before.mean, 4), f"tuned_on_{author}": round(own.mean, 4),
-            f"tuned_on_{other}": round(wrong.mean, 4), "difference": round(float(gap.mean()), 4),
-            "standard_error": round(error, 4), "standard_errors": round(float(gap.mean()) / error, 1)}
+            "n_windows": len(gap),
+            "base": round(before.mean, 4),
+            f"tuned_on_{author}": round(own.mean, 4),
+            f"tuned_on_{other}": round(wrong.mean, 4),
+            "difference": round(float(gap.mean()), 4),
+            "standard_error": round(error, 4),
+            "standard_errors": round(float(gap.mean()) / error, 1),
+        }
     return report
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--alice", type=Path, required=True, help="a real book of Carroll")
     parser.add_argument("--edgar", type=Path, required=True, help="real tales of Poe")
     parser.add_argument("--steps", type=int, default=40)

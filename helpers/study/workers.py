@@ -43,8 +43,9 @@ def executor(n_processes: int, niceness: int = 0) -> concurrent.futures.Executor
         return Here()
     one_thread_each()
     context = multiprocessing.get_context("spawn")
-    return concurrent.futures.ProcessPoolExecutor(n_processes, mp_context=context, initializer=begin,
-                                                  initargs=(niceness,))
+    return concurrent.futures.ProcessPoolExecutor(
+        n_processes, mp_context=context, initializer=begin, initargs=(niceness,)
+    )
 
 
 def begin(niceness: int) -> None:

@@ -2,7 +2,10 @@
 
 from helpers import face
 
-__getattr__, __dir__, __all__ = face(__name__, {
-    "corpora": ["Corpus", "load_corpus", "read_text", "tensor_of", "windows"],
-    "downloads": ["GUTENBERG_TITLES", "GUTENBERG_URL", "TextError", "text_path"],
-})
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "corpora": ["Corpus", "load_corpus", "read_text", "tensor_of", "windows"],
+        "downloads": ["GUTENBERG_TITLES", "GUTENBERG_URL", "TextError", "text_path"],
+    },
+)

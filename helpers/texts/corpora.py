@@ -56,12 +56,17 @@ def _read_bytes(path: str | Path) -> bytes:
     except FileNotFoundError as error:
         raise TextError(f"No text at '{path}': there is no such file. Give a UTF-8 text file.") from error
     except OSError as error:
-        raise TextError(f"Cannot read the text '{path}': {error.strerror or error}. Give a file that you may "
-                        "read.") from error
+        raise TextError(
+            f"Cannot read the text '{path}': {error.strerror or error}. Give a file that you may read."
+        ) from error
 
 
-MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",  # first: one begins like UTF-16's
-         codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",  # first: one begins like UTF-16's
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 def _decode(raw: bytes, path: str | Path) -> str:
@@ -71,16 +76,22 @@ def _decode(raw: bytes, path: str | Path) -> str:
     raw = re.sub(rb"\x1a[\x1a\s]*\Z", b"", raw)  # DOS ended its files with Ctrl-Z
     control = re.search(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]", raw)
     if control:
-        raise TextError(f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset "
-                        f"{control.start():,}. Give a plain UTF-8 text file.")
+        raise TextError(
+            f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset "
+            f"{control.start():,}. Give a plain UTF-8 text file."
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(f"The text '{path}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}. "
-                        "Save it as UTF-8 (for Latin-1: iconv -f ISO-8859-1 -t UTF-8).") from error
+        raise TextError(
+            f"The text '{path}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}. "
+            "Save it as UTF-8 (for Latin-1: iconv -f ISO-8859-1 -t UTF-8)."
+        ) from error
     text = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise TextError(f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it.")
+        raise TextError(
+            f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it."
+        )
     return text
 
 
@@ -110,9 +121,12 @@ ROMAN = r"(?=[IVXLC])(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
 WORD = "chapter|kapitel|chapitre|capítulo|capitolo|hoofdstuk|rozdział|глава|chương"
 NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|[^\W\d_]+(?:[ -][^\W\d_]+){{0,2}})"  # IV, 12, Twenty-One, hai mươi mốt
 HEADINGS = (  # the first kind that makes enough chapters counts alone; a kind is one regular expression
-    re.compile(rf"(?:{WORD}) +{NUMBER}(?: *[.:]\s*\S.*| *[.:]?|\n[^\n]*[^.,;:\s])"  # Chapter 3. Title
-               r"|[^\W\d_]+tes kapitel(?:[.:\n]\s*\S.*|\.?)"  # Erstes Kapitel
-               r"|第[\d〇零一二三四五六七八九十百两]{1,7}[章回][:：]?[^。，；：]*", re.I | re.S),  # 第三章 Title
+    re.compile(
+        rf"(?:{WORD}) +{NUMBER}(?: *[.:]\s*\S.*| *[.:]?|\n[^\n]*[^.,;:\s])"  # Chapter 3. Title
+        r"|[^\W\d_]+tes kapitel(?:[.:\n]\s*\S.*|\.?)"  # Erstes Kapitel
+        r"|第[\d〇零一二三四五六七八九十百两]{1,7}[章回][:：]?[^。，；：]*",
+        re.I | re.S,
+    ),  # 第三章 Title
     re.compile(r"#{1,6} +\S.*"),  # Markdown
     re.compile(rf"(?:{ROMAN}|\d{{1,3}})\. +(?:\S.*)?[^.,;:\s]"),  # IV. Title
 )
@@ -133,13 +147,16 @@ def chapters(text: str) -> list[Chapter]:
     for paragraph in PARAGRAPH.finditer(text):
         kind = _heading_kind(paragraph[0])
         if kind is not None:
-            headings.append((kind, paragraph.start(), paragraph.end(), " ".join(paragraph[0].strip("# \n").split())))
+            headings.append(
+                (kind, paragraph.start(), paragraph.end(), " ".join(paragraph[0].strip("# \n").split()))
+            )
     by_kind = [[h for h in headings if h[0] == kind] for kind in range(len(HEADINGS))]
     joined = [_joined(text, of_kind) for of_kind in by_kind]
     headings = next((found for found in joined if len(found) >= MIN_CHAPTERS), _joined(text, headings))
     ends = [start for start, _, _ in headings[1:]] + [len(text)]
-    return [Chapter(title, text[start:end], start)
-            for (start, _, title), end in zip(headings, ends, strict=False)]  # no heading: no chapter
+    return [
+        Chapter(title, text[start:end], start) for (start, _, title), end in zip(headings, ends, strict=False)
+    ]  # no heading: no chapter
 
 
 def _heading_kind(paragraph: str) -> int | None:
@@ -175,8 +192,10 @@ def split_text(text: str, n_dev: int = 1) -> Split:
         return _contiguous(text, problem, [c.start for c in found])
     dev, test = found[-2 - n_dev : -2], found[-2:]
     dev_titles = " and ".join(f"'{c.title}'" for c in dev)
-    how = (f"by chapter: {len(found)} found; dev is {dev_titles}, test is '{test[0].title}' and "
-           f"'{test[1].title}', train is all before them")
+    how = (
+        f"by chapter: {len(found)} found; dev is {dev_titles}, test is '{test[0].title}' and "
+        f"'{test[1].title}', train is all before them"
+    )
     return Split(text[: dev[0].start], text[dev[0].start : test[0].start], text[test[0].start :], how)
 
 
@@ -202,9 +221,11 @@ def _contiguous(text: str, why: str, starts: list[int]) -> Split:
 
 
 CLOSING = "[\"'”’»)\\]」』】）]*"
-UNITS = (("paragraphs", r"\n\s*\n"),
-         # In Chinese and Japanese no space follows a full stop.
-         ("sentences", rf"[.!?…؟۔।]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"))
+UNITS = (
+    ("paragraphs", r"\n\s*\n"),
+    # In Chinese and Japanese no space follows a full stop.
+    ("sentences", rf"[.!?…؟۔।]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"),
+)
 
 
 def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
@@ -253,12 +274,17 @@ class Corpus:
     @property
     def shares(self) -> str:
         """What share of the file is used, and what share of that the tokenizer changes, in words."""
-        changed = f"; the tokenizer changes {self.share_changed:.2%} of the characters" if self.share_changed else ""
+        changed = (
+            f"; the tokenizer changes {self.share_changed:.2%} of the characters"
+            if self.share_changed
+            else ""
+        )
         return f"{self.share_used:.1%} of the file is used{changed}"
 
 
-def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None,
-                n_dev: int = 1) -> Corpus:
+def load_corpus(
+    path: str | Path | Gutenberg, tokenizer, length: int, name: str | None = None, n_dev: int = 1
+) -> Corpus:
     """Read, split and tokenize a text. Project Gutenberg's licence is left out, where there is one.
 
     Args:
@@ -276,12 +302,21 @@ def load_corpus(path: str | Path | Gutenberg, tokenizer, length: int, name: str 
     whole = _decode(raw, path)
     book = strip_licence(whole)
     split = split_text(book, n_dev)
-    cut = {part: _cut(tokenizer, getattr(split, part), length, f"The {part} part of '{path}'") for part in PARTS}
+    cut = {
+        part: _cut(tokenizer, getattr(split, part), length, f"The {part} part of '{path}'") for part in PARTS
+    }
     in_windows = sum(c.n_chars_in_windows for c in cut.values())
     changed = sum(c.n_chars_changed for c in cut.values())
-    return Corpus(name or Path(path).stem, str(path), hashlib.sha256(raw).hexdigest(), split,
-                  **{part: c.windows for part, c in cut.items()}, length=length,
-                  share_used=in_windows / len(whole), share_changed=changed / len(book))
+    return Corpus(
+        name or Path(path).stem,
+        str(path),
+        hashlib.sha256(raw).hexdigest(),
+        split,
+        **{part: c.windows for part, c in cut.items()},
+        length=length,
+        share_used=in_windows / len(whole),
+        share_changed=changed / len(book),
+    )
 
 
 def windows(tokenizer, text: str, length: int, what: str = "The text") -> Dataset:
@@ -313,12 +348,16 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     n_changed = changed.total()
     if n_changed > MAX_CHANGED * len(text):
         examples = ", ".join(repr(character) for character, _ in changed.most_common(4))
-        raise TextError(f"{what} would lose {n_changed / len(text):.0%} of its characters: the tokenizer does not give "
-                        f"back {examples}. Give a text in a script that it knows, or a model with another tokenizer.")
+        raise TextError(
+            f"{what} would lose {n_changed / len(text):.0%} of its characters: the tokenizer does not give "
+            f"back {examples}. Give a text in a script that it knows, or a model with another tokenizer."
+        )
     n_windows = len(ids) // length
     if n_windows == 0:
-        raise TextError(f"{what} is too short for one window: found {len(ids)} tokens, need {length}. "
-                        "Give a longer text, or a smaller length.")
+        raise TextError(
+            f"{what} is too short for one window: found {len(ids)} tokens, need {length}. "
+            "Give a longer text, or a smaller length."
+        )
     tail = tokenizer.decode(ids[n_windows * length :])
     rows = ids[: n_windows * length].reshape(n_windows, length)  # (windows, length)
     return _Cut(Dataset.from_dict({"input_ids": rows}).with_format("torch"), len(text) - len(tail), n_changed)
@@ -345,7 +384,9 @@ def _pieces(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
-        between = [m.end() for m in re.compile(r"[^\W\d_](?= [^\W\d_])").finditer(text, end - PIECE // 8, end)]
+        between = [
+            m.end() for m in re.compile(r"[^\W\d_](?= [^\W\d_])").finditer(text, end - PIECE // 8, end)
+        ]
         end = between[-1] if between else end
         yield text[start:end]
         start = end

@@ -34,8 +34,10 @@ def strip_licence(text: str) -> str:
     marks = list(MARK.finditer(text))
     if not marks or [m[1].upper() for m in marks] != ["START", "END"] * (len(marks) // 2):
         return text
-    books = [text[start.end() : end.start()].strip("\n")
-             for start, end in zip(marks[::2], marks[1::2], strict=True)]
+    books = [
+        text[start.end() : end.start()].strip("\n")
+        for start, end in zip(marks[::2], marks[1::2], strict=True)
+    ]
     return "\n\n".join(books) + "\n"
 
 
@@ -50,8 +52,19 @@ def course_form(text: str) -> str:
 
 def plain_quotes(text: str) -> str:
     """Typographic quotes and dashes as plain ones."""
-    return text.translate(str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
-                                         "\u2014": "--", "\u2013": "-", "\u00a0": " "}))
+    return text.translate(
+        str.maketrans(
+            {
+                "\u2018": "'",
+                "\u2019": "'",
+                "\u201c": '"',
+                "\u201d": '"',
+                "\u2014": "--",
+                "\u2013": "-",
+                "\u00a0": " ",
+            }
+        )
+    )
 
 
 def _unwrapped(paragraph: str) -> str:
@@ -61,15 +74,20 @@ def _unwrapped(paragraph: str) -> str:
 
 
 GUTENBERG_URL = "https://www.gutenberg.org/cache/epub/{number}/pg{number}.txt"
-GUTENBERG_TITLES = {11: "Alice's Adventures in Wonderland", 12: "Through the Looking-Glass",
-                    **dict.fromkeys(range(2147, 2152), "The Works of Edgar Allan Poe")}
+GUTENBERG_TITLES = {
+    11: "Alice's Adventures in Wonderland",
+    12: "Through the Looking-Glass",
+    **dict.fromkeys(range(2147, 2152), "The Works of Edgar Allan Poe"),
+}
 WORTH_RETRYING = {408, 416, 425, 429, 500, 502, 503, 504}
 TIMEOUT = 30  # seconds without an answer
 MAX_SECONDS = 600  # for one download, however steadily it drips
 MAX_BYTES = 50_000_000  # no book is larger
 BOOK_TYPES = ("text/plain", "application/octet-stream")
-OFFLINE = ("COURSE_PROFILE=tiny needs no network; or put alice.txt and edgar.txt into a folder "
-           "and set COURSE_TEXTS to it.")
+OFFLINE = (
+    "COURSE_PROFILE=tiny needs no network; or put alice.txt and edgar.txt into a folder "
+    "and set COURSE_TEXTS to it."
+)
 
 
 class TextError(ValueError):
@@ -87,8 +105,16 @@ class _Temporary(Exception):
 # --- fetch -------------------------------------------------------------------------
 
 
-def fetch(url: str, folder: str | Path, *, title: str | None = None, min_bytes: int = 10_000,
-          tries: int = 3, wait: float = 1.0, licensed: bool = False) -> Path:
+def fetch(
+    url: str,
+    folder: str | Path,
+    *,
+    title: str | None = None,
+    min_bytes: int = 10_000,
+    tries: int = 3,
+    wait: float = 1.0,
+    licensed: bool = False,
+) -> Path:
     """Download a text once; later calls return the kept file after checking its hash.
 
     Args:
@@ -114,8 +140,10 @@ def fetch(url: str, folder: str | Path, *, title: str | None = None, min_bytes: 
             _check(part, final, url, title, min_bytes, licensed)
             os.replace(part, final)
     except OSError as error:
-        raise DownloadError(f"Cannot keep {url} as '{final}': {error}. Free some space, or choose another "
-                            "folder with COURSE_DATA.") from error
+        raise DownloadError(
+            f"Cannot keep {url} as '{final}': {error}. Free some space, or choose another "
+            "folder with COURSE_DATA."
+        ) from error
     return final
 
 
@@ -135,8 +163,10 @@ def _download(url: str, final: Path, tries: int, wait: float) -> Path:
             return part
         except _Temporary as error:
             if attempt == tries:
-                raise DownloadError(f"Could not download {url}: {error}. Tried {tries} times. Check the connection "
-                                    f"and run again: it goes on where it stopped. {OFFLINE}") from error
+                raise DownloadError(
+                    f"Could not download {url}: {error}. Tried {tries} times. Check the connection "
+                    f"and run again: it goes on where it stopped. {OFFLINE}"
+                ) from error
         time.sleep(wait * 2 ** (attempt - 1))
     raise DownloadError(f"tries is {tries}. Give 1 or more.")
 
@@ -153,7 +183,9 @@ def _receive(url: str, part: Path) -> None:
         resumed = response.status == 206
         problem = _wrong_range(response, have, version) if resumed else None
         if problem or not resumed:
-            part.unlink(missing_ok=True)  # before the mark: a kill in between must not pair old bytes with a new mark
+            part.unlink(
+                missing_ok=True
+            )  # before the mark: a kill in between must not pair old bytes with a new mark
         if problem:
             raise _Temporary(f"the server sent another part of the file than was asked for ({problem})")
         _check_answer(url, response)
@@ -185,11 +217,14 @@ def _wrong_range(response, have: int, version: str) -> str | None:
 def _check_answer(url: str, response) -> None:
     kind = response.headers.get_content_type() if "Content-Type" in response.headers else BOOK_TYPES[0]
     if response.status not in (200, 206):
-        raise DownloadError(f"The server answered {response.status} {response.reason} to {url}. "
-                            f"Check the address. {OFFLINE}")
+        raise DownloadError(
+            f"The server answered {response.status} {response.reason} to {url}. Check the address. {OFFLINE}"
+        )
     if kind not in BOOK_TYPES:
-        raise DownloadError(f"What {url} sends is not the book: its type is {kind}, not text/plain. "
-                            f"Check the address. {OFFLINE}")
+        raise DownloadError(
+            f"What {url} sends is not the book: its type is {kind}, not text/plain. "
+            f"Check the address. {OFFLINE}"
+        )
 
 
 def _total(response, start: int) -> int | None:
@@ -198,8 +233,10 @@ def _total(response, start: int) -> int | None:
         return None
     stated = response.headers.get("Content-Length", "")
     if not re.fullmatch(r"\d{1,12}", stated):
-        raise DownloadError(f"The server does not say how long the file is (Content-Length {stated!r}), so a cut could "
-                            f"not be told from its end. Download it by hand. {OFFLINE}")
+        raise DownloadError(
+            f"The server does not say how long the file is (Content-Length {stated!r}), so a cut could "
+            f"not be told from its end. Download it by hand. {OFFLINE}"
+        )
     total = start + int(stated)
     whole = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
     if whole and int(whole[1]) != total:
@@ -213,13 +250,17 @@ def _check_limits(url: str, n_bytes: int, give_up: float) -> None:
     if n_bytes > MAX_BYTES:
         raise _too_large(f"over {MAX_BYTES:,}")
     if time.monotonic() > give_up:
-        raise DownloadError(f"{url} took more than {MAX_SECONDS} seconds: {n_bytes:,} bytes came. "
-                            f"Run again: it goes on where it stopped. {OFFLINE}")
+        raise DownloadError(
+            f"{url} took more than {MAX_SECONDS} seconds: {n_bytes:,} bytes came. "
+            f"Run again: it goes on where it stopped. {OFFLINE}"
+        )
 
 
 def _too_large(found: str) -> DownloadError:
-    return DownloadError(f"The server sends {found} bytes, and no book has more than {MAX_BYTES:,}. "
-                         f"Check the address. {OFFLINE}")
+    return DownloadError(
+        f"The server sends {found} bytes, and no book has more than {MAX_BYTES:,}. "
+        f"Check the address. {OFFLINE}"
+    )
 
 
 class _SameScheme(urllib.request.HTTPRedirectHandler):
@@ -228,8 +269,10 @@ class _SameScheme(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         schemes = req.type, urllib.parse.urlsplit(newurl).scheme
         if schemes[0] != schemes[1] and schemes != ("http", "https"):
-            raise DownloadError(f"{req.full_url} sends on to {newurl}, from {schemes[0]} to {schemes[1]}: "
-                                f"not followed. Check the address. {OFFLINE}")
+            raise DownloadError(
+                f"{req.full_url} sends on to {newurl}, from {schemes[0]} to {schemes[1]}: "
+                f"not followed. Check the address. {OFFLINE}"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -242,8 +285,10 @@ def _open(request: urllib.request.Request, part: Path):
             part.unlink(missing_ok=True)
         if error.code in WORTH_RETRYING:
             raise _Temporary(f"the server answered {error.code} {error.reason}") from error
-        raise DownloadError(f"The server refused {request.full_url}: {error.code} {error.reason}. "
-                            f"Check the address. {OFFLINE}") from error
+        raise DownloadError(
+            f"The server refused {request.full_url}: {error.code} {error.reason}. "
+            f"Check the address. {OFFLINE}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise _Temporary(f"{request.host} cannot be reached ({reason})") from error
@@ -274,13 +319,18 @@ def _check(path: Path, final: Path, url: str, title: str | None, min_bytes: int,
     if path != final and (problem or known not in (None, found)):
         path.unlink()
     if problem:
-        what, advice = ((f"'{final}'", "Delete it to download it again") if path == final
-                        else (f"What {url} sent", "Check the address"))
+        what, advice = (
+            (f"'{final}'", "Delete it to download it again")
+            if path == final
+            else (f"What {url} sent", "Check the address")
+        )
         raise DownloadError(f"{what} is not the book: {problem}. {advice}. {OFFLINE}")
     if known not in (None, found):
-        raise DownloadError(f"The text of '{final}' has changed: its SHA-256 is {found[:12]}…, and {known[:12]}… was "
-                            f"remembered when it was first fetched. Delete {final.name} to download it again, and "
-                            f"{record.name} as well to accept another text.")
+        raise DownloadError(
+            f"The text of '{final}' has changed: its SHA-256 is {found[:12]}…, and {known[:12]}… was "
+            f"remembered when it was first fetched. Delete {final.name} to download it again, and "
+            f"{record.name} as well to accept another text."
+        )
     if known is None:
         _write_whole(record, json.dumps({"url": url, "sha256": found, "bytes": len(raw)}, indent=1) + "\n")
 
@@ -293,10 +343,12 @@ def _problem(raw: bytes, title: str | None, min_bytes: int, licensed: bool) -> s
     except UnicodeDecodeError as error:
         return f"it is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}"
     if title and _folded(title) not in _folded(text):
-        return f"the title \"{title}\" does not occur in it; it begins {text[:40]!r}"
+        return f'the title "{title}" does not occur in it; it begins {text[:40]!r}'
     if licensed and strip_licence(text) == text:
-        return ("it has no '*** START OF … ***' and '*** END OF … ***' lines, so its licence cannot be told "
-                "from the book")
+        return (
+            "it has no '*** START OF … ***' and '*** END OF … ***' lines, so its licence cannot be told "
+            "from the book"
+        )
     return None
 
 
@@ -310,7 +362,9 @@ def _remembered(record: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise DownloadError(f"'{record}' cannot be read ({error}). Delete it to check the book anew.") from error
+        raise DownloadError(
+            f"'{record}' cannot be read ({error}). Delete it to check the book anew."
+        ) from error
 
 
 def _write_whole(path: Path, text: str) -> None:
@@ -342,7 +396,9 @@ def gutenberg(numbers: tuple[int, ...], folder: str | Path, url: str = GUTENBERG
     """
     folder, books, hashes = Path(folder), [], {}
     for number in numbers:
-        path = fetch(url.format(number=number), folder, title=GUTENBERG_TITLES.get(number), licensed=True, **options)
+        path = fetch(
+            url.format(number=number), folder, title=GUTENBERG_TITLES.get(number), licensed=True, **options
+        )
         books.append(course_form(strip_licence(path.read_text("utf-8-sig"))))
         hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     joined = folder / f"gutenberg-{'-'.join(map(str, numbers))}.txt"

@@ -2,18 +2,22 @@
 
 from helpers import face
 
-__getattr__, __dir__, __all__ = face(__name__, {
-    "checkpoints": [
-        "Checkpoint",
-        "load_checkpoint",
-        "optimizer_tensors",
-        "restore_optimizer",
-        "save_checkpoint",
-    ],
-    "deltas": ["DeltaError", "base_record", "load_delta", "save_delta"],
-    "loop": ["FitResult", "NotFinite", "build_optimizer", "fit", "train"],
-    "processes": ["from_all", "is_main", "join", "launch", "own_share"],
-    "replay": ["Replay"],
-    "rewinding": ["rewound"],
-    "runs": ["TrainSettings", "TrainingError", "batch_rows"],
-}, modules=["checkpoints"])
+__getattr__, __dir__, __all__ = face(
+    __name__,
+    {
+        "checkpoints": [
+            "Checkpoint",
+            "load_checkpoint",
+            "optimizer_tensors",
+            "restore_optimizer",
+            "save_checkpoint",
+        ],
+        "deltas": ["DeltaError", "base_record", "load_delta", "save_delta"],
+        "loop": ["FitResult", "NotFinite", "build_optimizer", "fit", "train"],
+        "processes": ["from_all", "is_main", "join", "launch", "own_share"],
+        "replay": ["Replay"],
+        "rewinding": ["rewound"],
+        "runs": ["TrainSettings", "TrainingError", "batch_rows"],
+    },
+    modules=["checkpoints"],
+)

@@ -50,8 +50,9 @@ class Checkpoint:
     damaged: list[str] = field(default_factory=list)  # newer ones that had to be passed over
 
 
-def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tensor], state: dict,
-                    keep: int = 2) -> Path:
+def save_checkpoint(
+    folder: str | Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int = 2
+) -> Path:
     """Write ``folder/step-…`` in one atomic move, then delete all of this run's but the newest ``keep``.
 
     Args:
@@ -73,8 +74,13 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
         partial.mkdir()
         plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         save_file(plain, partial / TENSORS)
-        record = {"format": FORMAT, "step": step, "sha256": file_hash(partial / TENSORS), "state": state,
-                  "kept": sorted([*kept, step])}
+        record = {
+            "format": FORMAT,
+            "step": step,
+            "sha256": file_hash(partial / TENSORS),
+            "state": state,
+            "kept": sorted([*kept, step]),
+        }
         write_json(partial / STATE, {**record, "own_sha256": record_hash(record)})
         _flush(partial / TENSORS)
         _set_aside(final)
@@ -82,10 +88,12 @@ def save_checkpoint(folder: str | Path, step: int, tensors: dict[str, torch.Tens
         _flush(folder)
     except (OSError, SafetensorError) as error:
         _remove_partial(partial)
-        raise CheckpointError(f"Could not save the checkpoint of step {step} in '{folder}': {error}. "
-                              "Free some space or choose another folder; earlier checkpoints are "
-                              "intact, and the same command resumes from the last one.") from error
-    for old in sorted([*kept, step])[:-max(keep, 2)]:
+        raise CheckpointError(
+            f"Could not save the checkpoint of step {step} in '{folder}': {error}. "
+            "Free some space or choose another folder; earlier checkpoints are "
+            "intact, and the same command resumes from the last one."
+        ) from error
+    for old in sorted([*kept, step])[: -max(keep, 2)]:
         _remove_step(folder / f"step-{old:08d}")
     return final
 
@@ -105,8 +113,10 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged.append(f"{place.name} is damaged ({error}); using the one before it")
     if damaged:
-        raise CheckpointError(f"Every checkpoint in '{folder}' is damaged: {'; '.join(damaged)}. "
-                              "Delete nothing: choose a new folder to start again.")
+        raise CheckpointError(
+            f"Every checkpoint in '{folder}' is damaged: {'; '.join(damaged)}. "
+            "Delete nothing: choose a new folder to start again."
+        )
     return None
 
 
@@ -153,12 +163,6 @@ def _record(place: Path) -> dict:
 def is_count(value: Any) -> bool:
     """Whether a value out of a file is a whole number, 0 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-
-
-
-
 
 
 # --- whose is it? ------------------------------------------------------------------
@@ -213,54 +217,46 @@ def _set_aside(place: Path) -> None:
         return
     aside = place.with_name(f"set-aside-{place.name}-{secrets.token_hex(4)}")
     os.rename(place, aside)
-    print(f"'{place}' was in the way of a new checkpoint. It is now '{aside.name}', unchanged.", file=sys.stderr)
+    print(
+        f"'{place}' was in the way of a new checkpoint. It is now '{aside.name}', unchanged.", file=sys.stderr
+    )
 
 
 # --- files -------------------------------------------------------------------------
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 # --- optimizers and random state ---------------------------------------------------
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str]) -> dict[str, torch.Tensor]:
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str]
+) -> dict[str, torch.Tensor]:
     """An optimizer's state as ``optimizer/<parameter>/<key>`` tensors.
 
     Args:
         names: parameter to its name in the model.
     """
-    return {f"optimizer/{names[p]}/{key}": torch.as_tensor(value)
-            for p, slots in optimizer.state.items() for key, value in slots.items()}
+    return {
+        f"optimizer/{names[p]}/{key}": torch.as_tensor(value)
+        for p, slots in optimizer.state.items()
+        for key, value in slots.items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str],
-                      tensors: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[torch.Tensor, str], tensors: dict[str, torch.Tensor]
+) -> None:
     """Put the tensors of `optimizer_tensors` back, each beside its parameter.
 
     PyTorch keeps the count of steps on the CPU, except in a fused or capturable optimizer.
     """
     by_name = {name: p for p, name in names.items()}
-    counts_there = {p for group in optimizer.param_groups if group.get("fused") or group.get("capturable")
-                    for p in group["params"]}
+    counts_there = {
+        p
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for p in group["params"]
+    }
     for full_name, tensor in tensors.items():
         kind, _, rest = full_name.partition("/")
         if kind == "optimizer":

@@ -30,10 +30,25 @@ from helpers.training.rewinding import rewind, shares_of
 
 
 # Config fields that change neither the weights nor what the model computes from them.
-_NO_MATTER = frozenset((
-    "_name_or_path", "architectures", "chunk_size_feed_forward", "dtype", "id2label", "initializer_range", "label2id",
-    "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "torch_dtype",
-    "transformers_version", "use_cache"))
+_NO_MATTER = frozenset(
+    (
+        "_name_or_path",
+        "architectures",
+        "chunk_size_feed_forward",
+        "dtype",
+        "id2label",
+        "initializer_range",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -56,28 +71,46 @@ def base_record(model: nn.Module) -> BaseRecord:
     """Write down a base model before it is trained: a few kilobytes of hashes."""
     config = unwrapped(model).config
     fields = json.loads(config.to_json_string(use_diff=False))
-    return BaseRecord(config.model_type, weight_hash(model), _relevant(fields),
-                      {name: fingerprint(t) for name, t in stored_tensors(model).items()})
+    return BaseRecord(
+        config.model_type,
+        weight_hash(model),
+        _relevant(fields),
+        {name: fingerprint(t) for name, t in stored_tensors(model).items()},
+    )
 
 
 def differences(recorded: BaseRecord, found: BaseRecord) -> list[str]:
     """What makes a model another base than the recorded one, the plainest reason alone; empty for the same base."""
     if recorded.model_type != found.model_type:
-        return [f"other architecture: its base is a '{recorded.model_type}' model, this is a '{found.model_type}'"]
-    fields = [f"{k} was {v!r}, here it is {found.config[k]!r}" for k, v in recorded.config.items()
-              if k in found.config and found.config[k] != v]  # a field of one transformers version alone says nothing
+        return [
+            f"other architecture: its base is a '{recorded.model_type}' model, this is a '{found.model_type}'"
+        ]
+    fields = [
+        f"{k} was {v!r}, here it is {found.config[k]!r}"
+        for k, v in recorded.config.items()
+        if k in found.config and found.config[k] != v
+    ]  # a field of one transformers version alone says nothing
     if fields:
         return [f"other config: {some(fields)}"]
     then, now = recorded.tensors, found.tensors
-    names = [f"{n} is {'missing' if n in then else 'additional'} here" for n in sorted(then.keys() ^ now.keys())]
+    names = [
+        f"{n} is {'missing' if n in then else 'additional'} here" for n in sorted(then.keys() ^ now.keys())
+    ]
     if names:
         return [f"other tensors: {some(names)}"]
-    kinds = [f"{n} was {recorded_kind(then[n])}, here it is {recorded_kind(now[n])}" for n in then
-             if recorded_kind(then[n]) != recorded_kind(now[n])]
+    kinds = [
+        f"{n} was {recorded_kind(then[n])}, here it is {recorded_kind(now[n])}"
+        for n in then
+        if recorded_kind(then[n]) != recorded_kind(now[n])
+    ]
     if kinds:
         return [f"other types or shapes: {some(kinds)}"]
     values = [n for n in then if then[n] != now[n]]
-    return [f"same shape but other weights in {len(values)} of {len(then)} tensors: {some(values)}"] if values else []
+    return (
+        [f"same shape but other weights in {len(values)} of {len(then)} tensors: {some(values)}"]
+        if values
+        else []
+    )
 
 
 def tokenizer_hash(tokenizer) -> str:
@@ -127,9 +160,22 @@ def some(texts: list[str], n: int = 3) -> str:
 
 FORMAT = 1
 FILE_NAME = "delta.safetensors"
-_FIELDS = {"plan": dict, "plan.way": str, "plan.selectors": list, "roles": (dict, type(None)), "counts": dict,
-           "n_parameters": int, "base": dict, "base.model_type": str, "base.weight_hash": str, "base.config": dict,
-           "base.tensors": dict, "tokenizer": (str, type(None)), "tuned_hash": str, "tensors": dict}
+_FIELDS = {
+    "plan": dict,
+    "plan.way": str,
+    "plan.selectors": list,
+    "roles": (dict, type(None)),
+    "counts": dict,
+    "n_parameters": int,
+    "base": dict,
+    "base.model_type": str,
+    "base.weight_hash": str,
+    "base.config": dict,
+    "base.tensors": dict,
+    "tokenizer": (str, type(None)),
+    "tuned_hash": str,
+    "tensors": dict,
+}
 
 
 class DeltaError(RuntimeError):
@@ -153,8 +199,15 @@ class Delta:
 # --- save --------------------------------------------------------------------------
 
 
-def save_delta(model: nn.Module, plan: FreezePlan, base: nn.Module | BaseRecord, path: str | Path, *,
-               tokenizer=None, roles: dict[str, str] | None = None) -> Path:
+def save_delta(
+    model: nn.Module,
+    plan: FreezePlan,
+    base: nn.Module | BaseRecord,
+    path: str | Path,
+    *,
+    tokenizer=None,
+    roles: dict[str, str] | None = None,
+) -> Path:
     """Write the tensors that train under ``plan``, in their own type, bit for bit; returns the file's path.
 
     The write is atomic: an older delta in the same place stays until the new one is whole.
@@ -175,30 +228,45 @@ def save_delta(model: nn.Module, plan: FreezePlan, base: nn.Module | BaseRecord,
     _require_frozen(model, plan, names, base)
     tensors = {name: p.detach() for name, p in named_parameters(model) if name in names}
     record = {
-        "format": FORMAT, "plan": asdict(plan), "flag": plan.flag, "roles": roles,
+        "format": FORMAT,
+        "plan": asdict(plan),
+        "flag": plan.flag,
+        "roles": roles,
         "counts": {row.role: row.n_trainable for row in ledger.rows if row.n_trainable},
-        "n_parameters": ledger.n_parameters, "base": asdict(base),
-        "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer), "tuned_hash": weight_hash(model),
-        "tensors": {name: tensor_hash(t) for name, t in tensors.items()}}
+        "n_parameters": ledger.n_parameters,
+        "base": asdict(base),
+        "tokenizer": None if tokenizer is None else tokenizer_hash(tokenizer),
+        "tuned_hash": weight_hash(model),
+        "tensors": {name: tensor_hash(t) for name, t in tensors.items()},
+    }
     place = _place(path)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(place, tensors, {"delta": json.dumps({**record, "own_sha256": record_hash(record)})})
     except (OSError, SafetensorError) as error:
-        raise DeltaError(f"Could not save the delta '{place}': {error}. Free some space or choose another place, "
-                         "and save again; what was there before is intact.") from error
+        raise DeltaError(
+            f"Could not save the delta '{place}': {error}. Free some space or choose another place, "
+            "and save again; what was there before is intact."
+        ) from error
     return place
 
 
 def _require_frozen(model: nn.Module, plan: FreezePlan, names: frozenset[str], base: BaseRecord) -> None:
     """Raises DeltaError unless base and delta together make this very model."""
     tensors = stored_tensors(model)
-    unlike = [f"{n} is {'new' if n in tensors else 'gone'}" for n in sorted(tensors.keys() ^ base.tensors.keys())]
-    unlike = unlike or [f"{n} is {kind(t)}, in the base {recorded_kind(base.tensors[n])}"
-                        for n, t in tensors.items() if kind(t) != recorded_kind(base.tensors[n])]
+    unlike = [
+        f"{n} is {'new' if n in tensors else 'gone'}" for n in sorted(tensors.keys() ^ base.tensors.keys())
+    ]
+    unlike = unlike or [
+        f"{n} is {kind(t)}, in the base {recorded_kind(base.tensors[n])}"
+        for n, t in tensors.items()
+        if kind(t) != recorded_kind(base.tensors[n])
+    ]
     if unlike:
-        raise DeltaError(f"The base is not what this model was trained from: {some(unlike)}. Give the base itself, "
-                         "in the same precision, and leave a tied head tied.")
+        raise DeltaError(
+            f"The base is not what this model was trained from: {some(unlike)}. Give the base itself, "
+            "in the same precision, and leave a tied head tied."
+        )
     moved = [n for n, t in tensors.items() if n not in names and fingerprint(t) != base.tensors[n]]
     if moved:
         n_fixed = len(tensors) - len(names)
@@ -206,14 +274,21 @@ def _require_frozen(model: nn.Module, plan: FreezePlan, names: frozenset[str], b
             f"Not saved: {len(moved)} of {n_fixed} tensors that {plan.code} leaves fixed are not the base's: "
             f"{some(moved)}. A delta without them would give another model. Where the freeze was broken, "
             "freezing_proof names the cause: train again. Where another plan trained, save with that plan. "
-            "Where all differ, the base is another model.")
+            "Where all differ, the base is another model."
+        )
 
 
 # --- load --------------------------------------------------------------------------
 
 
-def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_place: bool = False,
-               share: float | dict[str, float] = 1.0) -> nn.Module:
+def load_delta(
+    path: str | Path,
+    base_model: nn.Module,
+    *,
+    tokenizer=None,
+    in_place: bool = False,
+    share: float | dict[str, float] = 1.0,
+) -> nn.Module:
     """The trained model: the base with the delta's tensors, bit-identical to the one that was saved.
 
     Args:
@@ -230,26 +305,41 @@ def load_delta(path: str | Path, base_model: nn.Module, *, tokenizer=None, in_pl
     place, delta = _place(path), read_delta(path)
     unlike = differences(delta.base, base_record(base_model))
     if unlike:
-        raise DeltaError(f"The delta '{place}' belongs to another base: {'; '.join(unlike)}. Load the base that it was "
-                         f"trained from (weight hash {delta.base.weight_hash[:12]}…), or train on this one.")
+        raise DeltaError(
+            f"The delta '{place}' belongs to another base: {'; '.join(unlike)}. Load the base that it was "
+            f"trained from (weight hash {delta.base.weight_hash[:12]}…), or train on this one."
+        )
     parts = anatomy(base_model, delta.roles)
     wanted = delta.plan.trainable_names(parts)
-    odd = [f"{n} is {'missing' if n in wanted else 'not one of them'}" for n in sorted(wanted ^ delta.tensors.keys())]
+    odd = [
+        f"{n} is {'missing' if n in wanted else 'not one of them'}"
+        for n in sorted(wanted ^ delta.tensors.keys())
+    ]
     if odd:
-        raise DeltaError(f"The delta '{place}' does not hold the tensors that {delta.plan.code} trains: {some(odd)}. "
-                         "Save it again from the trained model.")
+        raise DeltaError(
+            f"The delta '{place}' does not hold the tensors that {delta.plan.code} trains: {some(odd)}. "
+            "Save it again from the trained model."
+        )
     if tokenizer is not None and delta.tokenizer not in (None, tokenizer_hash(tokenizer)):
-        raise DeltaError(f"The delta '{place}' was trained with another tokenizer (hash {delta.tokenizer[:12]}…, "
-                         f"this one {tokenizer_hash(tokenizer)[:12]}…). Load the base's own tokenizer.")
+        raise DeltaError(
+            f"The delta '{place}' was trained with another tokenizer (hash {delta.tokenizer[:12]}…, "
+            f"this one {tokenizer_hash(tokenizer)[:12]}…). Load the base's own tokenizer."
+        )
     own = dict(named_parameters(base_model))
-    unlike = [f"{name} is {kind(t)}, in the model {kind(own[name])}" for name, t in delta.tensors.items()
-              if kind(t) != kind(own[name])]
+    unlike = [
+        f"{name} is {kind(t)}, in the model {kind(own[name])}"
+        for name, t in delta.tensors.items()
+        if kind(t) != kind(own[name])
+    ]
     if unlike:
-        raise DeltaError(f"The delta '{place}' does not fit its base: {some(unlike)}. Save it again from the trained "
-                         "model.")
+        raise DeltaError(
+            f"The delta '{place}' does not fit its base: {some(unlike)}. Save it again from the trained "
+            "model."
+        )
     if tensors_hash(list((own | delta.tensors).items())) != delta.tuned_hash:
-        raise DeltaError(f"The delta '{place}' gives other weights than were saved. Save it again from the trained "
-                         "model.")
+        raise DeltaError(
+            f"The delta '{place}' gives other weights than were saved. Save it again from the trained model."
+        )
     shares_of(parts, share)  # refused before anything changes
     model = base_model if in_place else copy.deepcopy(base_model)
     own = dict(named_parameters(model))
@@ -270,20 +360,26 @@ def read_delta(path: str | Path) -> Delta:
     """
     place = _place(path)
     if not place.is_file():
-        raise DeltaError(f"There is no delta '{place}'. Give the file, or the run folder that holds {FILE_NAME}.")
+        raise DeltaError(
+            f"There is no delta '{place}'. Give the file, or the run folder that holds {FILE_NAME}."
+        )
     try:
         with safe_open(place, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DeltaError(f"'{place}' cannot be read: {error}. It was cut short or changed, or it is no safetensors "
-                         "file: copy or save it again.") from error
+        raise DeltaError(
+            f"'{place}' cannot be read: {error}. It was cut short or changed, or it is no safetensors "
+            "file: copy or save it again."
+        ) from error
     record = _verified(header, place)
     try:
         return _delta(record, tensors, place)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DeltaError(f"'{place}' holds no delta that can be read: its record fits its hash, but lacks what a delta "
-                         f"needs ({type(error).__name__}: {error}). Save it again from the trained model.") from error
+        raise DeltaError(
+            f"'{place}' holds no delta that can be read: its record fits its hash, but lacks what a delta "
+            f"needs ({type(error).__name__}: {error}). Save it again from the trained model."
+        ) from error
 
 
 def _delta(record: dict, tensors: dict[str, torch.Tensor], place: Path) -> Delta:
@@ -295,32 +391,50 @@ def _delta(record: dict, tensors: dict[str, torch.Tensor], place: Path) -> Delta
         if not isinstance(part, wanted):
             raise TypeError(f"'{path}' is {type(part).__name__}")
     names = tensors.keys() | record["tensors"].keys()
-    changed = [n for n in sorted(names) if n not in tensors or tensor_hash(tensors[n]) != record["tensors"].get(n)]
+    changed = [
+        n for n in sorted(names) if n not in tensors or tensor_hash(tensors[n]) != record["tensors"].get(n)
+    ]
     if changed:
-        raise DeltaError(f"'{place}' was damaged or edited: the hash of {some(changed)} does not fit. "
-                         "Copy or save it again.")
+        raise DeltaError(
+            f"'{place}' was damaged or edited: the hash of {some(changed)} does not fit. "
+            "Copy or save it again."
+        )
     plan = FreezePlan(record["plan"]["way"], tuple(record["plan"]["selectors"]))
-    return Delta(plan, record["roles"], record["counts"], record["n_parameters"], BaseRecord(**record["base"]),
-                 record["tokenizer"], record["tuned_hash"], tensors)
+    return Delta(
+        plan,
+        record["roles"],
+        record["counts"],
+        record["n_parameters"],
+        BaseRecord(**record["base"]),
+        record["tokenizer"],
+        record["tuned_hash"],
+        tensors,
+    )
 
 
 def _verified(header: dict[str, str], place: Path) -> dict:
     """The record of a delta's header, checked against its own hash."""
     if "delta" not in header:
-        raise DeltaError(f"'{place}' is no delta: its header has no 'delta' entry. A whole model is loaded with "
-                         "models.load_model.")
+        raise DeltaError(
+            f"'{place}' is no delta: its header has no 'delta' entry. A whole model is loaded with "
+            "models.load_model."
+        )
     try:
         record = json.loads(header["delta"])
         own = record.pop("own_sha256")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DeltaError(f"'{place}' was damaged or edited: its record is unreadable ({error}). Copy or save it "
-                         "again.") from error
+        raise DeltaError(
+            f"'{place}' was damaged or edited: its record is unreadable ({error}). Copy or save it again."
+        ) from error
     if own != record_hash(record):
-        raise DeltaError(f"'{place}' was damaged or edited: its record does not fit its own hash. Copy or save it "
-                         "again.")
+        raise DeltaError(
+            f"'{place}' was damaged or edited: its record does not fit its own hash. Copy or save it again."
+        )
     if record.get("format") != FORMAT:
-        raise DeltaError(f"'{place}' has format version {record.get('format')}; this course reads {FORMAT}. Use the "
-                         "version of the course that wrote it, or save it again.")
+        raise DeltaError(
+            f"'{place}' has format version {record.get('format')}; this course reads {FORMAT}. Use the "
+            "version of the course that wrote it, or save it again."
+        )
     return record
 
 

@@ -27,14 +27,18 @@ def check_out(out: Path) -> Path:
         usable_path(out, "The run folder")
         for place in (out, *out.parents):
             if place.exists() and not place.is_dir():
-                raise TrainingError(f"The run folder '{out}' cannot be made: '{place}' is a file. Choose another name.")
+                raise TrainingError(
+                    f"The run folder '{out}' cannot be made: '{place}' is a file. Choose another name."
+                )
         held = {p.name for p in out.iterdir()} if out.exists() else set()
     except (OSError, ProfileError) as error:
         raise TrainingError(f"The run folder '{out}' cannot be used: {error}") from error
     others = {name for name in held if name != ".lock" and not _HALF_WRITTEN.fullmatch(name)}
     if others and RUN not in held and not _holds_checkpoints_of_a_run(out):
-        raise TrainingError(f"The folder '{out}' is not empty and holds no run of this course. "
-                            "Choose a new or an empty folder.")
+        raise TrainingError(
+            f"The folder '{out}' is not empty and holds no run of this course. "
+            "Choose a new or an empty folder."
+        )
     return out
 
 
@@ -46,21 +50,32 @@ def refuse_other(out: Path, mine: dict) -> None:
     try:
         other = read_json(place)
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{error}. If '{out}' is this run's folder: Delete this one file and give the same "
-                            "command again, for the checkpoints know which run they are of. Otherwise choose another "
-                            "folder.") from error
+        raise TrainingError(
+            f"{error}. If '{out}' is this run's folder: Delete this one file and give the same "
+            "command again, for the checkpoints know which run they are of. Otherwise choose another "
+            "folder."
+        ) from error
     if not other.keys() >= _OF_EVERY_RUN:
-        raise TrainingError(f"'{place}' is not of this course: it has no "
-                            f"{', '.join(sorted(_OF_EVERY_RUN - other.keys()))}. Choose a new folder.")
-    unlike = [f"{k} {other[k]!r} there, {v!r} here" for k, v in mine.items()
-              if k in other and k not in FREE_SETTINGS and other[k] != v]
+        raise TrainingError(
+            f"'{place}' is not of this course: it has no "
+            f"{', '.join(sorted(_OF_EVERY_RUN - other.keys()))}. Choose a new folder."
+        )
+    unlike = [
+        f"{k} {other[k]!r} there, {v!r} here"
+        for k, v in mine.items()
+        if k in other and k not in FREE_SETTINGS and other[k] != v
+    ]
     if unlike:
-        raise TrainingError(f"The folder '{out}' holds another run ({'; '.join(unlike[:3])}). Choose a new folder.")
+        raise TrainingError(
+            f"The folder '{out}' holds another run ({'; '.join(unlike[:3])}). Choose a new folder."
+        )
     newest = newest_record(out / CHECKPOINTS)
     if newest and newest["step"] > mine["n_steps"]:
-        raise TrainingError(f"The folder '{out}' holds step {newest['step']} of this run already, more than the "
-                            f"{mine['n_steps']} asked for. Ask for {newest['step']} steps or more, or choose a new "
-                            "folder.")
+        raise TrainingError(
+            f"The folder '{out}' holds step {newest['step']} of this run already, more than the "
+            f"{mine['n_steps']} asked for. Ask for {newest['step']} steps or more, or choose a new "
+            "folder."
+        )
 
 
 def claim(out: Path, mine: dict) -> None:
@@ -94,8 +109,10 @@ def write_report(out: Path, report: dict) -> None:
     try:
         write_json(out / REPORT, report)
     except OSError as error:
-        raise CheckpointError(f"Could not save the report in '{out}': {error}. Free some space; the same "
-                              "command goes on from the last checkpoint.") from error
+        raise CheckpointError(
+            f"Could not save the report in '{out}': {error}. Free some space; the same "
+            "command goes on from the last checkpoint."
+        ) from error
 
 
 def where_it_stopped(out: Path, step: int | None) -> str:

@@ -23,7 +23,9 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-_held: dict[Path, tuple[int, int]] = {}  # lock file to (process, file descriptor); a forked child holds nothing
+_held: dict[
+    Path, tuple[int, int]
+] = {}  # lock file to (process, file descriptor); a forked child holds nothing
 
 
 _OWN_CONTENT = re.compile(rb"(\d{1,20}\n)?")
@@ -51,8 +53,10 @@ def take(folder: str | Path) -> None:
         if not _is_held(place):
             _held[place] = (os.getpid(), _locked(place, folder))
     except (OSError, ValueError) as error:
-        raise LockError(f"The run folder '{folder}' cannot be made or written: {error}. "
-                        "Choose another folder, or free space and ask for the right to write there.") from error
+        raise LockError(
+            f"The run folder '{folder}' cannot be made or written: {error}. "
+            "Choose another folder, or free space and ask for the right to write there."
+        ) from error
 
 
 def give_back(folder: str | Path | None) -> None:
@@ -98,14 +102,21 @@ def _locked(place: Path, folder: Path) -> int:
 def _lock(descriptor: int, folder: Path) -> None:
     """Lock an open file, or say who has it."""
     if fcntl is None:
-        print(f"This system has no file locks: see to it that only one run at a time uses '{folder}'.",
-              file=sys.stderr)
+        print(
+            f"This system has no file locks: see to it that only one run at a time uses '{folder}'.",
+            file=sys.stderr,
+        )
         return
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # both mean that another process has it
         owner = os.read(descriptor, 20).decode(errors="replace").strip() or "unknown"
-        raise LockError(f"The run folder '{folder}' is in use: process {owner} is at work there. Wait until it ends "
-                        "and give the same command again, or choose another folder.") from error
+        raise LockError(
+            f"The run folder '{folder}' is in use: process {owner} is at work there. Wait until it ends "
+            "and give the same command again, or choose another folder."
+        ) from error
     except OSError as error:  # a network drive without locks
-        print(f"No lock on '{folder}' ({error}): see to it that only one run at a time uses it.", file=sys.stderr)
+        print(
+            f"No lock on '{folder}' ({error}): see to it that only one run at a time uses it.",
+            file=sys.stderr,
+        )

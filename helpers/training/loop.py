@@ -39,9 +39,17 @@ from helpers.training.processes import (
 from helpers.training.replay import Replay
 from helpers.training.runs import History, Run, TrainingError, TrainSettings, batch_rows, put
 
-__all__ = ["FitResult", "History", "NotFinite", "TokenLoss", "TrainSettings", "TrainingError", "batch_rows", "fit",
-           "train"]
-
+__all__ = [
+    "FitResult",
+    "History",
+    "NotFinite",
+    "TokenLoss",
+    "TrainSettings",
+    "TrainingError",
+    "batch_rows",
+    "fit",
+    "train",
+]
 
 
 class NotFinite(TrainingError):
@@ -66,9 +74,17 @@ class FitResult:
         put(model, self.best)
 
 
-def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, *,
-        evaluate: Callable[[nn.Module], dict] | None = None, folder: str | Path | None = None,
-        progress: bool = True, replay: Replay | None = None) -> FitResult:
+def fit(
+    model: nn.Module,
+    plan: FreezePlan,
+    windows: torch.Tensor,
+    settings: TrainSettings,
+    *,
+    evaluate: Callable[[nn.Module], dict] | None = None,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    replay: Replay | None = None,
+) -> FitResult:
     """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
 
     When CUDA runs out of memory, the micro-batch is halved and the run starts over from its
@@ -106,15 +122,24 @@ def fit(model: nn.Module, plan: FreezePlan, windows: torch.Tensor, settings: Tra
             with in_mode(model, training=True):
                 return train(model, plan, windows, settings, micro, evaluate, folder, progress, replay)
         except torch.cuda.OutOfMemoryError as error:
-            if n_processes() > 1:  # the others are in the middle of a step, and cannot start over with this one
-                raise ProcessError(f"A GPU is full with {micro} windows at a time. Start again with a smaller "
-                                   "micro_batch; the result is the same.") from error
+            if (
+                n_processes() > 1
+            ):  # the others are in the middle of a step, and cannot start over with this one
+                raise ProcessError(
+                    f"A GPU is full with {micro} windows at a time. Start again with a smaller "
+                    "micro_batch; the result is the same."
+                ) from error
             if micro == 1:
-                raise TrainingError("The GPU is full even with one window at a time. Use shorter windows, a plan "
-                                    "that trains less, or a smaller model.") from error
+                raise TrainingError(
+                    "The GPU is full even with one window at a time. Use shorter windows, a plan "
+                    "that trains less, or a smaller model."
+                ) from error
             micro = micro // 2
-            print(f"GPU memory ran out: going on with {micro} windows at a time instead of {2 * micro}. "
-                  "The result is the same.", file=sys.stderr)
+            print(
+                f"GPU memory ran out: going on with {micro} windows at a time instead of {2 * micro}. "
+                "The result is the same.",
+                file=sys.stderr,
+            )
             model.zero_grad(set_to_none=True)
             put(model, start)
             torch.cuda.empty_cache()
@@ -132,7 +157,9 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
     set_seed(settings.seed, device_specific=True)
     run = Run(model, plan, windows, settings, folder, replay)
     before, optimizer = snapshot(model), build_optimizer(model, settings)
-    loss_of, optimizer = accelerator.prepare(TokenLoss(model), optimizer)  # frozen first, wrapped for DDP then
+    loss_of, optimizer = accelerator.prepare(
+        TokenLoss(model), optimizer
+    )  # frozen first, wrapped for DDP then
     run.resume(optimizer)
     require_one_step(run.step, folder)
     run.evaluate(evaluate)
@@ -146,10 +173,16 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
         batch = windows[own_share(rows, accelerator)].to(accelerator.device)
         drift = replay.add_gradient(loss_of, step, micro, settings.precision, accelerator) if replay else None
         loss = 0.0
-        for part in in_parts(batch, micro, accelerator, loss_of):  # small parts give the gradient of the whole
-            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        for part in in_parts(
+            batch, micro, accelerator, loss_of
+        ):  # small parts give the gradient of the whole
+            with torch.autocast(
+                accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
+            ):
                 total = loss_of(part)
-            accelerator.backward(total * accelerator.num_processes / n_tokens)  # DDP takes the mean of processes
+            accelerator.backward(
+                total * accelerator.num_processes / n_tokens
+            )  # DDP takes the mean of processes
             loss += total.item() / n_tokens
         loss = sum_over_processes(accelerator, loss)
         norms = gradient_norms(model, run.parts)
@@ -161,8 +194,14 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
         run.note(loss, norms, time.perf_counter() - began, drift)
         run.evaluate(evaluate)
         run.save(optimizer)
-    return FitResult(run.history, run.best, run.best_step, freezing_proof(before, model, optimizer, plan),
-                     n_tokens=run.step * settings.batch * (windows.size(1) - 1), device_peak_bytes=peak_bytes())
+    return FitResult(
+        run.history,
+        run.best,
+        run.best_step,
+        freezing_proof(before, model, optimizer, plan),
+        n_tokens=run.step * settings.batch * (windows.size(1) - 1),
+        device_peak_bytes=peak_bytes(),
+    )
 
 
 # --- what the loop calls -----------------------------------------------------------
@@ -216,12 +255,21 @@ def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSetti
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    cause = (f"the rate {settings.rate:g} is too high" if settings.rate > 1e-3 else
-             "a number overflowed: check the text, the starting weights and the precision")
+    cause = (
+        f"the rate {settings.rate:g} is too high"
+        if settings.rate > 1e-3
+        else "a number overflowed: check the text, the starting weights and the precision"
+    )
     saved = checkpoints.load_checkpoint(folder) if folder else None
-    left = f"The last good checkpoint is step {saved.step} in '{folder}'." if saved else "No checkpoint was kept."
-    raise NotFinite(f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
-                    f"{left} Try a third of the rate.")
+    left = (
+        f"The last good checkpoint is step {saved.step} in '{folder}'."
+        if saved
+        else "No checkpoint was kept."
+    )
+    raise NotFinite(
+        f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
+        f"{left} Try a third of the rate."
+    )
 
 
 def in_notebook() -> bool:
@@ -237,9 +285,17 @@ def progress_bar(run: Run, show: bool):
     tqdm's own widget would stand in the saved notebook as a broken one, and it does not read TQDM_DISABLE.
     """
     steps = range(run.step, run.settings.n_steps)
-    bar = tqdm(steps, initial=run.step, total=run.settings.n_steps, desc=run.plan.title, unit="step",
-               leave=False, mininterval=0.5, file=sys.stdout if in_notebook() else sys.stderr,
-               **({} if show and is_main() else {"disable": True}))  # else TQDM_DISABLE says
+    bar = tqdm(
+        steps,
+        initial=run.step,
+        total=run.settings.n_steps,
+        desc=run.plan.title,
+        unit="step",
+        leave=False,
+        mininterval=0.5,
+        file=sys.stdout if in_notebook() else sys.stderr,
+        **({} if show and is_main() else {"disable": True}),
+    )  # else TQDM_DISABLE says
     run.bar = bar
     return bar
 

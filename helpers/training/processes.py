@@ -49,9 +49,23 @@ def launch_command(n_processes: int, *script: str) -> list[str]:
         script: a file and its arguments, or "-m", a module and its arguments.
     """
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    launch += ["--num_processes", str(n_processes), "--num_machines", "1", "--mixed_precision", "no",
-               "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
-    as_module = () if script[0] == "-m" else ("-m", "helpers.training.processes")  # so that a script finds the helpers
+    launch += [
+        "--num_processes",
+        str(n_processes),
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_cpu_threads_per_process",
+        "1",
+        "--main_process_port",
+        "0",
+    ]
+    as_module = (
+        () if script[0] == "-m" else ("-m", "helpers.training.processes")
+    )  # so that a script finds the helpers
     return [*launch, *as_module, *script]
 
 
@@ -61,20 +75,30 @@ def launch(n_processes: int, *script: str, seconds: float = 300) -> str:
     Raises:
         ProcessError: it failed, or took longer than ``seconds``; with the last lines of its errors.
     """
-    run = subprocess.Popen(launch_command(n_processes, *script), cwd=ROOT, stdout=subprocess.PIPE,
-                           stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        launch_command(n_processes, *script),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         printed, errors = run.communicate(timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        raise ProcessError(f"{' '.join(script)} was not done after {seconds:g} seconds. Give it more time, or less to "
-                           "do.") from error
+        raise ProcessError(
+            f"{' '.join(script)} was not done after {seconds:g} seconds. Give it more time, or less to do."
+        ) from error
     finally:
         if run.poll() is None:
             run.terminate()  # the launcher then ends its processes; killed, it would leave them at work
             run.communicate()
     if run.returncode != 0:
-        own = re.split(r"^[EW]\d{4} ", errors, maxsplit=1, flags=re.MULTILINE)[0]  # the launcher's log follows
-        raise ProcessError(f"{' '.join(script)} failed in {n_processes} processes:\n{(own or errors)[-2000:]}")
+        own = re.split(r"^[EW]\d{4} ", errors, maxsplit=1, flags=re.MULTILINE)[
+            0
+        ]  # the launcher's log follows
+        raise ProcessError(
+            f"{' '.join(script)} failed in {n_processes} processes:\n{(own or errors)[-2000:]}"
+        )
     return printed
 
 
@@ -97,21 +121,40 @@ def join(device: torch.device) -> Accelerator:
 
 def _accelerator(device: torch.device) -> Accelerator:
     if wanted := wanted_elsewhere():
-        raise ProcessError(f"The environment sets {', '.join(wanted)}: this course trains whole models in each process "
-                           "and does not split them. Unset it, or launch without it.")
+        raise ProcessError(
+            f"The environment sets {', '.join(wanted)}: this course trains whole models in each process "
+            "and does not split them. Unset it, or launch without it."
+        )
     _require_place()
     drop_library_settings()
     is_new = not PartialState._shared_state
     try:
-        return Accelerator(cpu=device.type == "cpu", mixed_precision="no", gradient_accumulation_steps=1,
-                           dynamo_backend="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-    except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, OSError, RuntimeError) as error:
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_steps=1,
+            dynamo_backend="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        ImportError,
+        NotImplementedError,
+        OSError,
+        RuntimeError,
+    ) as error:
         if is_new:
-            AcceleratorState._reset_state(reset_partial_state=True)  # half made, it would fail again in each question
+            AcceleratorState._reset_state(
+                reset_partial_state=True
+            )  # half made, it would fail again in each question
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ProcessError(f"accelerate cannot start here: {said}. The launcher's settings are "
-                           f"{launcher_settings() or 'none'}; unset what you did not set on purpose, or start Python "
-                           "again.") from error
+        raise ProcessError(
+            f"accelerate cannot start here: {said}. The launcher's settings are "
+            f"{launcher_settings() or 'none'}; unset what you did not set on purpose, or start Python "
+            "again."
+        ) from error
 
 
 def _require_place() -> None:
@@ -120,19 +163,36 @@ def _require_place() -> None:
     accelerate would stop with a traceback, or wait for processes that nobody started.
     """
     found = launcher_settings()
-    numbers = {name: found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT") if name in found}
-    wrong = [name for name, value in numbers.items() if not (value.isascii() and value.isdigit() and len(value) < 9)]
+    numbers = {
+        name: found[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT") if name in found
+    }
+    wrong = [
+        name
+        for name, value in numbers.items()
+        if not (value.isascii() and value.isdigit() and len(value) < 9)
+    ]
     alone = found.get("WORLD_SIZE", "1") == "1" and "LOCAL_RANK" not in found
-    missing = [] if alone else [n for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-                                if n not in found]
-    problem = f"not a number: {', '.join(wrong)}" if wrong else f"missing: {', '.join(missing)}" if missing else None
+    missing = (
+        []
+        if alone
+        else [n for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if n not in found]
+    )
+    problem = (
+        f"not a number: {', '.join(wrong)}"
+        if wrong
+        else f"missing: {', '.join(missing)}"
+        if missing
+        else None
+    )
     if problem is None and not alone:
         ranks = int(found["RANK"]), int(found["LOCAL_RANK"])
         if max(ranks) >= int(found["WORLD_SIZE"]) or int(found["MASTER_PORT"]) >= 2**16:
             problem = "these numbers do not fit each other"
     if problem:
-        raise ProcessError(f"The environment says that a launcher started this process ({found}), but {problem}. "
-                           "Unset these variables, or start with accelerate launch or torchrun.")
+        raise ProcessError(
+            f"The environment says that a launcher started this process ({found}), but {problem}. "
+            "Unset these variables, or start with accelerate launch or torchrun."
+        )
 
 
 def _leave() -> None:
@@ -181,12 +241,16 @@ def own_share(rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
         ProcessError: fewer rows than processes, so that one would have nothing to do.
     """
     if len(rows) < accelerator.num_processes:
-        raise ProcessError(f"A batch of {len(rows)} windows cannot be shared by {accelerator.num_processes} "
-                           f"processes. Use a batch of {accelerator.num_processes} or more, or fewer processes.")
+        raise ProcessError(
+            f"A batch of {len(rows)} windows cannot be shared by {accelerator.num_processes} "
+            f"processes. Use a batch of {accelerator.num_processes} or more, or fewer processes."
+        )
     return np.array_split(rows, accelerator.num_processes)[accelerator.process_index]
 
 
-def in_parts(batch: torch.Tensor, micro: int, accelerator: Accelerator, module: nn.Module) -> Iterator[torch.Tensor]:
+def in_parts(
+    batch: torch.Tensor, micro: int, accelerator: Accelerator, module: nn.Module
+) -> Iterator[torch.Tensor]:
     """The batch in parts of ``micro`` windows; gradients travel between processes with the last part only.
 
     So processes whose shares have different numbers of parts still meet exactly once a step.
@@ -198,7 +262,9 @@ def in_parts(batch: torch.Tensor, micro: int, accelerator: Accelerator, module: 
 
 
 def sum_over_processes(accelerator: Accelerator, number: float) -> float:
-    return accelerator.reduce(torch.tensor(number, dtype=torch.float64, device=accelerator.device), "sum").item()
+    return accelerator.reduce(
+        torch.tensor(number, dtype=torch.float64, device=accelerator.device), "sum"
+    ).item()
 
 
 # --- resume and loss ---------------------------------------------------------------
@@ -224,17 +290,21 @@ def require_one_step(step: int, folder) -> None:
     """
     steps = from_all(step)
     if len(set(steps)) > 1:
-        raise ProcessError(f"The processes found different checkpoints in '{folder}': they stand at steps {steps}. "
-                           "Give a folder that all of them can read.")
+        raise ProcessError(
+            f"The processes found different checkpoints in '{folder}': they stand at steps {steps}. "
+            "Give a folder that all of them can read."
+        )
 
 
 def require_processes(wanted: int | None) -> None:
     """Raises ProcessError where the launcher started another number of processes than was wanted."""
     found = n_processes()
     if wanted is not None and wanted != found:
-        raise ProcessError(f"Asked for are {wanted} processes, taking part {found}. `accelerate launch --cpu` starts "
-                           "one process, whatever --num_processes says: use `accelerate launch --multi_gpu "
-                           f"--num_processes {wanted}`, also without a GPU, or torchrun.")
+        raise ProcessError(
+            f"Asked for are {wanted} processes, taking part {found}. `accelerate launch --cpu` starts "
+            "one process, whatever --num_processes says: use `accelerate launch --multi_gpu "
+            f"--num_processes {wanted}`, also without a GPU, or torchrun."
+        )
 
 
 def means_lost_process(error: RuntimeError) -> bool:
@@ -247,15 +317,19 @@ def lost_process(folder) -> ProcessError:
     """What to say and do when another process is gone. From here on SIGTERM is ignored, to finish saying it."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return ProcessError(f"Another process of this run has ended, so process {PartialState().process_index} cannot go "
-                        f"on. {_what_is_left(folder)}")
+    return ProcessError(
+        f"Another process of this run has ended, so process {PartialState().process_index} cannot go "
+        f"on. {_what_is_left(folder)}"
+    )
 
 
 def _told_to_stop(number, frame):
     """A launcher sends SIGTERM to the processes that are left when one has ended."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise ProcessError(f"Process {PartialState().process_index} was told to stop: another process of this run has "
-                       f"ended, or the run was cancelled. {_what_is_left(None)}")
+    raise ProcessError(
+        f"Process {PartialState().process_index} was told to stop: another process of this run has "
+        f"ended, or the run was cancelled. {_what_is_left(None)}"
+    )
 
 
 def _what_is_left(folder) -> str:

@@ -47,16 +47,27 @@ class Replay:
         TrainingError: a weight, batch or set of windows that no step can have.
     """
 
-    def __init__(self, base: nn.Module, windows: torch.Tensor, weight: float = 1.0, batch: int = 4, seed: int = 0,
-                 limit: int = CACHE_LIMIT):
+    def __init__(
+        self,
+        base: nn.Module,
+        windows: torch.Tensor,
+        weight: float = 1.0,
+        batch: int = 4,
+        seed: int = 0,
+        limit: int = CACHE_LIMIT,
+    ):
         if not (math.isfinite(weight) and weight > 0):
-            raise TrainingError(f"The weight of the replay must be above 0; found {weight!r}. Usual values "
-                                "are 0.3 to 3; for no replay, leave it out.")
+            raise TrainingError(
+                f"The weight of the replay must be above 0; found {weight!r}. Usual values "
+                "are 0.3 to 3; for no replay, leave it out."
+            )
         if batch < 1:
             raise TrainingError(f"A step needs 1 replay window or more; found {batch}.")
         if windows.ndim != 2 or windows.size(0) < 1 or windows.size(1) < 2:
-            raise TrainingError(f"Replay windows must be (n, length) with a length of 2 or more; found "
-                                f"{tuple(windows.shape)}.")
+            raise TrainingError(
+                f"Replay windows must be (n, length) with a length of 2 or more; found "
+                f"{tuple(windows.shape)}."
+            )
         self.windows, self.weight, self.batch, self.seed = windows, weight, batch, seed
         is_small = 4 * windows[:, 1:].numel() * base.config.vocab_size <= limit
         self.keeps_predictions = is_small or plain_trunk(base) is None  # else its states alone would not do
@@ -64,8 +75,14 @@ class Replay:
         if not self.keeps_predictions:
             self.head = copy.deepcopy(base.get_output_embeddings()).requires_grad_(False)
         self.kept = self._read(base)  # (n, length - 1, vocab or width)
-        self.identity = {"weight": weight, "batch": batch, "seed": seed, "windows": list(windows.shape),
-                         "text": self.text_hash, "base": weight_hash(base)}
+        self.identity = {
+            "weight": weight,
+            "batch": batch,
+            "seed": seed,
+            "windows": list(windows.shape),
+            "text": self.text_hash,
+            "base": weight_hash(base),
+        }
 
     @torch.no_grad()
     def _read(self, base: nn.Module) -> torch.Tensor:
@@ -91,7 +108,11 @@ class Replay:
     @property
     def n_bytes(self) -> int:
         """Bytes that are kept as long as the run goes on."""
-        return self.kept.nbytes + sum(p.nbytes for p in self.head.parameters()) if self.head else self.kept.nbytes
+        return (
+            self.kept.nbytes + sum(p.nbytes for p in self.head.parameters())
+            if self.head
+            else self.kept.nbytes
+        )
 
     def base_of(self, rows) -> Callable[[slice], torch.Tensor]:
         """The base's log-probabilities on some windows, in chunks: as `losses.divergence_loss` asks for them.
@@ -99,10 +120,13 @@ class Replay:
         Args:
             rows: numbers of the windows; the predictions follow each other in this order.
         """
-        return base_predictions(self.kept[rows].flatten(0, 1), self.head)  # indexing copies: what is kept stays
+        return base_predictions(
+            self.kept[rows].flatten(0, 1), self.head
+        )  # indexing copies: what is kept stays
 
-    def add_gradient(self, loss_of: nn.Module, step: int, micro: int, precision: str,
-                     accelerator: Accelerator) -> float:
+    def add_gradient(
+        self, loss_of: nn.Module, step: int, micro: int, precision: str, accelerator: Accelerator
+    ) -> float:
         """Add the gradient of weight * mean KL of this step's windows; returns the mean KL, in nats per token.
 
         Which windows is a function of the step and the seed alone, so a resumed run sees the same ones. Each process

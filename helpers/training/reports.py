@@ -21,19 +21,27 @@ except ModuleNotFoundError:  # Windows
 MUCH = 0.5  # nats a token; the study's protocol calls forgetting catastrophic from here on
 
 
-def print_report(report: dict, result: FitResult, before: Estimate, after: Estimate, forgotten: Estimate) -> None:
+def print_report(
+    report: dict, result: FitResult, before: Estimate, after: Estimate, forgotten: Estimate
+) -> None:
     """What a run was predicted to cost and did cost, what it learned and forgot, and its proof."""
     print(f"\nheld-out loss before  {before} nats a token (perplexity {perplexity(before.mean):.1f})")
-    print(f"held-out loss after   {after} nats a token (perplexity {perplexity(after.mean):.1f}), "
-          f"best at step {report['best_step']}")
+    print(
+        f"held-out loss after   {after} nats a token (perplexity {perplexity(after.mean):.1f}), "
+        f"best at step {report['best_step']}"
+    )
     print(f"forgetting            {forgotten} nats a token, KL(base || tuned) on text of the base's own")
     for line in remarks(report):
         print(f"{'':22}{line}")
     kinds = ", ".join(f"{k} {v / MIB:,.1f}" for k, v in report["predicted_bytes"].items())
-    print(f"memory predicted      {report['predicted_peak_bytes'] / MIB:,.0f} MiB at the peak of a step ({kinds})")
+    print(
+        f"memory predicted      {report['predicted_peak_bytes'] / MIB:,.0f} MiB at the peak of a step ({kinds})"
+    )
     print(f"memory measured       {measured_memory(report, result)}")
-    print(f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
-          f"({report['machine']})")
+    print(
+        f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
+        f"({report['machine']})"
+    )
     if report["n_processes"] > 1:
         print(f"processes             {report['n_processes']}, each with its own share of every batch")
     print(f"proof                 {result.proof}")
@@ -44,10 +52,15 @@ def measured_memory(report: dict, result: FitResult) -> str:
     """What the run grew by, and why that is another number than the prediction."""
     if report["measured_growth_bytes"] is None:
         return "not measured: this system does not tell a program its peak"
-    grown, kind = report["measured_growth_bytes"] / MIB, "GPU allocator" if result.device_peak_bytes else "process"
-    return (f"{grown:,.0f} MiB: growth of the {kind} since before the model was loaded\n"
-            f"{'':22}not on the prediction's scale, which is the tensors of one step: this also holds the measuring\n"
-            f"{'':22}of loss and forgetting, the samples, and on a CPU code and what the allocator keeps back")
+    grown, kind = (
+        report["measured_growth_bytes"] / MIB,
+        "GPU allocator" if result.device_peak_bytes else "process",
+    )
+    return (
+        f"{grown:,.0f} MiB: growth of the {kind} since before the model was loaded\n"
+        f"{'':22}not on the prediction's scale, which is the tensors of one step: this also holds the measuring\n"
+        f"{'':22}of loss and forgetting, the samples, and on a CPU code and what the allocator keeps back"
+    )
 
 
 def remarks(report: dict) -> list[str]:
@@ -73,10 +86,14 @@ def median(values: list[float]) -> float:
 def delta_line(report: dict, out: Path) -> str:
     """Where the trained weights are, and how big the file is against the whole model."""
     if report["delta_bytes"] is None:
-        return "delta:  none, because the proof failed: without a whole freeze the file would give another model"
+        return (
+            "delta:  none, because the proof failed: without a whole freeze the file would give another model"
+        )
     share = report["delta_bytes"] / report["full_bytes"]
-    return (f"delta:  {out / FILE_NAME}, {size(report['delta_bytes'])}: {share:.1%} of the full model's "
-            f"{size(report['full_bytes'])}; helpers.training.deltas.load_delta puts it on the base again")
+    return (
+        f"delta:  {out / FILE_NAME}, {size(report['delta_bytes'])}: {share:.1%} of the full model's "
+        f"{size(report['full_bytes'])}; helpers.training.deltas.load_delta puts it on the base again"
+    )
 
 
 def size(n_bytes: int) -> str:

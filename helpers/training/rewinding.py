@@ -43,7 +43,11 @@ class Choice:
     def gain_kept(self) -> float:
         """Gain at the chosen share as a part of the best gain; 0.0 where nothing was gained."""
         best = self.base_loss - min(self.losses.values())
-        return (self.base_loss - self.losses[self.share]) / best if self.share in self.losses and best > 0 else 0.0
+        return (
+            (self.base_loss - self.losses[self.share]) / best
+            if self.share in self.losses and best > 0
+            else 0.0
+        )
 
 
 def rewind(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | None = None) -> None:
@@ -75,7 +79,9 @@ def rewind(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | N
 
 
 @contextmanager
-def rewound(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | None = None) -> Iterator[nn.Module]:
+def rewound(
+    model: nn.Module, base: Base, share: Share, roles: dict[str, str] | None = None
+) -> Iterator[nn.Module]:
     """``with rewound(model, base, 0.4):`` rewinds for a while; the tuned weights come back, bit for bit."""
     names = _values(model, anatomy(model, roles), base)
     tuned = {name: model.get_parameter(name).detach().clone() for name in names}
@@ -88,8 +94,16 @@ def rewound(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | 
                 model.get_parameter(name).copy_(tensor)
 
 
-def choose_share(model: nn.Module, base: Base, loss_of: Callable[[nn.Module], float], base_loss: float, *,
-                 keep: float = 0.9, shares: Iterable[float] = GRID, roles: dict[str, str] | None = None) -> Choice:
+def choose_share(
+    model: nn.Module,
+    base: Base,
+    loss_of: Callable[[nn.Module], float],
+    base_loss: float,
+    *,
+    keep: float = 0.9,
+    shares: Iterable[float] = GRID,
+    roles: dict[str, str] | None = None,
+) -> Choice:
     """Choose a share on the dev text; the model stays as it is.
 
     The rule: the smallest share that keeps at least ``keep`` of the gain at the best share. What is nearer to
@@ -138,31 +152,44 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
         RewindError: see `rewind`.
     """
     given = dict(base.named_parameters()) if isinstance(base, nn.Module) else base
-    buffers, first_names = dict(model.named_buffers()), {n: e.name for e in parts.entries for n in (e.name, *e.aliases)}
+    buffers, first_names = (
+        dict(model.named_buffers()),
+        {n: e.name for e in parts.entries for n in (e.name, *e.aliases)},
+    )
     found: dict[str, torch.Tensor] = {}
     for name, value in given.items():
         if name in buffers:
-            raise RewindError(f"'{name}' is a buffer, not a weight: it is not trained, so it cannot be rewound. Leave "
-                              "it out of the base's values.")
+            raise RewindError(
+                f"'{name}' is a buffer, not a weight: it is not trained, so it cannot be rewound. Leave "
+                "it out of the base's values."
+            )
         if name not in first_names:
-            raise RewindError(f"The model has no weight '{name}'. Give the base of this very model, the "
-                              "one that it was trained from.")
+            raise RewindError(
+                f"The model has no weight '{name}'. Give the base of this very model, the "
+                "one that it was trained from."
+            )
         first = first_names[name]
         _require_alike(name, value.detach(), model.get_parameter(first))
         if first in found and not torch.equal(found[first], value):
-            raise RewindError(f"'{name}' and '{first}' are one tensor in the model, and the base has two values "
-                              "for it. Give one of the two.")
+            raise RewindError(
+                f"'{name}' and '{first}' are one tensor in the model, and the base has two values "
+                "for it. Give one of the two."
+            )
         found[first] = value.detach()
     return found
 
 
 def _require_alike(name: str, value: torch.Tensor, tuned: torch.Tensor) -> None:
     if not (value.is_floating_point() and tuned.is_floating_point()):
-        raise RewindError(f"'{name}' holds whole numbers ({value.dtype} in the base, {tuned.dtype} in the model): "
-                          "between two of them there is no weight. Leave it out, or load a floating type.")
+        raise RewindError(
+            f"'{name}' holds whole numbers ({value.dtype} in the base, {tuned.dtype} in the model): "
+            "between two of them there is no weight. Leave it out, or load a floating type."
+        )
     if (value.shape, value.dtype) != (tuned.shape, tuned.dtype):
-        raise RewindError(f"'{name}' is {value.dtype} {tuple(value.shape)} in the base and {tuned.dtype} "
-                          f"{tuple(tuned.shape)} in the model. Give the base of this very model, in the same type.")
+        raise RewindError(
+            f"'{name}' is {value.dtype} {tuple(value.shape)} in the base and {tuned.dtype} "
+            f"{tuple(tuned.shape)} in the model. Give the base of this very model, in the same type."
+        )
 
 
 def shares_of(parts: Anatomy, share: Share) -> dict[str, float]:
@@ -179,13 +206,20 @@ def shares_of(parts: Anatomy, share: Share) -> dict[str, float]:
         names = frozenset().union(*(select(parts, one) for one in parse_selectors(selector)))
         twice = sorted(names & shares.keys())
         if twice:
-            raise RewindError(f"'{selector}' takes {twice[0]}, which another selector takes as well. Let each tensor "
-                              "have one share.")
+            raise RewindError(
+                f"'{selector}' takes {twice[0]}, which another selector takes as well. Let each tensor "
+                "have one share."
+            )
         shares |= dict.fromkeys(names, _checked(number, f"The share of '{selector}'"))
     return shares
 
 
 def _checked(share: float, what: str) -> float:
-    if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share) or not 0 <= share <= 1:
+    if (
+        isinstance(share, bool)
+        or not isinstance(share, int | float)
+        or not math.isfinite(share)
+        or not 0 <= share <= 1
+    ):
         raise RewindError(f"{what} must be a number from 0 (base) to 1 (tuned); found {share!r}.")
     return float(share)

@@ -70,17 +70,22 @@ class TrainSettings:
         for name in ("n_steps", "batch", "evaluate_every", "save_every"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or not 1 <= value <= MAX_COUNT:
-                raise TrainingError(f"{name} must be a whole number, 1 or more and at most {MAX_COUNT:,}; found "
-                                    f"{value}.")
+                raise TrainingError(
+                    f"{name} must be a whole number, 1 or more and at most {MAX_COUNT:,}; found {value}."
+                )
         for name in ("warmup", "weight_decay", "clip"):
             if not (0 <= (value := getattr(self, name) or 0) and math.isfinite(value)):
                 raise TrainingError(f"{name} must be 0 or more, and finite; found {value}.")
         if not isinstance(self.seed, Integral) or not 0 <= self.seed <= 2**32 - n_processes():
-            raise TrainingError(f"The seed must be a whole number from 0 to {2**32 - n_processes()}; found "
-                                f"{self.seed}. Any small number will do.")
+            raise TrainingError(
+                f"The seed must be a whole number from 0 to {2**32 - n_processes()}; found "
+                f"{self.seed}. Any small number will do."
+            )
         if not (math.isfinite(self.rate) and 0 < self.rate <= MAX_RATE):
-            raise TrainingError(f"The learning rate must be above 0 and at most {MAX_RATE:g}; found {self.rate:g}. "
-                                "Usual values are 3e-5 to 1e-3.")
+            raise TrainingError(
+                f"The learning rate must be above 0 and at most {MAX_RATE:g}; found {self.rate:g}. "
+                "Usual values are 3e-5 to 1e-3."
+            )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise TrainingError(f"micro_batch must be 1 or more; found {self.micro_batch}.")
         if self.precision not in ("float32", "bfloat16"):
@@ -124,7 +129,9 @@ def batch_rows(n_windows: int, batch: int, step: int, seed: int) -> np.ndarray:
     run sees the same batches and nothing has to be remembered.
     """
     places = np.arange(step * batch, (step + 1) * batch)
-    orders = {e: np.random.default_rng([seed, e]).permutation(n_windows) for e in np.unique(places // n_windows)}
+    orders = {
+        e: np.random.default_rng([seed, e]).permutation(n_windows) for e in np.unique(places // n_windows)
+    }
     return np.array([orders[p // n_windows][p % n_windows] for p in places])
 
 
@@ -133,16 +140,23 @@ class Run:
 
     where: dict[Path, int] = {}  # run folder to the step at which this process's last run in it stands
 
-    def __init__(self, model, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, folder,
-                 replay=None):
+    def __init__(
+        self, model, plan: FreezePlan, windows: torch.Tensor, settings: TrainSettings, folder, replay=None
+    ):
         self.model, self.plan, self.settings = model, plan, settings
         self.folder = None if folder is None else Path(folder)
         self.parts, self.history, self.step = anatomy(model), History(), 0
         self.names = {p: n for n, p in model.named_parameters()}
         self._kept, self.best_step, self.bar = {}, 0, None
-        self.identity = {"plan": plan.slug, "base": weight_hash(model), "settings": asdict(settings),
-                         "windows": list(windows.shape), "text": files.bytes_hash(windows),
-                         "arithmetic": arithmetic(), "replay": replay.identity if replay else None}
+        self.identity = {
+            "plan": plan.slug,
+            "base": weight_hash(model),
+            "settings": asdict(settings),
+            "windows": list(windows.shape),
+            "text": files.bytes_hash(windows),
+            "arithmetic": arithmetic(),
+            "replay": replay.identity if replay else None,
+        }
 
     def resume(self, optimizer) -> None:
         """Take the folder, and take up its newest intact checkpoint, if it is of this very run.
@@ -173,18 +187,26 @@ class Run:
         if saved is None:
             return None
         if problem := self._problem(saved):
-            raise TrainingError(f"Step {saved.step} in '{self.folder}' fits its hash, but it is no checkpoint that "
-                                f"this course wrote: {problem}. Choose a new folder.")
+            raise TrainingError(
+                f"Step {saved.step} in '{self.folder}' fits its hash, but it is no checkpoint that "
+                f"this course wrote: {problem}. Choose a new folder."
+            )
         if other := differences(self.identity, saved.state["identity"]):
-            raise TrainingError(f"The folder '{self.folder}' holds another run: it differs in {', '.join(other)}. "
-                                "Choose a new folder.")
+            raise TrainingError(
+                f"The folder '{self.folder}' holds another run: it differs in {', '.join(other)}. "
+                "Choose a new folder."
+            )
         if problem := self._tensor_problem(saved.tensors):
-            raise TrainingError(f"Step {saved.step} in '{self.folder}' fits its hash, but not this model: {problem}. "
-                                "Choose a new folder.")
+            raise TrainingError(
+                f"Step {saved.step} in '{self.folder}' fits its hash, but not this model: {problem}. "
+                "Choose a new folder."
+            )
         if saved.step > self.settings.n_steps:
-            raise TrainingError(f"The folder '{self.folder}' holds step {saved.step} of this run already, more than "
-                                f"the {self.settings.n_steps} asked for. Ask for {saved.step} steps or more, or choose "
-                                "a new folder.")
+            raise TrainingError(
+                f"The folder '{self.folder}' holds step {saved.step} of this run already, more than "
+                f"the {self.settings.n_steps} asked for. Ask for {saved.step} steps or more, or choose "
+                "a new folder."
+            )
         return saved
 
     def _problem(self, saved: checkpoints.Checkpoint) -> str | None:
@@ -202,9 +224,14 @@ class Run:
         """What is wrong with a checkpoint's tensors; None where each has its place, and each place its tensor."""
         wanted = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         like = {f"{kind}/{n}": (p.shape, p.dtype) for kind in ("model", "best") for n, p in wanted.items()}
-        optional = {f"optimizer/{n}/{slot}": (torch.Size() if slot == "step" else p.shape,
-                                              torch.float32 if slot == "step" else p.dtype)
-                    for n, p in wanted.items() for slot in _SLOTS}
+        optional = {
+            f"optimizer/{n}/{slot}": (
+                torch.Size() if slot == "step" else p.shape,
+                torch.float32 if slot == "step" else p.dtype,
+            )
+            for n, p in wanted.items()
+            for slot in _SLOTS
+        }
         place = torch.get_rng_state()
         like["random/cpu"] = place.shape, place.dtype
         for name, tensor in tensors.items():
@@ -218,8 +245,12 @@ class Run:
             if expected != (tensor.shape, tensor.dtype):
                 return f"{name} is {tensor.dtype} {list(tensor.shape)}, not {expected[1]} {list(expected[0])}"
         missing = sorted(like.keys() - tensors.keys())
-        missing += [f"optimizer/{n}/{slot}" for n in wanted for slot in _SLOTS
-                    if f"optimizer/{n}/{slot}" not in tensors and any(f"optimizer/{n}/{s}" in tensors for s in _SLOTS)]
+        missing += [
+            f"optimizer/{n}/{slot}"
+            for n in wanted
+            for slot in _SLOTS
+            if f"optimizer/{n}/{slot}" not in tensors and any(f"optimizer/{n}/{s}" in tensors for s in _SLOTS)
+        ]
         return f"{missing[0]} is missing" if missing else None
 
     def _say_where(self) -> None:
@@ -227,8 +258,10 @@ class Run:
         if not is_main() or tqdm(total=0, file=io.StringIO()).disable:
             return
         left = "going on from there" if self.step < self.settings.n_steps else "nothing is left to train"
-        print(f"The folder '{self.folder}' holds step {self.step} of {self.settings.n_steps} of this run: {left}.",
-              file=sys.stderr)
+        print(
+            f"The folder '{self.folder}' holds step {self.step} of {self.settings.n_steps} of this run: {left}.",
+            file=sys.stderr,
+        )
 
     def note(self, loss: float, norms: dict[str, float], seconds: float, drift: float | None = None) -> None:
         """One finished step; ``drift`` is the mean KL on the replay windows, where there are some."""
@@ -236,11 +269,15 @@ class Run:
         self.step += 1
         if self.folder:
             self.where[self.folder] = self.step
-        self.history.steps.append({"step": self.step, "loss": loss, "rate": rate, "norms": norms}
-                                  | ({} if drift is None else {"replay": drift}))
+        self.history.steps.append(
+            {"step": self.step, "loss": loss, "rate": rate, "norms": norms}
+            | ({} if drift is None else {"replay": drift})
+        )
         self.history.seconds.append(seconds)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, {self.settings.batch * self.identity['windows'][1] / seconds:,.0f} "
-                                 "tokens/s", refresh=False)
+        self.bar.set_postfix_str(
+            f"loss {loss:.3f}, {self.settings.batch * self.identity['windows'][1] / seconds:,.0f} tokens/s",
+            refresh=False,
+        )
 
     def evaluate(self, measure) -> None:
         """Measure where the settings ask for it, once a step, dropout off, and remember the best weights."""
@@ -271,14 +308,21 @@ class Run:
         tensors = {f"model/{n}": t for n, t in trainable_copy(self.model).items()}
         tensors |= {f"best/{n}": t for n, t in self.best.items()}
         tensors |= checkpoints.optimizer_tensors(inner, self.names) | dice
-        checkpoints.save_checkpoint(self.folder, self.step, tensors, {
-            "identity": self.identity, "history": asdict(self.history), "best_step": self.best_step})
+        checkpoints.save_checkpoint(
+            self.folder,
+            self.step,
+            tensors,
+            {"identity": self.identity, "history": asdict(self.history), "best_step": self.best_step},
+        )
 
 
 def arithmetic() -> dict[str, str | None]:
     """What rounds a run's numbers and is set outside of it: torch's default type, and how it multiplies float32."""
-    return {"default_type": str(torch.get_default_dtype()), "matmul": torch.get_float32_matmul_precision(),
-            "tf32_override": tf32_override()}
+    return {
+        "default_type": str(torch.get_default_dtype()),
+        "matmul": torch.get_float32_matmul_precision(),
+        "tf32_override": tf32_override(),
+    }
 
 
 def differences(mine: dict, saved: dict) -> list[str]:
@@ -302,8 +346,10 @@ def history_problem(found, step: int) -> str | None:
         return "its history is not made of lists"
     if [s.get("step") if isinstance(s, dict) else None for s in found["steps"]] != list(range(1, step + 1)):
         return f"its history does not have the steps 1 to {step}"
-    if not all(isinstance(s.get("norms"), dict) and all(isinstance(s.get(k), (int, float)) for k in ("loss", "rate"))
-               for s in found["steps"]):
+    if not all(
+        isinstance(s.get("norms"), dict) and all(isinstance(s.get(k), (int, float)) for k in ("loss", "rate"))
+        for s in found["steps"]
+    ):
         return "a step of its history has no loss, rate or norms"
     if len(found["seconds"]) != step or not all(isinstance(s, (int, float)) for s in found["seconds"]):
         return "its history does not have a time for each step"

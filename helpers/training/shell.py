@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__":  # Ctrl-C while torch is being read, which takes seconds
+
     def stop_at_once(number, frame):
         print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
         os._exit(130)
@@ -79,19 +80,38 @@ from helpers.training.processes import (
 from helpers.training.reports import as_dict, delta_line, growth, median, peak_memory, print_report
 from helpers.training.runs import Run, TrainingError, TrainSettings, arithmetic
 
-BAD_INPUT = (AnatomyError, BudgetError, PlanError, TextError, ModelError, ProfileError, TrainingError, CheckpointError,
-             DeltaError, LossError, ProcessError, locks.LockError)
+BAD_INPUT = (
+    AnatomyError,
+    BudgetError,
+    PlanError,
+    TextError,
+    ModelError,
+    ProfileError,
+    TrainingError,
+    CheckpointError,
+    DeltaError,
+    LossError,
+    ProcessError,
+    locks.LockError,
+)
 
 
 SAMPLE = 60  # tokens
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(prog="python -m helpers.training.shell", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        prog="python -m helpers.training.shell",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     p.add_argument("--text", required=True, metavar="FILE", help="plain text, UTF-8")
-    p.add_argument("--out", required=True, metavar="RUN", help="folder for checkpoints, weights and report.json")
-    p.add_argument("--profile", help=f"{', '.join(profiles.PROFILES)} (default: gpt-neo with a GPU, else tiny)")
+    p.add_argument(
+        "--out", required=True, metavar="RUN", help="folder for checkpoints, weights and report.json"
+    )
+    p.add_argument(
+        "--profile", help=f"{', '.join(profiles.PROFILES)} (default: gpt-neo with a GPU, else tiny)"
+    )
     p.add_argument("--model", help="a model folder or hub name in place of the profile's")
     way = p.add_mutually_exclusive_group()
     way.add_argument("--freeze", metavar="WHAT", help="what stays fixed, e.g. attention+embeddings, or none")
@@ -130,12 +150,22 @@ def prepare(args: argparse.Namespace) -> Setup:
     plan = FreezePlan.parse(freeze=args.freeze, only=args.only)
     settings = TrainSettings(
         n_steps=profile.n_steps if args.steps is None else args.steps,
-        rate=args.lr if args.lr is not None else profile.rate_full if plan == FreezePlan.full() else profile.rate_main,
-        batch=profile.batch if args.batch is None else args.batch, micro_batch=args.micro_batch, seed=args.seed,
-        warmup=profile.warmup, precision=choose_precision(profile.precision, choose_device()))
+        rate=args.lr
+        if args.lr is not None
+        else profile.rate_full
+        if plan == FreezePlan.full()
+        else profile.rate_main,
+        batch=profile.batch if args.batch is None else args.batch,
+        micro_batch=args.micro_batch,
+        seed=args.seed,
+        warmup=profile.warmup,
+        precision=choose_precision(profile.precision, choose_device()),
+    )
     if settings.batch < n_processes():
-        raise TrainingError(f"A batch of {settings.batch} windows cannot be shared by {n_processes()} processes. "
-                            "Use a larger --batch, or fewer processes.")
+        raise TrainingError(
+            f"A batch of {settings.batch} windows cannot be shared by {n_processes()} processes. "
+            "Use a larger --batch, or fewer processes."
+        )
     out = check_out(Path(args.out))
     source = profile.model
     config = load_config(source)
@@ -150,8 +180,14 @@ def prepare(args: argparse.Namespace) -> Setup:
     predicted = budget(config, plan, at_a_time, length)  # the plan meets the model here
     memory = peak_memory()
     setup = Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
-    setup.mine = {"text_sha256": corpus.sha256, "model_hash": weight_hash(setup.model), "plan": plan.slug,
-                  "length": length, **asdict(settings), "arithmetic": arithmetic()}
+    setup.mine = {
+        "text_sha256": corpus.sha256,
+        "model_hash": weight_hash(setup.model),
+        "plan": plan.slug,
+        "length": length,
+        **asdict(settings),
+        "arithmetic": arithmetic(),
+    }
     refuse_other(out, setup.mine)
     return setup
 
@@ -167,23 +203,29 @@ def require_words(args: argparse.Namespace) -> None:
                 raise ProfileError(f"--{name} is empty. Give a name.")
             profiles.usable_path(word, f"--{name}")
         elif "\0" in word or any(0xD800 <= ord(letter) < 0xE000 for letter in word):
-            raise ProfileError(f"--{name} holds bytes that are no text in this terminal's encoding. Write it in UTF-8.")
+            raise ProfileError(
+                f"--{name} holds bytes that are no text in this terminal's encoding. Write it in UTF-8."
+            )
 
 
 def require_batch(batch: int, corpus: Corpus) -> None:
     """Raises TextError where a step would need more windows than the text has."""
     n_windows = len(corpus.train)
     if batch > n_windows:
-        raise TextError(f"'{corpus.path}' has {n_windows} windows to train on, fewer than a batch of {batch}. "
-                        f"Use --batch {n_windows} or fewer, a smaller --length, or a longer text.")
+        raise TextError(
+            f"'{corpus.path}' has {n_windows} windows to train on, fewer than a batch of {batch}. "
+            f"Use --batch {n_windows} or fewer, a smaller --length, or a longer text."
+        )
 
 
 def require_prompt(prompt: str | None, tokenizer, config) -> None:
     """Raises TextError where a prompt leaves no room for a sample."""
     limit, n_tokens = n_positions(config), len(tokenizer(prompt)["input_ids"]) if prompt else 0
     if limit and n_tokens + SAMPLE > limit:
-        raise TextError(f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "
-                        f"{limit} positions. Give a prompt of {max(limit - SAMPLE, 0)} tokens or fewer.")
+        raise TextError(
+            f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "
+            f"{limit} positions. Give a prompt of {max(limit - SAMPLE, 0)} tokens or fewer."
+        )
 
 
 def checked_length(length: int, config) -> int:
@@ -191,8 +233,9 @@ def checked_length(length: int, config) -> int:
     if length < 2:
         raise TrainingError(f"A window needs 2 tokens or more; found {length}.")
     if limit and length > limit:
-        raise TrainingError(f"--length {length} is more than the model has positions ({limit}). "
-                            f"Choose {limit} or fewer.")
+        raise TrainingError(
+            f"--length {length} is more than the model has positions ({limit}). Choose {limit} or fewer."
+        )
     return length
 
 
@@ -201,8 +244,10 @@ def require_intervals(corpus: Corpus, length: int) -> None:
     for part in ("dev", "test"):
         n_windows = len(getattr(corpus, part))
         if n_windows < 2:
-            raise TextError(f"The {part} part of '{corpus.path}' is too short for an interval: it has {n_windows} "
-                            f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length.")
+            raise TextError(
+                f"The {part} part of '{corpus.path}' is too short for an interval: it has {n_windows} "
+                f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length."
+            )
 
 
 def run(setup: Setup, prompt: str | None) -> dict:
@@ -214,33 +259,60 @@ def run(setup: Setup, prompt: str | None) -> dict:
     dev, test = tensor_of(corpus.dev), tensor_of(corpus.test)
     before, base = held_out_loss(model, test), base_record(model)
     if not math.isfinite(before.mean):
-        raise ModelError(f"The model's loss on the test text is {before.mean} before any training: its weights are "
-                         "damaged or overflow. Load it again from its source.")
+        raise ModelError(
+            f"The model's loss on the test text is {before.mean} before any training: its weights are "
+            "damaged or overflow. Load it again from its source."
+        )
     retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
-    in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)  # all is checked: the first write
+    in_every_process(
+        lambda: claim(setup.out, setup.mine) if is_main() else None
+    )  # all is checked: the first write
     began = time.perf_counter()
-    result = fit(model, setup.plan, tensor_of(corpus.train), setup.settings,
-                 evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean}, folder=setup.out / CHECKPOINTS)
+    result = fit(
+        model,
+        setup.plan,
+        tensor_of(corpus.train),
+        setup.settings,
+        evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean},
+        folder=setup.out / CHECKPOINTS,
+    )
     seconds = time.perf_counter() - began
     result.use_best(model)
     if not is_main():
         return {"proof_ok": result.proof.ok}  # the main process measures and writes for all
     after, forgotten = held_out_loss(model, test), retention.forgetting(model)
     report = {
-        "plan": setup.plan.slug, "n_trainable": setup.predicted.n_trainable,
-        "n_parameters": setup.predicted.n_parameters, "held_out_loss_before": as_dict(before),
-        "held_out_loss_after": as_dict(after), "forgetting": as_dict(forgotten), "proof_ok": result.proof.ok,
-        "predicted_bytes": setup.predicted.at_peak, "predicted_peak_bytes": setup.predicted.peak_bytes,
+        "plan": setup.plan.slug,
+        "n_trainable": setup.predicted.n_trainable,
+        "n_parameters": setup.predicted.n_parameters,
+        "held_out_loss_before": as_dict(before),
+        "held_out_loss_after": as_dict(after),
+        "forgetting": as_dict(forgotten),
+        "proof_ok": result.proof.ok,
+        "predicted_bytes": setup.predicted.at_peak,
+        "predicted_peak_bytes": setup.predicted.peak_bytes,
         "measured_growth_bytes": growth(setup.memory_before),
-        "n_processes": n_processes(), "seconds": round(seconds, 2), "seconds_a_step": median(result.history.seconds),
-        "seed": setup.settings.seed, "rate": setup.settings.rate, "n_steps": setup.settings.n_steps,
-        "best_step": result.best_step, "model_hash": base.weight_hash, "tuned_hash": weight_hash(model),
-        "text": corpus.name, "text_hash": corpus.sha256, "text_share_used": corpus.share_used,
-        "text_share_changed": corpus.share_changed, "profile": setup.profile.name,
-        "versions": versions(), "machine": machine_class(), "evaluations": result.history.evaluations,
-        "sample_before": sample_before, "sample_after": sample_text(model, setup.tokenizer, start, SAMPLE),
+        "n_processes": n_processes(),
+        "seconds": round(seconds, 2),
+        "seconds_a_step": median(result.history.seconds),
+        "seed": setup.settings.seed,
+        "rate": setup.settings.rate,
+        "n_steps": setup.settings.n_steps,
+        "best_step": result.best_step,
+        "model_hash": base.weight_hash,
+        "tuned_hash": weight_hash(model),
+        "text": corpus.name,
+        "text_hash": corpus.sha256,
+        "text_share_used": corpus.share_used,
+        "text_share_changed": corpus.share_changed,
+        "profile": setup.profile.name,
+        "versions": versions(),
+        "machine": machine_class(),
+        "evaluations": result.history.evaluations,
+        "sample_before": sample_before,
+        "sample_after": sample_text(model, setup.tokenizer, start, SAMPLE),
         "full_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "delta_bytes": save_trained(setup, model, base, result),
     }
@@ -274,7 +346,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = report_of(args)
         if is_main():
-            print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
+            print(
+                f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}",
+                flush=True,
+            )
         return 0 if report["proof_ok"] else 1
     except BAD_INPUT as error:
         if is_main() or isinstance(error, ProcessError):
@@ -289,8 +364,10 @@ def main(arguments: list[str] | None = None) -> int:
         say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
         return 2
     except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
-        say(f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
-            f"{kept_traceback()}")
+        say(
+            f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
+            f"{kept_traceback()}"
+        )
         return 2
 
 

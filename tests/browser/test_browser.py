@@ -63,8 +63,10 @@ def n_code_cells(page: NotebookPage) -> int:
 # --- where there is no browser -----------------------------------------------------
 
 
-@pytest.mark.parametrize(("setting", "ending"), [("1", pytest.fail.Exception), ("0", pytest.skip.Exception),
-                                                 (None, pytest.skip.Exception)])
+@pytest.mark.parametrize(
+    ("setting", "ending"),
+    [("1", pytest.fail.Exception), ("0", pytest.skip.Exception), (None, pytest.skip.Exception)],
+)
 def test_what_cannot_be_tested_is_a_failure_in_ci_and_a_skip_elsewhere(setting, ending, monkeypatch):
     monkeypatch.delenv("COURSE_REQUIRE_ALL", raising=False)
     if setting is not None:
@@ -98,7 +100,9 @@ def test_a_notebook_runs_to_its_end(pages, name):
 
 def test_restart_and_run_all_gives_the_same_again(pages):
     page = pages["00_start_here"]
-    compared = [i for i, c in enumerate(page.cells) if c["cell_type"] == "code" and not c["metadata"].get("tags")]
+    compared = [
+        i for i, c in enumerate(page.cells) if c["cell_type"] == "code" and not c["metadata"].get("tags")
+    ]
     before = [page.cell(i).locator(".jp-Cell-outputArea").inner_text() for i in compared]
     page.restart_and_run_all()
     page.wait_until_started()
@@ -180,15 +184,21 @@ def test_a_box_ticked_from_the_keyboard_changes_the_plan_and_its_numbers(pages):
 
 def landmarks(page: NotebookPage) -> dict[str, int]:
     """Places worth a look: the top, the first figure, table, formula and exercise, and the end."""
+
     def first(wanted) -> int | None:
         return next((i for i, cell in enumerate(page.cells) if wanted(cell)), None)
 
     def shows(kind: str):
         return lambda cell: any(kind in output.get("data", {}) for output in cell.get("outputs", []))
 
-    found = {"top": 0, "figure": first(shows("image/png")), "table": first(shows("text/html")),
-             "prose-table": first(lambda c: c["cell_type"] == "markdown" and "| --- |" in "".join(c["source"])),
-             "exercise": first(lambda c: c["metadata"].get("exercise")), "end": len(page.cells) - 1}
+    found = {
+        "top": 0,
+        "figure": first(shows("image/png")),
+        "table": first(shows("text/html")),
+        "prose-table": first(lambda c: c["cell_type"] == "markdown" and "| --- |" in "".join(c["source"])),
+        "exercise": first(lambda c: c["metadata"].get("exercise")),
+        "end": len(page.cells) - 1,
+    }
     return {label: place for label, place in found.items() if place is not None}
 
 
@@ -225,10 +235,15 @@ def test_axe_finds_nothing_serious_in_what_the_course_shows(pages, name, theme):
     pages[name].show(theme, 1280)
     found = Axe().run(pages[name].page, OURS, {"resultTypes": ["violations"]}).response["violations"]
     rule, place = NO_ALT_IN_JUPYTERLAB
-    serious = [f"{v['id']} ({v['impact']}) at {node['target']}: {node['html'][:150]}" for v in found
-               if v["impact"] in ("serious", "critical") or v["id"] == "heading-order" for node in v["nodes"]
-               if v["id"] != rule or pages[name].page.locator(f"{place} img").and_(
-                   pages[name].page.locator(node["target"][0])).count() == 0]
+    serious = [
+        f"{v['id']} ({v['impact']}) at {node['target']}: {node['html'][:150]}"
+        for v in found
+        if v["impact"] in ("serious", "critical") or v["id"] == "heading-order"
+        for node in v["nodes"]
+        if v["id"] != rule
+        or pages[name].page.locator(f"{place} img").and_(pages[name].page.locator(node["target"][0])).count()
+        == 0
+    ]
     assert not serious, "\n".join(serious)
 
 

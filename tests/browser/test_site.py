@@ -67,8 +67,12 @@ def pages(site):
     from justhtml import JustHTML
 
     files = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
-    return {path.relative_to(site).as_posix(): JustHTML(path.read_text("utf-8"), sanitize=False, collect_errors=True)
-            for path in files}
+    return {
+        path.relative_to(site).as_posix(): JustHTML(
+            path.read_text("utf-8"), sanitize=False, collect_errors=True
+        )
+        for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +171,9 @@ def test_no_two_parts_of_a_page_have_the_same_name(pages):
 def test_every_page_leads_to_every_other(pages):
     for name, page in pages.items():
         reached = {urljoin(name, link.attrs["href"]) for link in page.query(".sidebar-tree a[href]")}
-        missing = set(pages) - {"index.html", "search.html", name} - {link.partition("#")[0] for link in reached}
+        missing = (
+            set(pages) - {"index.html", "search.html", name} - {link.partition("#")[0] for link in reached}
+        )
         assert not missing, f"{name} has no way to {sorted(missing)}"
 
 
@@ -200,7 +206,9 @@ def test_a_lesson_shows_all_that_its_notebook_stores(book, pages):
         assert re.sub(r"\s+", "", text) in shown, text
     n_pictures = sum("image/png" in output.get("data", {}) for output in outputs)
     assert len(page.query(".cell_output img")) == n_pictures
-    assert len(page.query(".cell_output table")) == sum("text/html" in output.get("data", {}) for output in outputs)
+    assert len(page.query(".cell_output table")) == sum(
+        "text/html" in output.get("data", {}) for output in outputs
+    )
 
 
 @pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda p: p.stem)
@@ -254,7 +262,12 @@ def test_every_external_link_is_in_the_list(pages):
 
 def test_a_link_into_the_repository_names_a_file_of_it(pages):
     slug = badges.repository()
-    used = {link for name, page in pages.items() for link in links_of(page, name) if check_links.is_own(link, slug)}
+    used = {
+        link
+        for name, page in pages.items()
+        for link in links_of(page, name)
+        if check_links.is_own(link, slug)
+    }
     for link in used:
         file = re.search(r"/(?:blob|tree)/[^/]+/([^#?]+)", link)
         assert file is None or (ROOT / file[1]).exists(), link
@@ -278,14 +291,20 @@ def findings(page, rules: dict) -> list[str]:
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page, options={"resultTypes": ["violations"], **rules}).response["violations"]
-    return [f"{finding['id']} ({finding['impact']}), {len(finding['nodes'])} places: "
-            f"{[node['html'][:120] for node in finding['nodes'][:3]]}"
-            for finding in found if finding["impact"] in ("serious", "critical")]
+    return [
+        f"{finding['id']} ({finding['impact']}), {len(finding['nodes'])} places: "
+        f"{[node['html'][:120] for node in finding['nodes'][:3]]}"
+        for finding in found
+        if finding["impact"] in ("serious", "critical")
+    ]
 
 
 # The dark theme changes colours alone.
-@pytest.mark.parametrize(("theme", "rules"), [
-    ("light", {}), ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]})], ids=THEMES)
+@pytest.mark.parametrize(
+    ("theme", "rules"),
+    [("light", {}), ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]})],
+    ids=THEMES,
+)
 def test_every_page_is_accessible(theme, rules, pages, open_page):
     found = []
     for name in pages:

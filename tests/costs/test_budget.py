@@ -27,20 +27,38 @@ from helpers.models.losses import divergence_loss, next_token_loss
 from helpers.models.roles import anatomy
 from helpers.training.replay import Replay
 
-LLAMA = LlamaConfig(vocab_size=211, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-                    num_key_value_heads=2, max_position_embeddings=64)
-NEO = mini_config(vocab_size=211, hidden_size=48, num_heads=4, intermediate_size=192, max_position_embeddings=64,
-                  window_size=16)
+LLAMA = LlamaConfig(
+    vocab_size=211,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+NEO = mini_config(
+    vocab_size=211,
+    hidden_size=48,
+    num_heads=4,
+    intermediate_size=192,
+    max_position_embeddings=64,
+    window_size=16,
+)
 SMALL = dict(vocab_size=211, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 FAMILIES = {
     "gpt_neo": NEO,
     "llama": LLAMA,
-    "gpt2": GPT2Config(vocab_size=211, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0),
+    "gpt2": GPT2Config(
+        vocab_size=211, n_embd=64, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+    ),
     "opt": OPTConfig(**SMALL, hidden_size=64, ffn_dim=160, word_embed_proj_dim=64),
     "gpt_neox": GPTNeoXConfig(**SMALL, hidden_size=64, intermediate_size=160),
-    "qwen2_tied": Qwen2Config(**SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2,
-                              tie_word_embeddings=True),
-    "mistral": MistralConfig(**SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2, sliding_window=16),
+    "qwen2_tied": Qwen2Config(
+        **SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2, tie_word_embeddings=True
+    ),
+    "mistral": MistralConfig(
+        **SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2, sliding_window=16
+    ),
 }
 FULL, MAIN = FreezePlan.full(), FreezePlan.freeze("attention", "embeddings")
 LAST_BLOCK = FreezePlan.only("layers:11")
@@ -55,8 +73,10 @@ def mib(n_bytes):
 
 @pytest.fixture(scope="module")
 def neo_125m():
-    plans = {name: COURSE_PLANS[name] for name in ("full", "attention", "attention+embeddings", "mlp",
-                                                   "mlp+embeddings", "first-half")} | {"last block": LAST_BLOCK}
+    plans = {
+        name: COURSE_PLANS[name]
+        for name in ("full", "attention", "attention+embeddings", "mlp", "mlp+embeddings", "first-half")
+    } | {"last block": LAST_BLOCK}
     return {name: budget(gpt_neo_125m_config(), plan, 8, 512) for name, plan in plans.items()}
 
 
@@ -66,20 +86,39 @@ def test_r_of_the_main_plan_is_the_designs(neo_125m):
     assert main.R == 56_707_584 / 125_198_592
 
 
-@pytest.mark.parametrize("plan, expected", [("full", 1910), ("attention", 1586), ("attention+embeddings", 1127),
-                                            ("mlp", 1262), ("mlp+embeddings", 802)])
+@pytest.mark.parametrize(
+    "plan, expected",
+    [
+        ("full", 1910),
+        ("attention", 1586),
+        ("attention+embeddings", 1127),
+        ("mlp", 1262),
+        ("mlp+embeddings", 802),
+    ],
+)
 def test_parameters_gradients_and_adamw_of_the_125m(neo_125m, plan, expected):
     assert mib(neo_125m[plan].state_bytes) == expected
 
 
-@pytest.mark.parametrize("plan, expected", [("attention", 1.08), ("attention+embeddings", 1.20), ("mlp", 1.17),
-                                            ("mlp+embeddings", 1.31), ("first-half", 1.50), ("last block", 2.13)])
+@pytest.mark.parametrize(
+    "plan, expected",
+    [
+        ("attention", 1.08),
+        ("attention+embeddings", 1.20),
+        ("mlp", 1.17),
+        ("mlp+embeddings", 1.31),
+        ("first-half", 1.50),
+        ("last block", 2.13),
+    ],
+)
 def test_ideal_speed_up_of_the_125m(neo_125m, plan, expected):
     assert 1 / compare(neo_125m["full"], neo_125m[plan])["step_flops"] == pytest.approx(expected, abs=0.006)
 
 
 def test_the_eager_peak_of_the_125m_falls_by_nine_percent():
-    full, main = (budget(gpt_neo_125m_config(), plan, 8, 512, attention="eager", loss="whole") for plan in (FULL, MAIN))
+    full, main = (
+        budget(gpt_neo_125m_config(), plan, 8, 512, attention="eager", loss="whole") for plan in (FULL, MAIN)
+    )
     assert (mib(full.peak_bytes), mib(main.peak_bytes)) == (9045, 8223)
     assert compare(full, main)["peak_bytes"] == pytest.approx(0.91, abs=0.005)
 
@@ -106,11 +145,20 @@ def saved_by_autograd(config, plan, batch, length):
     return sum(storage.nbytes() for storage in saved.values())
 
 
-PLANS = ("full", "attention", "attention+embeddings", "mlp+embeddings", "first-half", "only-mlp-out", "only-norms")
+PLANS = (
+    "full",
+    "attention",
+    "attention+embeddings",
+    "mlp+embeddings",
+    "first-half",
+    "only-mlp-out",
+    "only-norms",
+)
 
 
-@pytest.mark.parametrize("family, plan", [*((f, p) for f in ("gpt_neo", "llama") for p in PLANS),
-                                          ("gpt_neo", "only-biases")])  # Llama has no biases
+@pytest.mark.parametrize(
+    "family, plan", [*((f, p) for f in ("gpt_neo", "llama") for p in PLANS), ("gpt_neo", "only-biases")]
+)  # Llama has no biases
 def test_activations_are_what_autograd_saves(family, plan):
     config = FAMILIES[family]
     found = budget(config, COURSE_PLANS[plan], 4, 48).bytes["activations"]
@@ -141,7 +189,9 @@ def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None)
         adamw.zero_grad()
 
     step()  # makes the moments
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         step()
     events, todo = [], list(profile.profiler.kineto_results.experimental_event_tree())
     while todo:
@@ -149,7 +199,11 @@ def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None)
         todo.extend(event.children)
         if event.tag == _EventType.Allocation:
             events.append((event.start_time_ns, event.extra_fields.alloc_size))
-    held = [*model.parameters(), *model.buffers(), *(t for state in adamw.state.values() for t in state.values())]
+    held = [
+        *model.parameters(),
+        *model.buffers(),
+        *(t for state in adamw.state.values() for t in state.values()),
+    ]
     now = peak = sum(t.nbytes for t in held) + (replay.n_bytes if replay else 0)
     for _, size in sorted(events, key=lambda event: event[0]):
         now += size
@@ -160,8 +214,9 @@ def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None)
 @pytest.mark.parametrize("plan", ["full", "attention+embeddings", "first-half", "only-norms"])
 @pytest.mark.parametrize("batch, length", [(1, 32), (8, 64)])  # the peak is in the backward pass, before it
 def test_the_peak_is_the_allocators(plan, batch, length):
-    config = mini_config(vocab_size=512, hidden_size=96, intermediate_size=384, max_position_embeddings=64,
-                         window_size=16)
+    config = mini_config(
+        vocab_size=512, hidden_size=96, intermediate_size=384, max_position_embeddings=64, window_size=16
+    )
     found = budget(config, COURSE_PLANS[plan], batch, length).peak_bytes
     assert found == pytest.approx(allocated_at_peak(config, COURSE_PLANS[plan], batch, length), rel=0.005)
 
@@ -183,8 +238,9 @@ def test_the_peak_is_the_allocators_where_the_model_itself_makes_all_logits():
 @pytest.mark.parametrize("limit", [0, 10**9])  # hidden states are kept, or log-probabilities
 @pytest.mark.parametrize("windows, length", [(4, 64), (12, 48)])  # less than the text's batch, and more
 def test_the_peak_with_a_replay_is_the_allocators(plan, limit, windows, length):
-    config = mini_config(vocab_size=512, hidden_size=96, intermediate_size=384, max_position_embeddings=64,
-                         window_size=16)
+    config = mini_config(
+        vocab_size=512, hidden_size=96, intermediate_size=384, max_position_embeddings=64, window_size=16
+    )
     made = []
 
     def replay_of(model):
@@ -205,7 +261,9 @@ def test_a_frozen_prefix_keeps_nothing():
 
 
 def test_a_frozen_linear_does_not_keep_its_input():
-    full, frozen = (budget(NEO, plan, 4, 48).bytes["activations"] for plan in (FULL, FreezePlan.freeze("mlp-out")))
+    full, frozen = (
+        budget(NEO, plan, 4, 48).bytes["activations"] for plan in (FULL, FreezePlan.freeze("mlp-out"))
+    )
     assert full - frozen == NEO.num_layers * 4 * 48 * NEO.intermediate_size * 4
 
 
@@ -279,7 +337,9 @@ def test_flops_with_a_replay_are_those_of_pytorchs_counter(family, plan, keeps_p
         next_token_loss(model, torch.ones(3, 40, dtype=torch.long))[0].backward()
     assert found.step == counter.get_total_flops()
     alone, more = (budget(config, plan, *shape, attention="eager").flops for shape in ((3, 40), (2, 30)))
-    head = 0 if keeps_predictions else 2 * 2 * 29 * build_on_meta(config).get_output_embeddings().weight.numel()
+    head = (
+        0 if keeps_predictions else 2 * 2 * 29 * build_on_meta(config).get_output_embeddings().weight.numel()
+    )
     assert found.forward == alone.forward + more.forward + head
 
 
@@ -307,7 +367,9 @@ def test_the_three_terms_follow_the_formula(name, loss, predicted_tokens):
 
 
 def test_a_batch_of_as_many_tokens_as_a_weight_has_rows_is_no_weight_gradient():
-    two, four = (budget(NEO, FULL, batch, 48, loss="whole").flops for batch in (2, 4))  # 4 x 48 = the MLP's 192
+    two, four = (
+        budget(NEO, FULL, batch, 48, loss="whole").flops for batch in (2, 4)
+    )  # 4 x 48 = the MLP's 192
     assert four.forward == 2 * two.forward
     assert four.backward_weight == 2 * two.backward_weight
 
@@ -341,25 +403,34 @@ def test_tables_add_up():
     assert set(compare(found, found).values()) == {1}
 
 
-@pytest.mark.parametrize("batch, length, message", [
-    (0, 32, "batch must be a whole number of at least 1; found 0"),
-    (-2, 32, "found -2"),
-    (1.5, 32, "found 1.5"),
-    (True, 32, "found True"),
-    (2, 1, "length must be a whole number of at least 2; found 1"),
-    (2, 65, "A window of 65 tokens does not fit: the model has 64 positions"),
-])
+@pytest.mark.parametrize(
+    "batch, length, message",
+    [
+        (0, 32, "batch must be a whole number of at least 1; found 0"),
+        (-2, 32, "found -2"),
+        (1.5, 32, "found 1.5"),
+        (True, 32, "found True"),
+        (2, 1, "length must be a whole number of at least 2; found 1"),
+        (2, 65, "A window of 65 tokens does not fit: the model has 64 positions"),
+    ],
+)
 def test_a_batch_or_length_that_no_step_can_have_is_refused(batch, length, message):
     with pytest.raises(BudgetError, match=message):
         budget(NEO, FULL, batch, length)
 
 
-@pytest.mark.parametrize("setting, message", [
-    ({"loss": "half"}, "loss 'half' is not known. Choose chunked or whole"),
-    ({"optimizer": "sgd"}, "optimizer 'sgd' is not known. Choose adamw"),
-    ({"dtype": torch.float16}, "dtype 'torch.float16' is not known. Choose torch.float32 or torch.bfloat16"),
-    ({"attention": "flash"}, "'flash' is not known"),
-])
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"loss": "half"}, "loss 'half' is not known. Choose chunked or whole"),
+        ({"optimizer": "sgd"}, "optimizer 'sgd' is not known. Choose adamw"),
+        (
+            {"dtype": torch.float16},
+            "dtype 'torch.float16' is not known. Choose torch.float32 or torch.bfloat16",
+        ),
+        ({"attention": "flash"}, "'flash' is not known"),
+    ],
+)
 def test_an_unknown_setting_is_refused_with_the_choices(setting, message):
     with pytest.raises(ValueError, match=message):
         budget(NEO, FULL, 2, 32, **setting)
@@ -371,7 +442,9 @@ def test_a_plan_that_the_model_cannot_follow_is_the_plans_error():
 
 
 def test_a_mixture_of_experts_says_that_it_cannot_be_predicted():
-    config = MixtralConfig(**SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2, num_local_experts=4)
+    config = MixtralConfig(
+        **SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2, num_local_experts=4
+    )
     config._experts_implementation = "eager"
     with pytest.raises(BudgetError, match="'mixtral' model cannot be run on shapes alone"):
         budget(config, FULL, 2, 32)

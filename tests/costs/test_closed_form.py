@@ -15,10 +15,14 @@ from helpers.models.loading import gpt_neo_125m_config, mini_config
 
 MINI = mini_config()
 PLANS = COURSE_PLANS | {
-    "blocks 0-1": FreezePlan.freeze("embeddings", "layers:0-1"), "last block": FreezePlan.only("layers:3"),
-    "q and v": FreezePlan.only("q", "v"), "wpe": FreezePlan.only("position_embedding"),
-    "last mlp": FreezePlan.only("mlp@3"), "wte and one norm": FreezePlan.only("token_embedding", "norms@2"),
-    "blocks 1-2 frozen": FreezePlan.freeze("attention@1-2", "mlp@1-2", "norms@1-2")}
+    "blocks 0-1": FreezePlan.freeze("embeddings", "layers:0-1"),
+    "last block": FreezePlan.only("layers:3"),
+    "q and v": FreezePlan.only("q", "v"),
+    "wpe": FreezePlan.only("position_embedding"),
+    "last mlp": FreezePlan.only("mlp@3"),
+    "wte and one norm": FreezePlan.only("token_embedding", "norms@2"),
+    "blocks 1-2 frozen": FreezePlan.freeze("attention@1-2", "mlp@1-2", "norms@1-2"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,9 @@ def test_bytes_are_those_of_the_budget(step, name, shape):
 
 @pytest.mark.parametrize("name", ["full", "attention+embeddings", "first-half", "only-norms"])
 def test_bfloat16_is_within_two_percent_of_the_budget(step, name):
-    found, wanted = (cost(PLANS[name], 4, 256, dtype=torch.bfloat16) for cost in (step.cost, predictor_by_running))
+    found, wanted = (
+        cost(PLANS[name], 4, 256, dtype=torch.bfloat16) for cost in (step.cost, predictor_by_running)
+    )
     assert found.flops == wanted.flops
     assert found.peak_bytes == pytest.approx(wanted.peak_bytes, rel=0.02)
 
@@ -68,8 +74,14 @@ def test_what_no_step_can_have_is_refused(step):
 
 
 def test_other_families_are_predicted_by_running():
-    llama = LlamaConfig(vocab_size=211, hidden_size=64, intermediate_size=160, num_hidden_layers=2,
-                        num_attention_heads=4, max_position_embeddings=64)
+    llama = LlamaConfig(
+        vocab_size=211,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
     assert is_quick(MINI) and not is_quick(llama)
     assert predictor(llama)(FreezePlan.full(), 1, 16) == budget(llama, FreezePlan.full(), 1, 16)
 

@@ -26,8 +26,14 @@ from helpers.models.roles import anatomy
 MAIN = COURSE_PLANS["attention+embeddings"]
 
 
-@pytest.mark.parametrize("config, n", [(gpt_neo_1_3b_config(), 1_315_575_808), (llama_2_7b_config(), 6_738_415_616),
-                                       (llama_2_70b_config(), 68_976_648_192)])
+@pytest.mark.parametrize(
+    "config, n",
+    [
+        (gpt_neo_1_3b_config(), 1_315_575_808),
+        (llama_2_7b_config(), 6_738_415_616),
+        (llama_2_70b_config(), 68_976_648_192),
+    ],
+)
 def test_the_shapes_give_the_published_number_of_parameters(config, n):
     assert anatomy(build_on_meta(config)).n_parameters == n
 
@@ -83,9 +89,14 @@ def test_checkpointing_keeps_one_input_a_block_and_computes_the_blocks_twice():
     inputs = config.num_layers * 2 * 64 * config.hidden_size * 4
     assert inputs <= again.bytes["activations"] < 0.5 * usual.bytes["activations"]
     assert again.bytes["gradients"] == usual.bytes["gradients"]
-    assert again.flops.forward == usual.flops.forward and again.flops.backward_weight == usual.flops.backward_weight
+    assert (
+        again.flops.forward == usual.flops.forward
+        and again.flops.backward_weight == usual.flops.backward_weight
+    )
     head = 2 * 2 * 63 * config.hidden_size * config.vocab_size
-    last = config.num_layers * 2 * 2 * 64 * config.hidden_size * 4 * config.hidden_size  # nothing needs its result
+    last = (
+        config.num_layers * 2 * 2 * 64 * config.hidden_size * 4 * config.hidden_size
+    )  # nothing needs its result
     assert again.flops.backward_input - usual.flops.backward_input == usual.flops.forward - head - last
 
 
@@ -96,14 +107,21 @@ def test_a_frozen_prefix_stays_free_under_checkpointing():
     whole = budget(config, MAIN, 2, 64, checkpointing=True)
     assert again.bytes["activations"] < usual.bytes["activations"]
     assert again.flops.backward_input - usual.flops.backward_input < 0.6 * (
-        whole.flops.backward_input - budget(config, MAIN, 2, 64).flops.backward_input)
+        whole.flops.backward_input - budget(config, MAIN, 2, 64).flops.backward_input
+    )
 
 
 def test_checkpointing_works_for_other_families_with_frozen_attention():
     from transformers import LlamaConfig
 
-    config = LlamaConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, vocab_size=128)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+    )
     for plan in (MAIN, FreezePlan.full(), FreezePlan.only("norms")):
         usual, again = budget(config, plan, 2, 32), budget(config, plan, 2, 32, checkpointing=True)
         assert again.bytes["activations"] < usual.bytes["activations"]
@@ -114,7 +132,9 @@ def test_checkpointing_works_for_other_families_with_frozen_attention():
 def test_checkpointing_gives_the_same_gradients_under_frozen_embeddings(plan):
     found = []
     for checkpointing in (False, True):
-        model = build_model(mini_config(num_layers=2, attention_types=[[["global", "local"], 1]]), seed=1).train()
+        model = build_model(
+            mini_config(num_layers=2, attention_types=[[["global", "local"], 1]]), seed=1
+        ).train()
         plan.apply(model)
         if checkpointing:
             enable_checkpointing(model)
@@ -130,7 +150,10 @@ def test_the_older_way_of_checkpointing_loses_gradients_under_frozen_embeddings(
     enable_checkpointing(model, use_reentrant=True)
     ids = torch.arange(64).reshape(2, 32)
     FreezePlan.only("mlp-out").apply(model)
-    with pytest.warns(UserWarning, match="None of the inputs"), pytest.raises(RuntimeError, match="element 0 of"):
+    with (
+        pytest.warns(UserWarning, match="None of the inputs"),
+        pytest.raises(RuntimeError, match="element 0 of"),
+    ):
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     MAIN.apply(model)  # its last LayerNorm trains, so that the loss has a gradient, and nothing is said
     with pytest.warns(UserWarning, match="None of the inputs"):

@@ -10,8 +10,16 @@ from helpers.freezing.plans import FreezePlan
 from helpers.models.loading import build_model, mini_config
 from helpers.models.losses import IGNORE, next_token_loss, shifted_labels
 
-SHAPE = dict(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96, window_size=8,
-             max_position_embeddings=40, attention_types=[[["global", "local"], 1]])
+SHAPE = dict(
+    vocab_size=97,
+    hidden_size=48,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=96,
+    window_size=8,
+    max_position_embeddings=40,
+    attention_types=[[["global", "local"], 1]],
+)
 PLANS = {"trained head": FreezePlan.full(), "frozen head": FreezePlan.freeze("attention", "embeddings")}
 LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}  # of a difference, relative to what is compared
 LENGTHS = {"under the window": [7, 7, 7], "over the window": [30, 30, 30], "unequal": [30, 5, 17]}
@@ -27,7 +35,9 @@ def batch_of(lengths):
 def eager_attention(self, query, key, value, attention_mask=None):
     """Eager attention as upstream writes it, without its step down to float32."""
     scores = query @ key.transpose(-1, -2)  # (batch, heads, queries, keys)
-    scores = scores.masked_fill(~self.bias[:, :, : scores.size(-2), : scores.size(-1)], torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(
+        ~self.bias[:, :, : scores.size(-2), : scores.size(-1)], torch.finfo(scores.dtype).min
+    )
     weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
     return weights @ value, weights
 
@@ -37,8 +47,9 @@ def eager(plan, dtype, ids, mask):
     model = build_model(mini_config(**SHAPE, activation_function="gelu_new"), attention="eager").to(dtype)
     plan.apply(model)
     logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1]  # (texts, time - 1, vocab)
-    loss = F.cross_entropy(logits.reshape(-1, logits.size(-1)), shifted_labels(ids, None, mask).reshape(-1),
-                           ignore_index=IGNORE)
+    loss = F.cross_entropy(
+        logits.reshape(-1, logits.size(-1)), shifted_labels(ids, None, mask).reshape(-1), ignore_index=IGNORE
+    )
     loss.backward()
     return loss, {n: p.grad for n, p in model.named_parameters()}
 
@@ -61,7 +72,9 @@ def test_loss_and_gradients_are_those_of_the_eager_model(lengths, plan, dtype, m
     ids, mask = batch_of(LENGTHS[lengths])
     (loss, gradients), (expected, wanted) = (f(PLANS[plan], dtype, ids, mask) for f in (ours, eager))
     assert abs(loss - expected) <= LARGEST[dtype] * abs(expected)
-    assert {n for n, g in gradients.items() if g is not None} == {n for n, g in wanted.items() if g is not None}
+    assert {n for n, g in gradients.items() if g is not None} == {
+        n for n, g in wanted.items() if g is not None
+    }
     for name, gradient in gradients.items():
         if gradient is not None:
             assert (gradient - wanted[name]).norm() <= LARGEST[dtype] * wanted[name].norm(), name
@@ -83,8 +96,16 @@ def test_the_loss_of_a_text_depends_neither_on_padding_nor_on_its_neighbours():
 
 
 def test_another_family_uses_its_own_sdpa():
-    model = build_model(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                    num_attention_heads=4, max_position_embeddings=64))
+    model = build_model(
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+        )
+    )
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -105,7 +126,9 @@ def test_a_gradient_is_given_once():
 
 def saved_layers(plan):
     """Numbers that autograd keeps of each block, weights left out: {layer: bytes}."""
-    model = build_model(mini_config(**SHAPE | {"num_layers": 4, "attention_types": [[["global", "local"], 2]]})).train()
+    model = build_model(
+        mini_config(**SHAPE | {"num_layers": 4, "attention_types": [[["global", "local"], 2]]})
+    ).train()
     plan.apply(model)
     own, kept, now = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}, {}, [None]
     for i, block in enumerate(model.transformer.h):
@@ -134,14 +157,18 @@ def functions_below(loss):
 
 
 def test_a_frozen_prefix_keeps_no_activation_and_has_no_backward_pass():
-    (all_kept, full_loss, _), (kept, loss, model) = (saved_layers(p) for p in (
-        FreezePlan.full(), FreezePlan.freeze("first-half")))
+    (all_kept, full_loss, _), (kept, loss, model) = (
+        saved_layers(p) for p in (FreezePlan.full(), FreezePlan.freeze("first-half"))
+    )
     assert set(all_kept) >= {0, 1, 2, 3} and set(kept) == {2, 3, "above"}
     assert functions_below(loss) < 0.6 * functions_below(full_loss)
     needs_gradient = []
     for block in model.transformer.h:
-        block.register_forward_hook(lambda _, __, out: needs_gradient.append(
-            (out[0] if isinstance(out, tuple) else out).requires_grad))
+        block.register_forward_hook(
+            lambda _, __, out: needs_gradient.append(
+                (out[0] if isinstance(out, tuple) else out).requires_grad
+            )
+        )
     next_token_loss(model, batch_of([30, 30])[0])[0].backward()
     assert needs_gradient == [False, False, True, True]
     assert all(p.grad is None for block in model.transformer.h[:2] for p in block.parameters())

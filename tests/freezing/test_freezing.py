@@ -21,7 +21,9 @@ from helpers.models.roles import ROLES, AnatomyError, anatomy
 from support.families import FAMILIES, family, with_adapters
 
 BIG = anatomy(build_on_meta(gpt_neo_125m_config()))
-TWELVE = family("gpt_neo", num_layers=12, attention_types=[[["global", "local"], 6]])  # on meta: layers 1, 10, 11
+TWELVE = family(
+    "gpt_neo", num_layers=12, attention_types=[[["global", "local"], 6]]
+)  # on meta: layers 1, 10, 11
 DEEP = anatomy(TWELVE)
 Q = "transformer.h.0.attn.attention.q_proj.weight"
 MAIN = COURSE_PLANS["attention+embeddings"]
@@ -30,10 +32,17 @@ MAIN = COURSE_PLANS["attention+embeddings"]
 # --- the published numbers ---------------------------------------------------------
 
 PUBLISHED = {
-    "full": (125_198_592, 1.000), "attention": (96_877_824, 0.774), "attention+embeddings": (56_707_584, 0.453),
-    "mlp": (68_529_408, 0.547), "mlp+embeddings": (28_359_168, 0.227), "embeddings": (85_028_352, 0.679),
-    "first-half": (42_514_944, 0.340), "only-attention": (28_320_768, 0.226), "only-mlp-out": (28_320_768, 0.226),
-    "only-norms": (38_400, 0.0003), "only-biases": (74_496, 0.0006),
+    "full": (125_198_592, 1.000),
+    "attention": (96_877_824, 0.774),
+    "attention+embeddings": (56_707_584, 0.453),
+    "mlp": (68_529_408, 0.547),
+    "mlp+embeddings": (28_359_168, 0.227),
+    "embeddings": (85_028_352, 0.679),
+    "first-half": (42_514_944, 0.340),
+    "only-attention": (28_320_768, 0.226),
+    "only-mlp-out": (28_320_768, 0.226),
+    "only-norms": (38_400, 0.0003),
+    "only-biases": (74_496, 0.0006),
 }
 
 
@@ -94,8 +103,9 @@ def test_norm_takes_every_norm_and_a_name_pattern_only_its_own():
 
 
 def test_first_half_is_the_embeddings_and_the_first_half_of_the_blocks():
-    assert taken("first-half") == {e.name for e in DEEP.entries
-                                   if e.role.endswith("embedding") or e.layer in range(6)}
+    assert taken("first-half") == {
+        e.name for e in DEEP.entries if e.role.endswith("embedding") or e.layer in range(6)
+    }
 
 
 def test_biases_are_all_vectors_named_bias():
@@ -133,15 +143,28 @@ def test_an_untied_head_is_apart_from_the_embeddings(name):
 # --- errors ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, hint", [
-    ("attn+emb", r"Plan 'attn\+emb' is not known: 'attn'.*Did you mean 'attention'"),
-    ("Attention", "Did you mean 'attention'"), ("first_half", "Did you mean 'first-half'"),
-    ("layers.1", "Did you mean 'layers:1'"), ("layer 3", "Did you mean 'layers:3'"), ("h.2-4", "'layers:2-4'"),
-    ("lm_head.weight", "write 'name:lm_head.weight'"), ("none+mlp", "--freeze none alone"),
-    ("", "'' is no role"), ("attention+", "'' is no role"), ("layers:", "layers:"), ("layers:a", "layers:a"),
-    ("attention@", "attention@"), ("attention@x", "attention@x"), ("name:", "name:"), ("layers:1@2", "layers:1@2"),
-    ("everything", "Roles: attention, mlp, norm.*Groups: embeddings.*Parts: q, k, v.*Also: layers:0-5"),
-])
+@pytest.mark.parametrize(
+    "text, hint",
+    [
+        ("attn+emb", r"Plan 'attn\+emb' is not known: 'attn'.*Did you mean 'attention'"),
+        ("Attention", "Did you mean 'attention'"),
+        ("first_half", "Did you mean 'first-half'"),
+        ("layers.1", "Did you mean 'layers:1'"),
+        ("layer 3", "Did you mean 'layers:3'"),
+        ("h.2-4", "'layers:2-4'"),
+        ("lm_head.weight", "write 'name:lm_head.weight'"),
+        ("none+mlp", "--freeze none alone"),
+        ("", "'' is no role"),
+        ("attention+", "'' is no role"),
+        ("layers:", "layers:"),
+        ("layers:a", "layers:a"),
+        ("attention@", "attention@"),
+        ("attention@x", "attention@x"),
+        ("name:", "name:"),
+        ("layers:1@2", "layers:1@2"),
+        ("everything", "Roles: attention, mlp, norm.*Groups: embeddings.*Parts: q, k, v.*Also: layers:0-5"),
+    ],
+)
 def test_an_unknown_word_is_an_error_that_says_what_there_is(text, hint):
     with pytest.raises(PlanError, match=hint):
         FreezePlan.parse(freeze=text)
@@ -149,18 +172,28 @@ def test_an_unknown_word_is_an_error_that_says_what_there_is(text, hint):
         FreezePlan.parse(only=text)
 
 
-@pytest.mark.parametrize("selector, hint", [
-    ("layers:12", "block 12: this model has blocks 0 to 11"), ("layers:10-12", "blocks 0 to 11"),
-    ("attention@12", "blocks 0 to 11"), ("layers:5-2", "2-5"), ("embeddings@0", "no parameter in these blocks"),
-    ("router", "has the roles attention, mlp, norm, token_embedding, position_embedding and the parts"),
-    ("mlp-gate", "parts .*mlp-in, mlp-out"),
-    ("name:transformer.h.*.mlp.c_fcc.weight", r"Nearest: transformer\.h\.\*\.mlp\.c_fc\.weight"),
-    ("name:transformer.h.3", r"names a module. Write 'name:transformer\.h\.3\.\*\*'"),
-    ("name:attn", "matches no parameter"), ("name:h.1.mlp.c_fc.weight", "Nearest: transformer"),
-])
+@pytest.mark.parametrize(
+    "selector, hint",
+    [
+        ("layers:12", "block 12: this model has blocks 0 to 11"),
+        ("layers:10-12", "blocks 0 to 11"),
+        ("attention@12", "blocks 0 to 11"),
+        ("layers:5-2", "2-5"),
+        ("embeddings@0", "no parameter in these blocks"),
+        ("router", "has the roles attention, mlp, norm, token_embedding, position_embedding and the parts"),
+        ("mlp-gate", "parts .*mlp-in, mlp-out"),
+        ("name:transformer.h.*.mlp.c_fcc.weight", r"Nearest: transformer\.h\.\*\.mlp\.c_fc\.weight"),
+        ("name:transformer.h.3", r"names a module. Write 'name:transformer\.h\.3\.\*\*'"),
+        ("name:attn", "matches no parameter"),
+        ("name:h.1.mlp.c_fc.weight", "Nearest: transformer"),
+    ],
+)
 def test_a_selector_that_finds_nothing_is_an_error_by_itself(selector, hint):
-    for plan in (FreezePlan.freeze(selector), FreezePlan.freeze("norms", "attention", selector),
-                 FreezePlan.only("mlp", selector)):
+    for plan in (
+        FreezePlan.freeze(selector),
+        FreezePlan.freeze("norms", "attention", selector),
+        FreezePlan.only("mlp", selector),
+    ):
         with pytest.raises(PlanError, match=hint):
             plan.trainable_names(DEEP)
 
@@ -215,20 +248,54 @@ def test_a_model_with_unknown_parameters_needs_their_roles():
 # --- how a plan is written ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan, slug, title, code, flag", [
-    (FreezePlan.full(), "full", "nothing frozen", "FreezePlan.full()", "--freeze none"),
-    (MAIN, "freeze-attention+embeddings", "attention+embeddings frozen",
-     'FreezePlan.freeze("attention", "embeddings")', "--freeze attention+embeddings"),
-    (FreezePlan.only("attention"), "only-attention", "only attention trains",
-     'FreezePlan.only("attention")', "--only attention"),
-    (FreezePlan.only("norms"), "only-norms", "only norms train", 'FreezePlan.only("norms")', "--only norms"),
-    (FreezePlan.only("mlp-out"), "only-mlp-out", "only mlp-out trains",
-     'FreezePlan.only("mlp-out")', "--only mlp-out"),
-    (FreezePlan.freeze("layers:0-5"), "freeze-layers0-5", "layers:0-5 frozen",
-     'FreezePlan.freeze("layers:0-5")', "--freeze layers:0-5"),
-    (FreezePlan.only("name:**.wpe.*"), "only-name.wpe.-03f7b219", "only name:**.wpe.* trains",
-     'FreezePlan.only("name:**.wpe.*")', "--only 'name:**.wpe.*'"),
-])
+@pytest.mark.parametrize(
+    "plan, slug, title, code, flag",
+    [
+        (FreezePlan.full(), "full", "nothing frozen", "FreezePlan.full()", "--freeze none"),
+        (
+            MAIN,
+            "freeze-attention+embeddings",
+            "attention+embeddings frozen",
+            'FreezePlan.freeze("attention", "embeddings")',
+            "--freeze attention+embeddings",
+        ),
+        (
+            FreezePlan.only("attention"),
+            "only-attention",
+            "only attention trains",
+            'FreezePlan.only("attention")',
+            "--only attention",
+        ),
+        (
+            FreezePlan.only("norms"),
+            "only-norms",
+            "only norms train",
+            'FreezePlan.only("norms")',
+            "--only norms",
+        ),
+        (
+            FreezePlan.only("mlp-out"),
+            "only-mlp-out",
+            "only mlp-out trains",
+            'FreezePlan.only("mlp-out")',
+            "--only mlp-out",
+        ),
+        (
+            FreezePlan.freeze("layers:0-5"),
+            "freeze-layers0-5",
+            "layers:0-5 frozen",
+            'FreezePlan.freeze("layers:0-5")',
+            "--freeze layers:0-5",
+        ),
+        (
+            FreezePlan.only("name:**.wpe.*"),
+            "only-name.wpe.-03f7b219",
+            "only name:**.wpe.* trains",
+            'FreezePlan.only("name:**.wpe.*")',
+            "--only 'name:**.wpe.*'",
+        ),
+    ],
+)
 def test_a_plan_has_one_spelling_for_each_use(plan, slug, title, code, flag):
     assert (plan.slug, plan.title, plan.code, plan.flag) == (slug, title, code, flag)
 
@@ -240,15 +307,26 @@ def test_patterns_that_differ_only_in_stars_have_different_file_names():
 def test_the_label_says_both_directions():
     assert MAIN.label(BIG) == "freezes attention+embeddings | trains mlp+norm"
     assert FreezePlan.full().label(BIG) == "freezes nothing | trains attention+mlp+norm+embeddings"
-    assert FreezePlan.only("mlp-out").label(BIG) == "freezes attention+mlp (part)+norm+embeddings | trains mlp (part)"
+    assert (
+        FreezePlan.only("mlp-out").label(BIG)
+        == "freezes attention+mlp (part)+norm+embeddings | trains mlp (part)"
+    )
     assert FreezePlan.freeze("token_embedding").label(BIG).startswith("freezes token_embedding | trains ")
 
 
 def test_the_order_of_words_makes_no_other_plan():
     plan = FreezePlan.freeze("embeddings", "attention", "attention")
-    assert plan == MAIN == FreezePlan.freeze("embeddings+attention") == FreezePlan.parse(freeze="embeddings+attention")
+    assert (
+        plan
+        == MAIN
+        == FreezePlan.freeze("embeddings+attention")
+        == FreezePlan.parse(freeze="embeddings+attention")
+    )
     assert hash(plan) == hash(MAIN)
-    assert FreezePlan.only("norm") == FreezePlan.only("norms") and FreezePlan.only("norm@1").slug == "only-norms@1"
+    assert (
+        FreezePlan.only("norm") == FreezePlan.only("norms")
+        and FreezePlan.only("norm@1").slug == "only-norms@1"
+    )
 
 
 def test_the_ledger_prints_counts_both_directions_and_the_tie():
@@ -265,8 +343,13 @@ def test_the_ledger_as_a_table_and_as_html():
     table = ledger.table()
     assert list(table.columns) == ["tensors", "parameters", "trainable", "state", "share"]
     assert table["trainable"].sum() == ledger.n_trainable
-    assert table["state"].to_dict() == {"attention": "mixed", "mlp": "mixed", "norm": "mixed",
-                                        "token_embedding": "frozen", "position_embedding": "frozen"}
+    assert table["state"].to_dict() == {
+        "attention": "mixed",
+        "mlp": "mixed",
+        "norm": "mixed",
+        "token_embedding": "frozen",
+        "position_embedding": "frozen",
+    }
     assert "28,320,768" in ledger._repr_html_() and "lm_head.weight" in ledger._repr_html_()
 
 
@@ -275,9 +358,12 @@ def test_the_ledger_as_a_table_and_as_html():
 fitting = [w for w in WORDS if w not in ("router", "mlp-gate", "lora")]  # a plain GPT-Neo has none of them
 ranges = st.tuples(st.integers(0, 11), st.integers(0, 11)).map(lambda p: f"{min(p)}-{max(p)}")
 selectors = st.one_of(
-    st.sampled_from(fitting), ranges.map("layers:{}".format), st.integers(0, 11).map("layers:{}".format),
+    st.sampled_from(fitting),
+    ranges.map("layers:{}".format),
+    st.integers(0, 11).map("layers:{}".format),
     st.tuples(st.sampled_from(["attention", "mlp", "q", "mlp-out", "attention-out"]), ranges).map("@".join),
-    st.sampled_from(DEEP.names()).map("name:{}".format))
+    st.sampled_from(DEEP.names()).map("name:{}".format),
+)
 some_selectors = st.lists(selectors, min_size=1, max_size=4)
 
 
@@ -292,7 +378,10 @@ def names_or_none(plan: FreezePlan) -> frozenset[str]:
 
 @given(some_selectors)
 def test_freeze_and_only_are_complements(words):
-    frozen_rest, trained = names_or_none(FreezePlan.freeze(*words)), FreezePlan.only(*words).trainable_names(DEEP)
+    frozen_rest, trained = (
+        names_or_none(FreezePlan.freeze(*words)),
+        FreezePlan.only(*words).trainable_names(DEEP),
+    )
     assert not frozen_rest & trained
     assert frozen_rest | trained == set(DEEP.names())
 
@@ -300,7 +389,9 @@ def test_freeze_and_only_are_complements(words):
 @given(some_selectors, some_selectors)
 def test_only_more_trains_the_union(first, second):
     both = FreezePlan.only(*first, *second).trainable_names(DEEP)
-    assert both == FreezePlan.only(*first).trainable_names(DEEP) | FreezePlan.only(*second).trainable_names(DEEP)
+    assert both == FreezePlan.only(*first).trainable_names(DEEP) | FreezePlan.only(*second).trainable_names(
+        DEEP
+    )
 
 
 @given(some_selectors, st.booleans())
@@ -334,7 +425,11 @@ def test_different_plans_have_different_file_names(first, second, a, b):
 
 
 @settings(max_examples=40)
-@given(some_selectors, some_selectors, st.lists(st.booleans(), min_size=len(DEEP.entries), max_size=len(DEEP.entries)))
+@given(
+    some_selectors,
+    some_selectors,
+    st.lists(st.booleans(), min_size=len(DEEP.entries), max_size=len(DEEP.entries)),
+)
 def test_apply_sets_what_is_named_and_undo_restores_what_was(first, second, flags):
     for p, flag in zip(TWELVE.parameters(), flags, strict=True):
         p.requires_grad_(flag)
@@ -356,15 +451,25 @@ def test_the_words_of_selectors_are_all_tried_above():
 
 def build_tiny(seed: int = 0, **changes):
     """A GPT-Neo of two blocks that trains in milliseconds."""
-    shape = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32, "vocab_size": 40,
-             "window_size": 8, "max_position_embeddings": 16, "attention_types": [[["global", "local"], 1]]}
+    shape = {
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "vocab_size": 40,
+        "window_size": 8,
+        "max_position_embeddings": 16,
+        "attention_types": [[["global", "local"], 1]],
+    }
     return build_model(mini_config(**{**shape, **changes}), seed)
 
 
 def backward(model, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokens = torch.randint(0, model.config.vocab_size, (4, 16))  # (batch, time); 16 positions are all used
+        tokens = torch.randint(
+            0, model.config.vocab_size, (4, 16)
+        )  # (batch, time); 16 positions are all used
     model(tokens, labels=tokens).loss.backward()
 
 
@@ -469,8 +574,10 @@ def test_the_proof_accepts_several_optimizers():
     model = build_tiny()
     MAIN.apply(model)
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizers = [torch.optim.Muon([p for p in trainable if p.ndim == 2], lr=1e-2),
-                  torch.optim.AdamW([p for p in trainable if p.ndim == 1], lr=1e-2)]
+    optimizers = [
+        torch.optim.Muon([p for p in trainable if p.ndim == 2], lr=1e-2),
+        torch.optim.AdamW([p for p in trainable if p.ndim == 1], lr=1e-2),
+    ]
     before = snapshot(model, optimizers)
     backward(model)
     for optimizer in optimizers:
@@ -493,12 +600,16 @@ def test_a_tensor_without_gradient_or_rate_need_not_move_and_is_noted():
     model = build_tiny()
     FreezePlan.only("norms").apply(model)
     slow, *fast = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": [slow], "lr": 0.0}, {"params": fast}], lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [{"params": [slow], "lr": 0.0}, {"params": fast}], lr=1e-2, weight_decay=0.0
+    )
     before = snapshot(model, optimizer)
     train(model, optimizer)
     proof = freezing_proof(before, model, optimizer)
     assert proof.ok and proof.n_moved == proof.n_trainable_tensors - 1
-    assert proof.notes == ("transformer.h.0.ln_1.weight is trainable but did not move: its learning rate is 0",)
+    assert proof.notes == (
+        "transformer.h.0.ln_1.weight is trainable but did not move: its learning rate is 0",
+    )
     assert proof.notes[0] in str(proof)
 
 
@@ -565,7 +676,9 @@ def test_weight_decay_with_zero_gradients_is_caught_and_named():
     optimizer.step()
     problems = broken(before, model, optimizer)
     assert named(problems, "") == {Q}
-    assert f"{Q} is frozen but moved: the optimizer holds it, with weight decay 0.1 and no momentum" in problems
+    assert (
+        f"{Q} is frozen but moved: the optimizer holds it, with weight decay 0.1 and no momentum" in problems
+    )
     assert named(problems, "gradient (all zeros, and zero is not absent)") == {Q}
 
 
@@ -580,7 +693,9 @@ def test_momentum_after_a_real_gradient_is_caught_and_named():
     optimizer.step()
     for p in model.parameters():
         p.grad = None
-    moved = named(broken(before, model, optimizer), "moved: the optimizer holds it, with weight decay 0.0 and momentum")
+    moved = named(
+        broken(before, model, optimizer), "moved: the optimizer holds it, with weight decay 0.0 and momentum"
+    )
     assert moved == frozen_names(model) and Q in moved
 
 
@@ -605,8 +720,9 @@ def test_an_optimizer_built_before_freezing_is_caught_though_nothing_moved():
     train(model, optimizer)
     problems = broken(before, model, optimizer)
     assert len(problems) == len(frozen_names(model))
-    assert named(problems, "the optimizer holds it, without state so far: build the optimizer after freezing") \
-        == frozen_names(model)
+    assert named(
+        problems, "the optimizer holds it, without state so far: build the optimizer after freezing"
+    ) == frozen_names(model)
 
 
 def test_an_optimizer_that_kept_old_moments_is_caught():
@@ -616,7 +732,9 @@ def test_an_optimizer_that_kept_old_moments_is_caught():
     MAIN.apply(model)
     before = snapshot(model, optimizer)
     train(model, optimizer)
-    assert named(broken(before, model, optimizer), "with state (step, exp_avg, exp_avg_sq)") == frozen_names(model)
+    assert named(broken(before, model, optimizer), "with state (step, exp_avg, exp_avg_sq)") == frozen_names(
+        model
+    )
 
 
 def test_a_frozen_tensor_edited_by_hand_is_caught_to_the_last_bit():
@@ -628,7 +746,8 @@ def test_a_frozen_tensor_edited_by_hand_is_caught_to_the_last_bit():
     weight = model.get_parameter(Q).data
     weight[3, 4] = torch.nextafter(weight[3, 4], torch.tensor(9.0))
     assert broken(before, model, optimizer) == (
-        f"{Q} is frozen but moved: no optimizer holds it, so other code changed it",)
+        f"{Q} is frozen but moved: no optimizer holds it, so other code changed it",
+    )
 
 
 def test_minus_zero_is_not_zero_and_another_type_is_not_the_same():
@@ -649,8 +768,9 @@ def test_a_leftover_gradient_is_caught():
     for p in model.transformer.wpe.parameters():
         p.requires_grad_(False)  # by hand, so nothing clears the gradient
     before = snapshot(model)
-    assert broken(before, model) == ("transformer.wpe.weight is frozen but has a gradient (nonzero): "
-                                     "set its .grad to None",)
+    assert broken(before, model) == (
+        "transformer.wpe.weight is frozen but has a gradient (nonzero): set its .grad to None",
+    )
 
 
 def test_a_buffer_that_moved_is_caught():
@@ -679,7 +799,9 @@ def test_steps_too_small_for_the_precision_are_caught():
     optimizer = adamw(model, lr=1e-5, weight_decay=0.0)
     before = snapshot(model, optimizer)
     train(model, optimizer, n_steps=1)
-    assert named(broken(before, model, optimizer), "too small for torch.bfloat16") >= {"transformer.ln_f.weight"}
+    assert named(broken(before, model, optimizer), "too small for torch.bfloat16") >= {
+        "transformer.ln_f.weight"
+    }
 
 
 def test_unfreezing_after_the_snapshot_is_caught():
@@ -696,7 +818,9 @@ def test_a_head_that_lost_its_tie_is_caught():
     MAIN.apply(model)
     before = snapshot(model)
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    assert named(broken(before, model), "new since the snapshot: was a tie made or broken?") == {"lm_head.weight"}
+    assert named(broken(before, model), "new since the snapshot: was a tie made or broken?") == {
+        "lm_head.weight"
+    }
 
 
 def test_tied_tensors_and_equal_tensors_are_told_apart():
@@ -728,8 +852,10 @@ def test_an_attribute_set_on_a_module_is_caught_even_without_a_plan():
     before = snapshot(model, optimizer)
     train(model, optimizer)
     problems = broken(before, model, optimizer)
-    assert problems[0] == ("transformer.h.0.attn.requires_grad = False set a module's plain attribute and froze "
-                           "nothing: call requires_grad_(False)")
+    assert problems[0] == (
+        "transformer.h.0.attn.requires_grad = False set a module's plain attribute and froze "
+        "nothing: call requires_grad_(False)"
+    )
     assert len(problems) == 2
     against = broken(before, model, optimizer, FreezePlan.freeze("attention"))
     assert f'{Q} is trainable, against the plan FreezePlan.freeze("attention")' in against
@@ -751,7 +877,9 @@ def test_an_inner_condition_that_leaves_projections_trainable_is_caught():
         if "attn" in name:
             if name.endswith("bias"):
                 p.requires_grad_(False)
-    wrong = named(broken(snapshot(model), model, plan=FreezePlan.freeze("attention")), "is trainable, against")
+    wrong = named(
+        broken(snapshot(model), model, plan=FreezePlan.freeze("attention")), "is trainable, against"
+    )
     assert wrong == {n for n in dict(model.named_parameters()) if "attn" in n and n.endswith("weight")}
 
 

@@ -34,8 +34,16 @@ from helpers.training.loop import fit
 from helpers.training.runs import TrainSettings
 from support.families import family
 
-CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 IDS = torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(0))
 
 
@@ -52,8 +60,10 @@ def with_lora(where="attention", rank=3, alpha=6.0, trained=True):
 
 def peft_twin(model, rank=3, alpha=6.0):
     """PEFT's LoRA on the same base, in the same layers, with the same A and B; its layers by our names."""
-    twin = get_peft_model(build_model(CONFIG, seed=1), LoraConfig(r=rank, lora_alpha=alpha,
-                                                                  target_modules=list(layers_of(model))))
+    twin = get_peft_model(
+        build_model(CONFIG, seed=1),
+        LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(layers_of(model))),
+    )
     layers = {name: twin.get_submodule(f"base_model.model.{name}") for name in layers_of(model)}
     for name, layer in layers_of(model).items():
         layers[name].lora_A["default"].weight.data.copy_(layer.lora_A.data)
@@ -68,7 +78,9 @@ def logits(model):
 
 # --- equal to PEFT -----------------------------------------------------------------
 
-peft_speaks = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # an old name, in PEFT
+peft_speaks = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # an old name, in PEFT
 
 
 @peft_speaks
@@ -105,8 +117,9 @@ def test_merging_gives_pefts_merged_weights():
 @peft_speaks
 def test_modules_to_save_unties_the_head_and_ours_does_not():
     """The fact that notebook 06 teaches; if PEFT changes it, the page must change too."""
-    twin = get_peft_model(build_model(CONFIG, seed=1), LoraConfig(r=3, target_modules=["q_proj"],
-                                                                  modules_to_save=["wte"]))
+    twin = get_peft_model(
+        build_model(CONFIG, seed=1), LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["wte"])
+    )
     inner = twin.base_model.model
     assert inner.lm_head.weight is not inner.transformer.wte.modules_to_save["default"].weight
     ours = with_lora("attention+mlp")
@@ -191,8 +204,14 @@ def test_the_published_ranks_match_exactly():
 
 def test_grouped_queries_and_a_gated_mlp_are_counted_as_they_are():
     """The shape of SmolLM2 135M: 33 on attention against 20 on the MLP."""
-    config = family("llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-                    num_key_value_heads=3).config
+    config = family(
+        "llama",
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    ).config
     assert lora.equal_ranks(config, "attention", "mlp") == (33, 20)
 
 
@@ -205,12 +224,19 @@ def test_the_count_from_the_config_is_the_models():
 # --- refusals ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where, error, words", [
-    ("atention", PlanError, "Did you mean 'attention'"), ("router", PlanError, "this model has none"),
-    ("name:transformer.h.9.attn.attention.q_proj.weight", PlanError, "Nearest"),
-    ("embeddings", LoraError, "lm_head.weight"), ("position_embedding", LoraError, "linear layers"),
-    ("head", LoraError, "lm_head.weight as well"), ("norms", LoraError, "only vectors"),
-    ("biases", LoraError, "only vectors")])
+@pytest.mark.parametrize(
+    "where, error, words",
+    [
+        ("atention", PlanError, "Did you mean 'attention'"),
+        ("router", PlanError, "this model has none"),
+        ("name:transformer.h.9.attn.attention.q_proj.weight", PlanError, "Nearest"),
+        ("embeddings", LoraError, "lm_head.weight"),
+        ("position_embedding", LoraError, "linear layers"),
+        ("head", LoraError, "lm_head.weight as well"),
+        ("norms", LoraError, "only vectors"),
+        ("biases", LoraError, "only vectors"),
+    ],
+)
 def test_what_is_no_linear_layer_is_refused_and_the_model_stays(where, error, words):
     model = build_model(CONFIG, seed=1)
     with pytest.raises(error, match=words):
@@ -218,8 +244,16 @@ def test_what_is_no_linear_layer_is_refused_and_the_model_stays(where, error, wo
     assert not any(isinstance(m, LoRALinear) for m in model.modules())
 
 
-@pytest.mark.parametrize("rank, alpha, words", [(0, 1.0, "whole number from 1"), (33, 1.0, "from 1 to 32"),
-                                                (2.5, 1.0, "2.5"), (2, 0.0, "alpha"), (2, float("nan"), "alpha")])
+@pytest.mark.parametrize(
+    "rank, alpha, words",
+    [
+        (0, 1.0, "whole number from 1"),
+        (33, 1.0, "from 1 to 32"),
+        (2.5, 1.0, "2.5"),
+        (2, 0.0, "alpha"),
+        (2, float("nan"), "alpha"),
+    ],
+)
 def test_a_rank_or_alpha_that_cannot_be_is_refused(rank, alpha, words):
     with pytest.raises(LoraError, match=words):
         insert(build_model(CONFIG), "attention", rank, alpha)
@@ -243,7 +277,9 @@ def test_the_lora_plan_finds_nothing_in_a_plain_model():
 
 
 def train(model, plan=LORA_PLAN, **more):
-    settings = TrainSettings(**{"n_steps": 6, "rate": 3e-2, "batch": 4, "evaluate_every": 6, "save_every": 3, **more})
+    settings = TrainSettings(
+        **{"n_steps": 6, "rate": 3e-2, "batch": 4, "evaluate_every": 6, "save_every": 3, **more}
+    )
     return fit(model, plan, IDS, settings, progress=False)
 
 
@@ -256,7 +292,9 @@ def test_fit_trains_the_factors_alone_and_proves_it():
     assert lora.base_hash(model) == weight_hash(base)
     losses = [s["loss"] for s in result.history.steps]
     assert losses[-1] < losses[0] and set(result.history.steps[0]["norms"]) == {"attention", "total"}
-    assert set(result.best) == {f"{name}.{factor}" for name in layers_of(model) for factor in ("lora_A", "lora_B")}
+    assert set(result.best) == {
+        f"{name}.{factor}" for name in layers_of(model) for factor in ("lora_A", "lora_B")
+    }
 
 
 def test_lora_and_norms_together_are_a_plan_too():
@@ -344,14 +382,20 @@ def flip(tensors):
     next(iter(tensors.values())).add_(1)
 
 
-@pytest.mark.parametrize("damage, words", [
-    (cut, "cut short"), (lambda f: edit(f, base="0" * 64), "the record in adapter.safetensors was changed"),
-    (lambda f: edit(f, reseal=True, format=9), "format 9"),
-    (lambda f: (f / "adapter.safetensors").unlink(), "no adapter"),
-    (lambda f: rewrite(f, "{"), "no adapter"), (lambda f: rewrite(f, "[]"), "no adapter"),
-    (lambda f: rewrite(f, "[" * 100_000), "no adapter"), (lambda f: rewrite(f, change=flip), "was changed"),
-    (lambda f: edit(f, reseal=True, base="0" * 64), "trained on the base 000000000000"),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (cut, "cut short"),
+        (lambda f: edit(f, base="0" * 64), "the record in adapter.safetensors was changed"),
+        (lambda f: edit(f, reseal=True, format=9), "format 9"),
+        (lambda f: (f / "adapter.safetensors").unlink(), "no adapter"),
+        (lambda f: rewrite(f, "{"), "no adapter"),
+        (lambda f: rewrite(f, "[]"), "no adapter"),
+        (lambda f: rewrite(f, "[" * 100_000), "no adapter"),
+        (lambda f: rewrite(f, change=flip), "was changed"),
+        (lambda f: edit(f, reseal=True, base="0" * 64), "trained on the base 000000000000"),
+    ],
+)
 def test_a_damaged_or_foreign_adapter_is_refused_and_the_model_stays(damage, words, tmp_path):
     save_adapter(with_lora(), tmp_path)
     damage(tmp_path)
@@ -366,8 +410,12 @@ def test_an_adapter_of_two_files_as_the_older_form_had_is_read_and_refused_where
     save_adapter(model, tmp_path)
     tensors = load_file(tmp_path / "adapter.safetensors")
     save_file(tensors, tmp_path / "adapter.safetensors")
-    record = {"format": 1, "base": lora.base_hash(model), "sha256": file_hash(tmp_path / "adapter.safetensors"),
-              "layers": {name: {"rank": x.rank, "alpha": x.alpha} for name, x in layers_of(model).items()}}
+    record = {
+        "format": 1,
+        "base": lora.base_hash(model),
+        "sha256": file_hash(tmp_path / "adapter.safetensors"),
+        "layers": {name: {"rank": x.rank, "alpha": x.alpha} for name, x in layers_of(model).items()},
+    }
     (tmp_path / "adapter.json").write_text(json.dumps({**record, "own_sha256": record_hash(record)}))
     fresh = build_model(CONFIG, seed=1)
     load_adapter(fresh, tmp_path)
@@ -396,6 +444,7 @@ def test_an_adapter_whose_writer_dies_at_any_moment_is_the_old_or_the_new_one(tm
                 if left[0] < 0:
                     raise Killed
                 return work(*arguments)
+
             return call
 
         with monkeypatch.context() as patch:

@@ -14,8 +14,16 @@ from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, weight_hash
 from helpers.models.roles import AnatomyError, anatomy
 
-SHAPE = {"vocab_size": 61, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32, "pad_token_id": 0}
+SHAPE = {
+    "vocab_size": 61,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
 MAIN = FreezePlan.freeze("attention", "embeddings")
 UP, Q = "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"
 
@@ -61,7 +69,8 @@ def test_a_trainable_tensor_of_another_shape_or_type_is_seen():
     assert freezing_proof(before, model, optimizer).ok
     model.get_parameter(UP).data = torch.randn(25, 16)
     assert f"{UP} is trainable and was float32 24x16 at the snapshot, float32 25x16 now" in problems(
-        before, model, optimizer)
+        before, model, optimizer
+    )
     model.get_parameter(UP).data = torch.randn(24, 16).bfloat16()
     assert "bfloat16 24x16 now" in problems(before, model, optimizer)
 
@@ -96,8 +105,10 @@ def test_a_head_tied_to_another_tensor_of_equal_value_is_seen():
     model.b.weight = model.a.weight
     before = snapshot(model)
     model.b.weight = model.lm_head.weight
-    assert "model.embed_tokens.weight was one tensor with lm_head.weight at the snapshot and is one with " \
-           "lm_head.weight, b.weight now" in problems(before, model)
+    assert (
+        "model.embed_tokens.weight was one tensor with lm_head.weight at the snapshot and is one with "
+        "lm_head.weight, b.weight now" in problems(before, model)
+    )
 
 
 # --- no false alarm ----------------------------------------------------------------
@@ -132,7 +143,9 @@ def test_a_table_of_positions_that_grew_is_no_weight():
 def test_a_plan_says_in_one_line_what_happens_to_a_head_of_its_own(plan, state):
     line = f"lm_head.weight is a tensor of its own, not tied to the token embedding: 976 parameters (19.6%), {state}"
     share = 976 / anatomy(build_model(Qwen3Config(**SHAPE, head_dim=8))).n_parameters
-    assert line.replace("19.6%", f"{share:.1%}") in str(plan.explain(build_model(Qwen3Config(**SHAPE, head_dim=8))))
+    assert line.replace("19.6%", f"{share:.1%}") in str(
+        plan.explain(build_model(Qwen3Config(**SHAPE, head_dim=8)))
+    )
     tied = build_model(Qwen3Config(**SHAPE, head_dim=8, tie_word_embeddings=True))
     assert "of its own" not in str(plan.explain(tied))
 
@@ -147,7 +160,9 @@ def with_int8(name=UP):
 
 
 def state(model):
-    return {n: (p.requires_grad, p.grad, p.dtype) for n, p in model.named_parameters()}, copy.copy(vars(model))
+    return {n: (p.requires_grad, p.grad, p.dtype) for n, p in model.named_parameters()}, copy.copy(
+        vars(model)
+    )
 
 
 @pytest.mark.parametrize("plan", [MAIN, FreezePlan.full(), FreezePlan.only("mlp")])

@@ -10,8 +10,16 @@ from helpers.freezing.unfreezing import UnfreezingError, change_plan, layer_by_l
 from helpers.models.loading import build_model, mini_config
 from helpers.models.losses import next_token_loss
 
-CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=4, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 2]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=4,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 2]],
+)
 IDS = torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(0))
 LAST, LAST_TWO = FreezePlan.only("layers:3"), FreezePlan.only("layers:2-3")
 
@@ -29,7 +37,9 @@ def run():
     """A model whose last block has trained for three steps, with weight decay, and its optimizer."""
     model = build_model(CONFIG, seed=1)
     LAST.apply(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1
+    )
     step(model, optimizer, 3)
     return model, optimizer
 
@@ -136,13 +146,20 @@ def test_a_plan_that_does_not_fit_changes_nothing(run):
 
 def test_a_model_wrapped_for_several_processes_is_refused(run):
     model, optimizer = run
-    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # a process group is not needed to be refused
+    wrapped = DistributedDataParallel.__new__(
+        DistributedDataParallel
+    )  # a process group is not needed to be refused
     with pytest.raises(UnfreezingError, match="wrap it again"):
         change_plan(wrapped, optimizer, LAST)
 
 
 def test_layer_by_layer_goes_from_the_last_block_to_all(run):
     plans = layer_by_layer(run[0])
-    assert [p.selectors for p in plans] == [("layers:3-3",), ("layers:2-3",), ("layers:1-3",), ("layers:0-3",)]
+    assert [p.selectors for p in plans] == [
+        ("layers:3-3",),
+        ("layers:2-3",),
+        ("layers:1-3",),
+        ("layers:0-3",),
+    ]
     counts = [p.explain(run[0]).n_trainable for p in plans]
     assert counts == sorted(counts) and counts[0] * 4 == counts[-1]

@@ -8,8 +8,14 @@ from helpers.lessons.checks import AnswerFault
 
 
 def judge(answer, **more):
-    return judge_function(answer, [(1,), (2,), (3,)], lambda n: n**2, {
-        lambda n: 2 * n: "doubled", lambda n: n**2 + (n == 3): "wrong at three"}, "well done", **more)
+    return judge_function(
+        answer,
+        [(1,), (2,), (3,)],
+        lambda n: n**2,
+        {lambda n: 2 * n: "doubled", lambda n: n**2 + (n == 3): "wrong at three"},
+        "well done",
+        **more,
+    )
 
 
 @pytest.mark.parametrize("form", [float, str, lambda v: [v], torch.tensor])
@@ -40,7 +46,9 @@ def test_nan_equals_nan_and_nothing_else():
     assert not judge_function(lambda n: nan, [(1,)], lambda n: 1, {}, "").ok
 
 
-@pytest.mark.parametrize("answer, words", [(3, "function is asked for"), (lambda n: 1 / 0, "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    "answer, words", [(3, "function is asked for"), (lambda n: 1 / 0, "ZeroDivisionError")]
+)
 def test_what_cannot_be_called_is_said(answer, words):
     with pytest.raises(AnswerFault, match=words):
         judge(answer)

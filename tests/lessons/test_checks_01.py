@@ -36,62 +36,101 @@ def test_an_untouched_stub_is_not_attempted_yet_and_raises_nothing(name, capsys)
     assert "not attempted yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "answer"), [
-    ("01a", MASKED),
-    ("01a", MASKED.tolist()),
-    ("01a", MASKED.double()), ("01a", MASKED.numpy()),
-    ("01a", MASKED[0]),
-    ("01a", SCORES.masked_fill(~PAST, torch.finfo(torch.float32).min)),
-    ("01a", torch.einsum("bhqd,bhkd->bhqk", Q, K).masked_fill(~PAST, -1e9).requires_grad_()),
-    ("01b", 64), ("01b", 64.0), ("01b", "64"), ("01b", torch.tensor(64)), ("01b", torch.tensor([64])), ("01b", [64]),
-    ("01b", np.int64(64)),
-    ("01c", wire),
-    ("01c", lambda x, a, f, b, g: x + f(a(x)) + g(b(x + f(a(x))))),
-])
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("01a", MASKED),
+        ("01a", MASKED.tolist()),
+        ("01a", MASKED.double()),
+        ("01a", MASKED.numpy()),
+        ("01a", MASKED[0]),
+        ("01a", SCORES.masked_fill(~PAST, torch.finfo(torch.float32).min)),
+        ("01a", torch.einsum("bhqd,bhkd->bhqk", Q, K).masked_fill(~PAST, -1e9).requires_grad_()),
+        ("01b", 64),
+        ("01b", 64.0),
+        ("01b", "64"),
+        ("01b", torch.tensor(64)),
+        ("01b", torch.tensor([64])),
+        ("01b", [64]),
+        ("01b", np.int64(64)),
+        ("01c", wire),
+        ("01c", lambda x, a, f, b, g: x + f(a(x)) + g(b(x + f(a(x))))),
+    ],
+)
 def test_a_right_answer_passes_in_every_form(name, answer):
     reply = reply_to(name, answer)
     assert reply.ok is True, reply.message
 
 
-@pytest.mark.parametrize(("answer", "named"), [
-    ((SCORES / 32**0.5).masked_fill(~PAST, -INF), "divided by √32"),
-    (SCORES / 32**0.5, "divided by √32"),
-    (SCORES.transpose(-1, -2).masked_fill(~PAST, -INF), "rows and columns are exchanged"),
-    (MASKED.softmax(-1), "after the softmax"),
-    (SCORES, "the mask is missing"),
-    (SCORES.masked_fill(~PAST, 0.0), "hid the future with 0"),
-    (SCORES.masked_fill(PAST, -INF), "may see are hidden"),
-    (SCORES.masked_fill(~PAST.tril(-1), -INF), "may see are hidden"),
-    (SCORES.masked_fill(~torch.ones(8, 8).tril(1).bool(), -INF), "not every later token is hidden"),
-    (torch.zeros(1, 2, 8, 8) * -INF, "there is NaN"),
-    (Q.transpose(-1, -2) @ K, "features against features"),
-    (torch.zeros(8, 8), "(1, 2, 8, 8) is asked for"),
-    (torch.ones(1, 2, 8, 8), "differ from q · k"),
-    (lambda q, k: q @ k.transpose(-1, -2), "this is a function"),
-    ("q @ k", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ((SCORES / 32**0.5).masked_fill(~PAST, -INF), "divided by √32"),
+        (SCORES / 32**0.5, "divided by √32"),
+        (SCORES.transpose(-1, -2).masked_fill(~PAST, -INF), "rows and columns are exchanged"),
+        (MASKED.softmax(-1), "after the softmax"),
+        (SCORES, "the mask is missing"),
+        (SCORES.masked_fill(~PAST, 0.0), "hid the future with 0"),
+        (SCORES.masked_fill(PAST, -INF), "may see are hidden"),
+        (SCORES.masked_fill(~PAST.tril(-1), -INF), "may see are hidden"),
+        (SCORES.masked_fill(~torch.ones(8, 8).tril(1).bool(), -INF), "not every later token is hidden"),
+        (torch.zeros(1, 2, 8, 8) * -INF, "there is NaN"),
+        (Q.transpose(-1, -2) @ K, "features against features"),
+        (torch.zeros(8, 8), "(1, 2, 8, 8) is asked for"),
+        (torch.ones(1, 2, 8, 8), "differ from q · k"),
+        (lambda q, k: q @ k.transpose(-1, -2), "this is a function"),
+        ("q @ k", "cannot be read"),
+    ],
+)
 def test_01a_names_the_mistake_in_the_scores(answer, named):
     reply = reply_to("01a", answer)
     assert reply.ok is False
     assert named in reply.message
 
 
-@pytest.mark.parametrize(("answer", "named"), [
-    (65, "counted itself twice"), (63, "left itself out"), (101, "global layer"), (100, "every token before"),
-    (36, "start to count"), (37, "first token"), (127, "future"), (128, "future"), (129, "future"),
-    (256, "GPT-Neo 125M"), (torch.tensor([65]), "counted itself twice"), ([101], "global layer"), (7, "is not it"),
-    ([1, 2], "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (65, "counted itself twice"),
+        (63, "left itself out"),
+        (101, "global layer"),
+        (100, "every token before"),
+        (36, "start to count"),
+        (37, "first token"),
+        (127, "future"),
+        (128, "future"),
+        (129, "future"),
+        (256, "GPT-Neo 125M"),
+        (torch.tensor([65]), "counted itself twice"),
+        ([101], "global layer"),
+        (7, "is not it"),
+        ([1, 2], "cannot be read"),
+    ],
+)
 def test_01b_names_the_mistake_in_the_count(answer, named):
     reply = reply_to("01b", answer)
     assert reply.ok is False
     assert named in reply.message
 
 
-@pytest.mark.parametrize(("wiring", "named"), list(zip(
-    [w for w, _ in checks_01.MISWIRED],
-    ["after the sum", "skip after the LayerNorm", "second skip starts at x", "reads x, beside attention",
-     "no LayerNorm", "both skips are missing", "ln_1 twice"], strict=True)))
+@pytest.mark.parametrize(
+    ("wiring", "named"),
+    list(
+        zip(
+            [w for w, _ in checks_01.MISWIRED],
+            [
+                "after the sum",
+                "skip after the LayerNorm",
+                "second skip starts at x",
+                "reads x, beside attention",
+                "no LayerNorm",
+                "both skips are missing",
+                "ln_1 twice",
+            ],
+            strict=True,
+        )
+    ),
+)
 def test_01c_names_the_mistake_in_the_wiring_with_its_residual_error(wiring, named):
     reply = reply_to("01c", wiring)
     assert reply.ok is False
@@ -107,22 +146,27 @@ def test_01c_names_one_fault_in_one_half(wiring, reason):
 
 def test_01c_no_two_wirings_are_taken_for_each_other():
     reasons = [reply_to("01c", wiring).message for wiring, _ in (*checks_01.MISWIRED, *checks_01.ONE_FAULT)]
-    assert len({reason.partition(": ")[2] for reason in reasons}) == len(reasons) - 1  # the MLP first: two ways
+    assert (
+        len({reason.partition(": ")[2] for reason in reasons}) == len(reasons) - 1
+    )  # the MLP first: two ways
 
 
 def faulty(x, ln_1, attention, ln_2, mlp):
     return x @ x
 
 
-@pytest.mark.parametrize(("answer", "named"), [
-    (wire(2.0, *[lambda h: h] * 4), "a function is asked for, found float"),
-    ("pre-LN", "a function is asked for, found str"),
-    (lambda *parts: None, "returns NoneType"),
-    (lambda x, *parts: x[0], "returns the shape (8, 24)"),
-    (lambda x, *parts: 3 * x, "Draw the two skips"),
-    (lambda x: x, "stopped with TypeError"),
-    (faulty, "stopped with RuntimeError"),
-])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (wire(2.0, *[lambda h: h] * 4), "a function is asked for, found float"),
+        ("pre-LN", "a function is asked for, found str"),
+        (lambda *parts: None, "returns NoneType"),
+        (lambda x, *parts: x[0], "returns the shape (8, 24)"),
+        (lambda x, *parts: 3 * x, "Draw the two skips"),
+        (lambda x: x, "stopped with TypeError"),
+        (faulty, "stopped with RuntimeError"),
+    ],
+)
 def test_01c_says_what_is_wrong_with_something_else(answer, named):
     reply = reply_to("01c", answer)
     assert reply.ok is False
@@ -168,14 +212,21 @@ def by_gradient(part, x):
     with torch.enable_grad():
         x = x.clone().requires_grad_()
         for t in range(x.shape[1] - 1):
-            slope, = torch.autograd.grad(part(x)[:, t].square().sum(), x)
+            (slope,) = torch.autograd.grad(part(x)[:, t].square().sum(), x)
             if slope[:, t + 1 :].any():
                 return torch.tensor(True)
     return torch.tensor(False)
 
 
-@pytest.mark.parametrize("answer", [looks_ahead, by_gradient, lambda part, x: np.bool_(looks_ahead(part, x)),
-                                    lambda part, x: int(looks_ahead(part, x))])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        looks_ahead,
+        by_gradient,
+        lambda part, x: np.bool_(looks_ahead(part, x)),
+        lambda part, x: int(looks_ahead(part, x)),
+    ],
+)
 def test_01d_a_right_probe_passes_whatever_it_returns(answer):
     reply = reply_to("01d", answer)
     assert reply.ok is True, reply.message
@@ -234,15 +285,22 @@ def probe_that_asks_for_all(part, x):
     return False
 
 
-@pytest.mark.parametrize(("answer", "named"), [
-    (probe_that_returns_in_its_loop, "a `return` inside the loop"),
-    (probe_that_returns_at_token_0, "belongs after the loop"),
-    (probe_that_asks_for_any, "One that moves is a leak"), (probe_that_asks_for_all, "One that moves is a leak"),
-    (lambda part, x: "no", "'no'. It must return True or False"),
-    (probe_that_writes_into_x, "you change x itself"), (lambda part, x: None, "returns None"),
-    (lambda part, x: part(x) != x, "returns 24 values"), (True, "found bool"),
-    (lambda x: False, "stopped with TypeError"),
-    (lambda part, x: part(x)[0, 0, 0] > 2, "one part computes")])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (probe_that_returns_in_its_loop, "a `return` inside the loop"),
+        (probe_that_returns_at_token_0, "belongs after the loop"),
+        (probe_that_asks_for_any, "One that moves is a leak"),
+        (probe_that_asks_for_all, "One that moves is a leak"),
+        (lambda part, x: "no", "'no'. It must return True or False"),
+        (probe_that_writes_into_x, "you change x itself"),
+        (lambda part, x: None, "returns None"),
+        (lambda part, x: part(x) != x, "returns 24 values"),
+        (True, "found bool"),
+        (lambda x: False, "stopped with TypeError"),
+        (lambda part, x: part(x)[0, 0, 0] > 2, "one part computes"),
+    ],
+)
 def test_01d_says_what_is_wrong_with_something_else(answer, named):
     reply = reply_to("01d", answer)
     assert reply.ok is False and named in reply.message
@@ -257,12 +315,18 @@ def test_01e_the_contributions_and_the_bias_make_the_logit():
     torch.testing.assert_close(logit_by_piece(pieces, ln, row).sum() + row @ ln.bias, logit)
 
 
-@pytest.mark.parametrize("answer", [
-    logit_by_piece,
-    lambda p, ln, row: logit_by_piece(p, ln, row).tolist(),
-    lambda p, ln, row: logit_by_piece(p, ln, row).numpy(),
-    lambda p, ln, row: logit_by_piece(p, ln, row)[:, None],
-    lambda p, ln, row: ((p - p.mean(-1, keepdim=True)) @ (ln.weight * row)) / p.sum(0).std(unbiased=False)])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        logit_by_piece,
+        lambda p, ln, row: logit_by_piece(p, ln, row).tolist(),
+        lambda p, ln, row: logit_by_piece(p, ln, row).numpy(),
+        lambda p, ln, row: logit_by_piece(p, ln, row)[:, None],
+        lambda p, ln, row: (
+            ((p - p.mean(-1, keepdim=True)) @ (ln.weight * row)) / p.sum(0).std(unbiased=False)
+        ),
+    ],
+)
 def test_01e_right_contributions_pass_in_every_form(answer):
     reply = reply_to("01e", answer)
     assert reply.ok is True, reply.message
@@ -274,12 +338,17 @@ def test_01e_names_the_mistake_in_the_contributions(split, reason):
     assert reply.ok is False and reply.message == reason
 
 
-@pytest.mark.parametrize(("answer", "named"), [
-    (lambda p, ln, row: p * row, "one for each feature"),
-    (lambda p, ln, row: ln(p.sum(0)) @ row, "4 numbers are asked"),
-    (lambda p, ln, row: logit_by_piece(p, ln, row).mean().expand(4), "its *own* mean"),
-    (lambda p, ln, row: torch.ones(4), "add up to 4.000"), (lambda p, ln, row: p @ p, "stopped with RuntimeError"),
-    (torch.ones(4), "found Tensor")])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (lambda p, ln, row: p * row, "one for each feature"),
+        (lambda p, ln, row: ln(p.sum(0)) @ row, "4 numbers are asked"),
+        (lambda p, ln, row: logit_by_piece(p, ln, row).mean().expand(4), "its *own* mean"),
+        (lambda p, ln, row: torch.ones(4), "add up to 4.000"),
+        (lambda p, ln, row: p @ p, "stopped with RuntimeError"),
+        (torch.ones(4), "found Tensor"),
+    ],
+)
 def test_01e_says_what_is_wrong_with_something_else(answer, named):
     reply = reply_to("01e", answer)
     assert reply.ok is False and named in reply.message
@@ -323,27 +392,34 @@ def forgets_the_tuple(part):
         handle.remove()
 
 
-@pytest.mark.parametrize("answer", [ablation(over_positions), ablation(lambda out: out.mean(1, keepdim=True))])
+@pytest.mark.parametrize(
+    "answer", [ablation(over_positions), ablation(lambda out: out.mean(1, keepdim=True))]
+)
 def test_01f_a_right_ablation_passes(answer):
     reply = reply_to("01f", answer)
     assert reply.ok is True, reply.message
 
 
-@pytest.mark.parametrize(("answer", "named"), [
-    (ablation(over_positions, keeps_tuple=False), "not for attention"),
-    (ablation(over_positions, returns=False), "nothing was replaced"),
-    (ablation(over_positions, removes=False), "the hook is still there"),
-    (ablation(over_positions, guarded=False), "After an error the hook stays"),
-    (ablation(torch.zeros_like), "this is the zero"),
-    (ablation(lambda out: out.mean(-1, keepdim=True).expand_as(out)), "over the width"),
-    (ablation(lambda out: out.mean(0, keepdim=True).expand_as(out)), "windows of the batch"),
-    (ablation(lambda out: out.mean((0, 1), keepdim=True).expand_as(out)), "mean of another"),
-    (ablation(lambda out: out.mean().expand_as(out)), "a single number"),
-    (forgets_the_tuple, "Attention returns a tuple: take its first entry"),
-    (ablation(lambda out: out.mean(1)), "the block stopped with RuntimeError"),
-    (ablation(lambda out: 2 * out), "would change it"),
-    (ablation(over_positions).__wrapped__, "put @contextmanager above it"),
-    (lambda part: None, "which `with` cannot open"), ("mean", "found str")])
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (ablation(over_positions, keeps_tuple=False), "not for attention"),
+        (ablation(over_positions, returns=False), "nothing was replaced"),
+        (ablation(over_positions, removes=False), "the hook is still there"),
+        (ablation(over_positions, guarded=False), "After an error the hook stays"),
+        (ablation(torch.zeros_like), "this is the zero"),
+        (ablation(lambda out: out.mean(-1, keepdim=True).expand_as(out)), "over the width"),
+        (ablation(lambda out: out.mean(0, keepdim=True).expand_as(out)), "windows of the batch"),
+        (ablation(lambda out: out.mean((0, 1), keepdim=True).expand_as(out)), "mean of another"),
+        (ablation(lambda out: out.mean().expand_as(out)), "a single number"),
+        (forgets_the_tuple, "Attention returns a tuple: take its first entry"),
+        (ablation(lambda out: out.mean(1)), "the block stopped with RuntimeError"),
+        (ablation(lambda out: 2 * out), "would change it"),
+        (ablation(over_positions).__wrapped__, "put @contextmanager above it"),
+        (lambda part: None, "which `with` cannot open"),
+        ("mean", "found str"),
+    ],
+)
 def test_01f_names_the_mistake_in_the_ablation(answer, named):
     reply = reply_to("01f", answer)
     assert reply.ok is False and named in reply.message

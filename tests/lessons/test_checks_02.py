@@ -23,16 +23,26 @@ def test_an_untouched_stub_is_not_attempted(name):
 # --- 02a ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [1.9406, 1.940598, torch.tensor(1.9406), [1.9406], "1.9406",
-                                    np.array([1.9406])], ids=repr)
+@pytest.mark.parametrize(
+    "answer", [1.9406, 1.940598, torch.tensor(1.9406), [1.9406], "1.9406", np.array([1.9406])], ids=repr
+)
 def test_the_decayed_weight_passes_in_every_form(answer):
     assert reply_to("02a", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (2, "no gradient, no movement"), (torch.tensor(2.0), "no gradient, no movement"), (1.94, "first* value"),
-    (1.94, "rounded"),
-    (1.458, "forgot the rate"), (1.98, "after one step"), (1.7, "only decay acts"), (0.5, "factor of one step")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (2, "no gradient, no movement"),
+        (torch.tensor(2.0), "no gradient, no movement"),
+        (1.94, "first* value"),
+        (1.94, "rounded"),
+        (1.458, "forgot the rate"),
+        (1.98, "after one step"),
+        (1.7, "only decay acts"),
+        (0.5, "factor of one step"),
+    ],
+)
 def test_a_wrong_weight_names_the_mistake(answer, what):
     reply = reply_to("02a", answer)
     assert reply.ok is False and what in reply.message
@@ -50,26 +60,43 @@ def test_the_answer_is_what_adamw_does():
 # --- 02b ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [
-    RIGHT_B, tuple(RIGHT_B), [w.upper() for w in RIGHT_B], dict(enumerate(RIGHT_B)), [1, 0.5, None, 2, None, 3],
-    ["non-zero", "nonzero", "None", "nonzero", "none", "nonzero"],
-    "nonzero, nonzero, absent, nonzero, absent, nonzero",
-    [torch.ones(2, 2), torch.ones(2), None, torch.ones(1), None, torch.tensor(0.1)]], ids=lambda a: str(a)[:40])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        RIGHT_B,
+        tuple(RIGHT_B),
+        [w.upper() for w in RIGHT_B],
+        dict(enumerate(RIGHT_B)),
+        [1, 0.5, None, 2, None, 3],
+        ["non-zero", "nonzero", "None", "nonzero", "none", "nonzero"],
+        "nonzero, nonzero, absent, nonzero, absent, nonzero",
+        [torch.ones(2, 2), torch.ones(2), None, torch.ones(1), None, torch.tensor(0.1)],
+    ],
+    ids=lambda a: str(a)[:40],
+)
 def test_the_right_states_pass_in_every_form(answer):
     assert reply_to("02b", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (["nonzero", "nonzero", "zero", "nonzero", "zero", "nonzero"], "None for 0"),
-    (["nonzero", "nonzero", 0, "nonzero", torch.zeros(3), "nonzero"], "None for 0"),
-    (["absent", "absent", "absent", "nonzero", "absent", "nonzero"], "stops the gradient"),
-    (["nonzero", "absent", "absent", "nonzero", "absent", "nonzero"], "stops the gradient"),
-    (["zero", "nonzero", "absent", "nonzero", "absent", "nonzero"], "stops the gradient"),
-    (["nonzero"] * 6, "exists in mathematics"),
-    (["nonzero", "nonzero", "absent", "absent", "absent", "nonzero"], "h.0 mlp.c_fc is no attention weight"),
-    (["nonzero", "nonzero", "absent", "nonzero", "absent", "zero"], "ln_f is no attention weight"),
-    (["nonzero"] * 5, "6 words are asked for, found 5"),
-    (["yes"] * 6, "none of 'absent', 'zero', 'nonzero'")], ids=lambda a: str(a)[:40])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (["nonzero", "nonzero", "zero", "nonzero", "zero", "nonzero"], "None for 0"),
+        (["nonzero", "nonzero", 0, "nonzero", torch.zeros(3), "nonzero"], "None for 0"),
+        (["absent", "absent", "absent", "nonzero", "absent", "nonzero"], "stops the gradient"),
+        (["nonzero", "absent", "absent", "nonzero", "absent", "nonzero"], "stops the gradient"),
+        (["zero", "nonzero", "absent", "nonzero", "absent", "nonzero"], "stops the gradient"),
+        (["nonzero"] * 6, "exists in mathematics"),
+        (
+            ["nonzero", "nonzero", "absent", "absent", "absent", "nonzero"],
+            "h.0 mlp.c_fc is no attention weight",
+        ),
+        (["nonzero", "nonzero", "absent", "nonzero", "absent", "zero"], "ln_f is no attention weight"),
+        (["nonzero"] * 5, "6 words are asked for, found 5"),
+        (["yes"] * 6, "none of 'absent', 'zero', 'nonzero'"),
+    ],
+    ids=lambda a: str(a)[:40],
+)
 def test_a_wrong_state_names_the_mistake(answer, what):
     reply = reply_to("02b", answer)
     assert reply.ok is False and what in reply.message
@@ -80,17 +107,38 @@ def test_a_wrong_state_names_the_mistake(answer, what):
 CUTS = [6, 9, 0, 0, 8, 0]
 
 
-@pytest.mark.parametrize("answer", [CUTS, tuple(CUTS), torch.tensor(CUTS), np.array(CUTS), [float(n) for n in CUTS],
-                                    dict(enumerate(CUTS)), [str(n) for n in CUTS]], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        CUTS,
+        tuple(CUTS),
+        torch.tensor(CUTS),
+        np.array(CUTS),
+        [float(n) for n in CUTS],
+        dict(enumerate(CUTS)),
+        [str(n) for n in CUTS],
+    ],
+    ids=str,
+)
 def test_the_right_cuts_pass_in_every_form(answer):
     assert reply_to("02c", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    ([6, 9, 12, 0, 8, 0], "a frozen part is not a cut"), ([6, 9, 0, 0, 8, 12], "a part of its gradient"),
-    ([6, 9, 0, 11, 8, 0], "A small share"), ([5, 9, 0, 0, 8, 0], "How many blocks are 0 to 5"),
-    ([6, 3, 0, 0, 4, 0], "that still need gradients"), ([6, 8, 0, 0, 8, 0], "plan 2"), ([6, 9, 0, 0, 7, 0], "plan 5"),
-    ([6, 9], "6 numbers are asked for, found 2"), (6, "cannot be read")], ids=str)
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ([6, 9, 12, 0, 8, 0], "a frozen part is not a cut"),
+        ([6, 9, 0, 0, 8, 12], "a part of its gradient"),
+        ([6, 9, 0, 11, 8, 0], "A small share"),
+        ([5, 9, 0, 0, 8, 0], "How many blocks are 0 to 5"),
+        ([6, 3, 0, 0, 4, 0], "that still need gradients"),
+        ([6, 8, 0, 0, 8, 0], "plan 2"),
+        ([6, 9, 0, 0, 7, 0], "plan 5"),
+        ([6, 9], "6 numbers are asked for, found 2"),
+        (6, "cannot be read"),
+    ],
+    ids=str,
+)
 def test_a_wrong_cut_names_the_mistake(answer, what):
     reply = reply_to("02c", answer)
     assert reply.ok is False and what in reply.message
@@ -139,6 +187,7 @@ def by_name(rule, silent=True, clear=True):
         for parameter in hits:
             parameter.requires_grad_(False)
             parameter.grad = None if clear else parameter.grad
+
     return freeze
 
 
@@ -148,9 +197,11 @@ def with_dot(name, index):
 
 def after(first):
     """The right function, and something more."""
+
     def freeze(model, index):
         freeze_block(model, index)
         first(model, index)
+
     return freeze
 
 
@@ -173,17 +224,28 @@ def test_a_right_freeze_of_one_block_passes(answer):
     assert "name" not in reply.message, "right by place or by name: the reply cannot know which"
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (by_name(lambda name, i: f".h.{i}" in name), "blocks 10 and 11"), (by_name(with_dot), "must be an error"),
-    (by_name(with_dot, clear=False), "old gradients are still there"), (on_the_module, "an attribute of the module"),
-    (zeros, "Zero is not absent"), (with_a_plan, "block 3 was frozen"),
-    (lambda m, i: m.eval(), "no parameter of block 1"),
-    (lambda m, i: freeze_block(m.requires_grad_(True), i), "block 3 was frozen"),
-    (after(lambda m, i: m.zero_grad()), "weights that go on training"),
-    (by_name(lambda name, i: with_dot(name, i) and "attn" in name), "a part of block 1 still trains: 8 of 13"),
-    (by_name(lambda name, i: with_dot(name, i) or "wte" in name), "more than block 1 is frozen"),
-    (after(lambda m, i: m.transformer.h[i].mlp.c_fc.weight.data.zero_()), "the values of"),
-    (lambda m, i: m.h[i], "stopped with AttributeError"), (None, "found NoneType")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (by_name(lambda name, i: f".h.{i}" in name), "blocks 10 and 11"),
+        (by_name(with_dot), "must be an error"),
+        (by_name(with_dot, clear=False), "old gradients are still there"),
+        (on_the_module, "an attribute of the module"),
+        (zeros, "Zero is not absent"),
+        (with_a_plan, "block 3 was frozen"),
+        (lambda m, i: m.eval(), "no parameter of block 1"),
+        (lambda m, i: freeze_block(m.requires_grad_(True), i), "block 3 was frozen"),
+        (after(lambda m, i: m.zero_grad()), "weights that go on training"),
+        (
+            by_name(lambda name, i: with_dot(name, i) and "attn" in name),
+            "a part of block 1 still trains: 8 of 13",
+        ),
+        (by_name(lambda name, i: with_dot(name, i) or "wte" in name), "more than block 1 is frozen"),
+        (after(lambda m, i: m.transformer.h[i].mlp.c_fc.weight.data.zero_()), "the values of"),
+        (lambda m, i: m.h[i], "stopped with AttributeError"),
+        (None, "found NoneType"),
+    ],
+)
 def test_a_wrong_freeze_of_one_block_names_the_mistake(answer, what):
     reply = reply_to("02d", answer)
     assert reply.ok is False and what in reply.message
@@ -192,16 +254,27 @@ def test_a_wrong_freeze_of_one_block_names_the_mistake(answer, what):
 # --- 02e ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [
-    "ECBABADD", "ecbabadd", "E C B A B A D D", "E, C, B, A, B, A, D, D", list("ECBABADD"), tuple("ecbabadd"),
-    dict(enumerate("ECBABADD", start=1)), {e.name: DIAGNOSES[e.number - 1] for e in EXHIBITS}], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "ECBABADD",
+        "ecbabadd",
+        "E C B A B A D D",
+        "E, C, B, A, B, A, D, D",
+        list("ECBABADD"),
+        tuple("ecbabadd"),
+        dict(enumerate("ECBABADD", start=1)),
+        {e.name: DIAGNOSES[e.number - 1] for e in EXHIBITS},
+    ],
+    ids=repr,
+)
 def test_the_right_letters_pass_in_every_form(answer):
     assert reply_to("02e", answer).ok is True
 
 
 @pytest.mark.parametrize(("number", "letter"), list(MISREAD))
 def test_a_misread_exhibit_is_named_with_its_reason(number, letter):
-    answer = DIAGNOSES[:number - 1] + letter + DIAGNOSES[number:]
+    answer = DIAGNOSES[: number - 1] + letter + DIAGNOSES[number:]
     reply = reply_to("02e", answer)
     assert reply.ok is False
     assert f"7 of 8 are right. Exhibit {number}, {letter}: {MISREAD[number, letter]}" == reply.message
@@ -220,8 +293,15 @@ def test_another_wrong_letter_points_at_the_evidence():
     assert reply.ok is False and "does not fit the evidence" in reply.message
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    ("ECBABAD", "7 letters"), ("ECBABADX", "'X' is no letter"), ({9: "A"}, "no exhibit 9"), (5, "cannot be read")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ("ECBABAD", "7 letters"),
+        ("ECBABADX", "'X' is no letter"),
+        ({9: "A"}, "no exhibit 9"),
+        (5, "cannot be read"),
+    ],
+)
 def test_an_answer_of_another_form_is_explained(answer, what):
     reply = reply_to("02e", answer)
     assert reply.ok is False and what in reply.message
@@ -300,14 +380,23 @@ def test_a_right_step_on_some_rows_passes(answer):
     assert reply.ok is True, reply.message
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (masked, "weight decay does not ask"), (masked_with_decay_by_hand, "coast on"),
-    (without_decay, "not move as an ordinary step"), (without_clone, "clone()"),
-    (rebound, "only gives the name to another tensor"), (all_put_back, "nothing moved at all"),
-    (lambda weight, rows, optimizer: None, "nothing moved at all"),
-    (lambda weight, rows, optimizer: put_back(weight, others(weight, rows), optimizer), "turned round"),
-    (lambda weight, rows, optimizer: optimizer.step(), "all rows move"), (without_no_grad, "torch.no_grad()"),
-    (lambda weight, rows: None, "stopped with TypeError"), (torch.ones(2), "found Tensor")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (masked, "weight decay does not ask"),
+        (masked_with_decay_by_hand, "coast on"),
+        (without_decay, "not move as an ordinary step"),
+        (without_clone, "clone()"),
+        (rebound, "only gives the name to another tensor"),
+        (all_put_back, "nothing moved at all"),
+        (lambda weight, rows, optimizer: None, "nothing moved at all"),
+        (lambda weight, rows, optimizer: put_back(weight, others(weight, rows), optimizer), "turned round"),
+        (lambda weight, rows, optimizer: optimizer.step(), "all rows move"),
+        (without_no_grad, "torch.no_grad()"),
+        (lambda weight, rows: None, "stopped with TypeError"),
+        (torch.ones(2), "found Tensor"),
+    ],
+)
 def test_a_wrong_step_on_some_rows_names_the_mistake(answer, what):
     reply = reply_to("02f", answer)
     assert reply.ok is False and what in reply.message

@@ -38,15 +38,19 @@ def in_form(form):
     return lambda table: {plan: v if v == "wider" else form(v) for plan, v in choose(table).items()}
 
 
-@pytest.mark.parametrize("form", [float, str, np.float64, lambda v: torch.tensor(v, dtype=torch.float64),
-                                  lambda v: [v], lambda v: (v,)],
-                         ids=["float", "text", "numpy", "tensor", "list", "tuple"])
+@pytest.mark.parametrize(
+    "form",
+    [float, str, np.float64, lambda v: torch.tensor(v, dtype=torch.float64), lambda v: [v], lambda v: (v,)],
+    ids=["float", "text", "numpy", "tensor", "list", "tuple"],
+)
 def test_the_right_choice_passes_in_every_form(form):
     assert reply_to("04c", in_form(form)).ok is True
 
 
 def test_the_word_wider_passes_in_capitals():
-    assert reply_to("04c", lambda table: {p: "Wider" if v == "wider" else v for p, v in choose(table).items()}).ok
+    assert reply_to(
+        "04c", lambda table: {p: "Wider" if v == "wider" else v for p, v in choose(table).items()}
+    ).ok
 
 
 def one_rate_for_both(table):
@@ -72,23 +76,35 @@ def trusts_the_order(table):
     def of_plan(losses):
         best = min(finished(losses), key=losses.get)
         return "wider" if best in (min(losses), list(losses)[-1]) else best
-    return {plan: of_plan(losses) if not any(map(math.isnan, losses.values())) else chosen(losses)
-            for plan, losses in table.items()}
+
+    return {
+        plan: of_plan(losses) if not any(map(math.isnan, losses.values())) else chosen(losses)
+        for plan, losses in table.items()
+    }
 
 
-@pytest.mark.parametrize(("mistake", "what"), [
-    (one_rate_for_both, "both plans one rate"),
-    (takes_the_edge, "at the edge of the grid"),
-    (lambda table: {p: sorted(losses)[1] for p, losses in table.items()}, "The lowest loss is that of 0.001"),
-    (lambda table: {p: max(losses, key=losses.get) for p, losses in table.items()}, "the highest loss"),
-    (lambda table: {p: sorted(losses)[p == "main"] for p, losses in table.items()}, "in the middle of its grid"),
-    (lets_nan_win, "a run that diverged"),
-    (forgets_the_diverged_neighbour, "a neighbour that was tried"),
-    (trusts_the_order, "trusts the order"),
-    (lambda table: None, "should return a dict"),
-    (lambda table: {"main": 3e-4}, "should return a dict"),
-    (lambda table: table["nowhere"], "stopped with KeyError"),
-])
+@pytest.mark.parametrize(
+    ("mistake", "what"),
+    [
+        (one_rate_for_both, "both plans one rate"),
+        (takes_the_edge, "at the edge of the grid"),
+        (
+            lambda table: {p: sorted(losses)[1] for p, losses in table.items()},
+            "The lowest loss is that of 0.001",
+        ),
+        (lambda table: {p: max(losses, key=losses.get) for p, losses in table.items()}, "the highest loss"),
+        (
+            lambda table: {p: sorted(losses)[p == "main"] for p, losses in table.items()},
+            "in the middle of its grid",
+        ),
+        (lets_nan_win, "a run that diverged"),
+        (forgets_the_diverged_neighbour, "a neighbour that was tried"),
+        (trusts_the_order, "trusts the order"),
+        (lambda table: None, "should return a dict"),
+        (lambda table: {"main": 3e-4}, "should return a dict"),
+        (lambda table: table["nowhere"], "stopped with KeyError"),
+    ],
+)
 def test_a_usual_mistake_with_rates_is_named(mistake, what):
     assert_wrong("04c", mistake, what)
 
@@ -102,8 +118,14 @@ def test_a_result_in_place_of_the_function_is_explained(answer):
 
 
 def save(model, optimizer, step):
-    return copy.deepcopy({"weights": model.state_dict(), "moments": optimizer.state_dict(),
-                          "dice": torch.get_rng_state(), "step": step})
+    return copy.deepcopy(
+        {
+            "weights": model.state_dict(),
+            "moments": optimizer.state_dict(),
+            "dice": torch.get_rng_state(),
+            "step": step,
+        }
+    )
 
 
 def load(saved, model, optimizer):
@@ -122,6 +144,7 @@ def load_without(*parts, step=None):
         if "dice" not in parts:
             torch.set_rng_state(saved["dice"])
         return step if "step" in parts else saved["step"]
+
     return load_some
 
 
@@ -129,29 +152,40 @@ def save_uncopied(*parts):
     def save_some(model, optimizer, step):
         living = {"weights": model.state_dict(), "moments": optimizer.state_dict()}
         return save(model, optimizer, step) | {part: living[part] for part in parts}
+
     return save_some
 
 
-@pytest.mark.parametrize("answer", [(save, load), [save, load], {"save": save, "load": load},
-                                    (lambda *run: {**save(*run), "step": torch.tensor(run[2])}, load),
-                                    (lambda *run: {**save(*run), "step": [run[2]]}, load)],
-                         ids=["tuple", "list", "dict", "step as tensor", "step as list"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (save, load),
+        [save, load],
+        {"save": save, "load": load},
+        (lambda *run: {**save(*run), "step": torch.tensor(run[2])}, load),
+        (lambda *run: {**save(*run), "step": [run[2]]}, load),
+    ],
+    ids=["tuple", "list", "dict", "step as tensor", "step as list"],
+)
 def test_a_full_save_passes_in_every_form(answer):
     assert reply_to("04d", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    ((save, load_without("weights")), "the weights are not those"),
-    ((save, load_without("moments")), "moments are not"),
-    ((save, load_without("moments", "dice", "step")), "moments are not"),
-    ((save, load_without("dice")), "the random state is not"),
-    ((save, load_without("step")), "returns nothing"),
-    ((save, load_without("step", step=0)), "sees its first batches twice"),
-    ((save, load_without("step", step=4)), "saved after step 3"),
-    ((save_uncopied("weights"), load), "weights that you saved went on changing"),
-    ((save_uncopied("moments"), load), "moments that you saved went on changing"),
-    ((save, lambda saved, model, optimizer: saved["nothing"]), "stopped with KeyError"),
-])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ((save, load_without("weights")), "the weights are not those"),
+        ((save, load_without("moments")), "moments are not"),
+        ((save, load_without("moments", "dice", "step")), "moments are not"),
+        ((save, load_without("dice")), "the random state is not"),
+        ((save, load_without("step")), "returns nothing"),
+        ((save, load_without("step", step=0)), "sees its first batches twice"),
+        ((save, load_without("step", step=4)), "saved after step 3"),
+        ((save_uncopied("weights"), load), "weights that you saved went on changing"),
+        ((save_uncopied("moments"), load), "moments that you saved went on changing"),
+        ((save, lambda saved, model, optimizer: saved["nothing"]), "stopped with KeyError"),
+    ],
+)
 def test_what_a_resumed_run_lacks_is_named(answer, what):
     assert_wrong("04d", answer, what)
 
@@ -161,6 +195,7 @@ def test_a_load_that_changes_something_else_is_found():
         step = load(saved, model, optimizer)
         optimizer.param_groups[0]["lr"] = 0.01
         return step
+
     assert_wrong("04d", (save, load_and_tamper), "the end differs")
 
 
@@ -179,15 +214,26 @@ def test_the_check_leaves_the_readers_random_state_alone():
 # --- 04a ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [3.24, "3.24", torch.tensor(3.24), [3.24], (3.24,), np.float32(3.24), 1620 / 500])
+@pytest.mark.parametrize(
+    "answer", [3.24, "3.24", torch.tensor(3.24), [3.24], (3.24,), np.float32(3.24), 1620 / 500]
+)
 def test_the_mean_over_tokens_passes_in_every_form(answer):
     assert reply_to("04a", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (4, "the mean of the three means"), (torch.tensor(4), "the mean of the three means"), (1620, "forgot to divide"),
-    (540, "by three micro-batches"), (12, "added up the three means"), (0.024, "turn each mean back"),
-    (3.5, "is not it"), ([3.0, 4.0, 5.0], "one number is asked for")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (4, "the mean of the three means"),
+        (torch.tensor(4), "the mean of the three means"),
+        (1620, "forgot to divide"),
+        (540, "by three micro-batches"),
+        (12, "added up the three means"),
+        (0.024, "turn each mean back"),
+        (3.5, "is not it"),
+        ([3.0, 4.0, 5.0], "one number is asked for"),
+    ],
+)
 def test_a_usual_mistake_with_means_is_named(answer, what):
     assert_wrong("04a", answer, what)
 
@@ -234,6 +280,7 @@ def step_that(*faults):
             optimizer.zero_grad()
         if "no loss" not in faults:
             return nats if "nats" in faults else nats / n_tokens
+
     return faulty
 
 
@@ -246,20 +293,24 @@ def step_at_once(model, optimizer, parts, loss_of):
     return loss
 
 
-@pytest.mark.parametrize(("mistake", "what"), [
-    (step_that("mean of means"), "the mean of their means"),
-    (step_that("sum of means"), "added up the means"),
-    (step_that("sums"), "grows with the number of tokens"),
-    (step_that("never clears"), "still in .grad"),
-    (step_that("clears each part"), "only the last part"),
-    (step_that("steps often"), "several small steps"),
-    (step_that("no backward"), "no weight has moved"),
-    (step_that("no loss"), "returns nothing"),
-    (step_that("nats"), "the loss that you return is not"),
-    (step_that("sums", "never clears"), "somewhere else"),
-    (step_at_once, "before calling backward on the one before"),
-    (lambda *run: run[9], "stopped with IndexError"), (3.2, "a function is asked for"),
-])
+@pytest.mark.parametrize(
+    ("mistake", "what"),
+    [
+        (step_that("mean of means"), "the mean of their means"),
+        (step_that("sum of means"), "added up the means"),
+        (step_that("sums"), "grows with the number of tokens"),
+        (step_that("never clears"), "still in .grad"),
+        (step_that("clears each part"), "only the last part"),
+        (step_that("steps often"), "several small steps"),
+        (step_that("no backward"), "no weight has moved"),
+        (step_that("no loss"), "returns nothing"),
+        (step_that("nats"), "the loss that you return is not"),
+        (step_that("sums", "never clears"), "somewhere else"),
+        (step_at_once, "before calling backward on the one before"),
+        (lambda *run: run[9], "stopped with IndexError"),
+        (3.2, "a function is asked for"),
+    ],
+)
 def test_a_usual_mistake_in_a_step_is_named(mistake, what):
     assert_wrong("04b", mistake, what)
 
@@ -304,20 +355,25 @@ def unpaired(pairs):
     return math.exp(middle - half), math.exp(middle + half)
 
 
-@pytest.mark.parametrize(("mistake", "what"), [
-    (lambda pairs: ratio_of([pair[::-1] for pair in pairs]), "full by main"),
-    (with_ratio(lambda p: p[:, 0].mean() / p[:, 1].mean()), "two mean times"),
-    (with_ratio(lambda p: (p[:, 0] / p[:, 1]).mean()), "plain mean of the ratios"),
-    (with_ratio(lambda p: np.log(p[:, 0] / p[:, 1]).mean()), "mean logarithm"),
-    (lambda pairs: ratio_of(pairs, 1.96), "t is larger"),
-    (lambda pairs: ratio_of(pairs, stats.norm.ppf(0.975)), "t is larger"),
-    (lambda pairs: ratio_of(pairs, ddof=0), "ddof=1"),
-    (with_bounds(without_root), "square root"),
-    (with_bounds(unpaired), "one by one"),
-    (with_bounds(lambda p: np.log(ratio_of(p)[1:])), "still logarithms"),
-    (with_bounds(plus_minus_half), "belongs to the logarithms"),
-    (lambda pairs: ratio_of(pairs)[0], "three numbers"), (lambda pairs: (1, 1, 1), "is right"),
-    (lambda pairs: pairs["main"], "stopped with TypeError"), (0.9, "a function is asked for"),
-])
+@pytest.mark.parametrize(
+    ("mistake", "what"),
+    [
+        (lambda pairs: ratio_of([pair[::-1] for pair in pairs]), "full by main"),
+        (with_ratio(lambda p: p[:, 0].mean() / p[:, 1].mean()), "two mean times"),
+        (with_ratio(lambda p: (p[:, 0] / p[:, 1]).mean()), "plain mean of the ratios"),
+        (with_ratio(lambda p: np.log(p[:, 0] / p[:, 1]).mean()), "mean logarithm"),
+        (lambda pairs: ratio_of(pairs, 1.96), "t is larger"),
+        (lambda pairs: ratio_of(pairs, stats.norm.ppf(0.975)), "t is larger"),
+        (lambda pairs: ratio_of(pairs, ddof=0), "ddof=1"),
+        (with_bounds(without_root), "square root"),
+        (with_bounds(unpaired), "one by one"),
+        (with_bounds(lambda p: np.log(ratio_of(p)[1:])), "still logarithms"),
+        (with_bounds(plus_minus_half), "belongs to the logarithms"),
+        (lambda pairs: ratio_of(pairs)[0], "three numbers"),
+        (lambda pairs: (1, 1, 1), "is right"),
+        (lambda pairs: pairs["main"], "stopped with TypeError"),
+        (0.9, "a function is asked for"),
+    ],
+)
 def test_a_usual_mistake_with_times_is_named(mistake, what):
     assert_wrong("04e", mistake, what)

@@ -25,8 +25,17 @@ def test_05a_right_in_any_form(answer):
     assert reply_to("05a", answer).ok
 
 
-@pytest.mark.parametrize("answer, words", [(0.01, "sign"), (-0.055, "equal steps"), (-0.085, "last points"),
-                                           (-0.07, "Subtract"), (0.06, "Subtract"), (5, "go halfway")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (0.01, "sign"),
+        (-0.055, "equal steps"),
+        (-0.085, "last points"),
+        (-0.07, "Subtract"),
+        (0.06, "Subtract"),
+        (5, "go halfway"),
+    ],
+)
 def test_05a_names_the_mistake(answer, words):
     reply = reply_to("05a", answer)
     assert reply.ok is False and words in reply.message
@@ -36,8 +45,10 @@ def test_05b_right():
     assert reply_to("05b", 0.0143).ok
 
 
-@pytest.mark.parametrize("answer, words", [(0.00124, "1,000"), (0.0124, "1.96"), (0.00632, "standard error"),
-                                           (0.0452, "square root")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [(0.00124, "1,000"), (0.0124, "1.96"), (0.00632, "standard error"), (0.0452, "square root")],
+)
 def test_05b_names_the_mistake(answer, words):
     reply = reply_to("05b", answer)
     assert reply.ok is False and words in reply.message
@@ -84,9 +95,19 @@ def test_the_verdicts_are_those_of_the_courses_rule():
     assert tuple(verdict(*case) for case in CASES) == VERDICTS
 
 
-@pytest.mark.parametrize("answer", [
-    list(VERDICTS), VERDICTS, np.array(VERDICTS), ", ".join(VERDICTS), [v.upper() for v in VERDICTS],
-    dict(enumerate(VERDICTS, 1)), [v.replace(" ", "_") for v in VERDICTS], ["h", "n", "d", "d", "d", "n", "n"]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        list(VERDICTS),
+        VERDICTS,
+        np.array(VERDICTS),
+        ", ".join(VERDICTS),
+        [v.upper() for v in VERDICTS],
+        dict(enumerate(VERDICTS, 1)),
+        [v.replace(" ", "_") for v in VERDICTS],
+        ["h", "n", "d", "d", "d", "n", "n"],
+    ],
+)
 def test_verdicts_are_right_in_every_form(answer):
     assert reply_to("05d", answer).ok
 
@@ -95,13 +116,26 @@ def but(n, verdict):
     return [verdict if i == n else v for i, v in enumerate(VERDICTS, 1)]
 
 
-@pytest.mark.parametrize("answer, words", [
-    (but(1, "not decided"), "with zero and with"), (but(2, "does not hold"), "shown to be absent"),
-    (but(2, "holds"), "the middle alone"), (but(3, "not decided"), "look at the width"), (but(3, "holds"), "shut out"),
-    (but(4, "holds"), "too small to count"), (but(4, "not decided"), "narrow"), (but(5, "holds"), "other* side"),
-    (but(6, "holds"), "holds zero"), (but(6, "does not hold"), "would count"), (but(7, "holds"), "one pair"),
-    (but(7, "does not hold"), "nothing is shut out"), (["yes"] * 7, "none of"), (["holds"], "found 1"),
-    (3, "cannot be read")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (but(1, "not decided"), "with zero and with"),
+        (but(2, "does not hold"), "shown to be absent"),
+        (but(2, "holds"), "the middle alone"),
+        (but(3, "not decided"), "look at the width"),
+        (but(3, "holds"), "shut out"),
+        (but(4, "holds"), "too small to count"),
+        (but(4, "not decided"), "narrow"),
+        (but(5, "holds"), "other* side"),
+        (but(6, "holds"), "holds zero"),
+        (but(6, "does not hold"), "would count"),
+        (but(7, "holds"), "one pair"),
+        (but(7, "does not hold"), "nothing is shut out"),
+        (["yes"] * 7, "none of"),
+        (["holds"], "found 1"),
+        (3, "cannot be read"),
+    ],
+)
 def test_each_mistake_about_verdicts_is_named(answer, words):
     reply = reply_to("05d", answer)
     assert reply.ok is False and words in reply.message
@@ -127,19 +161,28 @@ def test_the_reported_loss_is_right_in_every_form(form):
     assert reply_to("05e", lambda runs: form(report(runs))).ok
 
 
-@pytest.mark.parametrize("mistake, words", [
-    (mean_over(lambda run: lowest(run, "test")["test"]), "took part in the choice"),
-    (lambda runs: min(e["test"] for run in runs for e in run), "took part in the choice"),
-    (mean_over(lambda run: run[-1]["test"]), "last point"),
-    (mean_over(lambda run: lowest(run, "train")["test"]), "by the training loss"),
-    (lambda runs: min((lowest(run, "dev") for run in runs), key=lambda e: e["dev"])["test"], "best run alone"),
-    (lambda runs: min(lowest(run, "dev")["test"] for run in runs), "best run alone"),
-    (mean_over(lambda run: lowest(run, "dev")["dev"]), "return the dev loss"),
-    (mean_over(lambda run: np.mean([e["test"] for e in run])), "all points"),
-    (lambda runs: sum(lowest(run, "dev")["test"] for run in runs), "Divide by their number"),
-    (mean_over(lambda run: run[int(np.argmin([e["dev"] for e in run]))]["test"]), "NaN won"),
-    (lambda runs: report([run for run in runs if not math.isnan(run[1]["dev"])]), "dropped the run"),
-    (lambda runs: 1.0, "is right"), (lambda runs: runs["dev"], "stopped with TypeError"), (3.4, "function is asked")])
+@pytest.mark.parametrize(
+    "mistake, words",
+    [
+        (mean_over(lambda run: lowest(run, "test")["test"]), "took part in the choice"),
+        (lambda runs: min(e["test"] for run in runs for e in run), "took part in the choice"),
+        (mean_over(lambda run: run[-1]["test"]), "last point"),
+        (mean_over(lambda run: lowest(run, "train")["test"]), "by the training loss"),
+        (
+            lambda runs: min((lowest(run, "dev") for run in runs), key=lambda e: e["dev"])["test"],
+            "best run alone",
+        ),
+        (lambda runs: min(lowest(run, "dev")["test"] for run in runs), "best run alone"),
+        (mean_over(lambda run: lowest(run, "dev")["dev"]), "return the dev loss"),
+        (mean_over(lambda run: np.mean([e["test"] for e in run])), "all points"),
+        (lambda runs: sum(lowest(run, "dev")["test"] for run in runs), "Divide by their number"),
+        (mean_over(lambda run: run[int(np.argmin([e["dev"] for e in run]))]["test"]), "NaN won"),
+        (lambda runs: report([run for run in runs if not math.isnan(run[1]["dev"])]), "dropped the run"),
+        (lambda runs: 1.0, "is right"),
+        (lambda runs: runs["dev"], "stopped with TypeError"),
+        (3.4, "function is asked"),
+    ],
+)
 def test_each_mistake_about_the_reported_loss_is_named(mistake, words):
     reply = reply_to("05e", mistake)
     assert reply.ok is False and words in reply.message
@@ -149,12 +192,15 @@ def test_each_mistake_about_the_reported_loss_is_named(mistake, words):
 
 
 def forgotten(base, tuned, reduction="none", dim=-1):
-    each = kl_div(log_softmax(tuned, dim), softmax(base, dim), reduction=reduction)  # (windows, tokens, vocabulary)
+    each = kl_div(
+        log_softmax(tuned, dim), softmax(base, dim), reduction=reduction
+    )  # (windows, tokens, vocabulary)
     return each.sum(-1).mean() if reduction == "none" else each
 
 
-@pytest.mark.parametrize("form", [lambda v: v, float, lambda v: str(v.item()), lambda v: [v.item()],
-                                  lambda v: v.numpy()])
+@pytest.mark.parametrize(
+    "form", [lambda v: v, float, lambda v: str(v.item()), lambda v: [v.item()], lambda v: v.numpy()]
+)
 def test_forgetting_is_right_in_every_form(form):
     assert reply_to("05f", lambda base, tuned: form(forgotten(base, tuned))).ok
 
@@ -164,21 +210,28 @@ def from_softmax(base, tuned):
     return (p * (p.log() - q.log())).sum(-1).mean()
 
 
-@pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # PyTorch warns of the mistake that is tested here
-@pytest.mark.parametrize("mistake, words", [
-    (lambda b, t: forgotten(t, b), "KL(tuned || base)"),
-    (lambda b, t: -forgotten(b, t), "sign"),
-    (lambda b, t: forgotten(b, t, "mean"), "mean over the vocabulary"),
-    (lambda b, t: forgotten(b, t, "sum"), "added up all tokens"),
-    (lambda b, t: forgotten(b, t, "batchmean"), "by the windows"),
-    (lambda b, t: forgotten(b, t) / math.log(2), "bits"),
-    (lambda b, t: kl_div(log_softmax(t, 1), softmax(b, 1), reduction="none").sum(1).mean(), "dim=-1"),
-    (lambda b, t: -(softmax(b, -1) * log_softmax(t, -1)).sum(-1).mean(), "cross-entropy"),
-    (lambda b, t: (b - t).square().mean(), "compared logits"),
-    (lambda b, t: kl_div(t, b, reduction="batchmean"), "log-probabilities first"),
-    (from_softmax, "gives NaN"),
-    (lambda b, t: b.mean(), "is right"), (lambda b, t: b.nothing, "stopped with AttributeError"),
-    (0.1, "function is asked for")])
+@pytest.mark.filterwarnings(
+    "ignore:reduction:UserWarning"
+)  # PyTorch warns of the mistake that is tested here
+@pytest.mark.parametrize(
+    "mistake, words",
+    [
+        (lambda b, t: forgotten(t, b), "KL(tuned || base)"),
+        (lambda b, t: -forgotten(b, t), "sign"),
+        (lambda b, t: forgotten(b, t, "mean"), "mean over the vocabulary"),
+        (lambda b, t: forgotten(b, t, "sum"), "added up all tokens"),
+        (lambda b, t: forgotten(b, t, "batchmean"), "by the windows"),
+        (lambda b, t: forgotten(b, t) / math.log(2), "bits"),
+        (lambda b, t: kl_div(log_softmax(t, 1), softmax(b, 1), reduction="none").sum(1).mean(), "dim=-1"),
+        (lambda b, t: -(softmax(b, -1) * log_softmax(t, -1)).sum(-1).mean(), "cross-entropy"),
+        (lambda b, t: (b - t).square().mean(), "compared logits"),
+        (lambda b, t: kl_div(t, b, reduction="batchmean"), "log-probabilities first"),
+        (from_softmax, "gives NaN"),
+        (lambda b, t: b.mean(), "is right"),
+        (lambda b, t: b.nothing, "stopped with AttributeError"),
+        (0.1, "function is asked for"),
+    ],
+)
 def test_each_mistake_about_forgetting_is_named(mistake, words):
     reply = reply_to("05f", mistake)
     assert reply.ok is False and words in reply.message

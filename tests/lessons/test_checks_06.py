@@ -30,21 +30,33 @@ def factors(a, b):
     return lambda rank, n_in, n_out: (a(rank, n_in), b(n_out, rank))
 
 
-@pytest.mark.parametrize("answer", [
-    factors(torch.randn, torch.zeros), factors(torch.rand, torch.zeros), factors(torch.zeros, torch.randn),
-    lambda rank, n_in, n_out: [torch.nn.Parameter(torch.randn(rank, n_in)), torch.zeros(n_out, rank)]])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        factors(torch.randn, torch.zeros),
+        factors(torch.rand, torch.zeros),
+        factors(torch.zeros, torch.randn),
+        lambda rank, n_in, n_out: [torch.nn.Parameter(torch.randn(rank, n_in)), torch.zeros(n_out, rank)],
+    ],
+)
 def test_one_random_and_one_zero_is_right(answer):
     assert reply_to("06a", answer).ok
 
 
-@pytest.mark.parametrize("answer, words", [
-    (factors(torch.zeros, torch.zeros), "no gradient, ever"),
-    (factors(torch.randn, torch.randn), "jumps before step 1"),
-    (factors(torch.ones, torch.zeros), "rank 1, not 3"), (factors(torch.zeros, torch.ones), "columns of B"),
-    (lambda r, i, o: (torch.randn(i, r), torch.zeros(r, o)), "turned round"),
-    (lambda r, i, o: (torch.randn(r, o), torch.zeros(i, r)), "B (n_out, rank)"),
-    (lambda r, i, o: torch.randn(r, i), "two tensors"), (torch.zeros(2, 2), "function is asked for"),
-    (lambda rank: None, "stopped with TypeError")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (factors(torch.zeros, torch.zeros), "no gradient, ever"),
+        (factors(torch.randn, torch.randn), "jumps before step 1"),
+        (factors(torch.ones, torch.zeros), "rank 1, not 3"),
+        (factors(torch.zeros, torch.ones), "columns of B"),
+        (lambda r, i, o: (torch.randn(i, r), torch.zeros(r, o)), "turned round"),
+        (lambda r, i, o: (torch.randn(r, o), torch.zeros(i, r)), "B (n_out, rank)"),
+        (lambda r, i, o: torch.randn(r, i), "two tensors"),
+        (torch.zeros(2, 2), "function is asked for"),
+        (lambda rank: None, "stopped with TypeError"),
+    ],
+)
 def test_each_mistake_about_the_start_is_named(answer, words):
     assert words in said("06a", answer)
 
@@ -63,9 +75,19 @@ def test_the_check_agrees_with_the_config():
     assert attention == 737_280 == 8 * lora.n_adapter_parameters(config, "mlp", 1)
 
 
-@pytest.mark.parametrize("answer, words", [
-    (10, "equal rank"), (12.5, "turned round"), (5, "matrices themselves"), (4, "two matrices and attention four"),
-    (16, "has two"), (2, "has four"), (737_280, "Which rank"), (7, "Count r")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (10, "equal rank"),
+        (12.5, "turned round"),
+        (5, "matrices themselves"),
+        (4, "two matrices and attention four"),
+        (16, "has two"),
+        (2, "has four"),
+        (737_280, "Which rank"),
+        (7, "Count r"),
+    ],
+)
 def test_each_mistake_about_the_rank_is_named(answer, words):
     assert words in said("06b", answer)
 
@@ -82,9 +104,20 @@ def test_the_check_agrees_with_the_helper():
     assert reply_to("06c", width(SWEEP).decades).ok
 
 
-@pytest.mark.parametrize("answer, words", [
-    (2, "counts the rates"), (0.002, "difference"), (3, "ratio"), (1.0986, "natural"), (1.0, "1e-2 is out"),
-    (1.477, "1e-4 is out"), (2.477, "1e-5"), (3.477, "whole grid"), (7, "log10")])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (2, "counts the rates"),
+        (0.002, "difference"),
+        (3, "ratio"),
+        (1.0986, "natural"),
+        (1.0, "1e-2 is out"),
+        (1.477, "1e-4 is out"),
+        (2.477, "1e-5"),
+        (3.477, "whole grid"),
+        (7, "log10"),
+    ],
+)
 def test_each_mistake_about_the_width_is_named(answer, words):
     assert words in said("06c", answer)
 
@@ -132,8 +165,10 @@ def in_blocks(a, b, n_pairs, clock):
 def as_run(a, b, n_pairs, clock):
     """Alternates, and gives each pair in the order in which it was measured."""
     a(), b()
-    return [(timed(a, clock), timed(b, clock)) if i % 2 == 0 else (timed(b, clock), timed(a, clock))
-            for i in range(n_pairs)]
+    return [
+        (timed(a, clock), timed(b, clock)) if i % 2 == 0 else (timed(b, clock), timed(a, clock))
+        for i in range(n_pairs)
+    ]
 
 
 def swapped(a, b, n_pairs, clock):
@@ -151,24 +186,39 @@ def test_a_merge_and_a_fair_clock_are_right():
     assert reply_to("06d", [merged, fair]).ok
 
 
-@pytest.mark.parametrize("merge, words", [
-    (lambda W, A, B, alpha: W + B @ A, "alpha / r is forgotten"), (lambda W, A, B, alpha: W + alpha * B @ A, "divide"),
-    (lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "turned round"),
-    (lambda W, A, B, alpha: W + alpha / N_IN * B @ A, "width"), (lambda W, A, B, alpha: W, "W itself"),
-    (lambda W, A, B, alpha: alpha / RANK * B @ A, "the change alone"),
-    (lambda W, A, B, alpha: W.add_(alpha / RANK * B @ A), "changed the W"),
-    (lambda W, A, B, alpha: W + A @ B, "stopped with RuntimeError"),
-    (lambda W, A, B, alpha: (B @ A).T, f"({N_OUT}, {N_IN})"),
-    (lambda W, A, B, alpha: W - alpha / RANK * B @ A, "another output")])
+@pytest.mark.parametrize(
+    "merge, words",
+    [
+        (lambda W, A, B, alpha: W + B @ A, "alpha / r is forgotten"),
+        (lambda W, A, B, alpha: W + alpha * B @ A, "divide"),
+        (lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "turned round"),
+        (lambda W, A, B, alpha: W + alpha / N_IN * B @ A, "width"),
+        (lambda W, A, B, alpha: W, "W itself"),
+        (lambda W, A, B, alpha: alpha / RANK * B @ A, "the change alone"),
+        (lambda W, A, B, alpha: W.add_(alpha / RANK * B @ A), "changed the W"),
+        (lambda W, A, B, alpha: W + A @ B, "stopped with RuntimeError"),
+        (lambda W, A, B, alpha: (B @ A).T, f"({N_OUT}, {N_IN})"),
+        (lambda W, A, B, alpha: W - alpha / RANK * B @ A, "another output"),
+    ],
+)
 def test_each_mistake_about_merging_is_named(merge, words):
     assert words in said("06d", (merge, fair))
 
 
-@pytest.mark.parametrize("compare, words", [
-    (cold, "warming up"), (in_blocks, "Run them in pairs"), (same_order, "Let the order alternate"),
-    (as_run, "also where b ran first"), (swapped, "turned round"),
-    (whole, "inside the measured time"), (lambda a, b, n, clock: [(1.0, 1.0)] * n, "twice as long"),
-    (lambda a, b, n, clock: [], "n_pairs pairs"), (lambda a, b, n, clock: [(0.0, 1.0)] * n, "not above 0")])
+@pytest.mark.parametrize(
+    "compare, words",
+    [
+        (cold, "warming up"),
+        (in_blocks, "Run them in pairs"),
+        (same_order, "Let the order alternate"),
+        (as_run, "also where b ran first"),
+        (swapped, "turned round"),
+        (whole, "inside the measured time"),
+        (lambda a, b, n, clock: [(1.0, 1.0)] * n, "twice as long"),
+        (lambda a, b, n, clock: [], "n_pairs pairs"),
+        (lambda a, b, n, clock: [(0.0, 1.0)] * n, "not above 0"),
+    ],
+)
 def test_each_mistake_about_timing_is_named(compare, words):
     assert words in said("06d", (merged, compare))
 

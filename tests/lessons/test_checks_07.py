@@ -17,19 +17,35 @@ def test_an_untouched_stub_is_not_attempted(name):
 # --- 07a ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [["norms", "1 block"], {"1 block", "norms"}, ("norms", "1 block"),
-                                    "norms, 1 block", ["only-norms", "1 Block"], {"norms": 1, "1 block": 2}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["norms", "1 block"],
+        {"1 block", "norms"},
+        ("norms", "1 block"),
+        "norms, 1 block",
+        ["only-norms", "1 Block"],
+        {"norms": 1, "1 block": 2},
+    ],
+)
 def test_the_two_plans_pass_in_every_form(answer):
     assert reply_to("07a", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    ([], "with 4 bytes"), (["norms", "1 block", "2 blocks"], "left out the activations"),
-    (["norms", "1 block", "2 blocks", "4 blocks"], "two moments"),
-    (["norms", "1 block", "2 blocks", "4 blocks", "mlp-out"], "weights only"),
-    (["norms", "1 block", "2 blocks", "4 blocks", "mlp-out", "full"], "nothing else"),
-    (["norms"], "too few: look again at 1 block"), (["norms", "1 block", "full"], "too many: look again at full"),
-    (["lora"], "the plans are called"), (3, "cannot be read")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ([], "with 4 bytes"),
+        (["norms", "1 block", "2 blocks"], "left out the activations"),
+        (["norms", "1 block", "2 blocks", "4 blocks"], "two moments"),
+        (["norms", "1 block", "2 blocks", "4 blocks", "mlp-out"], "weights only"),
+        (["norms", "1 block", "2 blocks", "4 blocks", "mlp-out", "full"], "nothing else"),
+        (["norms"], "too few: look again at 1 block"),
+        (["norms", "1 block", "full"], "too many: look again at full"),
+        (["lora"], "the plans are called"),
+        (3, "cannot be read"),
+    ],
+)
 def test_what_was_not_counted_is_named(answer, what):
     assert_wrong("07a", answer, what)
 
@@ -45,26 +61,40 @@ def scaled(nats, n_here, n_all, n):
     return nats * n / n_all
 
 
-@pytest.mark.parametrize("answer", [(share, scaled), [share, scaled],
-                                    (lambda r, p, n: np.array_split(np.arange(r), n)[p], scaled),
-                                    (share, lambda *a: torch.tensor(scaled(*a)))])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (share, scaled),
+        [share, scaled],
+        (lambda r, p, n: np.array_split(np.arange(r), n)[p], scaled),
+        (share, lambda *a: torch.tensor(scaled(*a))),
+    ],
+)
 def test_a_right_pair_passes_in_every_form(answer):
     assert reply_to("07b", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    ((lambda r, p, n: list(range(r)), scaled), "A row is read twice"),
-    ((lambda r, p, n: list(range(r // n)), scaled), "A row is read twice"),
-    ((lambda r, p, n: list(range(p * (r // n), (p + 1) * (r // n))), scaled), "A row is left out"),
-    ((lambda r, p, n: list(range(r)) if p == 0 else [], scaled), "One process would wait"),
-    ((share, lambda nats, here, everyone, n: nats / here), "counts six times as much"),
-    ((share, lambda nats, here, everyone, n: nats / everyone), "takes the *mean* over processes"),
-    ((share, lambda nats, here, everyone, n: nats * n / here), "divided by your own tokens and multiplied"),
-    ((share, lambda nats, here, everyone, n: nats), "did not divide by the tokens"),
-    ((share, lambda nats, here, everyone, n: nats * n), "You multiplied by the number of processes"),
-    ((share, lambda *a: 1.0), "What must each return"),
-    ((share, 3.0), "a function is asked for"), (share, "two functions are asked for"),
-    ((share, lambda *a: a[9]), "stopped with IndexError")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ((lambda r, p, n: list(range(r)), scaled), "A row is read twice"),
+        ((lambda r, p, n: list(range(r // n)), scaled), "A row is read twice"),
+        ((lambda r, p, n: list(range(p * (r // n), (p + 1) * (r // n))), scaled), "A row is left out"),
+        ((lambda r, p, n: list(range(r)) if p == 0 else [], scaled), "One process would wait"),
+        ((share, lambda nats, here, everyone, n: nats / here), "counts six times as much"),
+        ((share, lambda nats, here, everyone, n: nats / everyone), "takes the *mean* over processes"),
+        (
+            (share, lambda nats, here, everyone, n: nats * n / here),
+            "divided by your own tokens and multiplied",
+        ),
+        ((share, lambda nats, here, everyone, n: nats), "did not divide by the tokens"),
+        ((share, lambda nats, here, everyone, n: nats * n), "You multiplied by the number of processes"),
+        ((share, lambda *a: 1.0), "What must each return"),
+        ((share, 3.0), "a function is asked for"),
+        (share, "two functions are asked for"),
+        ((share, lambda *a: a[9]), "stopped with IndexError"),
+    ],
+)
 def test_a_usual_mistake_with_two_processes_is_named(answer, what):
     assert_wrong("07b", answer, what)
 
@@ -128,11 +158,21 @@ def test_a_new_group_passes(answer):
     assert reply_to("07c", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (lambda optimizer, new: None, "still have requires_grad False"), (group_only, "still have requires_grad False"),
-    (flags_only, "does not hold them"), (rebuilt, "starts without them"), (new_alone, "no longer holds"),
-    (reset, "starts without them"), (no_rate, "learning rate 0"), (twice, "stopped with ValueError"),
-    (zeroed, "changed weights"), (3, "a function is asked for")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (lambda optimizer, new: None, "still have requires_grad False"),
+        (group_only, "still have requires_grad False"),
+        (flags_only, "does not hold them"),
+        (rebuilt, "starts without them"),
+        (new_alone, "no longer holds"),
+        (reset, "starts without them"),
+        (no_rate, "learning rate 0"),
+        (twice, "stopped with ValueError"),
+        (zeroed, "changed weights"),
+        (3, "a function is asked for"),
+    ],
+)
 def test_a_usual_mistake_with_the_optimizer_is_named(answer, what):
     assert_wrong("07c", answer, what)
 
@@ -145,8 +185,18 @@ def test_the_number_of_cards_passes_in_every_form(answer):
     assert reply_to("07d", answer).ok is True
 
 
-@pytest.mark.parametrize(("answer", "what"), [
-    (16, "shared out everything"), (19, "gathered weights"), (22, "does not share them"), (23, "last byte"),
-    (7, "weights only"), (14, "two moments"), (27, "rounded down"), (8, "gets smaller with")])
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (16, "shared out everything"),
+        (19, "gathered weights"),
+        (22, "does not share them"),
+        (23, "last byte"),
+        (7, "weights only"),
+        (14, "two moments"),
+        (27, "rounded down"),
+        (8, "gets smaller with"),
+    ],
+)
 def test_a_usual_mistake_with_cards_is_named(answer, what):
     assert_wrong("07d", answer, what)

@@ -35,18 +35,46 @@ class Odd:
         raise RuntimeError("no length")
 
 
-VALUES = {"text": "about half", "empty text": "", "None": None, "a list": [1, 2, 3], "an empty list": [],
-          "a list of text": ["a", None, 3], "nested lists": [[1], [2, 3]], "a dict": {"a": 1}, "an empty dict": {},
-          "NaN": float("nan"), "infinity": float("inf"), "a NaN tensor": torch.tensor(float("nan")),
-          "a numpy integer": np.int64(77), "a numpy float": np.float32(0.77), "an array": np.zeros((2, 3)),
-          "a tensor": torch.ones(3), "True": True, "a huge number": 10**400, "a complex number": 1j, "bytes": b"half",
-          "an object": Odd(), "a class": Odd, "a set": {1, "a"}, "a generator": (i for i in range(2))}
-FUNCTIONS = {"raises": raises, "prints": prints, "takes no argument": takes_none, "takes nine": lambda a, b, c, d, e,
-             f, g, h, i: 0.5, "a function of the library": len, "returns a function": returns(len),
-             **{f"returns {name}": returns(value) for name, value in VALUES.items()}}
+VALUES = {
+    "text": "about half",
+    "empty text": "",
+    "None": None,
+    "a list": [1, 2, 3],
+    "an empty list": [],
+    "a list of text": ["a", None, 3],
+    "nested lists": [[1], [2, 3]],
+    "a dict": {"a": 1},
+    "an empty dict": {},
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "a NaN tensor": torch.tensor(float("nan")),
+    "a numpy integer": np.int64(77),
+    "a numpy float": np.float32(0.77),
+    "an array": np.zeros((2, 3)),
+    "a tensor": torch.ones(3),
+    "True": True,
+    "a huge number": 10**400,
+    "a complex number": 1j,
+    "bytes": b"half",
+    "an object": Odd(),
+    "a class": Odd,
+    "a set": {1, "a"},
+    "a generator": (i for i in range(2)),
+}
+FUNCTIONS = {
+    "raises": raises,
+    "prints": prints,
+    "takes no argument": takes_none,
+    "takes nine": lambda a, b, c, d, e, f, g, h, i: 0.5,
+    "a function of the library": len,
+    "returns a function": returns(len),
+    **{f"returns {name}": returns(value) for name, value in VALUES.items()},
+}
 # What Python says, and no reply of ours may. (What the reader's own function raised is left out first.)
-RAW = re.compile(r"could not convert|object is not|not iterable|unsupported operand|invalid literal|must be real|"
-                 r"can't convert|cannot convert|truth value|Traceback|has no attribute|not subscriptable|0x[0-9a-f]{6}")
+RAW = re.compile(
+    r"could not convert|object is not|not iterable|unsupported operand|invalid literal|must be real|"
+    r"can't convert|cannot convert|truth value|Traceback|has no attribute|not subscriptable|0x[0-9a-f]{6}"
+)
 
 
 def assert_plain(reply):
@@ -70,8 +98,27 @@ def test_a_strange_function_gets_a_plain_reply(name, kind):
     assert_plain(reply_to(name, (function, function) if name in PAIRS else function))
 
 
-@pytest.mark.parametrize("name", ["00d", "01c", "01d", "01e", "02d", "02f", "03e", "03f", "04b", "04c", "04e", "05c",
-                                  "05e", "05f", "06a", "07c"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00d",
+        "01c",
+        "01d",
+        "01e",
+        "02d",
+        "02f",
+        "03e",
+        "03f",
+        "04b",
+        "04c",
+        "04e",
+        "05c",
+        "05e",
+        "05f",
+        "06a",
+        "07c",
+    ],
+)
 def test_a_function_that_stops_or_takes_other_arguments_is_told_so(name):
     assert "stopped with Exception: not written yet" in reply_to(name, raises).message
     assert "arguments here" in reply_to(name, takes_none).message

@@ -11,8 +11,16 @@ from helpers.lessons.exercises.nb02 import DIAGNOSES
 from helpers.lessons.museum import EXHIBITS, fitting, look, train, trainable
 from helpers.models.loading import build_model, mini_config, weight_hash
 
-BASE = build_model(mini_config(hidden_size=32, intermediate_size=64, num_heads=2, vocab_size=64, num_layers=2,
-                               attention_types=[[["global", "local"], 1]]))
+BASE = build_model(
+    mini_config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        vocab_size=64,
+        num_layers=2,
+        attention_types=[[["global", "local"], 1]],
+    )
+)
 BATCHES = list(torch.randint(64, (3, 2, 16), generator=torch.Generator().manual_seed(0)))
 
 each_exhibit = pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda e: e.name)
@@ -21,7 +29,9 @@ each_exhibit = pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda e: e.name
 def evidence(exhibit):
     """Names that the title promises to freeze, that have the flag, and that moved after ``frozen_now()``."""
     model, before = copy.deepcopy(BASE), {}
-    exhibit.run(model, BATCHES, lambda: before.update({n: p.detach().clone() for n, p in model.named_parameters()}))
+    exhibit.run(
+        model, BATCHES, lambda: before.update({n: p.detach().clone() for n, p in model.named_parameters()})
+    )
     flagged = {n for n, p in model.named_parameters() if not p.requires_grad}
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     return exhibit.promised(model), flagged, moved
@@ -30,8 +40,16 @@ def evidence(exhibit):
 def test_a_gpt_neo_is_shown_as_it_is_and_another_family_is_replaced_by_the_miniature(capsys):
     model, batches = fitting(BASE, BATCHES)
     assert model is BASE and all(map(torch.equal, batches, BATCHES)) and not capsys.readouterr().out
-    llama = build_model(LlamaConfig(vocab_size=9000, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                    num_attention_heads=2, num_key_value_heads=1))
+    llama = build_model(
+        LlamaConfig(
+            vocab_size=9000,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
     model, batches = fitting(llama, [torch.tensor([[8999, 3]])])
     assert model.config.model_type == "gpt_neo" and batches[0].max() < model.config.vocab_size
     assert "gpt-neo-mini" in capsys.readouterr().out
@@ -46,8 +64,12 @@ def test_there_are_eight_numbered_in_order():
 @each_exhibit
 def test_the_fault_is_the_one_that_the_exercise_expects(exhibit):
     promised, flagged, moved = evidence(exhibit)
-    found = {"A": not flagged, "B": bool(flagged) and bool(promised - flagged), "C": bool(flagged - promised),
-             "D": flagged == promised and bool(flagged & moved)}
+    found = {
+        "A": not flagged,
+        "B": bool(flagged) and bool(promised - flagged),
+        "C": bool(flagged - promised),
+        "D": flagged == promised and bool(flagged & moved),
+    }
     letter = DIAGNOSES[exhibit.number - 1]
     assert [fault for fault in found if found[fault]] == ["A" if letter == "E" else letter]
 
@@ -61,8 +83,12 @@ def test_a_check_without_clone_always_reads_zero(capsys):
 def test_the_dot_h_rule_leaves_only_embeddings_and_the_last_norm():
     names = {n for n, _ in BASE.named_parameters()}
     _, flagged, _ = evidence(EXHIBITS[1])
-    assert names - flagged == {"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight",
-                               "transformer.ln_f.bias"}
+    assert names - flagged == {
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+        "transformer.ln_f.weight",
+        "transformer.ln_f.bias",
+    }
 
 
 def test_the_inner_condition_leaves_q_k_v_and_the_output_projections_trainable():

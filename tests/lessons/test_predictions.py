@@ -14,10 +14,22 @@ from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUB = re.compile(r'^((?:claims\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
-KINDS = {"good": "0.5, 0.4, 0.6", "no range": "0.5", "one end": "0.5, 0.4", "turned": "0.5, 0.6, 0.4",
-         "outside": "0.5, 0.6, 0.7", "no width": "0.5, 0.5, 0.5", "text": '"about half"', "a number as text": '"0.5"',
-         "percent": '"50%"', "NaN": 'float("nan"), 0, 1', "infinity": 'float("inf")', "a list": "[0.4, 0.6]",
-         "untouched": "None", "None after a number": "0.5, 0.4, 0.6"}
+KINDS = {
+    "good": "0.5, 0.4, 0.6",
+    "no range": "0.5",
+    "one end": "0.5, 0.4",
+    "turned": "0.5, 0.6, 0.4",
+    "outside": "0.5, 0.6, 0.7",
+    "no width": "0.5, 0.5, 0.5",
+    "text": '"about half"',
+    "a number as text": '"0.5"',
+    "percent": '"50%"',
+    "NaN": 'float("nan"), 0, 1',
+    "infinity": 'float("inf")',
+    "a list": "[0.4, 0.6]",
+    "untouched": "None",
+    "None after a number": "0.5, 0.4, 0.6",
+}
 WITH_RANGE = ("good", "turned")
 WITH_NUMBER = (*WITH_RANGE, "no range", "one end", "outside", "no width", "a number as text")
 each_notebook = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
@@ -32,9 +44,11 @@ def fresh_clone(tmp_path, monkeypatch):
 
 def pasted(source: str, kind: str) -> str:
     """A cell with a prediction of this kind in place of its stub."""
+
     def answer(stub):
         line = f"{stub[1]}{KINDS[kind]})"
         return f"{line}\n{stub[1]}None)" if kind == "None after a number" else line
+
     return STUB.sub(answer, source)
 
 
@@ -59,19 +73,27 @@ def constant(node: ast.expr) -> str:
 
 
 def entry(claim: str) -> dict:
-    return claims.made(claim, "holds", value=0.45, unit="", model="m", model_hash="h", n_seeds=0, source="live")
+    return claims.made(
+        claim, "holds", value=0.45, unit="", model="m", model_hash="h", n_seeds=0, source="live"
+    )
 
 
 @each_notebook
 def test_every_prediction_is_a_stub_that_can_be_replaced(path):
-    lines = [line for source in sources(path) for line in source.splitlines()
-             if re.match(r"\s*(claims\.)?predict\(", line)]
+    lines = [
+        line
+        for source in sources(path)
+        for line in source.splitlines()
+        if re.match(r"\s*(claims\.)?predict\(", line)
+    ]
     assert lines and all(STUB.match(line) for line in lines)
 
 
 def test_what_is_asked_again_keeps_the_number_that_was_given_before():
     """None takes a prediction back, so an untouched stub of a later notebook must not hold it."""
-    stubs = [(stub[2], stub[3]) for path in BOOKS for source in sources(path) for stub in STUB.finditer(source)]
+    stubs = [
+        (stub[2], stub[3]) for path in BOOKS for source in sources(path) for stub in STUB.finditer(source)
+    ]
     again = [name for i, (name, _) in enumerate(stubs) if name in dict(stubs[:i])]
     assert again and [name for name, given in stubs if given == "..."] == again
 
@@ -98,8 +120,9 @@ def test_every_prediction_of_the_course_and_every_reveal_runs(kind, fresh_clone,
             predicting.reveal(constant(call.args[0]), 0.45, *texts, **named)
         said = capsys.readouterr().out
         yours = {"good": "you: 0.5 (0.4 to 0.6) |", "turned": "you: 0.5 (0.4 to 0.6) |"}
-        assert said.count(yours.get(kind, "you: 0.5 |" if kind in WITH_NUMBER else "you: no prediction |")) == \
-            len(reveals_in(path))
+        assert said.count(
+            yours.get(kind, "you: 0.5 |" if kind in WITH_NUMBER else "you: no prediction |")
+        ) == len(reveals_in(path))
 
 
 LEDGERS = [source for path in BOOKS for source in sources(path) if "prediction_ledger(" in source]
@@ -126,7 +149,9 @@ def test_a_notebook_runs_in_a_fresh_clone_with_every_kind_of_prediction(name, la
     book = nbformat.read(path, as_version=4)
     for cell in code_cells(book):
         lines = "\n".join(stub.group() for stub in STUB.finditer(cell.source))
-        cell.source = "\n".join([*(pasted(lines, kind) for kind in KINDS if lines), pasted(cell.source, last)])
+        cell.source = "\n".join(
+            [*(pasted(lines, kind) for kind in KINDS if lines), pasted(cell.source, last)]
+        )
     settings = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny", "COURSE_BUILD": str(fresh_clone)}
     assert run_notebook(book, path.parent, settings) is None
     said = "".join(output.get("text", "") for cell in code_cells(book) for output in cell.outputs)

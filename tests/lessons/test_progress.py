@@ -53,8 +53,20 @@ def test_every_exercise_of_every_file_of_checks_is_listed(build, capsys):
     assert all(name in printed(capsys) for name in names[::7])
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"solved": ["00a"', b"\xff\xfe", b"[]", b'{"solved": 3}', b"null", b"3",
-                                    b'"text"', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b'{"solved": ["00a"',
+        b"\xff\xfe",
+        b"[]",
+        b'{"solved": 3}',
+        b"null",
+        b"3",
+        b'"text"',
+        b"[" * 100_000,
+    ],
+)
 def test_a_damaged_file_is_said_and_begun_anew(build, capsys, damage):
     build.mkdir()
     (build / "progress.json").write_bytes(damage)

@@ -124,7 +124,9 @@ def test_the_picture_says_what_it_shows(explorer, model, tokenizer):
     figure, said = explorer.still()
     page = Passage(model, tokenizer, TEXT)
     assert said == sentence(page, 1, 0, len(page.tokens) - 1)
-    assert "key" in figure.axes[0].get_xlabel() and "Block 1 (local), head 0" in figure.axes[0].get_title(loc="left")
+    assert "key" in figure.axes[0].get_xlabel() and "Block 1 (local), head 0" in figure.axes[0].get_title(
+        loc="left"
+    )
 
 
 def test_the_query_has_a_frame_and_hidden_tokens_are_pale(model, tokenizer):
@@ -135,8 +137,17 @@ def test_the_query_has_a_frame_and_hidden_tokens_are_pale(model, tokenizer):
 def test_a_change_is_answered_within_100_ms(explorer):
     """Median over nine moves, in the processor time of this process, so that a busy machine does not count."""
     seconds = []
-    for name, value in (("head", 1), ("head", 2), ("block", 0), ("query", 9), ("query", 10), ("block", 3), ("head", 0),
-                        ("text", "A new passage, read by the model."), ("text", TEXT)):
+    for name, value in (
+        ("head", 1),
+        ("head", 2),
+        ("block", 0),
+        ("query", 9),
+        ("query", 10),
+        ("block", 3),
+        ("head", 0),
+        ("text", "A new passage, read by the model."),
+        ("text", TEXT),
+    ):
         begin = time.process_time()
         explorer.controls[name].value = value
         seconds.append(time.process_time() - begin)

@@ -30,6 +30,7 @@ def figure():
 
 def doubler(**options):
     """A number, and twice the number; 13 brings bad luck, 14 a fault."""
+
     def answer(number):
         if number == 13:
             raise PlanError("13 is not a number here. Choose another one.")
@@ -38,7 +39,9 @@ def doubler(**options):
         yield "twice", f"<b>{2 * number}</b>"
 
     number = control(ipywidgets.IntSlider, "Number", "is doubled", value=1, min=0, max=20)
-    return Frame({"number": number}, {"twice": 40}, answer, lambda: (figure(), f"Twice {number.value}."), **options)
+    return Frame(
+        {"number": number}, {"twice": 40}, answer, lambda: (figure(), f"Twice {number.value}."), **options
+    )
 
 
 def test_a_changed_control_is_answered():
@@ -67,8 +70,10 @@ def test_a_fault_of_the_code_is_shown_and_raised_too():
 
 def test_with_a_button_only_a_click_is_answered():
     answers = []
-    controls = {"number": control(ipywidgets.IntSlider, "Number", "", value=1),
-                "go": control(ipywidgets.Button, "Go", "answer")}
+    controls = {
+        "number": control(ipywidgets.IntSlider, "Number", "", value=1),
+        "go": control(ipywidgets.Button, "Go", "answer"),
+    }
 
     def answer(number):
         answers.append((number, controls["go"].disabled))
@@ -102,7 +107,7 @@ def test_one_output_holds_controls_picture_and_text(monkeypatch):
     monkeypatch.setattr(widgets_frame, "display", lambda data, **options: shown.append((data, options)))
     frame = doubler()
     frame._ipython_display_()
-    (data, options), = shown
+    ((data, options),) = shown
     assert data[WIDGET_VIEW]["model_id"] == frame.box.model_id
     assert base64.b64decode(data["image/png"]).startswith(PNG_BEGIN)
     assert data["text/plain"] == "Twice 1." == options["metadata"]["image/png"]["alt"]
@@ -121,14 +126,18 @@ def test_a_picture_is_on_white():
 
 
 def test_other_controls_are_fitted_before_the_answer():
-    controls = {"most": control(ipywidgets.IntText, "Most", "", value=9),
-                "number": control(ipywidgets.IntSlider, "Number", "", value=8, max=9)}
+    controls = {
+        "most": control(ipywidgets.IntText, "Most", "", value=9),
+        "number": control(ipywidgets.IntSlider, "Number", "", value=8, max=9),
+    }
     asked = []
 
     def adjust(most, **_):
         controls["number"].max = most
 
-    frame = Frame(controls, {}, lambda **values: asked.append(values) or [], lambda: (figure(), ""), adjust=adjust)
+    frame = Frame(
+        controls, {}, lambda **values: asked.append(values) or [], lambda: (figure(), ""), adjust=adjust
+    )
     frame.controls["most"].value = 5
     assert asked == [{"most": 9, "number": 8}, {"most": 5, "number": 5}]
 
@@ -157,7 +166,7 @@ def executed(tmp_path_factory):
 
 def test_a_stored_widget_is_a_picture_and_no_widget_view(executed):
     book, path = executed
-    output, = code_cells(book)[0].outputs
+    (output,) = code_cells(book)[0].outputs
     assert set(output.data) == {"image/png", "text/plain"}
     assert base64.b64decode(output.data["image/png"]).startswith(PNG_BEGIN)
     assert output.data["text/plain"] == output.metadata["image/png"]["alt"] == "The number 3."
@@ -175,10 +184,23 @@ def test_strict_nbval_compares_the_sentence_of_a_widget(executed, tmp_path):
     book, path = executed
     wrong = tmp_path / "wrong.ipynb"
     wrong.write_text(path.read_text("utf-8").replace('"The number 3."', '"The number 4."'), "utf-8")
-    command = [sys.executable, "-m", "pytest", str(path), str(wrong), "--nbval", "--nbval-current-env", "-q",
-               "-p", "no:cacheprovider", "--rootdir", str(path.parent)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(path),
+        str(wrong),
+        "--nbval",
+        "--nbval-current-env",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(path.parent),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
 
 

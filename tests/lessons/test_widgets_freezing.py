@@ -55,14 +55,21 @@ def ratio_on(frame):
     return float(re.search(f'class="{RATIO}">(.*?)</b>', frame.views["ledger"].value)[1])
 
 
-@pytest.mark.parametrize("ticked, plan", [
-    (["attention", "token_embedding", "position_embedding", *BLOCKS], COURSE_PLANS["attention+embeddings"]),
-    (["mlp", *BLOCKS], COURSE_PLANS["mlp"]),
-    (BLOCKS, FreezePlan.full()),
-    (["attention"], FreezePlan.full()),  # in no block
-    (["attention", "block 0", "block 1", "block 3"], FreezePlan.freeze("attention@0-1", "attention@3")),
-    (["token_embedding"], FreezePlan.freeze("token_embedding")),
-    (["norm", "block 2"], FreezePlan.freeze("norms@2"))])
+@pytest.mark.parametrize(
+    "ticked, plan",
+    [
+        (
+            ["attention", "token_embedding", "position_embedding", *BLOCKS],
+            COURSE_PLANS["attention+embeddings"],
+        ),
+        (["mlp", *BLOCKS], COURSE_PLANS["mlp"]),
+        (BLOCKS, FreezePlan.full()),
+        (["attention"], FreezePlan.full()),  # in no block
+        (["attention", "block 0", "block 1", "block 3"], FreezePlan.freeze("attention@0-1", "attention@3")),
+        (["token_embedding"], FreezePlan.freeze("token_embedding")),
+        (["norm", "block 2"], FreezePlan.freeze("norms@2")),
+    ],
+)
 def test_ticks_mean_this_plan(parts, ticked, plan):
     assert plan_of(parts, FREEZE, ticked) == plan
 
@@ -87,8 +94,9 @@ def test_it_starts_with_the_main_plan(designer):
     assert ratio_on(designer) == round(1_186_944 / 2_613_120, 4)
 
 
-@pytest.mark.parametrize("ticked", [["mlp", "block 1", "block 2"], ["attention", "norm", *BLOCKS], ROLES[3:], BLOCKS],
-                         ids=str)
+@pytest.mark.parametrize(
+    "ticked", [["mlp", "block 1", "block 2"], ["attention", "norm", *BLOCKS], ROLES[3:], BLOCKS], ids=str
+)
 def test_the_line_of_code_makes_the_plan_again(designer, parts, ticked):
     tick(designer, *ticked)
     plan = eval(code_on(designer), {"FreezePlan": FreezePlan})
@@ -110,7 +118,8 @@ def test_memory_and_flops_are_those_of_the_budget(designer):
     share = compare(*(budget(mini_config(), p, 8, 256) for p in (FreezePlan.full(), plan)))
     shown = re.findall(r"(\d+)%", designer.views["cost"].value)
     assert [int(shown[i]) for i in (0, 1, -1)] == [
-        round(100 * share[what]) for what in ("state_bytes", "peak_bytes", "step_flops")]
+        round(100 * share[what]) for what in ("state_bytes", "peak_bytes", "step_flops")
+    ]
 
 
 def test_a_plan_that_trains_nothing_is_told(designer):
@@ -127,6 +136,7 @@ def test_its_checkboxes_keep_their_names(designer):
 
 def test_the_answer_that_the_notebook_gives_is_true():
     """Notebook 02: embeddings and one block frozen; block 0 saves most, and only while nothing below it trains."""
+
     def flops(*selectors):
         return budget(mini_config(), FreezePlan.freeze(*selectors), 8, 256).flops
 

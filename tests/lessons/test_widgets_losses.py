@@ -29,10 +29,20 @@ RECORDED = DATA / "evidence" / "runs" / TINY.model_name
 
 def run(plan="full", text="alice", seed=0, rate=1e-4, n=12, **more):
     losses = [3.5 - 0.05 * i + 0.01 * seed for i in range(n)]
-    points = [{"step": s, "held_out_loss": 3.4 - 0.01 * s, "train_loss": 3.3, "forgetting": 0.01 * s}
-              for s in (0, 6, 12)]
-    return {"plan": plan, "text": text, "seed": seed, "rate": rate, "model_hash": "a", "losses": losses,
-            "norms": losses, "evaluations": points} | more
+    points = [
+        {"step": s, "held_out_loss": 3.4 - 0.01 * s, "train_loss": 3.3, "forgetting": 0.01 * s}
+        for s in (0, 6, 12)
+    ]
+    return {
+        "plan": plan,
+        "text": text,
+        "seed": seed,
+        "rate": rate,
+        "model_hash": "a",
+        "losses": losses,
+        "norms": losses,
+        "evaluations": points,
+    } | more
 
 
 @pytest.fixture
@@ -51,8 +61,11 @@ def test_whatever_is_recorded_can_be_chosen(folder):
     controls = loss_explorer(folder).controls
     assert controls["text"].options == ("alice", "edgar", "zoe")
     assert controls["seed"].options == ("all", "0", "1", "2", "3", "5")
-    assert [name for name in controls if "rate" in name] == ["full, rate 0.0001", "full, rate 0.0003",
-                                                             "only-norms, rate 0.0001"]
+    assert [name for name in controls if "rate" in name] == [
+        "full, rate 0.0001",
+        "full, rate 0.0003",
+        "only-norms, rate 0.0001",
+    ]
 
 
 def test_the_courses_own_evidence_is_shown():
@@ -79,7 +92,10 @@ def test_the_answers_that_the_notebook_gives_are_true():
             x, y = (series(run, own)[1][:n] for run in (a, b))
             assert np.corrcoef(np.diff(x), np.diff(y))[0, 1] > 0.9
             assert np.abs(np.diff(x)).mean() > (y - x)[:10].mean() > 0 and np.mean(y > x) > 0.9
-        gap = {m: [values.mean() for values in ends({"full": full, "main": main}, m).values()] for m in (own, dev)}
+        gap = {
+            m: [values.mean() for values in ends({"full": full, "main": main}, m).values()]
+            for m in (own, dev)
+        }
         assert gap[own][1] - gap[own][0] > 5 * abs(gap[dev][1] - gap[dev][0])
 
 
@@ -170,8 +186,17 @@ def test_a_change_is_answered_within_100_ms():
     """Median over the course's own evidence, all its runs ticked, in the processor time of this process."""
     frame = loss_explorer(RECORDED, plans=[r["plan"] for r in runs_of_one_model(RECORDED)])
     seconds = []
-    for name, value in (("window", 25), ("window", 1), ("window", 9), ("text", "edgar"), ("measure", "gradient norm"),
-                        ("measure", "loss on the dev text"), ("seed", "0"), ("seed", "all"), ("text", "alice")):
+    for name, value in (
+        ("window", 25),
+        ("window", 1),
+        ("window", 9),
+        ("text", "edgar"),
+        ("measure", "gradient norm"),
+        ("measure", "loss on the dev text"),
+        ("seed", "0"),
+        ("seed", "all"),
+        ("text", "alice"),
+    ):
         begin = time.process_time()
         frame.controls[name].value = value
         seconds.append(time.process_time() - begin)

@@ -52,7 +52,10 @@ def test_verdicts_follow_the_room(planner):
     small, large = (Setting(NEO, "full", batch, 512, "float32") for batch in (8, 64))
     assert planner.cost(small).peak_bytes < room("T4") < planner.cost(large).peak_bytes < room("L4")
     assert [verdict(planner, s, c) for s, c in ((small, "T4"), (large, "T4"), (large, "L4"))] == [
-        "fits", "does not fit", "fits"]
+        "fits",
+        "does not fit",
+        "fits",
+    ]
 
 
 def test_a_t4_has_no_bfloat16(planner):
@@ -64,7 +67,9 @@ def test_a_t4_has_no_bfloat16(planner):
 def test_each_change_that_is_named_does_make_it_fit(planner):
     setting = Setting(NEO, "full", 64, 512, "float32")
     said = advice(planner, setting, "T4")
-    batch, length = (int(re.search(pattern, said)[1]) for pattern in (r"micro-batches of (\d+)", r"windows of (\d+)"))
+    batch, length = (
+        int(re.search(pattern, said)[1]) for pattern in (r"micro-batches of (\d+)", r"windows of (\d+)")
+    )
     plan = re.search(r"the plan ([\w+-]+)", said)[1]
     for changed in (setting.but(batch=batch), setting.but(length=length), setting.but(plan=plan)):
         assert planner.fits(changed, "T4")
@@ -88,7 +93,9 @@ def test_the_answers_that_the_notebook_gives_are_true(planner):
     assert planner.cost(setting.but(precision=HALF)).peak_bytes > 0.97 * need.peak_bytes
     assert planner.cost(setting.but(plan="only-norms")).peak_bytes > 4.9 * GIB
     assert [planner.fits(setting.but(plan=plan), "T4") for plan in ("attention", "attention+embeddings")] == [
-        False, False]
+        False,
+        False,
+    ]
 
 
 def test_controls_follow_the_model(frame):
@@ -101,15 +108,27 @@ def test_controls_follow_the_model(frame):
 
 
 def test_every_control_changes_what_is_shown(frame):
-    for name, value in (("batch", 32), ("plan", "only-norms"), ("precision", HALF), ("length", 128), ("model", NEO)):
+    for name, value in (
+        ("batch", 32),
+        ("plan", "only-norms"),
+        ("precision", HALF),
+        ("length", 128),
+        ("model", NEO),
+    ):
         before = frame.views["cards"].value
         frame.controls[name].value = value
         assert frame.views["cards"].value != before, name
 
 
 def test_a_family_without_arithmetic_is_predicted_too():
-    llama = LlamaConfig(vocab_size=211, hidden_size=64, intermediate_size=160, num_hidden_layers=2,
-                        num_attention_heads=4, max_position_embeddings=128)
+    llama = LlamaConfig(
+        vocab_size=211,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+    )
     frame = memory_planner({"llama": llama}, batch=1, length=128)
     assert "only-biases" not in frame.controls["plan"].options  # it has none
     assert "1 x 128 tokens" in frame.views["cards"].value
@@ -120,16 +139,28 @@ def test_a_family_without_arithmetic_is_predicted_too():
 def test_the_picture_says_what_it_shows(planner):
     setting = Setting(NEO, "full", 8, 512, "float32")
     figure, said = cards_figure(planner, setting), sentence(planner, setting)
-    assert "a batch of 32 fits on a T4" in figure.axes[0].get_title(loc="left") and planner.fits(
-        setting.but(batch=32), "T4") and not planner.fits(setting.but(batch=64), "T4")
+    assert (
+        "a batch of 32 fits on a T4" in figure.axes[0].get_title(loc="left")
+        and planner.fits(setting.but(batch=32), "T4")
+        and not planner.fits(setting.but(batch=64), "T4")
+    )
     assert "T4 (13.50 GiB): fits" in said and "(predicted)" in said
 
 
 def test_a_change_is_answered_within_100_ms(frame):
     """Median over nine changes, in the processor time of this process, so that a busy machine does not count."""
     seconds = []
-    for name, value in (("batch", 16), ("batch", 32), ("plan", "mlp"), ("length", 128), ("precision", HALF),
-                        ("plan", "full"), ("length", 256), ("precision", "float32"), ("batch", 64)):
+    for name, value in (
+        ("batch", 16),
+        ("batch", 32),
+        ("plan", "mlp"),
+        ("length", 128),
+        ("precision", HALF),
+        ("plan", "full"),
+        ("length", 256),
+        ("precision", "float32"),
+        ("batch", 64),
+    ):
         begin = time.process_time()
         frame.controls[name].value = value
         seconds.append(time.process_time() - begin)

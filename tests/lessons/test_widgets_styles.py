@@ -22,7 +22,11 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def models():
-    return {"base": load_model(TINY.model), "twin": load_model(TINY.model), "random": build_model(mini_config())}
+    return {
+        "base": load_model(TINY.model),
+        "twin": load_model(TINY.model),
+        "random": build_model(mini_config()),
+    }
 
 
 @pytest.fixture
@@ -38,8 +42,11 @@ def test_a_model_writes_what_the_courses_sampling_writes(models, tokenizer):
 def test_texts_grow_by_a_token_in_all_columns(models, tokenizer):
     steps = list(side_by_side(models, tokenizer, PROMPT, 6, seed=1))
     assert len(steps) == 6
-    assert all(later[name].startswith(earlier[name][:-3]) for earlier, later in zip(steps, steps[1:], strict=False)
-               for name in models)
+    assert all(
+        later[name].startswith(earlier[name][:-3])
+        for earlier, later in zip(steps, steps[1:], strict=False)
+        for name in models
+    )
 
 
 def test_equal_models_throw_equal_dice(models, tokenizer):

@@ -23,14 +23,27 @@ from helpers.measuring.intervals import Interval, paired_interval
 
 
 def evaluations(points, windows=None):
-    return [{"step": i, "gain": g, "forgetting": f, "forgetting_windows": windows or [f] * 24}
-            for i, (g, f) in enumerate([(0.0, 0.0), *points])]
+    return [
+        {"step": i, "gain": g, "forgetting": f, "forgetting_windows": windows or [f] * 24}
+        for i, (g, f) in enumerate([(0.0, 0.0), *points])
+    ]
 
 
 def a_run(seed, points, text="alice", tests=None, **changes):
-    return {"seed": seed, "text": text, "plan": "full", "model_hash": "m", "text_hash": text, "retention_hash": "r",
-            "batch": 8, "length": 256, "rate_choice": "keep", "evaluations": evaluations(points),
-            "test_windows": tests or {}, **changes}
+    return {
+        "seed": seed,
+        "text": text,
+        "plan": "full",
+        "model_hash": "m",
+        "text_hash": text,
+        "retention_hash": "r",
+        "batch": 8,
+        "length": 256,
+        "rate_choice": "keep",
+        "evaluations": evaluations(points),
+        "test_windows": tests or {},
+        **changes,
+    }
 
 
 def test_forgetting_is_read_between_evaluations_and_never_beyond():
@@ -46,7 +59,9 @@ def test_points_after_the_best_gain_are_left_out():
     assert list(gains) == [0.0, 0.1, 0.12] and list(forgotten) == [0.0, 0.02, 0.05]
 
 
-@given(st.lists(st.tuples(st.floats(0.001, 0.1), st.floats(0.001, 0.1)), min_size=1, max_size=8), st.floats(0, 1))
+@given(
+    st.lists(st.tuples(st.floats(0.001, 0.1), st.floats(0.001, 0.1)), min_size=1, max_size=8), st.floats(0, 1)
+)
 def test_interpolation_stays_between_its_neighbours(moves, share):
     points = np.cumsum(np.array(moves), axis=0)
     e = evaluations([tuple(p) for p in points])
@@ -112,8 +127,11 @@ def style_runs(own):
     """Both authors' runs of one plan: tuned on the own author is ``own`` nats better."""
     noise = np.linspace(-0.01, 0.01, 24)
     authors = ("alice", "edgar")
-    return [a_run(s, [(0.1, 0.1)], text=t, tests={u: list(3.5 - (own if t == u else 0) + noise) for u in authors})
-            for s in range(3) for t in authors]
+    return [
+        a_run(s, [(0.1, 0.1)], text=t, tests={u: list(3.5 - (own if t == u else 0) + noise) for u in authors})
+        for s in range(3)
+        for t in authors
+    ]
 
 
 def test_the_style_contrast_and_its_ratio():
@@ -124,7 +142,11 @@ def test_the_style_contrast_and_its_ratio():
 
 
 def test_runs_are_chosen_by_plan_text_and_purpose():
-    runs = [a_run(0, [], rate_choice="keep and learn"), a_run(1, [], rate_choice="learn"), a_run(2, [], text="edgar")]
+    runs = [
+        a_run(0, [], rate_choice="keep and learn"),
+        a_run(1, [], rate_choice="learn"),
+        a_run(2, [], text="edgar"),
+    ]
     assert [r["seed"] for r in chosen(runs, "full", "alice", "keep")] == [0]
     assert [r["seed"] for r in chosen(runs, "full", "alice", "learn")] == [0, 1]
 
@@ -143,8 +165,16 @@ def interval(mean, half):
     return Interval(mean, mean - half, mean + half, 5, half, 0.0)
 
 
-@pytest.mark.parametrize("mean, half, verdict", [
-    (-0.05, 0.02, HOLDS), (-0.005, 0.001, FAILS), (0.05, 0.02, FAILS), (-0.05, 0.06, UNDECIDED), (0.0, 0.005, FAILS)])
+@pytest.mark.parametrize(
+    "mean, half, verdict",
+    [
+        (-0.05, 0.02, HOLDS),
+        (-0.005, 0.001, FAILS),
+        (0.05, 0.02, FAILS),
+        (-0.05, 0.06, UNDECIDED),
+        (0.0, 0.005, FAILS),
+    ],
+)
 def test_a_claimed_decrease_is_decided_by_side_and_size(mean, half, verdict):
     assert decide(interval(mean, half), 0.01, "lower") == verdict
     assert decide(interval(-mean, half), 0.01, "higher") == verdict
@@ -168,5 +198,3 @@ def test_with_no_true_difference_a_claim_holds_in_at_most_2_and_a_half_percent_o
         held = [decide(paired_interval(rng.normal(0, 0.05, n)), 0.01, "lower") == HOLDS for _ in range(2000)]
         # 2.5% of 2,000 is 50; three standard errors of a binomial are 21.
         assert sum(held) <= 50 + 21, (n, sum(held))
-
-

@@ -40,8 +40,15 @@ def interval(mean, half, n=5):
 
 def test_the_page_and_the_code_have_the_same_numbers():
     page = read_protocol()["decisions"]
-    for name in ("smallest_loss", "smallest_forgetting", "smallest_forgetting_share", "equal_share", "family_error",
-                 "style_share", "catastrophic"):
+    for name in (
+        "smallest_loss",
+        "smallest_forgetting",
+        "smallest_forgetting_share",
+        "equal_share",
+        "family_error",
+        "style_share",
+        "catastrophic",
+    ):
         assert page[name] == getattr(decisions, name.upper()), name
     assert page["stability_loss"] == stability.WITHIN
     from inspect import signature
@@ -50,14 +57,27 @@ def test_the_page_and_the_code_have_the_same_numbers():
 
     assert page["level"] == signature(paired_interval).parameters["level"].default
     assert [page["fitted_part"], page["spike_share"], tuple(page["quarters"])] == [
-        signature(levelling).parameters["part"].default, signature(is_stable).parameters["spike_share"].default,
-        signature(is_stable).parameters["quarters"].default]
+        signature(levelling).parameters["part"].default,
+        signature(is_stable).parameters["spike_share"].default,
+        signature(is_stable).parameters["quarters"].default,
+    ]
     levels = signature(Levelling.has_levelled).parameters
-    assert [page["prediction_error"], page["limit_width"]] == [levels["largest_error"].default,
-                                                              levels["largest_width"].default]
-    reached = [matched_gain([[{"step": 0, "gain": 0.0, "forgetting": 0.0},
-                              {"step": 1, "gain": share + 0.001, "forgetting": 0.1}]], 1.0)[1]
-               for share in page["shares"]]
+    assert [page["prediction_error"], page["limit_width"]] == [
+        levels["largest_error"].default,
+        levels["largest_width"].default,
+    ]
+    reached = [
+        matched_gain(
+            [
+                [
+                    {"step": 0, "gain": 0.0, "forgetting": 0.0},
+                    {"step": 1, "gain": share + 0.001, "forgetting": 0.1},
+                ]
+            ],
+            1.0,
+        )[1]
+        for share in page["shares"]
+    ]
     assert reached == page["shares"]
 
 
@@ -159,7 +179,9 @@ def test_the_sign_over_rates_ignores_what_is_too_small_to_count():
 
 def test_pairs_needed_falls_with_the_spread_and_knows_when_pairs_cannot_help():
     scatter = np.array([-1.0, 0.3, 0.7])
-    few, many = (finding_of(paired_interval(-0.03 + s * scatter), 0.01, "lower").pairs_needed for s in (0.02, 0.04))
+    few, many = (
+        finding_of(paired_interval(-0.03 + s * scatter), 0.01, "lower").pairs_needed for s in (0.02, 0.04)
+    )
     assert 3 <= few < many <= 200
     by_windows = paired_interval([-0.011, -0.009, -0.010], window_error=0.05)
     assert finding_of(by_windows, 0.01, "lower").pairs_needed is None
@@ -192,14 +214,21 @@ def simulated(rng, truth, n_pairs, pair_sd=0.005, window_error=0.001, n_blocks=2
 
 def study(rng, n_pairs, difference=0.0, loss=0.0, style=0.0, smallest=0.01, **spread):
     """The three primary tests on two texts each."""
+
     def equal():
         both = simulated(rng, loss, n_pairs, **spread)
         return equal_finding(both(0.90), both(0.95))
 
-    return primary_verdicts({
-        "C10": [finding_of(simulated(rng, difference, n_pairs, **spread)(), smallest, "lower") for _ in range(2)],
-        "C13": [equal(), equal()],
-        "C14": [finding_of(simulated(rng, style, n_pairs, **spread)(), 0.02, "higher") for _ in range(2)]})
+    return primary_verdicts(
+        {
+            "C10": [
+                finding_of(simulated(rng, difference, n_pairs, **spread)(), smallest, "lower")
+                for _ in range(2)
+            ],
+            "C13": [equal(), equal()],
+            "C14": [finding_of(simulated(rng, style, n_pairs, **spread)(), 0.02, "higher") for _ in range(2)],
+        }
+    )
 
 
 def share(verdicts, claim, word):
@@ -210,7 +239,10 @@ def share(verdicts, claim, word):
 def test_with_no_true_difference_2000_studies_say_holds_in_at_most_2_and_a_half_percent(n_pairs, pair_sd):
     rng = np.random.default_rng(n_pairs)
     # A loss at the very border of "equal" is the hardest case for C13.
-    found = [study(rng, n_pairs, loss=decisions.SMALLEST_LOSS, smallest=0.0, pair_sd=pair_sd) for _ in range(N_STUDIES)]
+    found = [
+        study(rng, n_pairs, loss=decisions.SMALLEST_LOSS, smallest=0.0, pair_sd=pair_sd)
+        for _ in range(N_STUDIES)
+    ]
     for claim in ("C10", "C13", "C14"):
         assert share(found, claim, HOLDS) <= 0.025, claim
 
@@ -218,8 +250,10 @@ def test_with_no_true_difference_2000_studies_say_holds_in_at_most_2_and_a_half_
 @pytest.mark.parametrize("window_error", [0.0, 0.005, 0.02])
 def test_one_text_alone_says_holds_in_at_most_2_and_a_half_percent_whatever_the_windows_do(window_error):
     rng = np.random.default_rng(7)
-    found = [finding_of(simulated(rng, 0.0, 5, 0.01, window_error)(), 0.0, "lower").verdict == HOLDS
-             for _ in range(N_STUDIES)]
+    found = [
+        finding_of(simulated(rng, 0.0, 5, 0.01, window_error)(), 0.0, "lower").verdict == HOLDS
+        for _ in range(N_STUDIES)
+    ]
     # 2.5% of 2,000 is 50; three standard errors of a binomial are 21.
     assert sum(found) <= 50 + 21
 
@@ -230,8 +264,16 @@ def test_true_differences_are_found_with_the_power_that_the_page_states():
     for row in rows:
         rng = np.random.default_rng(11)
         truth = {"C10": "difference", "C13": "loss", "C14": "style"}[row["claim"]]
-        found = [study(rng, row["pairs"], **{truth: row["truth"]}, pair_sd=row["pair_sd"],
-                       window_error=row["window_error"]) for _ in range(200)]
+        found = [
+            study(
+                rng,
+                row["pairs"],
+                **{truth: row["truth"]},
+                pair_sd=row["pair_sd"],
+                window_error=row["window_error"],
+            )
+            for _ in range(200)
+        ]
         assert share(found, row["claim"], row["verdict"]) == pytest.approx(row["share"], abs=0.06), row
 
 
@@ -245,10 +287,25 @@ def small_run(rng, seed, text, slope, windows=24):
     """A record whose forgetting rises with the gain, with scatter by seed and by window."""
     by_window = rng.normal(1, 0.15, windows)
     factor = slope * (1 + rng.normal(0, 0.03))
-    points = [{"step": 8 * i, "gain": g, "forgetting": float(factor * g * by_window.mean()),
-               "forgetting_windows": list(factor * g * by_window)} for i, g in enumerate(np.linspace(0, 0.15, 8))]
-    return {"seed": seed, "text": text, "model_hash": "m", "text_hash": text, "retention_hash": "r", "batch": 8,
-            "length": 256, "evaluations": points}
+    points = [
+        {
+            "step": 8 * i,
+            "gain": g,
+            "forgetting": float(factor * g * by_window.mean()),
+            "forgetting_windows": list(factor * g * by_window),
+        }
+        for i, g in enumerate(np.linspace(0, 0.15, 8))
+    ]
+    return {
+        "seed": seed,
+        "text": text,
+        "model_hash": "m",
+        "text_hash": text,
+        "retention_hash": "r",
+        "batch": 8,
+        "length": 256,
+        "evaluations": points,
+    }
 
 
 def test_whole_records_go_through_match_jackknife_and_rule():
@@ -291,5 +348,7 @@ def test_stable_gradients_have_few_spikes_and_no_drift():
 
 
 def test_overfitted_points_begin_after_the_best_dev_loss():
-    evaluations = [{"step": s, "gain": g} for s, g in ((0, 0.0), (8, 0.1), (16, 0.12), (24, 0.11), (32, 0.05))]
+    evaluations = [
+        {"step": s, "gain": g} for s, g in ((0, 0.0), (8, 0.1), (16, 0.12), (24, 0.11), (32, 0.05))
+    ]
     assert overfitted_from(evaluations) == 24 and overfitted_from(evaluations[:3]) is None

@@ -40,8 +40,15 @@ def noisy(rng, forgotten, seeds=5, top=1.0, noise=0.01, power=2.0, gain=0.15, **
     """Paths of several seeds: forgetting is ``forgotten`` at full training's best gain, and grows with its power."""
     grid = np.linspace(0, top, 12)
     dev, retention = rng.normal(1, noise, 12), rng.normal(1, noise, 16)
-    return [Path(s, np.outer(gain * grid, dev * rng.normal(1, noise / 5)),
-                 np.outer(forgotten * grid**power * rng.normal(1, noise / 5), retention), **more) for s in range(seeds)]
+    return [
+        Path(
+            s,
+            np.outer(gain * grid, dev * rng.normal(1, noise / 5)),
+            np.outer(forgotten * grid**power * rng.normal(1, noise / 5), retention),
+            **more,
+        )
+        for s in range(seeds)
+    ]
 
 
 @pytest.fixture
@@ -116,9 +123,13 @@ def test_paths_on_other_windows_or_without_points_are_not_stacked():
 
 def test_leaving_a_window_out_reads_both_axes_and_the_level_again(rng):
     """Against plain loops over windows."""
-    ways = [Path(s, np.cumsum(rng.uniform(0.01, 0.05, (8, 6)), 0), np.cumsum(rng.uniform(0.001, 0.02, (8, 7)), 0))
-            for s in range(3)]
-    ways = [Path(w.seed, np.vstack([np.zeros(6), w.gains]), np.vstack([np.zeros(7), w.forgetting])) for w in ways]
+    ways = [
+        Path(s, np.cumsum(rng.uniform(0.01, 0.05, (8, 6)), 0), np.cumsum(rng.uniform(0.001, 0.02, (8, 7)), 0))
+        for s in range(3)
+    ]
+    ways = [
+        Path(w.seed, np.vstack([np.zeros(6), w.gains]), np.vstack([np.zeros(7), w.forgetting])) for w in ways
+    ]
     gain = full_gain([stacked(ways)])
     found = stacked(ways).at_levels(np.array([0.8 * gain]))
 
@@ -131,7 +142,9 @@ def test_leaving_a_window_out_reads_both_axes_and_the_level_again(rng):
         assert found.by_dev[0, :, 1 + k] == pytest.approx([w.forgetting_at(level) for w in left])
     for k in range(7):
         left = [without(w, retention=[k]) for w in ways]
-        assert found.by_retention[0, :, 1 + k] == pytest.approx([w.forgetting_at(0.8 * gain[0]) for w in left])
+        assert found.by_retention[0, :, 1 + k] == pytest.approx(
+            [w.forgetting_at(0.8 * gain[0]) for w in left]
+        )
 
 
 def test_the_level_is_read_again_on_the_windows_that_are_left(rng):
@@ -139,7 +152,9 @@ def test_the_level_is_read_again_on_the_windows_that_are_left(rng):
     grid, dev = np.linspace(0, 1, 10), rng.normal(1, 0.3, 12)
 
     def ways(forgotten):
-        return [Path(s, np.outer(0.15 * grid, dev), np.outer(forgotten * grid**2, np.ones(16))) for s in range(3)]
+        return [
+            Path(s, np.outer(0.15 * grid, dev), np.outer(forgotten * grid**2, np.ones(16))) for s in range(3)
+        ]
 
     found = compare(ways(0.05), ways(0.1), [ways(0.1)], RULES)
     assert found.mean_distance.errors[1] == pytest.approx(0.0, abs=1e-9) and found.word == LESS
@@ -250,8 +265,12 @@ def test_a_diverged_run_leaves_the_comparison_open(rng, full):
     gone = Path(4, np.empty((0, 0)), np.empty((0, 0)), None, DIVERGED)
     found = compare([*noisy(rng, 0.05)[:4], gone], noisy(rng, 0.1), full, RULES)
     assert (found.word, found.reason) == (OPEN, "1 run diverged")
-    alone = compare([*noisy(rng, 0.05), Path(77, gone.gains, gone.forgetting, None, DIVERGED)], noisy(rng, 0.1), full,
-                    RULES)
+    alone = compare(
+        [*noisy(rng, 0.05), Path(77, gone.gains, gone.forgetting, None, DIVERGED)],
+        noisy(rng, 0.1),
+        full,
+        RULES,
+    )
     assert alone.word == OPEN, "also where its seed has no partner: none is dropped"
     assert "no tuning run" in compare(noisy(rng, 0.05), noisy(rng, 0.1), [[gone]], RULES).reason
     assert gain_within([*noisy(rng, 0.05)[:4], gone], noisy(rng, 0.1), 0.03) is None
@@ -274,7 +293,9 @@ def test_no_pairs_are_said(rng, full):
 
 
 def prosaic(paths, rise):
-    return [Path(p.seed, p.gains, p.forgetting, np.outer(np.linspace(0, rise, 12), np.ones(6))) for p in paths]
+    return [
+        Path(p.seed, p.gains, p.forgetting, np.outer(np.linspace(0, rise, 12), np.ones(6))) for p in paths
+    ]
 
 
 def test_ordinary_prose_can_deny_less_but_only_by_a_rise_above_the_base(rng, full):

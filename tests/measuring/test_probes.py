@@ -20,8 +20,16 @@ from helpers.measuring.probes import (
 from helpers.models.loading import build_model, load_tokenizer, mini_config
 from helpers.profiles import TINY
 
-CONFIG = mini_config(vocab_size=60, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=64, window_size=16, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=60,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=64,
+    window_size=16,
+    attention_types=[[["global", "local"], 1]],
+)
 
 
 def text(n=6, length=40, seed=0):

@@ -53,7 +53,10 @@ def test_steadier_needs_a_grid_step_on_every_text():
 
 
 def test_one_step_of_the_usual_grid_is_enough_though_it_is_not_exactly_half_a_decade():
-    assert is_steadier({"a": Width(1e-4, 3e-4, 1e-4, False, 0)}, {"a": Width(1e-4, 1e-4, 1e-4, False, 0)}) == HOLDS
+    assert (
+        is_steadier({"a": Width(1e-4, 3e-4, 1e-4, False, 0)}, {"a": Width(1e-4, 1e-4, 1e-4, False, 0)})
+        == HOLDS
+    )
 
 
 def test_an_open_width_can_win_and_cannot_lose():
@@ -63,7 +66,10 @@ def test_an_open_width_can_win_and_cannot_lose():
 
 
 def test_a_wider_plan_with_more_diverged_runs_is_not_steadier():
-    assert is_steadier({"a": Width(1e-4, 1e-2, 1e-3, False, 2)}, {"a": Width(1e-3, 1e-3, 1e-3, False, 0)}) == UNDECIDED
+    assert (
+        is_steadier({"a": Width(1e-4, 1e-2, 1e-3, False, 2)}, {"a": Width(1e-3, 1e-3, 1e-3, False, 0)})
+        == UNDECIDED
+    )
 
 
 def test_two_plans_on_different_texts_are_refused():
@@ -93,7 +99,9 @@ def test_a_matrix_of_rank_two_is_whole_at_rank_two(no_window):
     low = dice.normal(size=(8, 2)) @ dice.normal(size=(2, 6))
     ax = plots.spectra({"low": low, "any": dice.normal(size=(8, 6))}, "title", rank=2).axes[0]
     low_shares, any_shares = (line.get_ydata() for line in ax.get_lines()[:2])
-    assert low_shares[1] == pytest.approx(1.0) and any_shares[1] < 0.95 and any_shares[-1] == pytest.approx(1.0)
+    assert (
+        low_shares[1] == pytest.approx(1.0) and any_shares[1] < 0.95 and any_shares[-1] == pytest.approx(1.0)
+    )
 
 
 # --- timing ------------------------------------------------------------------------
@@ -110,6 +118,7 @@ class Machine:
             self.now += cost * 1.05**self.n_runs + (9.0 if name not in self.seen else 0.0)
             self.n_runs += 1
             self.seen.append(name)
+
         return run
 
     def clock(self):

@@ -19,8 +19,13 @@ def test_gpt_neo_125m_has_the_published_counts_in_under_two_seconds():
     began = time.perf_counter()
     parts = anatomy(build_on_meta(gpt_neo_125m_config()))
     assert time.perf_counter() - began < 2
-    assert parts.counts() == {"attention": 28_320_768, "mlp": 56_669_184, "norm": 38_400,
-                              "token_embedding": 38_597_376, "position_embedding": 1_572_864}
+    assert parts.counts() == {
+        "attention": 28_320_768,
+        "mlp": 56_669_184,
+        "norm": 38_400,
+        "token_embedding": 38_597_376,
+        "position_embedding": 1_572_864,
+    }
     assert parts.n_parameters == 125_198_592
     assert parts.n_layers == 12
     assert parts.count("head") == 0
@@ -30,14 +35,25 @@ def test_the_table_has_the_published_shares():
     table = anatomy(build_on_meta(gpt_neo_125m_config())).table()
     assert list(table.loc["mlp"][["tensors", "parameters"]]) == [48, 56_669_184]
     shares = {role: round(100 * share, 1) for role, share in table["share"].items()}
-    assert shares == {"attention": 22.6, "mlp": 45.3, "norm": 0.0, "token_embedding": 30.8, "position_embedding": 1.3}
+    assert shares == {
+        "attention": 22.6,
+        "mlp": 45.3,
+        "norm": 0.0,
+        "token_embedding": 30.8,
+        "position_embedding": 1.3,
+    }
     assert table["share"].sum() == pytest.approx(1)
 
 
 def test_the_miniature_has_the_counts_of_its_shape():
     parts = anatomy(build_on_meta(mini_config()))
-    assert parts.counts() == {"attention": 590_592, "mlp": 1_183_488, "norm": 3_456,
-                              "token_embedding": 786_432, "position_embedding": 49_152}
+    assert parts.counts() == {
+        "attention": 590_592,
+        "mlp": 1_183_488,
+        "norm": 3_456,
+        "token_embedding": 786_432,
+        "position_embedding": 49_152,
+    }
     assert parts.n_parameters == 2_613_120
 
 
@@ -55,8 +71,10 @@ def test_every_parameter_of_a_family_has_a_role_and_is_counted_once(name, tied):
     assert {e.role for e in parts.entries} <= set(ROLES)
     assert {e.layer for e in parts.entries if e.role in ("attention", "mlp")} == {0, 1}
     assert all(e.layer is None for e in parts.entries if e.role.endswith("embedding") or e.role == "head")
-    assert all(e.shape == tuple(p.shape) and e.n_parameters == p.numel()
-               for e, p in zip(parts.entries, model.parameters(), strict=True))
+    assert all(
+        e.shape == tuple(p.shape) and e.n_parameters == p.numel()
+        for e, p in zip(parts.entries, model.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -85,13 +103,18 @@ BY_HAND = {
 @pytest.mark.parametrize("name", BY_HAND)
 def test_counts_by_role_agree_with_arithmetic(name):
     parts = anatomy(family(name))
-    assert {role: parts.count(role) for role in ("attention", "mlp")} == {r: 2 * n for r, n in BY_HAND[name].items()}
+    assert {role: parts.count(role) for role in ("attention", "mlp")} == {
+        r: 2 * n for r, n in BY_HAND[name].items()
+    }
 
 
 PARTS_OF = {
-    "gpt_neo": "q k v attention-out mlp-in mlp-out", "opt": "q k v attention-out mlp-in mlp-out",
-    "gpt2": "qkv attention-out mlp-in mlp-out", "gpt_neox": "qkv attention-out mlp-in mlp-out",
-    "llama": "q k v attention-out mlp-gate mlp-in mlp-out", "qwen2": "q k v attention-out mlp-gate mlp-in mlp-out",
+    "gpt_neo": "q k v attention-out mlp-in mlp-out",
+    "opt": "q k v attention-out mlp-in mlp-out",
+    "gpt2": "qkv attention-out mlp-in mlp-out",
+    "gpt_neox": "qkv attention-out mlp-in mlp-out",
+    "llama": "q k v attention-out mlp-gate mlp-in mlp-out",
+    "qwen2": "q k v attention-out mlp-gate mlp-in mlp-out",
     "mixtral": "q k v attention-out mlp-in mlp-out router",
 }
 
@@ -117,7 +140,8 @@ def test_a_norm_named_after_attention_is_a_norm():
 def test_experts_and_their_router_are_mlp_and_their_numbers_are_no_layers():
     model = family("mixtral")
     model.model.layers[1].mlp.experts = nn.ModuleList(
-        [nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in ("w1", "w2", "w3")}) for _ in range(12)])
+        [nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in ("w1", "w2", "w3")}) for _ in range(12)]
+    )
     parts = anatomy(model)
     assert parts.n_layers == 2
     expert = parts.entry("model.layers.1.mlp.experts.11.w2.weight")
@@ -145,7 +169,7 @@ def test_equal_values_do_not_tie_two_tensors():
 def test_a_head_registered_first_is_still_the_embeddings_entry():
     model = nn.ModuleDict({"lm_head": nn.Linear(4, 8, bias=False), "wte": nn.Embedding(8, 4)})
     model["wte"].weight = model["lm_head"].weight
-    entry, = anatomy(model).entries
+    (entry,) = anatomy(model).entries
     assert (entry.name, entry.role, entry.aliases) == ("lm_head.weight", "token_embedding", ("wte.weight",))
 
 
@@ -175,7 +199,9 @@ def test_the_way_that_the_message_shows_works():
     assert parts.entry("transformer.h.1.adapter.weight").layer == 1
 
 
-@pytest.mark.parametrize("where", ["transformer.h.0.attn", "transformer.h.0.mlp", "transformer.h.0", "transformer"])
+@pytest.mark.parametrize(
+    "where", ["transformer.h.0.attn", "transformer.h.0.mlp", "transformer.h.0", "transformer"]
+)
 def test_a_new_name_is_never_guessed_from_its_surroundings(where):
     model = family("gpt_neo")
     model.get_submodule(where).gadget = nn.Linear(2, 2, device="meta")
@@ -183,7 +209,9 @@ def test_a_new_name_is_never_guessed_from_its_surroundings(where):
         anatomy(model)
 
 
-@pytest.mark.parametrize("name", ["prenormal", "normalizer", "embed_tokens_per_layer", "lm_head_2", "attn_wte"])
+@pytest.mark.parametrize(
+    "name", ["prenormal", "normalizer", "embed_tokens_per_layer", "lm_head_2", "attn_wte"]
+)
 def test_a_name_that_only_contains_a_known_one_is_not_known(name):
     model = family("gpt_neo")
     model.transformer.add_module(name, nn.Linear(2, 2, device="meta"))
@@ -223,14 +251,26 @@ def test_asking_for_a_parameter_that_is_not_there_lists_the_nearest():
 # --- patterns ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern, name, expected", [
-    ("h.1.*", "h.1.weight", True), ("h.1.*", "h.10.weight", False), ("h.1.**", "h.10.a.weight", False),
-    ("h.*", "h.1.weight", False), ("h.**", "h.1.weight", True), ("**", "h.1.weight", True),
-    ("**.norm.weight", "a.b.norm.weight", True), ("**.norm.weight", "a.input_norm.weight", False),
-    ("norm.weight", "a.norm.weight", False), ("**.1.**", "layers.0.experts.1.w1", True),
-    ("layers.1.**", "layers.0.experts.1.w1", False), ("**.norm.**", "norm.weight", True),
-    ("*.q_*.weight", "attn.q_proj.weight", True), ("h", "h.1", False), ("", "h", False),
-])
+@pytest.mark.parametrize(
+    "pattern, name, expected",
+    [
+        ("h.1.*", "h.1.weight", True),
+        ("h.1.*", "h.10.weight", False),
+        ("h.1.**", "h.10.a.weight", False),
+        ("h.*", "h.1.weight", False),
+        ("h.**", "h.1.weight", True),
+        ("**", "h.1.weight", True),
+        ("**.norm.weight", "a.b.norm.weight", True),
+        ("**.norm.weight", "a.input_norm.weight", False),
+        ("norm.weight", "a.norm.weight", False),
+        ("**.1.**", "layers.0.experts.1.w1", True),
+        ("layers.1.**", "layers.0.experts.1.w1", False),
+        ("**.norm.**", "norm.weight", True),
+        ("*.q_*.weight", "attn.q_proj.weight", True),
+        ("h", "h.1", False),
+        ("", "h", False),
+    ],
+)
 def test_a_pattern_matches_whole_components(pattern, name, expected):
     assert matches(pattern, name) is expected
 
@@ -246,7 +286,7 @@ def test_a_plain_name_matches_itself_alone(first, second):
 @given(components, st.data())
 def test_a_star_stands_for_exactly_one_component(parts, data):
     i = data.draw(st.integers(0, len(parts) - 1))
-    pattern = ".".join([*parts[:i], "*", *parts[i + 1:]])
+    pattern = ".".join([*parts[:i], "*", *parts[i + 1 :]])
     assert matches(pattern, ".".join(parts))
     assert not matches(pattern, ".".join([*parts, "x"]))
 

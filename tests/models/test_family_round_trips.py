@@ -15,31 +15,79 @@ from helpers.models.roles import anatomy
 
 IDS = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 PLAIN = IDS | {"hidden_size": 32, "num_hidden_layers": 2}
-SMALL = PLAIN | {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-                 "max_position_embeddings": 64}
+SMALL = PLAIN | {
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
 OLD = IDS | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 FAMILIES = {  # what each is given, and its positions
-    "gemma2": (SMALL, 64), "vaultgemma": (SMALL, 64),
+    "gemma2": (SMALL, 64),
+    "vaultgemma": (SMALL, 64),
     "bloom": (IDS | {"hidden_size": 32, "n_layer": 2, "n_head": 4}, None),
     "mpt": (IDS | {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 48}, 48),
-    "gptj": (OLD | {"rotary_dim": 4}, 64), "codegen": (OLD | {"rotary_dim": 4}, 64), "openai-gpt": (OLD, 64),
-    "xglm": (IDS | {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4,
-                    "max_position_embeddings": 64}, 64),
+    "gptj": (OLD | {"rotary_dim": 4}, 64),
+    "codegen": (OLD | {"rotary_dim": 4}, 64),
+    "openai-gpt": (OLD, 64),
+    "xglm": (
+        IDS
+        | {
+            "d_model": 32,
+            "ffn_dim": 64,
+            "num_layers": 2,
+            "attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
+        64,
+    ),
     "gpt_oss": (SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}, 64),
-    "mamba": (PLAIN, None), "falcon_mamba": (PLAIN, None),
-    "mamba2": (PLAIN | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 16}, None),
-    "gpt_bigcode": (OLD, 64), "phi": (SMALL, 64), "starcoder2": (SMALL, 64),
+    "mamba": (PLAIN, None),
+    "falcon_mamba": (PLAIN, None),
+    "mamba2": (
+        PLAIN | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 16},
+        None,
+    ),
+    "gpt_bigcode": (OLD, 64),
+    "phi": (SMALL, 64),
+    "starcoder2": (SMALL, 64),
     "qwen3_moe": (SMALL | {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}, 64),
-    "jamba": (SMALL | {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4,
-                       "expert_layer_period": 2, "mamba_d_state": 4, "mamba_dt_rank": 4}, 64),
+    "jamba": (
+        SMALL
+        | {
+            "num_hidden_layers": 4,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 4,
+            "expert_layer_period": 2,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+        },
+        64,
+    ),
     "lfm2": (SMALL, 64),
 }
-EAGER = {"gemma2", "vaultgemma", "bloom", "mpt", "gptj", "codegen", "openai-gpt", "xglm", "gpt_oss", "mamba", "mamba2",
-         "falcon_mamba"}
+EAGER = {
+    "gemma2",
+    "vaultgemma",
+    "bloom",
+    "mpt",
+    "gptj",
+    "codegen",
+    "openai-gpt",
+    "xglm",
+    "gpt_oss",
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+}
 # Read by shape alone, as transformers builds them by default, with few layers.
-BY_NAME = ("afmoe apertus bailing_hybrid bamba beam deepseek_v32 diffllama doge ernie4_5_moe falcon_h1 glm_moe_dsa "
-           "granitemoehybrid kimi_linear laguna longcat_flash minimax moshi nemotron_h olmo_hybrid qwen3_next "
-           "recurrent_gemma rwkv xlstm zamba2").split()
+BY_NAME = (
+    "afmoe apertus bailing_hybrid bamba beam deepseek_v32 diffllama doge ernie4_5_moe falcon_h1 glm_moe_dsa "
+    "granitemoehybrid kimi_linear laguna longcat_flash minimax moshi nemotron_h olmo_hybrid qwen3_next "
+    "recurrent_gemma rwkv xlstm zamba2"
+).split()
 
 
 def config_of(name):
@@ -101,8 +149,9 @@ def test_every_tensor_of_a_familys_usual_config_has_a_role(name):
 
 def test_a_state_space_mixer_stands_in_attentions_place_and_its_router_is_one():
     mamba = anatomy(build_on_meta(config_of("mamba")))
-    assert {mamba.entry(f"backbone.layers.1.mixer.{n}").role for n in ("A_log", "conv1d.bias", "in_proj.weight")} == {
-        "attention"}
+    assert {
+        mamba.entry(f"backbone.layers.1.mixer.{n}").role for n in ("A_log", "conv1d.bias", "in_proj.weight")
+    } == {"attention"}
     mixed = anatomy(build_on_meta(AutoConfig.for_model("nemotron_h")))
     roles = {e.name.split("mixer.")[1]: e.role for e in mixed.entries if "mixer." in e.name}
     assert roles["experts.up_proj"] == roles["gate.weight"] == "mlp"

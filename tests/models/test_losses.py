@@ -19,16 +19,49 @@ from helpers.models.losses import (
     token_losses,
 )
 
-MINI = mini_config(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96,
-                   max_position_embeddings=40, window_size=8, attention_types=[[["global", "local"], 1]])
+MINI = mini_config(
+    vocab_size=97,
+    hidden_size=48,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=96,
+    max_position_embeddings=40,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 FAMILIES = {
     "gpt_neo": MINI,
-    "llama_untied": LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64),
-    "gpt2": GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0,
-                       resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
-    "opt": OPTConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, ffn_dim=64, num_attention_heads=4,
-                     max_position_embeddings=64, word_embed_proj_dim=32, dropout=0),
+    "llama_untied": LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=97,
+        n_embd=32,
+        n_layer=1,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    ),
+    "opt": OPTConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=1,
+        ffn_dim=64,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+        dropout=0,
+    ),
 }
 
 
@@ -38,8 +71,12 @@ def ids_of(batch=3, length=20, seed=0):
 
 def plain_loss(model, ids, mask=None):
     logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    return F.cross_entropy(logits.reshape(-1, logits.size(-1)), shifted_labels(ids, None, mask).reshape(-1),
-                           ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(
+        logits.reshape(-1, logits.size(-1)),
+        shifted_labels(ids, None, mask).reshape(-1),
+        ignore_index=IGNORE,
+        reduction="sum",
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,8 +155,17 @@ def test_token_losses_average_to_the_loss():
 
 
 def small_llama(**changes):
-    return build_model(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                   num_attention_heads=4, max_position_embeddings=64, **changes)).eval()
+    return build_model(
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            **changes,
+        )
+    ).eval()
 
 
 def assert_equals_its_own(model, ids):
@@ -153,7 +199,9 @@ def test_an_adapter_in_the_head_is_part_of_the_loss():
 
 
 def test_an_adapter_of_peft_in_the_head_is_part_of_the_loss():
-    twin = get_peft_model(small_llama(), LoraConfig(r=3, target_modules=["lm_head"], init_lora_weights=False)).eval()
+    twin = get_peft_model(
+        small_llama(), LoraConfig(r=3, target_modules=["lm_head"], init_lora_weights=False)
+    ).eval()
     assert_equals_its_own(twin, ids_of())
     assert_equals_its_own(twin.base_model.model, ids_of())
 
@@ -174,7 +222,8 @@ def test_a_hook_that_changes_the_logits_is_part_of_the_loss_from_its_first_step_
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         assert next_token_loss(model, ids)[0].item() == pytest.approx(
-            F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item(), rel=1e-5)
+            F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item(), rel=1e-5
+        )
     hook.remove()
     assert next_token_loss(model, ids)[0].item() == usual
 
@@ -190,23 +239,42 @@ def test_asking_for_the_trunk_runs_no_block_and_leaves_the_model_as_it_was():
 
 
 def test_a_scale_that_comes_later_is_seen():
-    model, ids = build_model(CohereConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                          num_attention_heads=2, logit_scale=0.25)), ids_of()
+    model, ids = (
+        build_model(
+            CohereConfig(
+                vocab_size=97,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                logit_scale=0.25,
+            )
+        ),
+        ids_of(),
+    )
     assert_equals_its_own(model.eval(), ids)
     model.logit_scale = 4.0
     assert_equals_its_own(model, ids)
 
 
-@pytest.mark.parametrize("config", [
-    CohereConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2),
-    LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4),
-], ids=["own logits", "in chunks"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CohereConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+        ),
+        LlamaConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+        ),
+    ],
+    ids=["own logits", "in chunks"],
+)
 def test_both_ways_agree_under_padding_checkpointing_autocast_and_bfloat16(config):
     model, ids = build_model(config), ids_of(2, 12)
     mask = torch.ones_like(ids)
     mask[0, 7:] = 0
     padded, n = next_token_loss(model, ids, attention_mask=mask)
-    alone = sum(next_token_loss(model, ids[i:i + 1, :length])[0] for i, length in enumerate((7, 12)))
+    alone = sum(next_token_loss(model, ids[i : i + 1, :length])[0] for i, length in enumerate((7, 12)))
     assert n == 6 + 11 and padded.item() == pytest.approx(alone.item(), rel=1e-5)
     exact = next_token_loss(model, ids)[0]
     enable_checkpointing(model)
@@ -228,9 +296,18 @@ def test_padding_before_a_text_is_refused():
 
 
 def test_a_router_loss_is_refused_in_one_line():
-    model = build_model(MixtralConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                      num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
-                                      output_router_logits=True))
+    model = build_model(
+        MixtralConfig(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+            output_router_logits=True,
+        )
+    )
     with pytest.raises(LossError, match=r"output_router_logits is True.* = False first\.$"):
         next_token_loss(model, ids_of())
     model.config.output_router_logits = False
@@ -238,7 +315,9 @@ def test_a_router_loss_is_refused_in_one_line():
 
 
 def test_an_encoder_and_another_loss_are_refused():
-    small = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+    small = dict(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+    )
     ids = ids_of(1, 12)
     with pytest.raises(LossError, match="sees later tokens"):
         require_next_token_model(build_model(BertConfig(**small)).eval(), ids)

@@ -25,8 +25,15 @@ from helpers.models.loading import (
 from helpers.models.model_files import ModelError
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-SHAPE = IDS | {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-               "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+SHAPE = IDS | {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 MINI = Path(__file__).parent.parent / "data" / "gpt-neo-mini"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 12\n"
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -61,18 +68,39 @@ def refusal(load, folder) -> str:
 # --- tensors -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t: {n: v for n, v in t.items() if n != UP}, ["1 tensor", UP, "missing"]),
-    (lambda t: {n.replace("q_proj", "query"): v for n, v in t.items()},
-     ["2 tensors", "layers.0.self_attn.q_proj.weight", "missing", "layers.1.self_attn.query.weight", "not part"]),
-    (lambda t: t | {"model.extra.weight": torch.ones(3)}, ["1 tensor (model.extra.weight) not part of this model"]),
-    (lambda t: t | {"model.norm.weight": torch.ones(3)}, ["model.norm.weight 3, the model's is 32"]),
-    (lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"}, ["lm_head.weight", "missing"]),
-    (lambda t: t | {UP: t[UP].to(torch.int8)}, ["quantised", UP]),
-    (lambda t: t | {"model.layers.0.mlp.up_proj.qweight": torch.ones(3, 3, dtype=torch.int32)}, ["quantised"]),
-    (lambda t: t | {"model.norm.weight": t["model.norm.weight"] * float("nan")}, ["NaN", "model.norm.weight"]),
-    (lambda t: t | {UP: t[UP] * float("inf")}, ["infinite", UP]),
-], ids=["missing", "renamed", "left-over", "shape", "untied-head", "int8", "gptq", "nan", "inf"])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: {n: v for n, v in t.items() if n != UP}, ["1 tensor", UP, "missing"]),
+        (
+            lambda t: {n.replace("q_proj", "query"): v for n, v in t.items()},
+            [
+                "2 tensors",
+                "layers.0.self_attn.q_proj.weight",
+                "missing",
+                "layers.1.self_attn.query.weight",
+                "not part",
+            ],
+        ),
+        (
+            lambda t: t | {"model.extra.weight": torch.ones(3)},
+            ["1 tensor (model.extra.weight) not part of this model"],
+        ),
+        (lambda t: t | {"model.norm.weight": torch.ones(3)}, ["model.norm.weight 3, the model's is 32"]),
+        (lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"}, ["lm_head.weight", "missing"]),
+        (lambda t: t | {UP: t[UP].to(torch.int8)}, ["quantised", UP]),
+        (
+            lambda t: t | {"model.layers.0.mlp.up_proj.qweight": torch.ones(3, 3, dtype=torch.int32)},
+            ["quantised"],
+        ),
+        (
+            lambda t: t | {"model.norm.weight": t["model.norm.weight"] * float("nan")},
+            ["NaN", "model.norm.weight"],
+        ),
+        (lambda t: t | {UP: t[UP] * float("inf")}, ["infinite", UP]),
+    ],
+    ids=["missing", "renamed", "left-over", "shape", "untied-head", "int8", "gptq", "nan", "inf"],
+)
 def test_tensors_that_do_not_fit_are_counted_and_named(folder, change, words):
     change_tensors(folder, change)
     message = refusal(load_model, folder)
@@ -103,12 +131,28 @@ def test_a_tied_head_that_is_not_in_the_file_is_none_missing(folder):
 
 
 def test_masks_that_old_gpt_neo_files_hold_are_none_left_over(tmp_path):
-    config = mini_config(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96,
-                         max_position_embeddings=32, window_size=8, attention_types=[[["global", "local"], 1]])
+    config = mini_config(
+        vocab_size=97,
+        hidden_size=48,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=32,
+        window_size=8,
+        attention_types=[[["global", "local"], 1]],
+    )
     build_model(config).save_pretrained(tmp_path)
     where = "transformer.h.0.attn.attention"
-    change_tensors(tmp_path, lambda t: t | {f"{where}.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool),
-                                            f"{where}.masked_bias": torch.tensor(-1e9)})
+    change_tensors(
+        tmp_path,
+        lambda t: (
+            t
+            | {
+                f"{where}.bias": torch.ones(1, 1, 32, 32, dtype=torch.bool),
+                f"{where}.masked_bias": torch.tensor(-1e9),
+            }
+        ),
+    )
     assert weight_hash(load_model(tmp_path)) == weight_hash(build_model(config))
 
 
@@ -117,7 +161,12 @@ def test_a_model_saved_with_lora_inside_is_refused_by_name(folder):
     lora.insert(model, "q", rank=2, alpha=4.0)
     model.save_pretrained(folder)
     message = refusal(load_model, folder)
-    assert "LoRA" in message and "4 tensors" in message and "q_proj.lora_A" in message and "load_adapter" in message
+    assert (
+        "LoRA" in message
+        and "4 tensors" in message
+        and "q_proj.lora_A" in message
+        and "load_adapter" in message
+    )
 
 
 def test_a_peft_adapter_is_refused_as_one(folder):
@@ -130,27 +179,42 @@ def test_a_peft_adapter_is_refused_as_one(folder):
 # --- files -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda p: (p / "model.safetensors").write_text(POINTER), ["git-lfs pointer", "git lfs pull"]),
-    (lambda p: (p / "config.json").write_text(POINTER), ["config.json is a git-lfs pointer"]),
-    (lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:3000]),
-     ["half downloaded", "3,000 bytes"]),
-    (lambda p: (p / "model.safetensors").write_bytes(b""), ["model.safetensors is empty"]),
-    (lambda p: (p / "model.safetensors").rename(p / "model.safetensors.incomplete"), ["download that did not end"]),
-    (lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"), ["no weights"]),
-    (lambda p: (p / "generation_config.json").write_text("[1]"), ["generation_config.json", "list"]),
-], ids=["lfs", "lfs-config", "half", "empty", "incomplete", "pickle", "generation"])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda p: (p / "model.safetensors").write_text(POINTER), ["git-lfs pointer", "git lfs pull"]),
+        (lambda p: (p / "config.json").write_text(POINTER), ["config.json is a git-lfs pointer"]),
+        (
+            lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:3000]),
+            ["half downloaded", "3,000 bytes"],
+        ),
+        (lambda p: (p / "model.safetensors").write_bytes(b""), ["model.safetensors is empty"]),
+        (
+            lambda p: (p / "model.safetensors").rename(p / "model.safetensors.incomplete"),
+            ["download that did not end"],
+        ),
+        (lambda p: (p / "model.safetensors").rename(p / "pytorch_model.bin"), ["no weights"]),
+        (lambda p: (p / "generation_config.json").write_text("[1]"), ["generation_config.json", "list"]),
+    ],
+    ids=["lfs", "lfs-config", "half", "empty", "incomplete", "pickle", "generation"],
+)
 def test_files_that_are_not_what_they_seem_are_called_what_they_are(folder, spoil, words):
     spoil(folder)
     message = refusal(load_model, folder)
     assert all(word in message for word in words), message
 
 
-@pytest.mark.parametrize("index, word", [
-    ({"weight_map": {UP: "../model.safetensors"}}, "not opened"),
-    ({"weight_map": {UP: "pytorch_model.bin"}}, "not opened"),
-    ({"weight_map": {UP: "model-00001-of-00002.safetensors"}}, "1 of 1 files of weights are missing"),
-    ({"weight_map": [1]}, "weight_map"), (None, "NoneType"), ([1], "list")])
+@pytest.mark.parametrize(
+    "index, word",
+    [
+        ({"weight_map": {UP: "../model.safetensors"}}, "not opened"),
+        ({"weight_map": {UP: "pytorch_model.bin"}}, "not opened"),
+        ({"weight_map": {UP: "model-00001-of-00002.safetensors"}}, "1 of 1 files of weights are missing"),
+        ({"weight_map": [1]}, "weight_map"),
+        (None, "NoneType"),
+        ([1], "list"),
+    ],
+)
 def test_an_index_stays_in_its_folder_and_names_files_that_are_there(folder, index, word):
     (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -161,7 +225,9 @@ def test_a_model_in_several_files_loads(folder):
     model = load_model(folder)
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="20KB")
-    assert len(list(folder.glob("*.safetensors"))) > 1 and weight_hash(load_model(folder)) == weight_hash(model)
+    assert len(list(folder.glob("*.safetensors"))) > 1 and weight_hash(load_model(folder)) == weight_hash(
+        model
+    )
 
 
 @pytest.mark.parametrize("name", ["", "\0", "x" * 5000])
@@ -175,8 +241,11 @@ def test_a_name_that_no_folder_can_have_is_refused(load, name):
 
 def test_a_folder_with_code_of_its_own_is_refused_without_a_question(folder, monkeypatch):
     monkeypatch.setattr(builtins, "input", lambda *a: pytest.fail("a question on stdin"))
-    code = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model",
-            "AutoTokenizer": ["mine.Tokenizer", None]}
+    code = {
+        "AutoConfig": "mine.Config",
+        "AutoModelForCausalLM": "mine.Model",
+        "AutoTokenizer": ["mine.Tokenizer", None],
+    }
     (folder / "mine.py").write_text("raise SystemExit('code of a folder ran')")
     change_config(folder, model_type="mine", auto_map=code)
     assert "code of its own" in refusal(load_model, folder)
@@ -187,29 +256,43 @@ def test_a_folder_with_code_of_its_own_is_refused_without_a_question(folder, mon
 # --- configs -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields, word", [
-    ({"hidden_size": 10**9}, "parameters"), ({"num_hidden_layers": 10**9}, "layers"),
-    ({"vocab_size": 10**12}, "param"),
-    ({"intermediate_size": 10**15}, "parameters"), ({"max_position_embeddings": 10**13}, "parameters"),
-    ({"max_position_embeddings": 0}, "positions"), ({"hidden_size": -32}, "cannot|no model"),
-    ({"num_attention_heads": 5}, "heads"), ({"num_key_value_heads": 3}, "3 key/value heads"),
-    ({"hidden_act": "teapot"}, "activation 'teapot'"), ({"attention_dropout": 2}, "attention_dropout is 2"),
-    ({"bos_token_id": 97}, "bos_token_id is 97"), ({"eos_token_id": [2, 500]}, "eos_token_id is 500"),
-    ({"pad_token_id": -7}, "pad_token_id is -7"), ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
-    ({"hidden_size": "32"}, "hidden_size"), ({"hidden_size": None}, "hidden_size"),
-    ({"model_type": ["llama"]}, "config"),
-    ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
-    ({"model_type": "t5"}, "encoder-decoder"), ({"model_type": "gemma3"}, "vision_config"),
-    ({"model_type": "bert"}, "both"),
-])
+@pytest.mark.parametrize(
+    "fields, word",
+    [
+        ({"hidden_size": 10**9}, "parameters"),
+        ({"num_hidden_layers": 10**9}, "layers"),
+        ({"vocab_size": 10**12}, "param"),
+        ({"intermediate_size": 10**15}, "parameters"),
+        ({"max_position_embeddings": 10**13}, "parameters"),
+        ({"max_position_embeddings": 0}, "positions"),
+        ({"hidden_size": -32}, "cannot|no model"),
+        ({"num_attention_heads": 5}, "heads"),
+        ({"num_key_value_heads": 3}, "3 key/value heads"),
+        ({"hidden_act": "teapot"}, "activation 'teapot'"),
+        ({"attention_dropout": 2}, "attention_dropout is 2"),
+        ({"bos_token_id": 97}, "bos_token_id is 97"),
+        ({"eos_token_id": [2, 500]}, "eos_token_id is 500"),
+        ({"pad_token_id": -7}, "pad_token_id is -7"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"model_type": ["llama"]}, "config"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"model_type": "t5"}, "encoder-decoder"),
+        ({"model_type": "gemma3"}, "vision_config"),
+        ({"model_type": "bert"}, "both"),
+    ],
+)
 @pytest.mark.parametrize("load", [load_config, load_model])
 def test_a_config_that_cannot_be_right_is_refused_in_a_line(folder, load, fields, word):
     change_config(folder, **fields)
     assert any(w in refusal(load, folder) for w in word.split("|"))
 
 
-@pytest.mark.parametrize("text", ["null", "5", "[1]", '"text"', "{}", "", "[" * 100_000, '{"a":' * 20_000, "\x00"])
+@pytest.mark.parametrize(
+    "text", ["null", "5", "[1]", '"text"', "{}", "", "[" * 100_000, '{"a":' * 20_000, "\x00"]
+)
 def test_a_damaged_config_is_refused_in_a_line(folder, text):
     (folder / "config.json").write_text(text)
     refusal(load_model, folder)
@@ -223,15 +306,20 @@ def test_a_config_without_sizes_does_not_fill_the_memory_with_random_weights(fol
 
 def test_random_weights_of_an_enormous_model_are_not_made(monkeypatch):
     monkeypatch.setattr("helpers.models.model_files.machine_memory", lambda: 2**30)
-    for config, word in ((LlamaConfig(), "GiB"), (LlamaConfig(**SHAPE | {"hidden_size": 2**30}), "parameters")):
+    for config, word in (
+        (LlamaConfig(), "GiB"),
+        (LlamaConfig(**SHAPE | {"hidden_size": 2**30}), "parameters"),
+    ):
         with pytest.raises(ModelError, match=word):
             build_model(config)
 
 
 def test_a_budget_refuses_a_batch_and_a_config_by_size_first():
-    for config, batch, error in ((LlamaConfig(**SHAPE), 10**6, BudgetError),
-                                 (LlamaConfig(**SHAPE | {"num_hidden_layers": 10**9}), 1, ModelError),
-                                 (LlamaConfig(**SHAPE | {"hidden_act": "teapot"}), 1, ModelError)):
+    for config, batch, error in (
+        (LlamaConfig(**SHAPE), 10**6, BudgetError),
+        (LlamaConfig(**SHAPE | {"num_hidden_layers": 10**9}), 1, ModelError),
+        (LlamaConfig(**SHAPE | {"hidden_act": "teapot"}), 1, ModelError),
+    ):
         began = time.perf_counter()
         with pytest.raises(error):
             budget(config, FreezePlan.full(), batch, 16)
@@ -261,9 +349,16 @@ def test_a_damaged_tokenizer_file_is_named(mini, name, text):
     assert name in refusal(load_tokenizer, mini)
 
 
-@pytest.mark.parametrize("change", [
-    lambda r: r.update(model=[1]), lambda r: r["model"].update(vocab=[1]), lambda r: r["model"].pop("merges"),
-    lambda r: r["model"].update(type="teapot"), lambda r: r.clear()])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.update(model=[1]),
+        lambda r: r["model"].update(vocab=[1]),
+        lambda r: r["model"].pop("merges"),
+        lambda r: r["model"].update(type="teapot"),
+        lambda r: r.clear(),
+    ],
+)
 def test_a_tokenizer_whose_parts_are_damaged_is_refused(mini, change):
     edited(mini / "tokenizer.json", change)
     refusal(load_tokenizer, mini)

@@ -20,8 +20,16 @@ from helpers.models.loading import (
 from helpers.models.losses import next_token_loss
 from helpers.models.model_files import ModelError, n_positions
 
-CONFIG = mini_config(vocab_size=97, hidden_size=48, num_layers=2, num_heads=4, intermediate_size=96,
-                     max_position_embeddings=40, window_size=8, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=48,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=96,
+    max_position_embeddings=40,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 
 
 def pair(dtype=torch.float32):
@@ -58,7 +66,7 @@ def test_padding_on_either_side_changes_no_real_token(side):
     ids = torch.randint(97, (2, 20), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     real = slice(6, None) if side == "left" else slice(0, 14)
-    mask[0, :6 if side == "left" else 0] = 0
+    mask[0, : 6 if side == "left" else 0] = 0
     if side == "right":
         mask[0, 14:] = 0
     fast, eager = pair()
@@ -70,14 +78,21 @@ def test_padding_on_either_side_changes_no_real_token(side):
 def test_cached_decoding_equals_decoding_without_a_cache():
     fast, _ = pair()
     ids = torch.randint(97, (2, 5), generator=torch.Generator().manual_seed(4))
-    with_cache, without = (fast.generate(ids, max_new_tokens=20, do_sample=False, use_cache=c, eos_token_id=-1,
-                                         pad_token_id=0) for c in (True, False))
+    with_cache, without = (
+        fast.generate(ids, max_new_tokens=20, do_sample=False, use_cache=c, eos_token_id=-1, pad_token_id=0)
+        for c in (True, False)
+    )
     assert torch.equal(with_cache, without)
 
 
 def test_the_upstream_method_that_we_replace_still_has_its_signature():
     assert list(inspect.signature(GPTNeoSelfAttention._attn).parameters) == [
-        "self", "query", "key", "value", "attention_mask"]
+        "self",
+        "query",
+        "key",
+        "value",
+        "attention_mask",
+    ]
 
 
 def test_the_same_seed_builds_the_same_weights_and_leaves_the_random_state_alone():
@@ -111,18 +126,31 @@ def test_gpt_neos_own_gelu_is_replaced_by_its_fused_form(tmp_path):
 
 
 def test_another_family_gets_its_own_sdpa(tmp_path):
-    config = LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     build_model(config).save_pretrained(tmp_path)
     assert load_model(tmp_path, device="cpu").config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("prepare, words", [
-    (lambda p: None, ["is not a model folder", "config.json", "nothing"]),
-    (lambda p: (p / "config.json").write_text(json.dumps({"model_type": "gpt_neo"})), ["no weights", "safetensors"]),
-    (lambda p: (p / "config.json").write_text(json.dumps({"model_type": "teapot"})), ["teapot"]),
-    (lambda p: (p / "config.json").write_text("{not json"), ["cannot be loaded"]),
-])
+@pytest.mark.parametrize(
+    "prepare, words",
+    [
+        (lambda p: None, ["is not a model folder", "config.json", "nothing"]),
+        (
+            lambda p: (p / "config.json").write_text(json.dumps({"model_type": "gpt_neo"})),
+            ["no weights", "safetensors"],
+        ),
+        (lambda p: (p / "config.json").write_text(json.dumps({"model_type": "teapot"})), ["teapot"]),
+        (lambda p: (p / "config.json").write_text("{not json"), ["cannot be loaded"]),
+    ],
+)
 def test_a_folder_that_holds_no_model_is_named_with_what_is_missing(tmp_path, prepare, words):
     prepare(tmp_path)
     with pytest.raises(ModelError) as caught:
@@ -138,8 +166,10 @@ def test_a_damaged_weight_file_is_named(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_offers_the_tiny_profile(monkeypatch):
-    monkeypatch.setattr("helpers.models.loading.AutoConfig.from_pretrained",
-                        lambda *a, **k: (_ for _ in ()).throw(OSError("We couldn't connect to the hub")))
+    monkeypatch.setattr(
+        "helpers.models.loading.AutoConfig.from_pretrained",
+        lambda *a, **k: (_ for _ in ()).throw(OSError("We couldn't connect to the hub")),
+    )
     with pytest.raises(ModelError, match="COURSE_PROFILE=tiny"):
         load_model("some-org/some-model")
 

@@ -14,8 +14,17 @@ from helpers.models.loading import build_model, weight_hash
 from helpers.models.roles import anatomy
 from helpers.training.deltas import base_record, load_delta, save_delta
 
-CONFIG = LlamaConfig(vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                     num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=True, pad_token_id=0)
+CONFIG = LlamaConfig(
+    vocab_size=61,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=32,
+    tie_word_embeddings=True,
+    pad_token_id=0,
+)
 PLAN = FreezePlan.freeze("attention", "embeddings")
 
 
@@ -40,8 +49,13 @@ def compiled(model):
     return torch.compile(model, backend="eager")
 
 
-WRAPPERS = {"compiled": compiled, "parallel": Parallel, "both": lambda m: Parallel(compiled(m)),
-            "both ways": lambda m: compiled(Parallel(m)), "blocks": compiled_blocks}
+WRAPPERS = {
+    "compiled": compiled,
+    "parallel": Parallel,
+    "both": lambda m: Parallel(compiled(m)),
+    "both ways": lambda m: compiled(Parallel(m)),
+    "blocks": compiled_blocks,
+}
 
 
 @pytest.fixture(params=WRAPPERS)
@@ -72,7 +86,9 @@ def test_a_plan_freezes_the_same_tensors_and_can_be_undone_from_either_side(wrap
     model = build_model(CONFIG)
     wrapped = wrap(model)
     PLAN.apply(wrapped)
-    assert sum(p.requires_grad for p in model.parameters()) == len(PLAN.trainable_names(anatomy(build_model(CONFIG))))
+    assert sum(p.requires_grad for p in model.parameters()) == len(
+        PLAN.trainable_names(anatomy(build_model(CONFIG)))
+    )
     undo(model)
     assert all(p.requires_grad for p in model.parameters())
 

@@ -27,8 +27,9 @@ def exercises():
         for i, cell in enumerate(cells):
             if "exercise" in cell.metadata.get("tags", []):
                 above = next(c.source for c in reversed(cells[:i]) if c.cell_type == "markdown")
-                yield pytest.param(cell, above, cells[i + 1 : i + 4],
-                                   id=cell.metadata.get("exercise", f"{path.stem}-{i}"))
+                yield pytest.param(
+                    cell, above, cells[i + 1 : i + 4], id=cell.metadata.get("exercise", f"{path.stem}-{i}")
+                )
 
 
 ALL = list(exercises())
@@ -41,7 +42,7 @@ def solution_of(cell, after) -> str:
     text = "\n".join(c.source for c in after if c.cell_type == "markdown")
     text = text[: text.index("</details>", text.index("<summary>Solution"))]
     assert len(re.findall(r"<summary>Hint \d", text)) >= 3
-    return re.search(r"```python\n(.*?)```", text[text.index("<summary>Solution"):], re.S)[1]
+    return re.search(r"```python\n(.*?)```", text[text.index("<summary>Solution") :], re.S)[1]
 
 
 def heading_of(name, above):
@@ -105,8 +106,12 @@ def test_a_level_and_minutes_stand_at_each_exercise_and_no_level_falls(path):
 @each_notebook
 def test_the_minutes_with_the_exercises_are_the_sum(path):
     opening = cells_of(path)[0].source
-    read, with_exercises = map(int, re.search(r"(\d+)(?: minutes)? to read.*?(\d+) (?:minutes )?with the exercises",
-                                              opening, re.S).groups())
+    read, with_exercises = map(
+        int,
+        re.search(
+            r"(\d+)(?: minutes)? to read.*?(\d+) (?:minutes )?with the exercises", opening, re.S
+        ).groups(),
+    )
     total = read + sum(heading_of(p.id, p.values[1])[1] for p in ALL if p.id.startswith(path.stem[:2]))
     assert abs(total - with_exercises) <= 5, f"{read} to read and the exercises make {total} minutes"
 
@@ -137,8 +142,11 @@ def imports_of(source: str) -> dict[str, str]:
     """Name to what is imported under it."""
     tree = ast.parse(plain_python(source))
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {alias.asname or alias.name.partition(".")[0]: f"{getattr(node, 'module', '')} {alias.name}"
-            for node in nodes for alias in node.names}
+    return {
+        alias.asname or alias.name.partition(".")[0]: f"{getattr(node, 'module', '')} {alias.name}"
+        for node in nodes
+        for alias in node.names
+    }
 
 
 @each_exercise
@@ -183,9 +191,14 @@ def outputs_of(path, pasted: bool, build) -> list[tuple[str, list[str]]]:
     settings = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny", "COURSE_BUILD": str(build)}
     assert run_notebook(book, path.parent, settings) is None
     tags = {c.id: set(c.metadata.get("tags", [])) for c in book.cells}
-    assert all((": right." in c.outputs[0].text) is pasted for c in code_cells(book) if "exercise" in tags[c.id])
+    assert all(
+        (": right." in c.outputs[0].text) is pasted for c in code_cells(book) if "exercise" in tags[c.id]
+    )
     compared = [c for c in code_cells(book) if not {"exercise", "nbval-ignore-output"} & tags[c.id]]
-    return [(c.source, [o.get("text") or o.get("data", {}).get("text/plain", "") for o in c.outputs]) for c in compared]
+    return [
+        (c.source, [o.get("text") or o.get("data", {}).get("text/plain", "") for o in c.outputs])
+        for c in compared
+    ]
 
 
 # --- quiz, project, progress -------------------------------------------------------
@@ -194,7 +207,7 @@ def outputs_of(path, pasted: bool, build) -> list[tuple[str, list[str]]]:
 @each_notebook
 def test_the_quiz_explains_every_choice(path):
     text = "\n\n".join(c.source for c in cells_of(path) if c.cell_type == "markdown")
-    quiz = text[text.rindex("## Quiz"):]
+    quiz = text[text.rindex("## Quiz") :]
     questions = re.findall(r"\*\*(\d+)\..*?</details>", quiz, re.S)
     blocks = re.findall(r"(\*\*\d+\..*?)<details>.*?</summary>(.*?)</details>", quiz, re.S)
     assert len(questions) == len(blocks) >= 5

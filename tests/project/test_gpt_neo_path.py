@@ -16,8 +16,10 @@ from helpers.texts.downloads import text_path
 from helpers.training import shell as train
 
 SHARED = ROOT.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not (SHARED / "gpt2-tokenizer").is_dir(),
-                                reason="needs GPT-2's tokenizer and the real books, which are not part of the project")
+pytestmark = pytest.mark.skipif(
+    not (SHARED / "gpt2-tokenizer").is_dir(),
+    reason="needs GPT-2's tokenizer and the real books, which are not part of the project",
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,12 @@ def stand_in(tmp_path_factory):
 
 @pytest.fixture()
 def settings(stand_in, monkeypatch):
-    for name, value in {"COURSE_PROFILE": "gpt-neo", "COURSE_MODEL": stand_in / "model",
-                        "COURSE_TEXTS": stand_in / "texts", "COURSE_STEPS": "2"}.items():
+    for name, value in {
+        "COURSE_PROFILE": "gpt-neo",
+        "COURSE_MODEL": stand_in / "model",
+        "COURSE_TEXTS": stand_in / "texts",
+        "COURSE_STEPS": "2",
+    }.items():
         monkeypatch.setenv(name, str(value))
 
 
@@ -49,12 +55,28 @@ def test_the_profile_takes_folder_texts_and_steps_from_its_settings(stand_in, se
     assert len(alice.train) > 80 and "Stole the Tarts" in alice.split.test[:40]
 
 
-def test_the_main_plan_trains_the_125m_on_a_real_book_and_proves_it(stand_in, settings, tmp_path, capsys, monkeypatch):
+def test_the_main_plan_trains_the_125m_on_a_real_book_and_proves_it(
+    stand_in, settings, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(profiles, "GPT_NEO", profiles.replace(profiles.GPT_NEO, retention_windows=2))
     short = stand_in / "texts" / "short.txt"
     short.write_text((stand_in / "texts" / "alice.txt").read_text("utf-8")[:24_000], encoding="utf-8")
-    code = train.main(["--text", str(short), "--freeze", "attention+embeddings", "--steps", "2",
-                       "--batch", "1", "--length", "128", "--out", str(tmp_path / "run")])
+    code = train.main(
+        [
+            "--text",
+            str(short),
+            "--freeze",
+            "attention+embeddings",
+            "--steps",
+            "2",
+            "--batch",
+            "1",
+            "--length",
+            "128",
+            "--out",
+            str(tmp_path / "run"),
+        ]
+    )
     assert code == 0, capsys.readouterr().err
     report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     assert (report["n_trainable"], report["n_parameters"]) == (56_707_584, 125_198_592)

@@ -14,9 +14,13 @@ def small_course(folder):
     """A course with two addresses, one of which was seen."""
     (folder / "docs").mkdir()
     (folder / "pyproject.toml").write_text('[tool.frozen-attention]\nrepository = "ada/course"\n')
-    (folder / "README.md").write_text("See [a](https://example.org/a), https://example.org/b. "
-                                      "Ours: https://github.com/ada/course/blob/main/README.md")
-    check_links.write_list(folder, {"https://example.org/a": "2026-01-02", "https://example.org/gone": UNSEEN})
+    (folder / "README.md").write_text(
+        "See [a](https://example.org/a), https://example.org/b. "
+        "Ours: https://github.com/ada/course/blob/main/README.md"
+    )
+    check_links.write_list(
+        folder, {"https://example.org/a": "2026-01-02", "https://example.org/gone": UNSEEN}
+    )
     return folder
 
 
@@ -37,20 +41,32 @@ def test_the_list_is_as_the_script_writes_it():
 
 def test_an_address_ends_before_the_stop_behind_it():
     text = "(https://example.org/a_b), **https://example.org/c.txt**. `https://example.org` [x](https://e.org/d#e)"
-    assert check_links.addresses(text) == {"https://example.org/a_b", "https://example.org/c.txt",
-                                           "https://example.org", "https://e.org/d#e"}
+    assert check_links.addresses(text) == {
+        "https://example.org/a_b",
+        "https://example.org/c.txt",
+        "https://example.org",
+        "https://e.org/d#e",
+    }
 
 
-@pytest.mark.parametrize(("address", "own"), [
-    ("https://github.com/ada/course", True), ("https://github.com/ada/course/blob/main/a.md", True),
-    ("https://github.com/ada/course-two", False), ("https://example.org/ada", False)])
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [
+        ("https://github.com/ada/course", True),
+        ("https://github.com/ada/course/blob/main/a.md", True),
+        ("https://github.com/ada/course-two", False),
+        ("https://example.org/ada", False),
+    ],
+)
 def test_the_courses_own_addresses_are_known(address, own):
     assert check_links.is_own(address, "ada/course") is own
 
 
 def test_an_answer_is_dated_and_a_silence_is_told(tmp_path, monkeypatch):
     course = small_course(tmp_path)
-    monkeypatch.setattr(check_links, "problem", lambda address: "status 404" if address.endswith("/a") else None)
+    monkeypatch.setattr(
+        check_links, "problem", lambda address: "status 404" if address.endswith("/a") else None
+    )
     failures = check_links.check(course, "2026-11-24")
     assert failures == ["https://example.org/a: status 404 (last seen: 2026-01-02)"]
     seen = check_links.read_list(course)
@@ -61,6 +77,7 @@ def test_an_answer_is_dated_and_a_silence_is_told(tmp_path, monkeypatch):
 def test_an_error_of_the_network_is_a_reason_not_a_crash(monkeypatch):
     def silent(*arguments, **options):
         raise urllib.error.URLError("no route to host")
+
     monkeypatch.setattr(check_links.urllib.request, "urlopen", silent)
     assert check_links.problem("https://example.org") == "no route to host"
 
@@ -68,5 +85,6 @@ def test_an_error_of_the_network_is_a_reason_not_a_crash(monkeypatch):
 def test_an_answer_with_an_error_status_is_none(monkeypatch):
     def refused(request, timeout):
         raise urllib.error.HTTPError(request.full_url, 404, "Not Found", {}, None)
+
     monkeypatch.setattr(check_links.urllib.request, "urlopen", refused)
     assert re.fullmatch("status 404", check_links.problem("https://example.org"))

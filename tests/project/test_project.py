@@ -23,15 +23,32 @@ HELPERS = sorted((ROOT / "helpers").rglob("*.py"))
 PUBLISHING = sorted((ROOT / "publishing").glob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LESSONS = ("00_start_here", "01_transformer_block", "02_freezing", "03_parameter_ratios", "04_training",
-           "05_loss_and_forgetting", "06_lora", "07_scaling_up")
+LESSONS = (
+    "00_start_here",
+    "01_transformer_block",
+    "02_freezing",
+    "03_parameter_ratios",
+    "04_training",
+    "05_loss_and_forgetting",
+    "06_lora",
+    "07_scaling_up",
+)
 
 # Packages that are run, not imported, and the file that shows it.
-COMMANDS = {"jupyterlab": "Makefile", "nbval": "Makefile", "ruff": "Makefile", "pytest-timeout": "pyproject.toml",
-            "setuptools": "pyproject.toml", "ipywidgets": "requirements.txt",  # JupyterLab shows its sliders
-            "sphinx": "publishing/site.py", "docutils": "publishing/conf.py", "myst-nb": "publishing/conf.py",
-            "furo": "publishing/conf.py",
-            "check-jsonschema": "tests/project/test_workflows.py", "zizmor": "tests/project/test_workflows.py"}
+COMMANDS = {
+    "jupyterlab": "Makefile",
+    "nbval": "Makefile",
+    "ruff": "Makefile",
+    "pytest-timeout": "pyproject.toml",
+    "setuptools": "pyproject.toml",
+    "ipywidgets": "requirements.txt",  # JupyterLab shows its sliders
+    "sphinx": "publishing/site.py",
+    "docutils": "publishing/conf.py",
+    "myst-nb": "publishing/conf.py",
+    "furo": "publishing/conf.py",
+    "check-jsonschema": "tests/project/test_workflows.py",
+    "zizmor": "tests/project/test_workflows.py",
+}
 
 
 # --- packages ----------------------------------------------------------------------
@@ -67,7 +84,9 @@ def third_party(paths: list[Path]) -> set[str]:
     return {canonicalize_name(homes.get(name, [name])[0]) for name in names}
 
 
-@pytest.mark.parametrize("path", [*HELPERS, *PUBLISHING, *TESTS, *NOTEBOOKS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "path", [*HELPERS, *PUBLISHING, *TESTS, *NOTEBOOKS], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_every_imported_package_is_declared(path):
     missing = third_party([path]) - set(requirements("requirements.txt"))
     assert not missing, f"{path.name} imports {sorted(missing)}: add it to requirements.txt and run make lock"
@@ -78,7 +97,9 @@ def test_every_declared_package_is_used():
     for package in set(requirements("requirements.txt")) - used:
         assert package in COMMANDS, f"nothing imports {package}: take it out of requirements.txt"
         word = package.removeprefix("pytest-")
-        assert word in (ROOT / COMMANDS[package]).read_text("utf-8"), f"{COMMANDS[package]} does not use {package}"
+        assert word in (ROOT / COMMANDS[package]).read_text("utf-8"), (
+            f"{COMMANDS[package]} does not use {package}"
+        )
 
 
 def test_the_lock_fits_the_ranges():
@@ -87,7 +108,9 @@ def test_the_lock_fits_the_ranges():
         for name, wanted in requirements(file).items():
             assert name in locked, f"{name} of {file} is not in the lock: run make lock"
             exact = str(locked[name].specifier).removeprefix("==")
-            assert wanted.specifier.contains(exact), f"{name} {exact} is locked, {file} asks for {wanted.specifier}"
+            assert wanted.specifier.contains(exact), (
+                f"{name} {exact} is locked, {file} asks for {wanted.specifier}"
+            )
 
 
 def test_the_lock_is_the_same_on_every_machine():
@@ -96,15 +119,21 @@ def test_the_lock_is_the_same_on_every_machine():
     assert str(requirements("requirements.lock")["torch"].specifier) == "==2.13.0"
 
 
-@pytest.mark.skipif(Path(sys.prefix).resolve() != ROOT / ".venv", reason="not in the environment that make builds")
+@pytest.mark.skipif(
+    Path(sys.prefix).resolve() != ROOT / ".venv", reason="not in the environment that make builds"
+)
 def test_the_lock_is_what_is_installed():
     for name, wanted in requirements("requirements.lock").items():
-        assert wanted.specifier.contains(version(name).partition("+")[0]), f"{name} {version(name)}, not {wanted}"
+        assert wanted.specifier.contains(version(name).partition("+")[0]), (
+            f"{name} {version(name)}, not {wanted}"
+        )
 
 
 def test_colab_keeps_its_torch_numpy_and_jupyter():
     colab, all_of_it = requirements("requirements-colab.txt"), requirements("requirements.txt")
-    touched = [n for n in colab if re.match(r"torch|numpy|jupyter|ipy|nb|notebook|pandas|scipy|matplotlib", n)]
+    touched = [
+        n for n in colab if re.match(r"torch|numpy|jupyter|ipy|nb|notebook|pandas|scipy|matplotlib", n)
+    ]
     assert not touched
     for name, wanted in colab.items():
         assert wanted.specifier == all_of_it[name].specifier, f"{name}: two files, two ranges"
@@ -123,8 +152,12 @@ def test_a_lock_line_without_plain_version_is_refused():
 
 def tracked() -> list[Path]:
     """The files that git knows or would add; without git, all but what is built."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=ROOT,
-                            capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if listed.returncode == 0:
         return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
     built = {".venv", "build", "runs", ".git", "__pycache__", ".pytest_cache"}
@@ -132,13 +165,18 @@ def tracked() -> list[Path]:
 
 
 def test_no_file_names_a_place_on_one_machine():
-    places = re.compile(r"(?<![\w./:~-])/(?:" + "|".join(["home", "root", "work", "tmp", "Users", "opt"]) + r")/[\w.]")
+    places = re.compile(
+        r"(?<![\w./:~-])/(?:" + "|".join(["home", "root", "work", "tmp", "Users", "opt"]) + r")/[\w.]"
+    )
     found = []
     for path in tracked():
         if path.suffix in (".safetensors", ".png", ".xz") or path == Path(__file__).resolve():
             continue
         text = path.read_text("utf-8", errors="replace")
-        found += [f"{path.relative_to(ROOT)}: {text[m.start() - 20:m.end() + 20]!r}" for m in places.finditer(text)]
+        found += [
+            f"{path.relative_to(ROOT)}: {text[m.start() - 20 : m.end() + 20]!r}"
+            for m in places.finditer(text)
+        ]
     assert not found, "\n".join(found)
 
 
@@ -168,7 +206,9 @@ def opts_out(cell: dict) -> bool:
 
 def is_compared(cell: dict) -> bool:
     """Whether nbval compares text that the cell shows: a picture alone does not count."""
-    texts = [o for o in cell.get("outputs", []) if o["output_type"] in ("stream", "execute_result", "display_data")]
+    texts = [
+        o for o in cell.get("outputs", []) if o["output_type"] in ("stream", "execute_result", "display_data")
+    ]
     kinds = [{"stdout"} if o.get("name") == "stdout" else set(o.get("data", {})) for o in texts]
     return not opts_out(cell) and any(k and not any(x.startswith("image/") for x in k) for k in kinds)
 
@@ -196,7 +236,9 @@ def test_cells_are_short(book):
 
 @each_notebook
 def test_a_cell_that_opts_out_says_why(book):
-    silent = [c["text"].splitlines()[0] for c in cells_of(book) if opts_out(c) and not c["metadata"].get("reason")]
+    silent = [
+        c["text"].splitlines()[0] for c in cells_of(book) if opts_out(c) and not c["metadata"].get("reason")
+    ]
     assert not silent, f"give a reason in the cell's metadata: {silent}"
 
 
@@ -219,7 +261,9 @@ def test_nothing_stored_differs_from_run_to_run(book):
 def test_most_outputs_are_compared():
     shown = [c for book in NOTEBOOKS for c in cells_of(book) if c["outputs"]]
     n_compared = sum(map(is_compared, shown))
-    assert shown and n_compared >= 0.6 * len(shown), f"{n_compared} of {len(shown)} cells with output are compared"
+    assert shown and n_compared >= 0.6 * len(shown), (
+        f"{n_compared} of {len(shown)} cells with output are compared"
+    )
 
 
 # --- the repository's name ---------------------------------------------------------
@@ -228,8 +272,10 @@ def test_most_outputs_are_compared():
 def test_every_badge_has_the_name_of_pyproject():
     pages = [p for p in [ROOT / "README.md", *NOTEBOOKS] if p.exists()]
     for page in pages:
-        found = re.findall(r"research\.google\.com/github/([^/]+/[^/]+)/blob/([^/]+)/notebooks/(\w+)\.ipynb",
-                           page.read_text("utf-8"))
+        found = re.findall(
+            r"research\.google\.com/github/([^/]+/[^/]+)/blob/([^/]+)/notebooks/(\w+)\.ipynb",
+            page.read_text("utf-8"),
+        )
         assert found, f"{page.name} has no badge"
         for slug, revision, name in found:
             assert slug == badges.repository(), f"{page.name}: run make badges REPO={badges.repository()}"
@@ -264,7 +310,9 @@ def test_badges_change_everywhere_at_once_and_back(tmp_path):
     assert (project / "README.md").read_text() == first
 
 
-@pytest.mark.parametrize("name", ["", "ada", "ada/", "/course", "https://github.com/ada/course", "ada/a b", "a/b/c"])
+@pytest.mark.parametrize(
+    "name", ["", "ada", "ada/", "/course", "https://github.com/ada/course", "ada/a b", "a/b/c"]
+)
 def test_a_name_that_is_no_repository_is_refused(tmp_path, name):
     project = small_project(tmp_path)
     with pytest.raises(ValueError, match="owner and name"):
@@ -278,8 +326,10 @@ def versioned(tmp_path):
     project = small_project(tmp_path)
     with open(project / "pyproject.toml", "a") as file:
         file.write('revision = "main"\n')
-    cells = [{"source": [badges.badge("00_a", "OWNER/frozen-attention", "main")]},
-             {"source": badges.set_up_cell("OWNER/frozen-attention", "main").splitlines(keepends=True)}]
+    cells = [
+        {"source": [badges.badge("00_a", "OWNER/frozen-attention", "main")]},
+        {"source": badges.set_up_cell("OWNER/frozen-attention", "main").splitlines(keepends=True)},
+    ]
     (project / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": cells}))
     with open(project / "README.md", "a") as file:
         file.write("the main plan, on branch main\n")
@@ -371,9 +421,17 @@ def test_only_torch_is_looked_for_in_the_extra_index(tmp_path, monkeypatch):
 def test_a_build_that_fails_says_why_and_leaves_no_stamp(tmp_path):
     (tmp_path / "requirements.lock").write_text("no-such-package-anywhere==1.0\n")
     (tmp_path / "empty").mkdir()
-    build_venv_pip = ["--no-index", "--find-links", str(tmp_path / "empty"), "-r", str(tmp_path / "requirements.lock")]
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / ".venv")],
-                   check=True)
+    build_venv_pip = [
+        "--no-index",
+        "--find-links",
+        str(tmp_path / "empty"),
+        "-r",
+        str(tmp_path / "requirements.lock"),
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(tmp_path / ".venv")],
+        check=True,
+    )
     with pytest.raises(build_venv.BuildError, match="pip failed"):
         build_venv.install(tmp_path / ".venv", 1, build_venv_pip)
     assert not build_venv.is_current(tmp_path)

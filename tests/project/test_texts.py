@@ -70,8 +70,12 @@ def test_it_hardly_repeats_itself(text):
 
 def test_no_two_paragraphs_are_nearly_the_same(text):
     long = [set(runs(p, 4)) for p in text.split("\n\n") if len(words(p)) >= 25]
-    twins = [(i, j) for j in range(len(long)) for i in range(j)
-             if len(long[i] & long[j]) > 0.6 * min(len(long[i]), len(long[j]))]
+    twins = [
+        (i, j)
+        for j in range(len(long))
+        for i in range(j)
+        if len(long[i] & long[j]) > 0.6 * min(len(long[i]), len(long[j]))
+    ]
     assert twins == []
 
 
@@ -122,7 +126,7 @@ def test_the_far_text_is_split_by_chapter_with_two_for_dev(tales):
 
 def test_the_far_text_is_vietnamese_in_composed_letters_with_one_dash_and_unix_lines(tales):
     assert unicodedata.is_normalized("NFC", tales)
-    assert set(tales.lower()) <= set(VIET_LETTERS + "0123456789 .,:;?!()\"-–\n")
+    assert set(tales.lower()) <= set(VIET_LETTERS + '0123456789 .,:;?!()"-–\n')
     assert not re.search(r"\n\n\n|  | \n|\n ", tales)
     assert tales.endswith("\n") and not tales.endswith("\n\n")
 
@@ -157,7 +161,9 @@ def listed_files():
 
 
 def test_the_readme_lists_every_text_with_its_size_and_hash():
-    found = {p.name: (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in DATA.glob("*.txt")}
+    found = {
+        p.name: (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()) for p in DATA.glob("*.txt")
+    }
     assert listed_files() == found
 
 

@@ -12,21 +12,44 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 BIN = Path(sys.executable).parent
 
-BROKEN = {"an unknown key": ("timeout-minutes: ", "timeout: "), "a job without a machine": ("runs-on: ", "runs: ")}
+BROKEN = {
+    "an unknown key": ("timeout-minutes: ", "timeout: "),
+    "a job without a machine": ("runs-on: ", "runs: "),
+}
 INJECTED = "      - run: echo ${{ github.event.pull_request.title }}\n"
 
 
 def valid(*files: Path) -> subprocess.CompletedProcess:
     """What check-jsonschema says by GitHub's own schema of workflows, which it brings along."""
-    return subprocess.run([sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows",
-                           *map(str, files)], capture_output=True, text=True)
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "check_jsonschema",
+            "--builtin-schema",
+            "vendor.github-workflows",
+            *map(str, files),
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def safe(*files: Path) -> subprocess.CompletedProcess:
     """What zizmor says: it knows how workflows are misused. Offline, so that it asks nobody."""
-    return subprocess.run([shutil.which("zizmor", path=BIN), "--offline", "--no-progress", "--min-severity=medium",
-                           "--config", str(ROOT / ".github" / "zizmor.yml"), *map(str, files)],
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [
+            shutil.which("zizmor", path=BIN),
+            "--offline",
+            "--no-progress",
+            "--min-severity=medium",
+            "--config",
+            str(ROOT / ".github" / "zizmor.yml"),
+            *map(str, files),
+        ],
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_there_is_one_workflow_that_tests_and_one_that_publishes():
@@ -53,7 +76,9 @@ def test_a_broken_workflow_is_seen(change, tmp_path):
 def test_an_unsafe_workflow_is_seen(tmp_path):
     unsafe = tmp_path / ".github" / "workflows" / "ci.yml"
     unsafe.parent.mkdir(parents=True)
-    unsafe.write_text((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8").rstrip("\n") + "\n" + INJECTED)
+    unsafe.write_text(
+        (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8").rstrip("\n") + "\n" + INJECTED
+    )
     result = safe(unsafe)
     assert result.returncode != 0 and "template-injection" in result.stdout
 

@@ -35,7 +35,10 @@ def test_a_link_to_a_section_of_readme_finds_it_on_its_new_page(links):
 def test_a_link_to_a_file_that_is_no_page_leads_to_the_repository(links):
     address = build_site.repository_address(ROOT)
     assert badges.repository(ROOT) in address and "/blob/" in address
-    assert links.rewritten("[a](../helpers/costs/step_cost.py)", "docs/glossary.md") == f"[a]({address}/helpers/costs/step_cost.py)"
+    assert (
+        links.rewritten("[a](../helpers/costs/step_cost.py)", "docs/glossary.md")
+        == f"[a]({address}/helpers/costs/step_cost.py)"
+    )
 
 
 def test_a_link_to_nothing_stops_the_build_and_is_named(links):
@@ -61,8 +64,10 @@ def test_a_picture_that_a_page_shows_comes_along(links):
 
 
 def cell_with_pictures(*texts: str) -> nbformat.NotebookNode:
-    outputs = [nbformat.v4.new_output("display_data", {"image/png": "x"}, metadata={"image/png": {"alt": text}})
-               for text in texts]
+    outputs = [
+        nbformat.v4.new_output("display_data", {"image/png": "x"}, metadata={"image/png": {"alt": text}})
+        for text in texts
+    ]
     return nbformat.v4.new_code_cell("plots.show(...)", outputs=outputs)
 
 
@@ -72,7 +77,9 @@ def test_the_alternative_text_of_a_picture_is_handed_on():
     assert cell.metadata["mystnb"]["image"]["alt"] == "Two lines that cross."
 
 
-@pytest.mark.parametrize(("texts", "reason"), [(("",), "no alternative text"), (("one", "two"), "two pictures")])
+@pytest.mark.parametrize(
+    ("texts", "reason"), [(("",), "no alternative text"), (("one", "two"), "two pictures")]
+)
 def test_a_picture_that_cannot_be_described_stops_the_build(texts, reason):
     with pytest.raises(SiteError, match=reason):
         build_site.described(cell_with_pictures(*texts), "02")
@@ -94,8 +101,16 @@ def test_a_section_that_readme_no_longer_has_is_named():
 
 
 def test_every_page_stands_once_in_the_navigation():
-    names = ["index.md", "notebooks/00_a.ipynb", "results/a.md", "docs/glossary.md", "docs/zebra.md", "verdicts.md",
-             "your_own.md", "CONTRIBUTING.md"]
+    names = [
+        "index.md",
+        "notebooks/00_a.ipynb",
+        "results/a.md",
+        "docs/glossary.md",
+        "docs/zebra.md",
+        "verdicts.md",
+        "your_own.md",
+        "CONTRIBUTING.md",
+    ]
     lines = build_site.navigation(names).splitlines()
     for name in names[1:]:
         assert lines.count(name.rpartition(".")[0]) == 1, name

@@ -18,14 +18,29 @@ from publishing import run as run_course
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-CLAIM = {"id": "C4", "statement": "R is about 0.5.", "verdict": "holds in part", "value": 0.453, "low": None,
-         "high": None, "unit": "", "model": "gpt-neo-mini", "model_hash": "0" * 64, "n_seeds": 0, "source": "live",
-         "notebook": "01_second", "note": "counted"}
+CLAIM = {
+    "id": "C4",
+    "statement": "R is about 0.5.",
+    "verdict": "holds in part",
+    "value": 0.453,
+    "low": None,
+    "high": None,
+    "unit": "",
+    "model": "gpt-neo-mini",
+    "model_hash": "0" * 64,
+    "n_seeds": 0,
+    "source": "live",
+    "notebook": "01_second",
+    "note": "counted",
+}
 
 
 def write_notebook(path: Path, *cells: str) -> Path:
     """A notebook of code cells; a cell that begins with # and a space is prose."""
-    made = [nbformat.v4.new_markdown_cell(c) if c.startswith("# ") else nbformat.v4.new_code_cell(c) for c in cells]
+    made = [
+        nbformat.v4.new_markdown_cell(c) if c.startswith("# ") else nbformat.v4.new_code_cell(c)
+        for c in cells
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=made), path)
     return path
@@ -56,6 +71,7 @@ def course(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def refresh(tmp_path, capsys):
     """Stores the outputs of the notebooks in tmp_path, as `make notebooks` does."""
+
     def run(*names: str) -> Done:
         return Done(refresh_notebooks.main(["--folder", str(tmp_path), *names]), *capsys.readouterr())
 
@@ -66,8 +82,10 @@ def refresh(tmp_path, capsys):
 def two_notebooks(tmp_path):
     """The first one counts, the second records a claim."""
     write_notebook(tmp_path / "notebooks" / "00_first.ipynb", "# First", "x = 20", "print(x + 1)")
-    store = f"import os, json, pathlib\nfolder = pathlib.Path(os.environ['COURSE_BUILD']) / 'claims'\n" \
-            f"folder.mkdir(parents=True, exist_ok=True)\n(folder / 'C4.json').write_text({json.dumps(CLAIM)!r})"
+    store = (
+        f"import os, json, pathlib\nfolder = pathlib.Path(os.environ['COURSE_BUILD']) / 'claims'\n"
+        f"folder.mkdir(parents=True, exist_ok=True)\n(folder / 'C4.json').write_text({json.dumps(CLAIM)!r})"
+    )
     write_notebook(tmp_path / "notebooks" / "01_second.ipynb", "# Second", store, "print('recorded')")
     return tmp_path
 
@@ -85,7 +103,9 @@ def test_the_course_runs_all_and_ends_with_the_claims(two_notebooks, course):
     assert json.loads((two_notebooks / "build" / "claims.json").read_text()) == [CLAIM]
     executed = nbformat.read(two_notebooks / "build" / "course" / "00_first.ipynb", as_version=4)
     assert executed.cells[2].outputs[0].text == "21\n"
-    assert {p: p.read_bytes() for p in two_notebooks.glob("notebooks/*")} == before, "notebooks/ was written to"
+    assert {p: p.read_bytes() for p in two_notebooks.glob("notebooks/*")} == before, (
+        "notebooks/ was written to"
+    )
 
 
 def test_a_whole_run_forgets_older_claims_and_a_single_one_keeps_them(two_notebooks, course):
@@ -93,7 +113,10 @@ def test_a_whole_run_forgets_older_claims_and_a_single_one_keeps_them(two_notebo
     old.parent.mkdir(parents=True)
     old.write_text(json.dumps(CLAIM | {"id": "C5"}))
     assert course("--notebook", "01_second").returncode == 0
-    assert [c["id"] for c in json.loads((two_notebooks / "build" / "claims.json").read_text())] == ["C4", "C5"]
+    assert [c["id"] for c in json.loads((two_notebooks / "build" / "claims.json").read_text())] == [
+        "C4",
+        "C5",
+    ]
     assert course().returncode == 0
     assert [c["id"] for c in json.loads((two_notebooks / "build" / "claims.json").read_text())] == ["C4"]
 
@@ -105,8 +128,13 @@ def test_one_notebook_runs_alone(two_notebooks, course):
 
 
 def test_a_failing_cell_is_shown_and_what_ran_is_kept(two_notebooks, course):
-    write_notebook(two_notebooks / "notebooks" / "01_second.ipynb", "# Second", "print('before')",
-                   "rate = 3\nint('three')\nprint('never')", "print('after')")
+    write_notebook(
+        two_notebooks / "notebooks" / "01_second.ipynb",
+        "# Second",
+        "print('before')",
+        "rate = 3\nint('three')\nprint('never')",
+        "print('after')",
+    )
     write_notebook(two_notebooks / "notebooks" / "02_third.ipynb", "print('never')")
     done = course()
     assert done.returncode == 1
@@ -153,7 +181,9 @@ def test_the_minutes_of_a_whole_run_are_kept_with_machine_and_versions(two_noteb
     assert kept["tiny"]["machine"] and kept["tiny"]["versions"]["torch"]
 
 
-def test_minutes_of_a_run_that_stopped_or_of_one_notebook_alone_are_not_kept(two_notebooks, course, monkeypatch):
+def test_minutes_of_a_run_that_stopped_or_of_one_notebook_alone_are_not_kept(
+    two_notebooks, course, monkeypatch
+):
     monkeypatch.setattr(rooms, "MINUTES", two_notebooks / "minutes.json")
     write_notebook(two_notebooks / "notebooks" / "01_second.ipynb", "int('three')")
     assert course("--record-minutes").returncode == 1
@@ -228,7 +258,9 @@ class Requests(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
-            if name in ("src", "srcset", "data", "poster") or (name == "href" and tag in ("link", "use", "image")):
+            if name in ("src", "srcset", "data", "poster") or (
+                name == "href" and tag in ("link", "use", "image")
+            ):
                 self.found.append(value or f"<empty {tag}>")
 
 
@@ -242,8 +274,10 @@ def fetched(page: str) -> list[str]:
 
 
 def test_a_page_asks_for_nothing_over_the_network():
-    prose = ("# Loss $L$\n\n[![Open In Colab](https://colab.research.google.com/assets/badge.svg)](https://example.org)"
-             '\n\n<img src="https://example.org/a.png" alt="a far picture">\n\nNext: [02](02_freezing.ipynb)')
+    prose = (
+        "# Loss $L$\n\n[![Open In Colab](https://colab.research.google.com/assets/badge.svg)](https://example.org)"
+        '\n\n<img src="https://example.org/a.png" alt="a far picture">\n\nNext: [02](02_freezing.ipynb)'
+    )
     picture = nbformat.v4.new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"})
     cells = [nbformat.v4.new_markdown_cell(prose), nbformat.v4.new_code_cell("plot()", outputs=[picture])]
     page = offline_html.notebook_html(nbformat.v4.new_notebook(cells=cells), "01_block", ROOT)
@@ -253,8 +287,9 @@ def test_a_page_asks_for_nothing_over_the_network():
 
 
 def test_the_test_of_pages_sees_a_request():
-    assert fetched('<script src="https://example.org/a.js"></script><style>a {background: url(b.png)}</style>') == [
-        "https://example.org/a.js", "b.png"]
+    assert fetched(
+        '<script src="https://example.org/a.js"></script><style>a {background: url(b.png)}</style>'
+    ) == ["https://example.org/a.js", "b.png"]
 
 
 def test_formulas_are_drawn_without_scripts():
@@ -275,7 +310,9 @@ def test_refreshing_stores_outputs_and_says_what_changed(tmp_path, refresh):
     path = write_notebook(tmp_path / "00_a.ipynb", "# A", "print('same')", "print(1 + 1)")
     assert refresh().returncode == 0
     stored = nbformat.read(path, as_version=4)
-    assert [c.execution_count for c in stored.cells[1:]] == [1, 2] and stored.cells[2].outputs[0].text == "2\n"
+    assert [c.execution_count for c in stored.cells[1:]] == [1, 2] and stored.cells[2].outputs[
+        0
+    ].text == "2\n"
     assert stored.metadata == refresh_notebooks.KERNEL
     assert "0 say something else" in refresh().stdout
     stored.cells[2].outputs[0].text = "3\n"
@@ -285,7 +322,9 @@ def test_refreshing_stores_outputs_and_says_what_changed(tmp_path, refresh):
 
 
 def test_refreshing_twice_gives_the_same_file(tmp_path, refresh):
-    path = write_notebook(tmp_path / "00_a.ipynb", "# A", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+    path = write_notebook(
+        tmp_path / "00_a.ipynb", "# A", "import matplotlib.pyplot as plt\nplt.plot([1, 2]);"
+    )
     refresh()
     first = path.read_bytes()
     refresh()
@@ -317,5 +356,5 @@ def test_hints_stay_folded_in_the_page(tmp_path):
     text = "<details><summary>Hint 1</summary>\n\nLook *here*.\n\n</details>"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
     page = offline_html.notebook_html(book, "hints", tmp_path)
-    inside = page[page.index("<summary>Hint 1"):]
+    inside = page[page.index("<summary>Hint 1") :]
     assert inside.index("Look") < inside.index("</details>")

@@ -16,8 +16,17 @@ from helpers.results.claims import CLAIMS
 
 
 def entry(claim, verdict, value=0.5, note="", **more):
-    return {"id": claim, "verdict": verdict, "value": value, "low": None, "high": None, "unit": "nats",
-            "model": "a model", "n_seeds": 3, "note": note} | more
+    return {
+        "id": claim,
+        "verdict": verdict,
+        "value": value,
+        "low": None,
+        "high": None,
+        "unit": "nats",
+        "model": "a model",
+        "n_seeds": 3,
+        "note": note,
+    } | more
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.claim)
@@ -52,9 +61,18 @@ def test_a_claim_without_a_record_is_said_to_be_unknown():
     assert set(card["then"]) == {r.advice[UNTESTED] for r in RULES}
 
 
-@pytest.mark.parametrize("first, second, chosen", [
-    (HOLDS, HOLDS, HOLDS), (HOLDS, UNDECIDED, IN_PART), (HOLDS, FAILS, UNDECIDED), (FAILS, FAILS, FAILS),
-    (FAILS, UNDECIDED, UNDECIDED), (UNTESTED, FAILS, FAILS), (UNTESTED, UNTESTED, UNTESTED)])
+@pytest.mark.parametrize(
+    "first, second, chosen",
+    [
+        (HOLDS, HOLDS, HOLDS),
+        (HOLDS, UNDECIDED, IN_PART),
+        (HOLDS, FAILS, UNDECIDED),
+        (FAILS, FAILS, FAILS),
+        (FAILS, UNDECIDED, UNDECIDED),
+        (UNTESTED, FAILS, FAILS),
+        (UNTESTED, UNTESTED, UNTESTED),
+    ],
+)
 def test_an_advice_holds_on_every_model_that_was_tested(first, second, chosen):
     both = entry("C10", first, also=[entry("C10", second, 0.02, model="another model")])
     row = decision_card([both]).loc["to keep what the base could do"]

@@ -27,22 +27,50 @@ def own_build(tmp_path, monkeypatch):
 
 
 def note(claim="C4", verdict="does not hold", **changes):
-    return record(claim, verdict, **{"value": 0.774, "unit": "of all parameters", "model": "gpt-neo-125M",
-                                     "model_hash": "h", "n_seeds": 0, "source": "live", "note": "R", **changes})
+    return record(
+        claim,
+        verdict,
+        **{
+            "value": 0.774,
+            "unit": "of all parameters",
+            "model": "gpt-neo-125M",
+            "model_hash": "h",
+            "n_seeds": 0,
+            "source": "live",
+            "note": "R",
+            **changes,
+        },
+    )
 
 
 def test_a_verdict_is_written_whole_and_printed_in_one_line(own_build, capsys):
     note(low=0.7, high=0.8)
     entry = json.loads((own_build / "claims" / "C4.json").read_text())
-    assert {"id", "verdict", "value", "low", "high", "unit", "model", "model_hash", "n_seeds", "source",
-            "notebook"} <= set(entry)
+    assert {
+        "id",
+        "verdict",
+        "value",
+        "low",
+        "high",
+        "unit",
+        "model",
+        "model_hash",
+        "n_seeds",
+        "source",
+        "notebook",
+    } <= set(entry)
     assert capsys.readouterr().out == "C4 does not hold: R\n"
 
 
-@pytest.mark.parametrize("claim, verdict, changes, words", [
-    ("C99", "holds", {}, "C99.*C1, C2"), ("C4", "true", {}, "holds in part"),
-    ("C4", "holds", {"value": None}, "number"),
-    ("C4", "holds", {"source": "memory"}, "recorded")])
+@pytest.mark.parametrize(
+    "claim, verdict, changes, words",
+    [
+        ("C99", "holds", {}, "C99.*C1, C2"),
+        ("C4", "true", {}, "holds in part"),
+        ("C4", "holds", {"value": None}, "number"),
+        ("C4", "holds", {"source": "memory"}, "recorded"),
+    ],
+)
 def test_what_is_no_verdict_is_refused(claim, verdict, changes, words):
     with pytest.raises(ClaimError, match=words):
         note(claim, verdict, **changes)
@@ -53,8 +81,16 @@ def test_untested_needs_no_number():
 
 
 def test_a_verdict_on_another_model_stands_under_the_same_claim(capsys):
-    other = {"verdict": "holds", "value": 0.5, "unit": "x", "model": "another", "model_hash": "h", "n_seeds": 3,
-             "source": "recorded", "note": "seen"}
+    other = {
+        "verdict": "holds",
+        "value": 0.5,
+        "unit": "x",
+        "model": "another",
+        "model_hash": "h",
+        "n_seeds": 3,
+        "source": "recorded",
+        "note": "seen",
+    }
     entry = note(also=[other])
     assert [row["model"] for row in claims.on_models(entry)] == ["gpt-neo-125M", "another"]
     assert capsys.readouterr().out.splitlines()[1] == "C4 holds (on another): seen"
@@ -107,40 +143,44 @@ def test_no_prediction_lets_everything_go_on(capsys):
 NOTHING, BARE = None, (None, None)
 
 
-@pytest.mark.parametrize(("arguments", "noted", "said"), [
-    ((0.5, 0.4, 0.6), (0.4, 0.6), "80% sure of 0.4 to 0.6."),
-    ((0.5, 0.6, 0.4), (0.4, 0.6), "stood the other way round"),
-    ((0.5,), BARE, "without a range"),
-    ((0.5, 0.4), BARE, "one is missing"),
-    ((0.5, None, 0.6), BARE, "one is missing"),
-    ((0.5, 0.5, 0.5), BARE, "both ends are the same"),
-    ((0.5, 0.6, 0.7), BARE, "0.5 is not inside 0.6 to 0.7"),
-    ((0.5, "low", "high"), BARE, "'low' is no number"),
-    ((0.5, math.nan, 0.6), BARE, "NaN"),
-    ((0.5, [0.4, 0.6], 1), BARE, "found 2"),
-    (("0.5", "0.4", "0.6"), (0.4, 0.6), "you predict 0.5"),
-    (("0,5",), NOTHING, "0.5 and not 0,5"),
-    (("about half",), NOTHING, "'about half' is no number"),
-    (("50%",), NOTHING, "without the sign"),
-    (("",), NOTHING, "'' is no number"),
-    ((math.nan, 0, 1), NOTHING, "NaN"),
-    ((math.inf, 0, 1), NOTHING, "infinity"),
-    ((10**400, 0, 1), NOTHING, "too large"),
-    ((True,), NOTHING, "True is no number"),
-    ((np.float32(0.5), np.float64(0.25), np.int64(1)), (0.25, 1), "80% sure of 0.25 to 1."),
-    ((np.array([0.5]), torch.tensor(0.25), [1]), (0.25, 1), "80% sure of 0.25 to 1."),
-    (([0.4, 0.6],), NOTHING, "one number is asked for, found 2"),
-    (({"value": 0.5},), NOTHING, "type dict"),
-    ((math.sqrt, 0.4, 0.6), NOTHING, "function"),
-    ((NotImplemented,), NOTHING, "type NotImplementedType"),
-    ((None,), NOTHING, "in place of None"),
-    ((None, 0.4, 0.6), NOTHING, "in place of None"),
-    ((...,), NOTHING, "in place of the three dots"),
-    ((), NOTHING, "in place of the three dots"),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("arguments", "noted", "said"),
+    [
+        ((0.5, 0.4, 0.6), (0.4, 0.6), "80% sure of 0.4 to 0.6."),
+        ((0.5, 0.6, 0.4), (0.4, 0.6), "stood the other way round"),
+        ((0.5,), BARE, "without a range"),
+        ((0.5, 0.4), BARE, "one is missing"),
+        ((0.5, None, 0.6), BARE, "one is missing"),
+        ((0.5, 0.5, 0.5), BARE, "both ends are the same"),
+        ((0.5, 0.6, 0.7), BARE, "0.5 is not inside 0.6 to 0.7"),
+        ((0.5, "low", "high"), BARE, "'low' is no number"),
+        ((0.5, math.nan, 0.6), BARE, "NaN"),
+        ((0.5, [0.4, 0.6], 1), BARE, "found 2"),
+        (("0.5", "0.4", "0.6"), (0.4, 0.6), "you predict 0.5"),
+        (("0,5",), NOTHING, "0.5 and not 0,5"),
+        (("about half",), NOTHING, "'about half' is no number"),
+        (("50%",), NOTHING, "without the sign"),
+        (("",), NOTHING, "'' is no number"),
+        ((math.nan, 0, 1), NOTHING, "NaN"),
+        ((math.inf, 0, 1), NOTHING, "infinity"),
+        ((10**400, 0, 1), NOTHING, "too large"),
+        ((True,), NOTHING, "True is no number"),
+        ((np.float32(0.5), np.float64(0.25), np.int64(1)), (0.25, 1), "80% sure of 0.25 to 1."),
+        ((np.array([0.5]), torch.tensor(0.25), [1]), (0.25, 1), "80% sure of 0.25 to 1."),
+        (([0.4, 0.6],), NOTHING, "one number is asked for, found 2"),
+        (({"value": 0.5},), NOTHING, "type dict"),
+        ((math.sqrt, 0.4, 0.6), NOTHING, "function"),
+        ((NotImplemented,), NOTHING, "type NotImplementedType"),
+        ((None,), NOTHING, "in place of None"),
+        ((None, 0.4, 0.6), NOTHING, "in place of None"),
+        ((...,), NOTHING, "in place of the three dots"),
+        ((), NOTHING, "in place of the three dots"),
+    ],
+    ids=repr,
+)
 def test_whatever_is_predicted_one_line_says_what_was_understood(capsys, arguments, noted, said):
     predict("C4", *arguments)
-    line, = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("C4: ") and said in line
     kept = predicting.predictions().get("C4")
     assert (kept and (kept["low"], kept["high"])) == noted
@@ -155,7 +195,10 @@ def test_none_takes_a_prediction_back_and_three_dots_leave_it(capsys):
     predict("C4", 0.5, 0.4, 0.6)
     predict("C12", 0.9)
     predict("C4", ...)
-    assert "kept: 0.5 (0.4 to 0.6)" in capsys.readouterr().out and set(predicting.predictions()) == {"C4", "C12"}
+    assert "kept: 0.5 (0.4 to 0.6)" in capsys.readouterr().out and set(predicting.predictions()) == {
+        "C4",
+        "C12",
+    }
     predict("C4", "about half")
     assert "Your earlier prediction, 0.5 (0.4 to 0.6), stays" in capsys.readouterr().out
     predict("C4", None)
@@ -185,18 +228,34 @@ def test_only_ranges_count_in_the_ledger():
 # --- damaged files -----------------------------------------------------------------
 
 GOOD = {"value": 0.5, "low": 0.4, "high": 0.6}
-DAMAGE = [b"", b"3", b"null", b"[]", b'"text"', b'{"C4": {"value": 0.5, "lo', b"\xff\xfe", b"[" * 100_000,
-          b'{"C4": 0.5}', b'{"C4": {"value": "text", "low": "text", "high": "text"}}', b'{"C4": {"value": 0.5}}',
-          b'{"C4": {"value": NaN, "low": 0, "high": 1}}', b'{"C4": {"value": true, "low": null, "high": null}}',
-          b'{"C4": {"value": 0.5, "low": 0.6, "high": 0.4}}', b'{"C4": {"value": 1' + b"0" * 400 + b"}}"]
+DAMAGE = [
+    b"",
+    b"3",
+    b"null",
+    b"[]",
+    b'"text"',
+    b'{"C4": {"value": 0.5, "lo',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"C4": 0.5}',
+    b'{"C4": {"value": "text", "low": "text", "high": "text"}}',
+    b'{"C4": {"value": 0.5}}',
+    b'{"C4": {"value": NaN, "low": 0, "high": 1}}',
+    b'{"C4": {"value": true, "low": null, "high": null}}',
+    b'{"C4": {"value": 0.5, "low": 0.6, "high": 0.4}}',
+    b'{"C4": {"value": 1' + b"0" * 400 + b"}}",
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda d: repr(d[:30]))
 def test_damaged_predictions_are_put_aside_in_one_line_and_the_course_goes_on(own_build, capsys, damage):
     (own_build / "predictions.json").write_bytes(damage)
     assert predicting.predictions() == {}
-    line, = capsys.readouterr().out.splitlines()
-    assert line.startswith("predictions.json in the build folder cannot be read") and "predictions.json.damaged" in line
+    (line,) = capsys.readouterr().out.splitlines()
+    assert (
+        line.startswith("predictions.json in the build folder cannot be read")
+        and "predictions.json.damaged" in line
+    )
     assert (own_build / "predictions.json.damaged").read_bytes() == damage
     predict("C4", 0.5, 0.4, 0.6)
     reveal("C4", 0.5)
@@ -230,7 +289,9 @@ def test_a_folder_in_the_place_of_the_file_is_put_aside_too(own_build, capsys):
 
 def test_a_damaged_file_that_cannot_be_put_aside_stops_nothing(own_build, monkeypatch, capsys):
     (own_build / "predictions.json").write_text("null")
-    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(
+        "os.replace", lambda *paths: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
     predict("C4", 0.5, 0.4, 0.6)
     reveal("C4", 0.5)
     said = capsys.readouterr().out
@@ -247,22 +308,58 @@ def test_a_build_folder_that_cannot_be_written_stops_nothing(tmp_path, monkeypat
     assert "predictions.json could not be kept" in said and "C4.json could not be kept" in said
 
 
-WHOLE = {"id": "C4", "statement": "s", "verdict": "holds", "value": 0.5, "low": None, "high": None, "unit": "",
-         "model": "m", "model_hash": "h", "n_seeds": 0, "source": "live", "notebook": "n", "note": ""}
+WHOLE = {
+    "id": "C4",
+    "statement": "s",
+    "verdict": "holds",
+    "value": 0.5,
+    "low": None,
+    "high": None,
+    "unit": "",
+    "model": "m",
+    "model_hash": "h",
+    "n_seeds": 0,
+    "source": "live",
+    "notebook": "n",
+    "note": "",
+}
 
 
-@pytest.mark.parametrize("damage", [
-    b"", b"3", b"null", b"[]", b'{"id": "C4"', b"\xff", b"[" * 100_000,
-    *(json.dumps({**WHOLE, **wrong}).encode() for wrong in (
-        {"id": "C5"}, {"verdict": "true"}, {"verdict": []}, {"value": "0.5"}, {"value": None}, {"value": math.nan},
-        {"n_seeds": "3"}, {"unit": None}, {"also": 3}, {"also": [3]}, {"also": [{"verdict": "holds"}]})),
-], ids=lambda d: repr(d[-40:]))
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"3",
+        b"null",
+        b"[]",
+        b'{"id": "C4"',
+        b"\xff",
+        b"[" * 100_000,
+        *(
+            json.dumps({**WHOLE, **wrong}).encode()
+            for wrong in (
+                {"id": "C5"},
+                {"verdict": "true"},
+                {"verdict": []},
+                {"value": "0.5"},
+                {"value": None},
+                {"value": math.nan},
+                {"n_seeds": "3"},
+                {"unit": None},
+                {"also": 3},
+                {"also": [3]},
+                {"also": [{"verdict": "holds"}]},
+            )
+        ),
+    ],
+    ids=lambda d: repr(d[-40:]),
+)
 def test_a_damaged_verdict_is_put_aside_and_the_others_are_shown(own_build, capsys, damage):
     note("C10")
     (own_build / "claims" / "C4.json").write_bytes(damage)
     capsys.readouterr()
     assert [entry["id"] for entry in load_claims()] == ["C10"]
-    line, = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("C4.json in the build folder cannot be read") and "C4.json.damaged" in line
     assert (own_build / "claims" / "C4.json.damaged").read_bytes() == damage
     assert "C10" in claims_table(load_claims()) and not capsys.readouterr().out
@@ -310,15 +407,36 @@ def test_a_number_outside_its_band_fails_under_nbval(capsys, value):
 def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
     source = "from helpers.results.claims import in_band\n_ = in_band('fall', 0.17, 0.1, 0.2, 'nats')"
     stored = ["0.17, between 0.1 and 0.2", "0.12, between 0.1 and 0.2", "0.17, between 0.1 and 0.3"]
-    cells = [nbformat.v4.new_code_cell(source, execution_count=n, outputs=[
-        nbformat.v4.new_output("stream", name="stdout", text=f"fall: {text} nats\n")])
-        for n, text in enumerate(stored, start=1)]
+    cells = [
+        nbformat.v4.new_code_cell(
+            source,
+            execution_count=n,
+            outputs=[nbformat.v4.new_output("stream", name="stdout", text=f"fall: {text} nats\n")],
+        )
+        for n, text in enumerate(stored, start=1)
+    ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "bands.ipynb")
-    option, = re.findall(r"--nbval-sanitize-with=\S+", (ROOT / "Makefile").read_text("utf-8"))
-    command = [sys.executable, "-m", "pytest", str(tmp_path), "--nbval", "--nbval-current-env", option, "-q",
-               "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert "1 failed, 2 passed" in done.stdout and "bands.ipynb::Cell 2" in done.stdout, done.stdout + done.stderr
+    (option,) = re.findall(r"--nbval-sanitize-with=\S+", (ROOT / "Makefile").read_text("utf-8"))
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(tmp_path),
+        "--nbval",
+        "--nbval-current-env",
+        option,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert "1 failed, 2 passed" in done.stdout and "bands.ipynb::Cell 2" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_band_that_misses_says_so(capsys):

@@ -20,7 +20,9 @@ def no_figure_stays_open():
 
 @pytest.mark.parametrize("n_bars", [1, 2, 6, 11])
 def test_the_legend_of_the_shares_stands_right_below_the_axis_label(n_bars):
-    counts = {f"plan {i}": {"attention": 2e6, "mlp": 3e6, "norm": 1e5, "gradients": 1e6} for i in range(n_bars)}
+    counts = {
+        f"plan {i}": {"attention": 2e6, "mlp": 3e6, "norm": 1e5, "gradients": 1e6} for i in range(n_bars)
+    }
     figure = plots.shares(counts, "title")
     figure.canvas.draw()
     label, legend = figure.axes[0].xaxis.label.get_window_extent(), figure.legends[0].get_window_extent()

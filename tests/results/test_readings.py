@@ -59,7 +59,9 @@ def uneven(run, spread=0.8):
     """Let the gain of a run come from some dev windows more than from others; its mean stays."""
     best = run["evaluations"][-1]
     shares = 1 + np.linspace(-spread, spread, 12)
-    best["held_out_windows"] = list(np.array(run["evaluations"][0]["held_out_windows"]) - best["gain"] * shares)
+    best["held_out_windows"] = list(
+        np.array(run["evaluations"][0]["held_out_windows"]) - best["gain"] * shares
+    )
 
 
 # --- both axes ---------------------------------------------------------------------
@@ -84,7 +86,9 @@ def test_the_gain_of_a_run_and_the_level_are_read_again_without_each_dev_window(
     slow = []
     for window in range(12):
         level = 0.12 * without(other, window)[0]
-        slow.append(forgetting_at(without(plan, window)[1], level) - forgetting_at(without(full, window)[1], level))
+        slow.append(
+            forgetting_at(without(plan, window)[1], level) - forgetting_at(without(full, window)[1], level)
+        )
     error = math.sqrt(11 / 12 * ((np.array(slow) - np.mean(slow)) ** 2).sum())
     assert found.gain_half == pytest.approx(stdtrit(11, 0.975) * error) and found.gain_half > 0
 
@@ -108,8 +112,11 @@ def test_an_uneven_gain_opens_what_seeds_and_retention_windows_alone_would_decid
 
 def test_the_three_errors_add_up_as_squares():
     found = paired_interval([-0.02, -0.035, -0.015], 0.004, 24, gain_error=0.003, n_gain_blocks=13)
-    halves = stdtrit(2, 0.975) * np.std([-0.02, -0.035, -0.015], ddof=1) / 3**0.5, stdtrit(23, 0.975) * 0.004, \
-        stdtrit(12, 0.975) * 0.003
+    halves = (
+        stdtrit(2, 0.975) * np.std([-0.02, -0.035, -0.015], ddof=1) / 3**0.5,
+        stdtrit(23, 0.975) * 0.004,
+        stdtrit(12, 0.975) * 0.003,
+    )
     assert found.high - found.mean == pytest.approx(np.linalg.norm(halves))
     assert p_value(found, found.high, "lower") == pytest.approx(0.025, rel=1e-3)
     more = with_pairs(found, 3, 0.90)
@@ -135,9 +142,17 @@ def interval(mean, half, n=5):
     return Interval(mean, mean - half, mean + half, n, half, 0.0)
 
 
-@pytest.mark.parametrize("mean, half, wanted", [
-    (-0.03, 0.01, LESS), (0.03, 0.01, MORE), (-0.005, 0.003, SAME), (0.0, 0.009, SAME), (0.005, 0.02, OPEN),
-    (-0.03, 0.04, OPEN)])
+@pytest.mark.parametrize(
+    "mean, half, wanted",
+    [
+        (-0.03, 0.01, LESS),
+        (0.03, 0.01, MORE),
+        (-0.005, 0.003, SAME),
+        (0.0, 0.009, SAME),
+        (0.005, 0.02, OPEN),
+        (-0.03, 0.04, OPEN),
+    ],
+)
 def test_a_difference_has_one_of_five_words(mean, half, wanted):
     assert word(interval(mean, half), 0.01) == wanted
     assert word(interval(mean, half, n=2), 0.01) == OPEN
@@ -150,8 +165,10 @@ def test_less_at_one_gain_and_more_at_another_depends_on_the_gain():
     def turns(run):
         for e in run["evaluations"]:
             factor = 8 * e["gain"]
-            e.update(forgetting=factor * e["forgetting"],
-                     forgetting_windows=[factor * w for w in e["forgetting_windows"]])
+            e.update(
+                forgetting=factor * e["forgetting"],
+                forgetting_windows=[factor * w for w in e["forgetting_windows"]],
+            )
 
     gap = forgetting_gap(change(found, MAIN, lambda r: (turns(r), turns(r))), MAIN, FULL, "alice")
     assert gap.word == LESS, "still less at each level"
@@ -164,8 +181,11 @@ def test_less_at_one_gain_and_more_at_another_depends_on_the_gain():
 def test_a_gap_is_the_difference_at_the_level_itself_to_the_last_bit():
     found = evidence({MAIN: 0.3}, level=0.116464)
     runs = [found.of(p, "alice", "keep") for p in (MAIN, FULL)]
-    wanted = forgetting_difference(*runs, matched_gain([r["evaluations"] for r in sum(runs, [])], 0.116464 / 0.8)[0],
-                                   findings.level_runs(found, "alice"))
+    wanted = forgetting_difference(
+        *runs,
+        matched_gain([r["evaluations"] for r in sum(runs, [])], 0.116464 / 0.8)[0],
+        findings.level_runs(found, "alice"),
+    )
     assert forgetting_gap(found, MAIN, FULL, "alice").interval == wanted
 
 
@@ -186,8 +206,9 @@ def test_attention_alone_has_a_line_of_its_own_and_stays_exploratory():
     found = evidence({MAIN: 0.8})
     assert [e["part"] for e in entries_of(found, "C10")] == ["attention and embeddings frozen"]
     slug = findings.slug_of("attention")
-    found.runs.extend(a_run(np.random.default_rng(s), "attention", t, s, 0.25) for t in ("alice", "edgar")
-                      for s in range(5))
+    found.runs.extend(
+        a_run(np.random.default_rng(s), "attention", t, s, 0.25) for t in ("alice", "edgar") for s in range(5)
+    )
     assert any(r["plan"] == slug for r in found.runs)
     main, alone = entries_of(found, "C10")
     assert (main["verdict"], alone["verdict"]) == (FAILS, IN_PART) and alone["part"] == "attention frozen"
@@ -197,10 +218,28 @@ def test_attention_alone_has_a_line_of_its_own_and_stays_exploratory():
 
 
 def test_two_parts_on_one_model_do_not_take_each_others_place():
-    rows = [{"id": "C10", **made("C10", IN_PART, value=v, unit="x", model="m", model_hash="", n_seeds=1, source="live",
-                                 part=part)} for part, v in (("attention frozen", 1.0), ("both frozen", 2.0))]
+    rows = [
+        {
+            "id": "C10",
+            **made(
+                "C10",
+                IN_PART,
+                value=v,
+                unit="x",
+                model="m",
+                model_hash="",
+                n_seeds=1,
+                source="live",
+                part=part,
+            ),
+        }
+        for part, v in (("attention frozen", 1.0), ("both frozen", 2.0))
+    ]
     both = newest(rows, [rows[1] | {"value": 3.0}])
-    assert [(r["part"], r["value"]) for r in on_models(both[0])] == [("attention frozen", 1.0), ("both frozen", 3.0)]
+    assert [(r["part"], r["value"]) for r in on_models(both[0])] == [
+        ("attention frozen", 1.0),
+        ("both frozen", 3.0),
+    ]
     assert about(rows[0]) == "attention frozen, on m"
     assert "Here: attention frozen." in scoreboard_table(both)
 
@@ -213,8 +252,10 @@ def test_rates_that_differ_because_one_plan_missed_the_level_are_named_and_limit
     for run in found.tuning:
         if run["plan"] == findings.slug_of(MAIN) and run["rate"] == 1e-5:
             run["evaluations"] = [e for e in run["evaluations"] if e["gain"] < 0.08]
-    limit, = forgetting_finding(found, MAIN, FULL, "alice").limits
-    assert "`attention+embeddings` was read at 0.0001 and `full` at 1e-05" in limit and "ended at 50%" in limit
+    (limit,) = forgetting_finding(found, MAIN, FULL, "alice").limits
+    assert (
+        "`attention+embeddings` was read at 0.0001 and `full` at 1e-05" in limit and "ended at 50%" in limit
+    )
     assert entries_of(found, "C10")[0]["verdict"] == IN_PART
     change(found, FULL, lambda r: r.update(rate=1e-4))
     assert not forgetting_finding(found, MAIN, FULL, "alice").limits
@@ -223,13 +264,20 @@ def test_rates_that_differ_because_one_plan_missed_the_level_are_named_and_limit
 def test_a_rate_that_is_not_known_is_none():
     gap = forgetting_gap(evidence(), MAIN, FULL, "alice")
     assert gap.rates == (None, None)
-    assert findings.rate_of([{"rate": 1e-4}, {"rate": 3e-4}]) is None and findings.rate_of([{"rate": 1e-4}]) == 1e-4
+    assert (
+        findings.rate_of([{"rate": 1e-4}, {"rate": 3e-4}]) is None
+        and findings.rate_of([{"rate": 1e-4}]) == 1e-4
+    )
 
 
-@pytest.mark.parametrize("main, full, vetoed", [
-    (3.60, 3.50, True),  # it forgets less, and rises above the base of 3.5
-    (3.45, 3.30, False),  # worse than full training, but better than the base: no rise
-    (3.51, 3.49, False)])  # a rise too small to count
+@pytest.mark.parametrize(
+    "main, full, vetoed",
+    [
+        (3.60, 3.50, True),  # it forgets less, and rises above the base of 3.5
+        (3.45, 3.30, False),  # worse than full training, but better than the base: no rise
+        (3.51, 3.49, False),
+    ],
+)  # a rise too small to count
 def test_the_veto_counts_only_a_rise_above_the_base(main, full, vetoed):
     found = evidence({MAIN: 0.25}, **{MAIN: {"plain": main}, FULL: {"plain": full}})
     assert forgetting_finding(found, MAIN, FULL, "alice").vetoes == vetoed
@@ -252,13 +300,28 @@ def test_a_share_of_the_gain_is_judged_and_not_the_loss():
     """0.015 nats are much of a small gain, and little of a large one."""
     base = np.linspace(3.5, 3.7, 24)
     for gain, wanted in ((0.05, 0.7), (0.5, 0.97)):
-        full, plan = ([{"seed": s, "model_hash": "m", "text_hash": "t", "retention_hash": "r", "batch": 8, "length": 8,
-                        "test_windows": {"alice": list(base - g)}} for s in range(3)] for g in (gain, gain - 0.015))
+        full, plan = (
+            [
+                {
+                    "seed": s,
+                    "model_hash": "m",
+                    "text_hash": "t",
+                    "retention_hash": "r",
+                    "batch": 8,
+                    "length": 8,
+                    "test_windows": {"alice": list(base - g)},
+                }
+                for s in range(3)
+            ]
+            for g in (gain, gain - 0.015)
+        )
         assert gain_share(plan, full, "alice", base).mean == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize("mean, half, wanted", [(0.95, 0.04, HOLDS), (1.3, 0.1, HOLDS), (0.95, 0.06, UNDECIDED),
-                                                (0.8, 0.05, FAILS)])
+@pytest.mark.parametrize(
+    "mean, half, wanted",
+    [(0.95, 0.04, HOLDS), (1.3, 0.1, HOLDS), (0.95, 0.06, UNDECIDED), (0.8, 0.05, FAILS)],
+)
 def test_equal_means_a_share_above_nine_tenths(mean, half, wanted):
     narrow = Interval(mean, mean - half, mean + half, 5, half, 0.0, level=0.90)
     assert share_finding(narrow, interval(mean, half)).verdict == wanted
@@ -269,8 +332,11 @@ def test_where_full_training_gains_nothing_quality_is_not_tested_and_decides_not
     found.base["carroll"] = [3.2] * 100  # every tuned model is worse than that
     finding = quality_finding(found, "alice", "carroll")
     assert finding.verdict == UNTESTED and finding.interval.n_pairs == 0
-    entry, = entries_of(found, "C13")
-    assert entry["verdict"] == HOLDS and "carroll (not tested here: full training itself gains nothing" in entry["note"]
+    (entry,) = entries_of(found, "C13")
+    assert (
+        entry["verdict"] == HOLDS
+        and "carroll (not tested here: full training itself gains nothing" in entry["note"]
+    )
     found.base.update({t: [3.2] * n for t, n in (("alice", 28), ("edgar", 23), ("poe", 100))})
     assert entries_of(found, "C13")[0]["verdict"] == UNTESTED
     assert over_findings([finding]) == UNTESTED
@@ -278,7 +344,10 @@ def test_where_full_training_gains_nothing_quality_is_not_tested_and_decides_not
 
 def test_every_test_loss_stands_beside_the_bases():
     note = entries_of(evidence(), "C13")[0]["note"]
-    assert "test losses of base, full training and main plan: alice 3.60, 3.30, 3.30; carroll 3.60, 3.30, 3.30" in note
+    assert (
+        "test losses of base, full training and main plan: alice 3.60, 3.30, 3.30; carroll 3.60, 3.30, 3.30"
+        in note
+    )
 
 
 def test_without_the_bases_losses_no_gain_is_known():
@@ -326,15 +395,29 @@ def test_a_plan_that_missed_the_level_is_marked_beside_one_that_did_not():
 # --- numbers and rows --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number, wanted", [(0.00894, "0.0089"), (0.0204, "0.020"), (1.09, "1.1"), (56.7, "57"),
-                                            (100.0, "100"), (0.0, "0"), (2, "2"), (-0.996, "-1.0"), (1234.5, "1,234")])
+@pytest.mark.parametrize(
+    "number, wanted",
+    [
+        (0.00894, "0.0089"),
+        (0.0204, "0.020"),
+        (1.09, "1.1"),
+        (56.7, "57"),
+        (100.0, "100"),
+        (0.0, "0"),
+        (2, "2"),
+        (-0.996, "-1.0"),
+        (1234.5, "1,234"),
+    ],
+)
 def test_numbers_have_two_digits(number, wanted):
     assert two_digits(number) == wanted
     assert two_digits(number, "+") == (wanted if number < 0 else f"+{wanted}")
 
 
 def test_every_recorded_row_of_the_study_names_its_text():
-    rows = [row for e in published() for row in on_models(e) if row["n_seeds"] and row["source"] == "recorded"]
+    rows = [
+        row for e in published() for row in on_models(e) if row["n_seeds"] and row["source"] == "recorded"
+    ]
     assert rows and all(row["text"] for row in rows)
     assert number_of(rows[0]).startswith(f"{rows[0]['text']}: ")
 

@@ -72,7 +72,23 @@ def test_at_least_three_seeds_and_every_proof_passed():
 
 
 def test_evidence_names_what_it_was_made_with():
-    needed = {"model", "model_hash", "plan", "text", "text_hash", "seed", "rate", "batch", "length", "n_steps",
-              "n_trainable", "n_parameters", "versions", "machine", "commit", "evaluations"}
+    needed = {
+        "model",
+        "model_hash",
+        "plan",
+        "text",
+        "text_hash",
+        "seed",
+        "rate",
+        "batch",
+        "length",
+        "n_steps",
+        "n_trainable",
+        "n_parameters",
+        "versions",
+        "machine",
+        "commit",
+        "evaluations",
+    }
     for run in read_runs(RUNS):
         assert needed <= set(run)

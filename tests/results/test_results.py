@@ -48,7 +48,9 @@ def test_a_page_shows_each_picture_with_words_for_it_and_says_what_it_rests_on(p
         assert len(alt) > 20 and (page.parent / target).exists()
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / target).exists(), target
-    assert page.name == "README.md" or re.search(r"\*.*(seed|nothing was trained|on x86_64|CPU|GPU).*\*", text)
+    assert page.name == "README.md" or re.search(
+        r"\*.*(seed|nothing was trained|on x86_64|CPU|GPU).*\*", text
+    )
     assert "nan" not in text.lower().split()
 
 
@@ -70,7 +72,9 @@ def at(found, **more):
 def test_the_sentence_on_forgetting_follows_the_records(slope, word):
     found = answers.forgetting(at(evidence({"attention+embeddings": slope})))
     assert found.sentence.count(f"the main plan forgot {word} than full training") == 2
-    assert found.table.count(f"| {word} |") == 2 and "| not known / not known |" in found.table, "a row a text"
+    assert found.table.count(f"| {word} |") == 2 and "| not known / not known |" in found.table, (
+        "a row a text"
+    )
     assert ("-0." if word == "less" else "+0.") in found.title
     assert ("C10: *holds* (attention and embeddings frozen)" in found.sentence) == (word == "less")
 
@@ -113,12 +117,26 @@ def test_a_question_without_its_runs_has_no_answer():
 
 @pytest.mark.parametrize("slope", [0.25, 0.8])
 def test_every_answer_about_runs_can_be_drawn(slope):
-    table = [{"plan": p, "text": t, "rate": r, "n_seeds": 2, "forgetting_at_level": f} for t in ("alice", "edgar")
-             for p, r, f in (("full", 1e-4, 0.05), ("full", 3e-4, 0.10), ("attention+embeddings", 1e-4, slope / 10),
-                             ("attention+embeddings", 3e-4, 0.06), ("only-attention", 3e-4, None))]
+    table = [
+        {"plan": p, "text": t, "rate": r, "n_seeds": 2, "forgetting_at_level": f}
+        for t in ("alice", "edgar")
+        for p, r, f in (
+            ("full", 1e-4, 0.05),
+            ("full", 3e-4, 0.10),
+            ("attention+embeddings", 1e-4, slope / 10),
+            ("attention+embeddings", 3e-4, 0.06),
+            ("only-attention", 3e-4, None),
+        )
+    ]
     found = at(evidence({"attention+embeddings": slope}, table=table))
     seen = {q.name: q.answer(found) for q in QUESTIONS if q.of_model}
-    assert {name for name, answer in seen.items() if answer} == {"levers", "forgetting", "rates", "quality", "style"}
+    assert {name for name, answer in seen.items() if answer} == {
+        "levers",
+        "forgetting",
+        "rates",
+        "quality",
+        "style",
+    }
     for answer in filter(None, seen.values()):
         answer.draw()
         assert write_results.data_hash(answer) == write_results.data_hash(answer)
@@ -131,21 +149,33 @@ def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
     assert answers.forgetting_in_one_pass(found) is None
     found.runs.extend([r | {"text": "poe"} for r in found.runs if r["text"] == "edgar"])
     answer = answers.forgetting_in_one_pass(found)
-    assert "on poe the main plan forgot more than full training" in answer.sentence and "at 80%" in answer.sentence
-    assert answer.sentence.endswith("A run read at most 50% of its text's windows.") and "C10" not in answer.sentence
+    assert (
+        "on poe the main plan forgot more than full training" in answer.sentence
+        and "at 80%" in answer.sentence
+    )
+    assert (
+        answer.sentence.endswith("A run read at most 50% of its text's windows.")
+        and "C10" not in answer.sentence
+    )
     answer.draw()
 
 
-@pytest.mark.parametrize("slope, words", [(0.25, "above zero on small, below zero on large"),
-                                          (0.8, "above zero on small and large")])
+@pytest.mark.parametrize(
+    "slope, words",
+    [(0.25, "above zero on small, below zero on large"), (0.8, "above zero on small and large")],
+)
 def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monkeypatch, slope, words):
-    studied = {model: replace(at(evidence({"attention+embeddings": own})), model=model)
-               for model, own in (("small", 0.8), ("large", slope))}
+    studied = {
+        model: replace(at(evidence({"attention+embeddings": own})), model=model)
+        for model, own in (("small", 0.8), ("large", slope))
+    }
     monkeypatch.setattr(across_models, "read_evidence", lambda model, folder: studied[model])
     monkeypatch.setattr(across_models, "studied_models", lambda folder: list(studied))
     answer = across_models.forgetting_by_model()
     assert words in answer.title and words in answer.sentence and "**large**: on alice" in answer.sentence
-    n_large = sum(abs(mean) >= zone for (mean, *_), zone in zip(answer.data[0].values(), answer.data[1], strict=True))
+    n_large = sum(
+        abs(mean) >= zone for (mean, *_), zone in zip(answer.data[0].values(), answer.data[1], strict=True)
+    )
     assert f"{n_large} of 4 differences" in answer.title
     assert answer.origin.count("5 seeds") == 2 and len(answer.data[0]) == len(answer.data[1]) == 4
     answer.draw()
@@ -175,11 +205,21 @@ def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
         for rate, factor in zip(rates, (0.5, 1.0), strict=True):
             top = (tops or {}).get(plan, 0.15)
             run = a_run(rng, plan, "alice", 900, factor * (slopes or {}).get(plan, 0.5), top=top)
-            found.tuning.append(run | {"rate": rate, "rate_choice": "tuning", "n_trainable": 10, "machine": "a CPU",
-                                       "commit": "c" * 40, "protocol": "p" * 64})
+            found.tuning.append(
+                run
+                | {
+                    "rate": rate,
+                    "rate_choice": "tuning",
+                    "n_trainable": 10,
+                    "machine": "a CPU",
+                    "commit": "c" * 40,
+                    "protocol": "p" * 64,
+                }
+            )
             at_level = factor * 0.06 if top > 0.12 else None
-            found.rates["table"].append({"plan": plan, "text": "alice", "rate": rate, "n_seeds": 1,
-                                         "forgetting_at_level": at_level})
+            found.rates["table"].append(
+                {"plan": plan, "text": "alice", "rate": rate, "n_seeds": 1, "forgetting_at_level": at_level}
+            )
     return found
 
 
@@ -199,7 +239,9 @@ def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
     assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in title and "3 seeds" in title
     table = lora_study.lora_table(found)
     assert set(table["at gentlest rate"]) == {1e-4} and set(table["share of full's best"]) == {0.5}
-    assert table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
+    assert (
+        table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
+    )
     assert "rate that forgets least" not in answer.sentence and "at its gentlest rate" in answer.table
     answer.draw()
 
@@ -218,7 +260,10 @@ def test_a_plan_that_never_reached_the_level_is_read_at_its_gentlest_rate_and_no
     assert "0 of 3 plans forgot less" in answer.title.replace("\n", " ") and "0 forgot more" in answer.title
     low = next(line for line in answer.table.splitlines() if "only-norms" in line)
     assert "| 50% | 0.0001 / 0.0001 |" in low and "1 tuning run, no interval" in low and "| open |" in low
-    assert "which no rate brought to 80%, open: " in answer.sentence and "beside full training's" in answer.sentence
+    assert (
+        "which no rate brought to 80%, open: " in answer.sentence
+        and "beside full training's" in answer.sentence
+    )
     answer.draw()
     wanted = read_protocol()["tiny"]["other_plans"]
     assert [*other_plans.DESCRIBED, *lora_study.LORA] == wanted
@@ -238,8 +283,13 @@ def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
     answer = levers.levers(found)
     first = answer.table.splitlines()[2]
     assert "`only-attention` over `only-mlp-out`: more" in first and "| 6.0 |" in first, "0.18 over 0.03"
-    assert "| the rate | full training at 0.0003 over 0.0001 |" in answer.table and "a factor of 2" in answer.sentence
-    assert "By its largest factor of forgetting: the plan 6.0 (on " in answer.sentence, "the largest kind comes first"
+    assert (
+        "| the rate | full training at 0.0003 over 0.0001 |" in answer.table
+        and "a factor of 2" in answer.sentence
+    )
+    assert "By its largest factor of forgetting: the plan 6.0 (on " in answer.sentence, (
+        "the largest kind comes first"
+    )
     assert "On alice `only-attention` minus `only-mlp-out` at equal gain: more" in answer.sentence
     other = levers.levers(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
     assert "On alice `only-attention` minus `only-mlp-out` at equal gain: less" in other.sentence
@@ -248,7 +298,9 @@ def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
 
 def test_stopping_is_what_the_last_fifth_of_the_gain_costs():
     lever = levers.stopping_lever(at(evidence({"full": 0.5})), "alice")
-    assert lever.factor == pytest.approx(1 / 0.8, rel=1e-3) and lever.n_seeds == 5, "here forgetting follows the gain"
+    assert lever.factor == pytest.approx(1 / 0.8, rel=1e-3) and lever.n_seeds == 5, (
+        "here forgetting follows the gain"
+    )
     assert levers.stopping_lever(at(evidence()), "poe") is None
 
 
@@ -261,10 +313,19 @@ def test_without_rates_there_is_no_page_about_levers():
 
 def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path):
     assert costs.engine(tmp_path) is None and costs.memory(tmp_path) is None
-    pairs = [benchmark.measure_group(plan, engines, r, "small", run=pretend) for r in range(3)
-             for plan, engines in benchmark.GROUPS]
-    setting = {"model": "a model", "dtype": "float32", "batch": 4, "length": 512, "machine": "a CPU",
-               "versions": {"torch": "2", "transformers": "5"}}
+    pairs = [
+        benchmark.measure_group(plan, engines, r, "small", run=pretend)
+        for r in range(3)
+        for plan, engines in benchmark.GROUPS
+    ]
+    setting = {
+        "model": "a model",
+        "dtype": "float32",
+        "batch": 4,
+        "length": 512,
+        "machine": "a CPU",
+        "versions": {"torch": "2", "transformers": "5"},
+    }
     found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs}
     (tmp_path / "benchmark.json").write_text(json.dumps(found))
     answer = costs.engine(tmp_path)
@@ -273,11 +334,20 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
     assert step_time(found)[0]["verdict"] == "holds", "C12, from the same file"
 
     def point(plan, size):
-        return {"plan": plan, "batch": 1, "length": 128, "ratio": 0.95,
-                "predicted": {"optimizer": 0.95 * size}, "measured": {"optimizer": size}}
+        return {
+            "plan": plan,
+            "batch": 1,
+            "length": 128,
+            "ratio": 0.95,
+            "predicted": {"optimizer": 0.95 * size},
+            "measured": {"optimizer": size},
+        }
 
-    record = {"setting": {"model": "a model", "dtype": "float32", "machine": "a CPU"},
-              "points": [point("full", 1000), point("attention+embeddings", 800)], "times": []}
+    record = {
+        "setting": {"model": "a model", "dtype": "float32", "machine": "a CPU"},
+        "points": [point("full", 1000), point("attention+embeddings", 800)],
+        "times": [],
+    }
     (tmp_path / "memory.json").write_text(json.dumps(record))
     answer = costs.memory(tmp_path)
     assert "20.0% below full training's" in answer.sentence and "at most 5%" in answer.sentence

@@ -32,8 +32,10 @@ def test_the_jackknife_reads_the_level_again_without_each_block():
     a, b = ([a_run(np.random.default_rng(i), "full", "alice", 0, slope)] for i, slope in ((1, 0.5), (2, 0.3)))
 
     def without(run, window):
-        return [{**e, "forgetting": float(np.delete(e["forgetting_windows"], window).mean())}
-                for e in run["evaluations"]]
+        return [
+            {**e, "forgetting": float(np.delete(e["forgetting_windows"], window).mean())}
+            for e in run["evaluations"]
+        ]
 
     slow = [forgetting_at(without(a[0], w), 0.07) - forgetting_at(without(b[0], w), 0.07) for w in range(24)]
     fast = forgetting_without_blocks(a[0], 0.07) - forgetting_without_blocks(b[0], 0.07)
@@ -56,9 +58,17 @@ def test_a_level_that_is_not_reached_is_named_and_limits_the_verdict():
 
 
 def test_a_sign_that_turns_with_the_rate_limits_the_verdict():
-    table = [{"plan": p, "text": t, "rate": r, "forgetting_at_level": f} for t in ("alice", "edgar")
-             for p, r, f in (("full", 1e-4, 0.05), ("full", 3e-4, 0.10), ("attention+embeddings", 1e-4, 0.08),
-                             ("attention+embeddings", 3e-4, 0.06), ("full", 3e-5, None))]
+    table = [
+        {"plan": p, "text": t, "rate": r, "forgetting_at_level": f}
+        for t in ("alice", "edgar")
+        for p, r, f in (
+            ("full", 1e-4, 0.05),
+            ("full", 3e-4, 0.10),
+            ("attention+embeddings", 1e-4, 0.08),
+            ("attention+embeddings", 3e-4, 0.06),
+            ("full", 3e-5, None),
+        )
+    ]
     found = forgetting_findings(evidence({"attention+embeddings": 0.25}, table=table))
     assert all("the sign depends on the rate" in f.limits for f in found)
     assert verdict(evidence({"attention+embeddings": 0.25}, table=table), "C10") == IN_PART
@@ -123,7 +133,9 @@ def test_of_tests_that_speak_equally_little_for_a_claim_the_number_is_that_of_th
     found = evidence({"attention+embeddings": 0.65})
     for run in found.runs:  # on edgar both forget twice as much, and so does the difference
         for e in run["evaluations"] if run["text"] == "edgar" else ():
-            e.update(forgetting=2 * e["forgetting"], forgetting_windows=[2 * w for w in e["forgetting_windows"]])
+            e.update(
+                forgetting=2 * e["forgetting"], forgetting_windows=[2 * w for w in e["forgetting_windows"]]
+            )
     on_alice, on_edgar = forgetting_findings(found)
     assert on_alice.p == on_edgar.p == 1 and weakest([on_alice, on_edgar], "lower") is on_edgar
     entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
@@ -142,18 +154,26 @@ def test_tests_that_are_decided_and_differ_say_so():
 
 
 def test_a_rate_that_learns_best_at_the_upper_edge_is_named():
-    rows = [{"plan": p, "text": "alice", "rate": r, "forgetting_at_level": 0.1}
-            for p in ("full", "attention+embeddings") for r in (3e-5, 1e-4, 3e-4)]
+    rows = [
+        {"plan": p, "text": "alice", "rate": r, "forgetting_at_level": 0.1}
+        for p in ("full", "attention+embeddings")
+        for r in (3e-5, 1e-4, 3e-4)
+    ]
     found = evidence(table=rows)
-    found.rates["chosen"] = {p: {"alice": {"keep": 3e-5, "learn": rate}}
-                             for p, rate in (("full", 1e-4), ("attention+embeddings", 3e-4))}
+    found.rates["chosen"] = {
+        p: {"alice": {"keep": 3e-5, "learn": rate}}
+        for p, rate in (("full", 1e-4), ("attention+embeddings", 3e-4))
+    }
     note = next(e["note"] for e in scoreboard(found) if e["claim"] == "C13")
     assert "the highest rate tried is the best for the main plan on alice" in note
 
+
 def test_what_full_training_forgot_stands_beside_the_border_of_catastrophic_at_other_rates_too():
     note = next(e["note"] for e in scoreboard(evidence({"full": 0.5})) if e["claim"] == "C10")
-    assert ("full training forgot at most 0.08 nats at its best gain with the rates compared (the protocol says "
-            "catastrophic from 0.5 on)") in note
+    assert (
+        "full training forgot at most 0.08 nats at its best gain with the rates compared (the protocol says "
+        "catastrophic from 0.5 on)"
+    ) in note
     rows = [{"plan": "full", "text": "edgar", "rate": 3e-4, "forgetting_at_level": 0.574}]
     note = next(e["note"] for e in scoreboard(evidence({"full": 0.5}, table=rows)) if e["claim"] == "C10")
     assert "with the rates compared, and at another rate up to 0.57 at the level (the" in note
@@ -161,48 +181,80 @@ def test_what_full_training_forgot_stands_beside_the_border_of_catastrophic_at_o
 
 def test_rates_with_nothing_slower_that_reached_the_level_are_counted():
     at = {"full": {1e-5: None, 3e-5: 0.1, 1e-4: 0.2}, "attention+embeddings": {3e-5: 0.1, 1e-4: 0.09}}
-    rows = [{"plan": plan, "text": "alice", "rate": rate, "forgetting_at_level": f}
-            for plan, tried in at.items() for rate, f in tried.items()]
+    rows = [
+        {"plan": plan, "text": "alice", "rate": rate, "forgetting_at_level": f}
+        for plan, tried in at.items()
+        for rate, f in tried.items()
+    ]
     found = evidence(table=rows)
     assert "lowest tried" not in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
-    found.rates["chosen"] = {"full": {"alice": {"keep": 3e-5}}, "attention+embeddings": {"alice": {"keep": 1e-4}}}
-    assert "1 of 2 rates compared are the lowest" in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
+    found.rates["chosen"] = {
+        "full": {"alice": {"keep": 3e-5}},
+        "attention+embeddings": {"alice": {"keep": 1e-4}},
+    }
+    assert (
+        "1 of 2 rates compared are the lowest"
+        in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
+    )
 
 
-@pytest.mark.parametrize("falling, levelling, wanted", [
-    ((True,) * 3, (True,) * 3, IN_PART), ((False,) * 3, (True,) * 3, FAILS),
-    ((True, True, False), (True,) * 3, UNDECIDED), ((True,) * 3, (False,) * 3, UNDECIDED),
-    ((True,) * 3, (True, True, False), UNDECIDED)])
-def test_convergence_follows_the_rule_of_notebook_04_and_says_within_how_many_steps(falling, levelling, wanted):
+@pytest.mark.parametrize(
+    "falling, levelling, wanted",
+    [
+        ((True,) * 3, (True,) * 3, IN_PART),
+        ((False,) * 3, (True,) * 3, FAILS),
+        ((True, True, False), (True,) * 3, UNDECIDED),
+        ((True,) * 3, (False,) * 3, UNDECIDED),
+        ((True,) * 3, (True, True, False), UNDECIDED),
+    ],
+)
+def test_convergence_follows_the_rule_of_notebook_04_and_says_within_how_many_steps(
+    falling, levelling, wanted
+):
     long = [a_long_run(seed, *both) for seed, both in enumerate(zip(falling, levelling, strict=True))]
-    entry = next(e for e in scoreboard(Evidence("a model", evidence().runs, long, evidence().rates))
-                 if e["claim"] == "C8")
+    entry = next(
+        e
+        for e in scoreboard(Evidence("a model", evidence().runs, long, evidence().rates))
+        if e["claim"] == "C8"
+    )
     assert entry["verdict"] == wanted and "within 640 steps" in entry["note"] and entry["n_seeds"] == 3
     assert entry["high"] == (100 if any(falling) else entry["value"]), "in percent, as notebook 04 has it"
     assert ("more seeds alone would not decide" in entry["note"]) == (wanted == UNDECIDED)
 
 
 def row(claim, verdict=IN_PART, value=1.0, model="a model", source="live"):
-    return {"id": claim, **made(claim, verdict, value=value, unit="x", model=model, model_hash="", n_seeds=1,
-                                source=source)}
+    return {
+        "id": claim,
+        **made(claim, verdict, value=value, unit="x", model=model, model_hash="", n_seeds=1, source=source),
+    }
 
 
 def test_a_live_verdict_on_another_model_stands_beside_the_recorded_one_and_on_the_same_in_its_place():
     both = newest([row("C15", model="gpt-neo-mini")], [row("C15", value=2.0, model="smollm2")])
     assert [(r["model"], r["value"]) for r in on_models(both[0])] == [("gpt-neo-mini", 1.0), ("smollm2", 2.0)]
     again = newest(both, [row("C15", value=3.0, model="gpt-neo-mini")])
-    assert [(r["model"], r["value"]) for r in on_models(again[0])] == [("gpt-neo-mini", 3.0), ("smollm2", 2.0)]
-    assert [r["value"] for r in on_models(published(again)[[e["id"] for e in published(again)].index("C15")])] == [3, 2]
+    assert [(r["model"], r["value"]) for r in on_models(again[0])] == [
+        ("gpt-neo-mini", 3.0),
+        ("smollm2", 2.0),
+    ]
+    assert [
+        r["value"] for r in on_models(published(again)[[e["id"] for e in published(again)].index("C15")])
+    ] == [3, 2]
 
 
 def test_a_live_verdict_leaves_the_other_claims_and_their_order():
-    found = newest([row("C10", HOLDS, source="recorded"), row("C4", HOLDS, source="recorded")], [row("C10", FAILS)])
+    found = newest(
+        [row("C10", HOLDS, source="recorded"), row("C4", HOLDS, source="recorded")], [row("C10", FAILS)]
+    )
     assert [(e["id"], e["verdict"]) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
 
 
 def test_swaps_give_the_style_contrast_of_each_role():
-    assert swap_contrasts(evidence()) == {"attention": pytest.approx(0.03), "mlp": pytest.approx(0.05),
-                                          "all": pytest.approx(0.1)}
+    assert swap_contrasts(evidence()) == {
+        "attention": pytest.approx(0.03),
+        "mlp": pytest.approx(0.05),
+        "all": pytest.approx(0.1),
+    }
 
 
 @pytest.fixture
@@ -297,8 +349,21 @@ def test_what_is_open_says_how_many_seeds_would_decide():
 
 
 def live(claim, model="gpt-neo-mini", verdict=HOLDS):
-    return {"id": claim, "statement": "", "verdict": verdict, "value": 1.0, "low": None, "high": None, "unit": "x",
-            "model": model, "model_hash": "h", "n_seeds": 1, "source": "live", "notebook": "", "note": "seen"}
+    return {
+        "id": claim,
+        "statement": "",
+        "verdict": verdict,
+        "value": 1.0,
+        "low": None,
+        "high": None,
+        "unit": "x",
+        "model": model,
+        "model_hash": "h",
+        "n_seeds": 1,
+        "source": "live",
+        "notebook": "",
+        "note": "seen",
+    }
 
 
 def test_each_model_that_was_studied_has_its_own_verdict_and_number_of_seeds(folder):
@@ -307,7 +372,7 @@ def test_each_model_that_was_studied_has_its_own_verdict_and_number_of_seeds(fol
     assert studied_models(place) == ["gpt-neo-mini", "smollm2-135m-instruct"]
     entry = next(e for e in published(folder=place) if e["id"] == "C10")
     assert (entry["model"], entry["verdict"], entry["n_seeds"]) == ("gpt-neo-mini", HOLDS, 5)
-    other, = entry["also"]
+    (other,) = entry["also"]
     assert (other["model"], other["verdict"], other["n_seeds"]) == ("smollm2-135m-instruct", FAILS, 3)
     rows = [line for line in scoreboard_table([entry]).splitlines() if line.startswith("| C10")]
     assert "gpt-neo-mini, 5 seeds" in rows[0] and "smollm2-135m-instruct, 3 seeds" in rows[1]
@@ -324,16 +389,20 @@ def test_the_study_leads_and_one_run_of_the_same_model_gives_way(folder):
 
 def test_memory_seen_on_a_cpu_leaves_the_claim_untested_until_a_gpu_tests_it(tmp_path):
     point = {"batch": 4, "length": 512}
-    record = {"setting": {"device": "cpu"}, "points": [
-        point | {"plan": "full", "predicted": {"all": 200}, "measured": {"all": 210}},
-        point | {"plan": "attention+embeddings", "predicted": {"all": 170}, "measured": {"all": 168}}]}
+    record = {
+        "setting": {"device": "cpu"},
+        "points": [
+            point | {"plan": "full", "predicted": {"all": 200}, "measured": {"all": 210}},
+            point | {"plan": "attention+embeddings", "predicted": {"all": 170}, "measured": {"all": 168}},
+        ],
+    }
     (tmp_path / "memory.json").write_text(json.dumps(record))
-    entry, = published(folder=tmp_path)
+    (entry,) = published(folder=tmp_path)
     assert (entry["id"], entry["verdict"], entry["model"]) == ("C11", UNTESTED, "gpt-neo-125M")
     assert entry["value"] == pytest.approx(20) and "on a CPU, not measured on a GPU" in entry["note"]
-    foreseen, = published([live("C11", "gpt-neo-125M", UNTESTED)], tmp_path)
+    (foreseen,) = published([live("C11", "gpt-neo-125M", UNTESTED)], tmp_path)
     assert foreseen == entry, "a measurement leads before what was only predicted"
-    on_gpu, = published([live("C11", "gpt-neo-125M", FAILS)], tmp_path)
+    (on_gpu,) = published([live("C11", "gpt-neo-125M", FAILS)], tmp_path)
     assert on_gpu["verdict"] == FAILS and "also" not in on_gpu
     record["setting"]["device"] = "cuda"
     (tmp_path / "memory.json").write_text(json.dumps(record))

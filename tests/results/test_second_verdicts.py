@@ -35,10 +35,19 @@ from support.simulated_studies import MINIATURE, SMOLLM2, Case, one_study, simul
 # --- what the rules do where nothing differs ---------------------------------------
 
 RULES = Rules(levels=(0.5, 0.8))
-CASES = [Case(n_seeds=3, **MINIATURE), Case(n_seeds=5, **MINIATURE), Case(n_seeds=10, **MINIATURE),
-         Case(n_seeds=3, **SMOLLM2), Case(n_seeds=5, **SMOLLM2)]
-LONG_CASES = [*CASES, *(replace(c, n_dev=11, n_retention=16) for c in CASES),
-              *(replace(c, n_dev=25, n_retention=32) for c in CASES), *(replace(c, seed_sd=0.005) for c in CASES[:3])]
+CASES = [
+    Case(n_seeds=3, **MINIATURE),
+    Case(n_seeds=5, **MINIATURE),
+    Case(n_seeds=10, **MINIATURE),
+    Case(n_seeds=3, **SMOLLM2),
+    Case(n_seeds=5, **SMOLLM2),
+]
+LONG_CASES = [
+    *CASES,
+    *(replace(c, n_dev=11, n_retention=16) for c in CASES),
+    *(replace(c, n_dev=25, n_retention=32) for c in CASES),
+    *(replace(c, seed_sd=0.005) for c in CASES[:3]),
+]
 
 
 def studied(case, n, seed=1):
@@ -51,10 +60,15 @@ def studied(case, n, seed=1):
         means.append(Readings(*(x.mean(0) for x in ((a - b).by_dev, (a - b).by_retention))).measured())
         at = b.by_dev[..., 0].mean(-1)  # (levels, studies)
         smallest.append(np.maximum(RULES.smallest, RULES.smallest_share * at).mean(0))
-        words += words or [compare(one_study(recipe, i), one_study(reference, i), [one_study(full, i)], RULES).word
-                           for i in range(20)]
-    whole = replace(means[0], mean=np.concatenate([m.mean for m in means]),
-                    errors=tuple(np.concatenate(e) for e in zip(*(m.errors for m in means), strict=True)))
+        words += words or [
+            compare(one_study(recipe, i), one_study(reference, i), [one_study(full, i)], RULES).word
+            for i in range(20)
+        ]
+    whole = replace(
+        means[0],
+        mean=np.concatenate([m.mean for m in means]),
+        errors=tuple(np.concatenate(e) for e in zip(*(m.errors for m in means), strict=True)),
+    )
     return whole, np.concatenate(smallest), words[:20]
 
 
@@ -63,7 +77,8 @@ def check_that_nothing_is_found(case, n):
     low, high = distance.interval()
     less, more = (high < 0) & (-distance.mean >= smallest), (low > 0) & (distance.mean >= smallest)
     assert [LESS if x else MORE if y else "" for x, y in zip(less, more, strict=True)][:20] == [
-        w if w in (LESS, MORE) else "" for w in words], "the whole comparison says the same"
+        w if w in (LESS, MORE) else "" for w in words
+    ], "the whole comparison says the same"
     assert less.mean() <= 0.025 and more.mean() <= 0.025
     assert 0.93 <= ((low < 0) & (high > 0)).mean() <= 0.97
 
@@ -89,40 +104,89 @@ def test_a_true_difference_of_a_third_is_seen():
 
 N_DEV, N_RETENTION, N_TEST = 12, 16, 10
 SHARES = np.linspace(0.1, 1.0, 10)
-PLANS = ("full", "attention", "attention+embeddings", "embeddings", "first-half", "only-mlp-out", "only-attention")
-FORGETS = {"full": 0.10, "attention": 0.10, "attention+embeddings": 0.14, "embeddings": 0.12, "first-half": 0.05,
-           "only-mlp-out": 0.06, "only-attention": 0.2}
+PLANS = (
+    "full",
+    "attention",
+    "attention+embeddings",
+    "embeddings",
+    "first-half",
+    "only-mlp-out",
+    "only-attention",
+)
+FORGETS = {
+    "full": 0.10,
+    "attention": 0.10,
+    "attention+embeddings": 0.14,
+    "embeddings": 0.12,
+    "first-half": 0.05,
+    "only-mlp-out": 0.06,
+    "only-attention": 0.2,
+}
 FULL_GAIN = 0.15
 
 
-def record(plan, text, seed, rate=1e-4, weight=0.0, gain=FULL_GAIN, forgotten=None, rewound=0.5, test_gain=None,
-           roles=(), **more):
+def record(
+    plan,
+    text,
+    seed,
+    rate=1e-4,
+    weight=0.0,
+    gain=FULL_GAIN,
+    forgotten=None,
+    rewound=0.5,
+    test_gain=None,
+    roles=(),
+    **more,
+):
     """One run as the runner writes it: forgetting grows with the square of the gain; rewound it is a share of it."""
     rng = np.random.default_rng([seed, len(plan), len(text), int(rate * 1e7)])
     windows = np.random.default_rng(7)
-    dev, kept, test = windows.normal(1, 0.1, N_DEV), windows.normal(1, 0.1, N_RETENTION), windows.normal(1, 0.1, N_TEST)
+    dev, kept, test = (
+        windows.normal(1, 0.1, N_DEV),
+        windows.normal(1, 0.1, N_RETENTION),
+        windows.normal(1, 0.1, N_TEST),
+    )
     top = FORGETS[plan] if forgotten is None else forgotten
     top *= rng.normal(1, 0.01)
     tuning = seed >= 900
     test_gain = 0.8 * gain if test_gain is None else test_gain
 
     def model(share, factor):
-        found = {"dev_windows": (3 - gain * share * dev).tolist(), "plain_windows": [3.7] * 4,
-                 "forgetting_a": (factor * top * share**2 * kept).tolist(),
-                 "forgetting_b": (factor * top * share**2 * kept[::-1]).tolist()}
+        found = {
+            "dev_windows": (3 - gain * share * dev).tolist(),
+            "plain_windows": [3.7] * 4,
+            "forgetting_a": (factor * top * share**2 * kept).tolist(),
+            "forgetting_b": (factor * top * share**2 * kept[::-1]).tolist(),
+        }
         return found | ({} if tuning else {"test_windows": {text: (3.2 - test_gain * share * test).tolist()}})
 
     grid = np.linspace(0, 1, 9)
     base = {"dev_windows": [3.0] * N_DEV, "plain_windows": [3.7] * 4}
-    made = {"stage": "first", "profile": "tiny", "model_name": "m", "plan": plan, "text": text, "seed": seed,
-            "rate": rate, "weight": weight, "model_hash": "h", "text_hash": text, "settings": {"batch": 8},
-            "retention_hashes": {"A": "a", "B": "b", "C": "c"}, "n_trainable": 1000, "steps_taken": 50,
-            "seconds": 25.0, "ended": "patience",
-            "base": base | ({} if tuning else {"test_windows": {text: [3.2] * N_TEST}}),
-            "evaluations": [{"step": i, **{k: v for k, v in model(s, 1.0).items() if k != "test_windows"}}
-                            for i, s in enumerate(grid)],
-            "rewound": [{"roles": "all", "share": s, **model(s, rewound)} for s in SHARES]
-                       + [{"roles": r, "share": s, **model(0.6 + 0.4 * s, 0.9)} for r in roles for s in (0.25, 0.5)]}
+    made = {
+        "stage": "first",
+        "profile": "tiny",
+        "model_name": "m",
+        "plan": plan,
+        "text": text,
+        "seed": seed,
+        "rate": rate,
+        "weight": weight,
+        "model_hash": "h",
+        "text_hash": text,
+        "settings": {"batch": 8},
+        "retention_hashes": {"A": "a", "B": "b", "C": "c"},
+        "n_trainable": 1000,
+        "steps_taken": 50,
+        "seconds": 25.0,
+        "ended": "patience",
+        "base": base | ({} if tuning else {"test_windows": {text: [3.2] * N_TEST}}),
+        "evaluations": [
+            {"step": i, **{k: v for k, v in model(s, 1.0).items() if k != "test_windows"}}
+            for i, s in enumerate(grid)
+        ],
+        "rewound": [{"roles": "all", "share": s, **model(s, rewound)} for s in SHARES]
+        + [{"roles": r, "share": s, **model(0.6 + 0.4 * s, 0.9)} for r in roles for s in (0.25, 0.5)],
+    }
     if not tuning:
         made["test_windows"] = {text: model(1.0, 1.0)["test_windows"][text]}
     return made | more
@@ -136,8 +200,9 @@ def diverged(plan, text, seed, **options):
 
 
 def tuning(forgotten=FORGETS, rates=(1e-4,), **options):
-    return [record(p, "alice", 900, rate, forgotten=f, **options) for p, f in forgotten.items() for rate in rates] + [
-        record("full", "edgar", 900)]
+    return [
+        record(p, "alice", 900, rate, forgotten=f, **options) for p, f in forgotten.items() for rate in rates
+    ] + [record("full", "edgar", 900)]
 
 
 def main(seeds=4, **options):
@@ -159,18 +224,30 @@ def study():
 def falling(values, plan="full"):
     """A study whose tuning runs of a plan forget so much at falling rates."""
     rates = (3e-4, 1e-4, 3e-5, 1e-5)
-    return study_of([record("full", "alice", 900, 5e-4, forgotten=9.0)] * (plan != "full")
-                    + [record(plan, "alice", 900, r, forgotten=f) for r, f in zip(rates, values, strict=False)])
+    return study_of(
+        [record("full", "alice", 900, 5e-4, forgotten=9.0)] * (plan != "full")
+        + [record(plan, "alice", 900, r, forgotten=f) for r, f in zip(rates, values, strict=False)]
+    )
 
 
-@pytest.mark.parametrize("values, rate", [
-    ([0.30, 0.20, 0.15, 0.12], 1e-5), ([0.30, 0.20, 0.19, 0.05], 1e-4), ([0.30, 0.31, 0.1], 3e-4), ([0.3], 3e-4)])
+@pytest.mark.parametrize(
+    "values, rate",
+    [
+        ([0.30, 0.20, 0.15, 0.12], 1e-5),
+        ([0.30, 0.20, 0.19, 0.05], 1e-4),
+        ([0.30, 0.31, 0.1], 3e-4),
+        ([0.3], 3e-4),
+    ],
+)
 def test_the_gentlest_rate_is_the_last_that_lowered_forgetting_by_a_tenth(values, rate):
     assert gentlest_rate(falling(values), "full") == rate
 
 
 def test_going_down_ends_where_a_run_does_not_reach_the_level():
-    fast = [record("full", "alice", 900, 1e-4, forgotten=0.3), record("full", "alice", 900, 3e-5, forgotten=0.2)]
+    fast = [
+        record("full", "alice", 900, 1e-4, forgotten=0.3),
+        record("full", "alice", 900, 3e-5, forgotten=0.2),
+    ]
     slow = record("full", "alice", 900, 1e-5, forgotten=0.01, gain=0.05)
     assert gentlest_rate(study_of([*fast, slow]), "full") == 3e-5
     assert gentlest_rate(study_of([*fast, diverged("only-mlp-out", "alice", 900)]), "only-mlp-out") == 1e-4
@@ -181,7 +258,9 @@ def test_the_choice_reads_half_a_and_the_tuning_seed_alone():
     tuned = [record("full", "alice", 900, r, forgotten=f) for r, f in ((1e-4, 0.3), (3e-5, 0.2))]
     for r in tuned:
         for point in r["evaluations"]:
-            point["forgetting_b"] = [1e-4 / r["rate"] * point["step"]] * N_RETENTION  # half B says the opposite
+            point["forgetting_b"] = [
+                1e-4 / r["rate"] * point["step"]
+            ] * N_RETENTION  # half B says the opposite
     others = [record("full", "alice", s, 3e-5, forgotten=9.0) for s in range(3)]
     assert gentlest_rate(study_of(tuned + others), "full") == 3e-5
 
@@ -193,19 +272,30 @@ def test_the_rate_that_learns_gains_most():
 
 def test_rewinding_removes_the_rate_where_nothing_changes_over_a_decade():
     def tuned(lowest):
-        return study_of([record(p, "alice", 900, r, forgotten=f) for p in ("full", "attention+embeddings")
-                         for r, f in ((1e-4, 0.1), (3e-5, 0.1), (1e-5, lowest))])
+        return study_of(
+            [
+                record(p, "alice", 900, r, forgotten=f)
+                for p in ("full", "attention+embeddings")
+                for r, f in ((1e-4, 0.1), (3e-5, 0.1), (1e-5, lowest))
+            ]
+        )
 
     assert rewinding_removes_the_rate(tuned(0.098)) and not rewinding_removes_the_rate(tuned(0.08))
-    assert len(rate_changes(tuned(0.08))) == 4 and rate_changes(tuned(0.08))[0].change == pytest.approx(0.25, abs=0.06)
+    assert len(rate_changes(tuned(0.08))) == 4 and rate_changes(tuned(0.08))[0].change == pytest.approx(
+        0.25, abs=0.06
+    )
     assert not rewinding_removes_the_rate(study_of(tuning(rates=(1e-4, 3e-5)))), "half a decade says nothing"
 
 
 def test_the_best_freeze_recipe_may_be_rewound_and_must_reach_the_level():
     found = best_freeze_recipe(study_of(tuning()))
     assert found == Recipe("first-half", 1e-4, REWOUND)
-    slow = [r | {"evaluations": r["evaluations"][:3], "rewound": r["rewound"][:3]}
-            if r["plan"] == "first-half" else r for r in tuning()]
+    slow = [
+        r | {"evaluations": r["evaluations"][:3], "rewound": r["rewound"][:3]}
+        if r["plan"] == "first-half"
+        else r
+        for r in tuning()
+    ]
     assert best_freeze_recipe(study_of(slow)).plan == "only-mlp-out"
     assert best_freeze_recipe(study_of([record("full", "alice", 900)])) is None
     assert best_freeze_recipe(study_of(tuning(rewound=1.5))).method == STOPPED
@@ -219,7 +309,9 @@ def test_five_tests_each_with_its_word(study):
     assert [v.word for v in found.values()] == [LESS, SAME, MORE, MORE, LESS]
     assert list(found) == [p["name"] for p in read_protocol(PAGE)["decisions"]["primary"]]
     last = found["best freeze recipe against full rewound"]
-    assert last.recipe == Recipe("first-half", 1e-4, REWOUND) and last.reference == Recipe("full", 1e-4, REWOUND)
+    assert last.recipe == Recipe("first-half", 1e-4, REWOUND) and last.reference == Recipe(
+        "full", 1e-4, REWOUND
+    )
     assert [t.text for t in last.by_text] == ["alice", "edgar"] and last.p < 0.01 and last.reason == ""
 
 
@@ -237,13 +329,18 @@ def test_results_read_half_b_and_not_the_tuning_seed(study):
 
 
 def test_words_of_two_texts():
-    assert over_texts([LESS, LESS]) == LESS and over_texts([LESS, MORE]) == over_texts([LESS, SAME]) == BY_TEXT
+    assert (
+        over_texts([LESS, LESS]) == LESS and over_texts([LESS, MORE]) == over_texts([LESS, SAME]) == BY_TEXT
+    )
     assert over_texts([LESS, OPEN]) == OPEN
 
 
 def test_texts_that_disagree_are_said(study):
-    records = tuning() + [r for r in main() if (r["plan"], r["text"]) != ("attention", "edgar")] + [
-        record("attention", "edgar", s, forgotten=0.2) for s in range(4)]
+    records = (
+        tuning()
+        + [r for r in main() if (r["plan"], r["text"]) != ("attention", "edgar")]
+        + [record("attention", "edgar", s, forgotten=0.2) for s in range(4)]
+    )
     found = primary_tests(study_of(records))[1]
     assert found.word == BY_TEXT and [t.comparison.word for t in found.by_text] == [SAME, MORE]
 
@@ -265,8 +362,12 @@ def test_without_tuning_or_main_runs_a_test_is_open():
 
 
 def test_a_diverged_run_opens_the_tests_that_read_it():
-    records = [diverged("attention", "edgar", 2) if (r["plan"], r["text"], r["seed"]) == ("attention", "edgar", 2)
-               else r for r in main()]
+    records = [
+        diverged("attention", "edgar", 2)
+        if (r["plan"], r["text"], r["seed"]) == ("attention", "edgar", 2)
+        else r
+        for r in main()
+    ]
     found = primary_tests(study_of(tuning() + records))
     assert found[1].word == OPEN and found[1].reason == "edgar: 1 run diverged"
     assert found[0].word == LESS
@@ -305,8 +406,11 @@ def test_the_share_of_full_trainings_gain(share, word):
 
 def test_a_share_that_is_the_same_in_every_pair_has_no_error_over_seeds():
     gains = [0.10, 0.12, 0.14]
-    runs = [record(p, "alice", s, test_gain=k * g) for p, k in (("attention", 0.8), ("full", 1.0))
-            for s, g in enumerate(gains)]
+    runs = [
+        record(p, "alice", s, test_gain=k * g)
+        for p, k in (("attention", 0.8), ("full", 1.0))
+        for s, g in enumerate(gains)
+    ]
     found = gain_share(study_of(tuning() + runs), "attention", "alice")
     assert found.share.mean == pytest.approx(0.8) and found.share.errors[0] == pytest.approx(0.0, abs=1e-9)
 
@@ -334,18 +438,25 @@ def test_a_row_for_each_recipe_from_records_alone(study):
     assert full.n_runs == 4 and full.n_diverged == full.n_at_cap == 0
     assert full.gain_share == pytest.approx(1.0, rel=0.01)
     level = 0.8 * FULL_GAIN
-    assert full.forgetting[3] == pytest.approx(np.mean([
-        r.path(STOPPED, "B").forgetting_at(level * full_dev()) for r in study.of(full.recipe, "alice")]), rel=1e-6)
+    assert full.forgetting[3] == pytest.approx(
+        np.mean(
+            [r.path(STOPPED, "B").forgetting_at(level * full_dev()) for r in study.of(full.recipe, "alice")]
+        ),
+        rel=1e-6,
+    )
     assert list(full.forgetting) == sorted(full.forgetting)
-    assert full.gain_at_budget[0] == pytest.approx(np.mean([
-        r.path(STOPPED, "B").gain_at(0.03) for r in study.of(full.recipe, "alice")]))
+    assert full.gain_at_budget[0] == pytest.approx(
+        np.mean([r.path(STOPPED, "B").gain_at(0.03) for r in study.of(full.recipe, "alice")])
+    )
     assert full.test_loss < full.base_test_loss == pytest.approx(3.2)
     assert (full.n_trainable, full.file_bytes, full.step_seconds) == (1000, 4000, 0.5)
 
 
 def test_the_test_loss_of_a_rewound_recipe_is_that_of_its_best_dev_model(study):
     run = study.of(Recipe("full", 1e-4), "alice")[0]
-    assert run.test_windows(REWOUND).tolist() == run.test.tolist(), "here more gains more: the whole way is best"
+    assert run.test_windows(REWOUND).tolist() == run.test.tolist(), (
+        "here more gains more: the whole way is best"
+    )
     assert run.base_test.mean() - run.test.mean() == pytest.approx(0.8 * FULL_GAIN, rel=0.1)
 
 
@@ -353,9 +464,17 @@ def test_what_a_run_does_not_reach_is_none_in_the_row():
     short = [record("only-attention", "alice", s, gain=0.1) for s in range(3)]
     row = recipe_row(study_of(tuning() + short), Recipe("only-attention", 1e-4), "alice")
     assert [f is None for f in row.forgetting] == [False, False, False, True, True]
-    gone = recipe_row(study_of(tuning() + [*short, diverged("only-attention", "alice", 3)]),
-                      Recipe("only-attention", 1e-4), "alice")
-    assert gone.n_runs == 4 and gone.n_diverged == 1 and set(gone.forgetting) == {None} and gone.test_loss is None
+    gone = recipe_row(
+        study_of(tuning() + [*short, diverged("only-attention", "alice", 3)]),
+        Recipe("only-attention", 1e-4),
+        "alice",
+    )
+    assert (
+        gone.n_runs == 4
+        and gone.n_diverged == 1
+        and set(gone.forgetting) == {None}
+        and gone.test_loss is None
+    )
     assert gone.gain_share is None and gone.file_bytes == 4000
     capped = [r | {"ended": "cap"} for r in short]
     assert recipe_row(study_of(tuning() + capped), Recipe("only-attention", 1e-4), "alice").n_at_cap == 3

@@ -30,7 +30,10 @@ from support.colab_room import (
     write_stub,
 )
 
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.skipif(os.name != "posix", reason="Colab is a Linux machine")]
+pytestmark = [
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.name != "posix", reason="Colab is a Linux machine"),
+]
 CELL_SECONDS = 900
 POWER_CUT = """import os, signal
 from helpers import checkpoints
@@ -52,12 +55,14 @@ class Room:
 
     def run(self, book: nbformat.NotebookNode, folder: Path, **settings: str) -> Failure | None:
         folder.mkdir(exist_ok=True)
-        return run_notebook(book, folder, self.settings | settings, timeout=CELL_SECONDS,
-                            manager=kernel_of(self.python))
+        return run_notebook(
+            book, folder, self.settings | settings, timeout=CELL_SECONDS, manager=kernel_of(self.python)
+        )
 
     def script(self, *arguments: str, **settings: str) -> str:
-        return colab_room.run(str(self.python), *arguments, cwd=ROOT,
-                              env=os.environ | self.settings | settings)
+        return colab_room.run(
+            str(self.python), *arguments, cwd=ROOT, env=os.environ | self.settings | settings
+        )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,9 @@ def insert_after(book: nbformat.NotebookNode, cell_id: str, source: str) -> None
 # --- the notebooks -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in NOTEBOOKS if n != "04_training"])  # 04 runs in the test after this one
+@pytest.mark.parametrize(
+    "name", [n for n in NOTEBOOKS if n != "04_training"]
+)  # 04 runs in the test after this one
 def test_a_notebook_runs_there_to_its_last_cell(room, name, tmp_path):
     book, before = read(name), installed_in(room.python)
     stopped = room.run(book, tmp_path / "content", OPEN_NOTEBOOK=str(ROOT / "notebooks" / f"{name}.ipynb"))
@@ -113,13 +120,19 @@ def test_after_a_dead_kernel_notebook_04_goes_on_from_the_local_disk(room, tmp_p
     cut = read("04_training")
     insert_after(cut, "training-052", POWER_CUT)
     stopped = room.run(cut, tmp_path / "content")
-    assert "kernel died" in str(stopped) and "long_run(\"main\")" in stopped.source
+    assert "kernel died" in str(stopped) and 'long_run("main")' in stopped.source
     again = read("04_training")
     stopped = room.run(again, tmp_path / "content")
     assert stopped is None, stopped
     told = said(cell_of(again, "training-drive"))
-    assert "Runs are kept in build/runs/04_training: they outlast a restart of the kernel, but not the session" in told
-    assert "An earlier session left freeze-attention" in told and "at step 2: training goes on from there" in told
+    assert (
+        "Runs are kept in build/runs/04_training: they outlast a restart of the kernel, but not the session"
+        in told
+    )
+    assert (
+        "An earlier session left freeze-attention" in told
+        and "at step 2: training goes on from there" in told
+    )
     assert "holds step 2 of 4 of this run: going on from there" in said(cell_of(again, "training-053"))
     assert "main: 4 steps" in said(cell_of(again, "training-053"))
     assert code_cells(again)[-1].execution_count == len(code_cells(again))
@@ -128,11 +141,13 @@ def test_after_a_dead_kernel_notebook_04_goes_on_from_the_local_disk(room, tmp_p
 def test_after_a_lost_session_notebook_04_goes_on_from_drive_if_the_reader_said_yes(room, tmp_path):
     def book_of_a_reader_who_says_yes(*, ends_at: str) -> nbformat.NotebookNode:
         book = read("04_training")
-        del book.cells[book.cells.index(cell_of(book, ends_at)) + 1:]
+        del book.cells[book.cells.index(cell_of(book, ends_at)) + 1 :]
         cell = cell_of(book, "training-drive")
         assert "keep_on_drive = False" in cell.source
         cell.source = cell.source.replace("keep_on_drive = False", "keep_on_drive = True")
-        insert_after(book, "imports-1", f"import pathlib; drive.MOUNT = pathlib.Path({str(tmp_path / 'drive')!r})")
+        insert_after(
+            book, "imports-1", f"import pathlib; drive.MOUNT = pathlib.Path({str(tmp_path / 'drive')!r})"
+        )
         return book
 
     first = book_of_a_reader_who_says_yes(ends_at="training-053")
@@ -169,7 +184,9 @@ def test_the_set_up_cell_runs_twice_and_in_a_restarted_kernel(room, tmp_path):
 def test_an_edited_helper_survives_a_second_run(room, tmp_path):
     book = read("01_transformer_block")
     source = cell_of(book, "cell-001").source
-    edit = "import pathlib; place = pathlib.Path('helpers/measuring/timing.py'); _ = place.write_text('# mine')"
+    edit = (
+        "import pathlib; place = pathlib.Path('helpers/measuring/timing.py'); _ = place.write_text('# mine')"
+    )
     cells = [nbformat.v4.new_code_cell(text) for text in (source, edit, source, "print(place.read_text())")]
     book.cells = cells
     assert room.run(book, tmp_path / "content") is None
@@ -189,16 +206,35 @@ def test_the_room_has_colabs_versions(room):
 
 def test_a_resolver_dry_run_changes_nothing_that_colab_ships(room, tmp_path):
     """pip's own resolver over Colab's versions, torch's included; without an index it cannot look for others."""
-    told = room.script("-m", "pip", "install", "--dry-run", "--quiet", "--report", "-", "-r", "requirements-colab.txt",
-                       PYTHONPATH=str(colab_room.pretend_colabs_torch(tmp_path)))
+    told = room.script(
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--report",
+        "-",
+        "-r",
+        "requirements-colab.txt",
+        PYTHONPATH=str(colab_room.pretend_colabs_torch(tmp_path)),
+    )
     assert json.loads(told)["install"] == []
 
 
 def test_colabs_packages_satisfy_each_other_and_its_own_torch(room):
     """What pip would check: every requirement of every package there, against the versions in Colab's list."""
-    wanted, found = colab_packages(), json.loads(room.script("-c", (
-        "import importlib.metadata as m, json; "
-        "print(json.dumps({d.metadata['Name']: d.requires or [] for d in m.distributions()}))")))
+    wanted, found = (
+        colab_packages(),
+        json.loads(
+            room.script(
+                "-c",
+                (
+                    "import importlib.metadata as m, json; "
+                    "print(json.dumps({d.metadata['Name']: d.requires or [] for d in m.distributions()}))"
+                ),
+            )
+        ),
+    )
     found["torch"] = re.findall("Requires-Dist: (.+)", colab_room.COLABS_TORCH)
     broken = []
     for name, requires in found.items():
@@ -209,7 +245,9 @@ def test_colabs_packages_satisfy_each_other_and_its_own_torch(room):
             if version is None or not r.specifier.contains(version, prereleases=True):
                 broken.append(f"{name} wants {r}; Colab has {version}")
     # Colab's own: its front end draws the widgets, and its IPython works without jedi
-    assert [b for b in broken if not b.startswith(("ipywidgets wants widgetsnbextension", "ipython wants jedi"))] == []
+    assert [
+        b for b in broken if not b.startswith(("ipywidgets wants widgetsnbextension", "ipython wants jedi"))
+    ] == []
 
 
 def wheel(folder: Path, name: str, version: str, requires: str = "") -> None:
@@ -231,10 +269,16 @@ def shelf(tmp_path):
     wheel(tmp_path, "course_greedy", "1.0", "numpy>=99")
     wheel(tmp_path, "numpy", "99.0")
     site = tmp_path / "site"
-    return {"PIP_FIND_LINKS": str(tmp_path), "PIP_TARGET": str(site), "PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+    return {
+        "PIP_FIND_LINKS": str(tmp_path),
+        "PIP_TARGET": str(site),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{site}",
+    }
 
 
-COMPLETE = "import sys, pathlib; from helpers import packages; print(packages.complete(pathlib.Path(sys.argv[1])))"
+COMPLETE = (
+    "import sys, pathlib; from helpers import packages; print(packages.complete(pathlib.Path(sys.argv[1])))"
+)
 
 
 def test_a_missing_package_is_installed_by_its_range_and_nothing_else(room, shelf, tmp_path):
@@ -249,6 +293,8 @@ def test_a_missing_package_is_installed_by_its_range_and_nothing_else(room, shel
 
 def test_a_package_that_would_replace_numpy_is_refused(room, shelf, tmp_path):
     (tmp_path / "wanted.txt").write_text("course-greedy>=1\n")
-    with pytest.raises(colab_room.RoomError, match="(?s)not install 'course-greedy>=1'.*conflict.*delete runtime"):
+    with pytest.raises(
+        colab_room.RoomError, match="(?s)not install 'course-greedy>=1'.*conflict.*delete runtime"
+    ):
         room.script("-c", COMPLETE, str(tmp_path / "wanted.txt"), **shelf)
     assert not (tmp_path / "site").exists()

@@ -22,8 +22,11 @@ def test_without_a_gpu_the_course_runs_the_shipped_model_and_its_own_texts():
     profile = current()
     assert profile.name == "tiny"
     assert profile.model == str(DATA / "gpt-neo-mini")
-    assert profile.texts == {"alice": DATA / "alice_style.txt", "edgar": DATA / "edgar_style.txt",
-                             "plain": DATA / "plain_tales.txt"}
+    assert profile.texts == {
+        "alice": DATA / "alice_style.txt",
+        "edgar": DATA / "edgar_style.txt",
+        "plain": DATA / "plain_tales.txt",
+    }
     assert (profile.length, profile.batch, profile.precision) == (256, 8, "float32")
     assert "no CUDA GPU was found" in profile.note
 
@@ -99,7 +102,9 @@ def test_a_profile_cannot_be_changed():
 
 def test_an_unknown_profile_is_named_with_the_nearest_one(monkeypatch):
     monkeypatch.setenv("COURSE_PROFILE", "gptneo")
-    with pytest.raises(ProfileError, match="'gptneo' is not known.*tiny, gpt-neo, smollm2, smoke.*mean 'gpt-neo'"):
+    with pytest.raises(
+        ProfileError, match="'gptneo' is not known.*tiny, gpt-neo, smollm2, smoke.*mean 'gpt-neo'"
+    ):
         current()
 
 
@@ -122,7 +127,9 @@ def test_smollm2_on_real_books_says_that_they_may_have_been_seen(fetched, monkey
 
 def test_smollm2_that_was_not_fetched_says_what_to_run_and_how_large_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
-    with pytest.raises(ProfileError, match="Run 'make smollm2'.*93 MB.*542 MB.*COURSE_PROFILE=tiny works without it"):
+    with pytest.raises(
+        ProfileError, match="Run 'make smollm2'.*93 MB.*542 MB.*COURSE_PROFILE=tiny works without it"
+    ):
         current("smollm2")
 
 
@@ -164,8 +171,11 @@ def test_course_texts_replaces_downloads_and_keeps_the_plain_tales(monkeypatch, 
         (tmp_path / name).write_text("Words.", "utf-8")
     monkeypatch.setenv("COURSE_TEXTS", str(tmp_path))
     texts = current("gpt-neo").texts
-    assert texts == {"alice": tmp_path.resolve() / "alice.txt", "edgar": tmp_path.resolve() / "edgar.txt",
-                     "plain": DATA / "plain_tales.txt"}
+    assert texts == {
+        "alice": tmp_path.resolve() / "alice.txt",
+        "edgar": tmp_path.resolve() / "edgar.txt",
+        "plain": DATA / "plain_tales.txt",
+    }
 
 
 def test_course_texts_may_bring_its_own_plain_text(monkeypatch, tmp_path):
@@ -197,7 +207,14 @@ def test_course_steps_must_be_a_whole_number(monkeypatch, value):
 
 
 def test_an_empty_setting_counts_as_unset(monkeypatch):
-    for name in ("COURSE_PROFILE", "COURSE_MODEL", "COURSE_TEXTS", "COURSE_STEPS", "COURSE_BUILD", "COURSE_DATA"):
+    for name in (
+        "COURSE_PROFILE",
+        "COURSE_MODEL",
+        "COURSE_TEXTS",
+        "COURSE_STEPS",
+        "COURSE_BUILD",
+        "COURSE_DATA",
+    ):
         monkeypatch.setenv(name, " ")
     assert current().name == "tiny"
     assert (build_dir(), downloads_dir()) == (ROOT / "build", ROOT / ".downloads")

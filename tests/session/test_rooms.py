@@ -53,7 +53,9 @@ def colab(monkeypatch):
 @pytest.mark.parametrize("book", BOOKS, ids=lambda p: p.stem)
 def test_every_notebook_opens_with_the_same_set_up_cell(book):
     first = code_cells(nbformat.read(book, as_version=4))[0]
-    assert first.source == badges.set_up_cell(badges.repository(), badges.revision()), "run: make badges REPO=…"
+    assert first.source == badges.set_up_cell(badges.repository(), badges.revision()), (
+        "run: make badges REPO=…"
+    )
     assert len(first.source.splitlines()) <= 4
     assert first.metadata.tags == ["nbval-ignore-output"] and first.metadata.reason
 
@@ -80,7 +82,9 @@ def colab_requirements() -> dict[str, Requirement]:
 def test_colab_ships_every_package_that_the_course_asks_for_inside_its_range():
     shipped = colab_packages()
     for name, wanted in colab_requirements().items():
-        assert wanted.specifier.contains(shipped[name]), f"Colab has {name} {shipped[name]}, the course wants {wanted}"
+        assert wanted.specifier.contains(shipped[name]), (
+            f"Colab has {name} {shipped[name]}, the course wants {wanted}"
+        )
 
 
 def test_the_course_never_asks_pip_for_what_a_session_was_built_around():
@@ -94,7 +98,10 @@ def write(folder: Path, *lines: str) -> Path:
 
 def test_a_package_lacks_if_it_is_missing_or_outside_its_range(tmp_path):
     file = write(tmp_path, "# a comment", "", "no-such-package>=1", "numpy>=1.0  # here", "torch>=99,<100")
-    assert [(x.wanted.name, x.found) for x in lacks(file)] == [("no-such-package", None), ("torch", version("torch"))]
+    assert [(x.wanted.name, x.found) for x in lacks(file)] == [
+        ("no-such-package", None),
+        ("torch", version("torch")),
+    ]
 
 
 @pytest.fixture
@@ -124,7 +131,9 @@ def test_only_what_is_missing_is_asked_for_by_range_and_all_else_is_held(pip, tm
 
 
 def test_a_package_outside_its_range_may_bring_others_but_never_those_of_the_session(pip, tmp_path):
-    with pytest.raises(PackageError, match="pandas had been loaded.*Restart session"):  # the tests have loaded it
+    with pytest.raises(
+        PackageError, match="pandas had been loaded.*Restart session"
+    ):  # the tests have loaded it
         complete(write(tmp_path, "pandas>=99"))
     names = {line.partition("==")[0] for line in pip.held[0]}
     assert names <= set(KEPT) and {"torch", "numpy"} <= names and "pandas" not in names
@@ -132,7 +141,9 @@ def test_a_package_outside_its_range_may_bring_others_but_never_those_of_the_ses
 
 def test_a_pip_that_fails_says_what_was_wanted_and_what_to_do(pip, tmp_path):
     pip.answer, pip.output = 1, "ERROR: no network"
-    with pytest.raises(PackageError, match="(?s)'no-such-package>=1'.*no network.*Run the cell again.*delete runtime"):
+    with pytest.raises(
+        PackageError, match="(?s)'no-such-package>=1'.*no network.*Run the cell again.*delete runtime"
+    ):
         complete(write(tmp_path, "no-such-package>=1"))
 
 
@@ -161,6 +172,7 @@ def test_jupyter_says_which_notebook_is_open(monkeypatch):
 
 def page(answer, error: bool = False):
     """Colab's page, as its own module shows it to a kernel."""
+
     class MessageError(Exception):
         pass
 
@@ -177,9 +189,17 @@ def opened(title: str) -> dict:
     return {"ipynb": {"cells": [{"cell_type": "markdown", "source": [title, "\n", "text"]}]}}
 
 
-@pytest.mark.parametrize(("answer", "found"), [
-    (opened("# 05. Loss and forgetting"), "05_loss_and_forgetting"), (opened("# My notes"), None),
-    (opened("# 99. Another"), None), ({"ipynb": {"cells": []}}, None), ({}, None), (None, None)])
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (opened("# 05. Loss and forgetting"), "05_loss_and_forgetting"),
+        (opened("# My notes"), None),
+        (opened("# 99. Another"), None),
+        ({"ipynb": {"cells": []}}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
 def test_colabs_page_says_which_notebook_is_open_or_nobody_knows(colab, answer, found):
     colab._message = page(answer)
     assert rooms.this_notebook() == found
@@ -207,7 +227,8 @@ def measured(monkeypatch, tmp_path):
 
 def test_minutes_are_the_measured_ones_with_their_machine(measured):
     assert rooms.expected(TINY, "04_training") == (
-        "All cells of 04_training take about 3 minutes (measured on a slow machine).")
+        "All cells of 04_training take about 3 minutes (measured on a slow machine)."
+    )
     assert "under a minute" in rooms.expected(TINY, "00_start_here")
 
 
@@ -219,7 +240,9 @@ def test_minutes_that_were_not_measured_are_called_a_plan(measured, monkeypatch)
 
 def test_where_nobody_tells_which_notebook_this_is_the_minutes_of_all_are_shown(measured):
     told = rooms.expected(TINY, None)
-    assert all(f"{name[:2]}: " in told for name in NOTEBOOKS) and "04: 3," in told and "a slow machine" in told
+    assert (
+        all(f"{name[:2]}: " in told for name in NOTEBOOKS) and "04: 3," in told and "a slow machine" in told
+    )
 
 
 def test_without_a_gpu_gpt_neo_gets_no_minutes_that_were_meant_for_one():
@@ -239,7 +262,9 @@ def test_the_recorded_minutes_are_of_notebooks_and_profiles_that_exist():
 
 
 @pytest.mark.parametrize("name", rooms.WANTS_GPU)
-def test_a_notebook_that_wants_a_gpu_says_so_with_both_minutes_and_what_to_click(colab, capsys, monkeypatch, name):
+def test_a_notebook_that_wants_a_gpu_says_so_with_both_minutes_and_what_to_click(
+    colab, capsys, monkeypatch, name
+):
     monkeypatch.setenv("COURSE_PROFILE", "tiny")
     colab._message = page(opened(f"# {name[:2]}. Title"))
     rooms.enter()
@@ -257,8 +282,11 @@ def test_a_notebook_that_wants_no_gpu_asks_for_none(colab):
 
 def test_with_a_gpu_there_is_nothing_to_click_and_its_name_and_memory_are_shown(colab, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties",
-                        lambda i: SimpleNamespace(name="Tesla T4", total_memory=15_828_320_256))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda i: SimpleNamespace(name="Tesla T4", total_memory=15_828_320_256),
+    )
     assert rooms.advice(GPT_NEO, "04_training") == []
     assert rooms.device() == "GPU: Tesla T4 with 14.7 GiB of memory"
 
@@ -290,9 +318,13 @@ def test_notebook_04_says_how_much_room_its_checkpoints_take_in_drive():
 
     Drive moves what is deleted to its trash, where it goes on taking room.
     """
-    sizes = [COURSE_PLANS[plan].explain(build_on_meta(gpt_neo_125m_config())).n_trainable * 4 * 4
-             for plan in ("attention+embeddings", "full")]
-    cells = {cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "04_training.ipynb", 4).cells}
+    sizes = [
+        COURSE_PLANS[plan].explain(build_on_meta(gpt_neo_125m_config())).n_trainable * 4 * 4
+        for plan in ("attention+embeddings", "full")
+    ]
+    cells = {
+        cell.id: cell.source for cell in nbformat.read(ROOT / "notebooks" / "04_training.ipynb", 4).cells
+    }
     assert "save_every=max(1, n_steps // 4)" in cells["training-023"]
     text = cells["training-051"]
     assert f"about {4 * sum(sizes) / 1e9:.0f} GB" in text and "trash" in text and "Without your yes" in text
@@ -310,7 +342,9 @@ def test_with_a_yes_runs_are_kept_in_drive(monkeypatch, tmp_path, capsys, colab)
     colab.drive = SimpleNamespace(mount=mounted.append)
     monkeypatch.setattr(drive, "MOUNT", tmp_path)
     folder = drive.runs_folder("04_training", on_drive=True)
-    assert folder == tmp_path / "MyDrive" / "frozen-attention" / "runs" / "04_training" and mounted == [str(tmp_path)]
+    assert folder == tmp_path / "MyDrive" / "frozen-attention" / "runs" / "04_training" and mounted == [
+        str(tmp_path)
+    ]
     assert "in your Drive: they outlast this session" in capsys.readouterr().out
 
 

@@ -19,8 +19,11 @@ from support.costs import FLOPS, pretend
 
 @pytest.fixture()
 def pairs():
-    return [benchmark.measure_group(plan, engines, r, "small", run=pretend) for r in range(3)
-            for plan, engines in benchmark.GROUPS]
+    return [
+        benchmark.measure_group(plan, engines, r, "small", run=pretend)
+        for r in range(3)
+        for plan, engines in benchmark.GROUPS
+    ]
 
 
 def test_the_published_numbers_follow_from_the_pairs(pairs):
@@ -75,7 +78,11 @@ def test_a_benchmark_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch
     run_benchmark(monkeypatch, file, "--pairs", "1")
     record = json.loads(file.read_text())
     assert [(p["repetition"], p["plan"]) for p in record["pairs"]] == [
-        (0, "main"), (0, "full"), (0, "first-half"), (0, "main")]
+        (0, "main"),
+        (0, "full"),
+        (0, "first-half"),
+        (0, "main"),
+    ]
     assert record["n_pairs"] == 1 and record["time_ratio_main"] == 0.5
     before = file.read_text()
     run_benchmark(monkeypatch, file, "--pairs", "1", run=stopping)  # nothing is left to measure
@@ -128,8 +135,9 @@ def test_the_memory_table_sets_predicted_beside_measured():
 
 
 def test_the_time_table_sets_flops_beside_seconds():
-    table = benchmarks.time_table({"times": [
-        {"plan": "mlp", "log_ratios": [math.log(0.80), math.log(0.90)], "predicted_ratio": 0.85}]})
+    table = benchmarks.time_table(
+        {"times": [{"plan": "mlp", "log_ratios": [math.log(0.80), math.log(0.90)], "predicted_ratio": 0.85}]}
+    )
     assert table.loc["mlp", "measured"] == pytest.approx(math.sqrt(0.72), abs=1e-3)
     assert table.loc["mlp", "low"] < 0.8 < 0.9 < table.loc["mlp", "high"]
 
@@ -143,13 +151,14 @@ def test_a_point_is_measured_by_group():
 
 
 def test_step_times_come_in_pairs_with_their_prediction():
-    found, = measure_memory.measure_times(["mlp"], "small")
+    (found,) = measure_memory.measure_times(["mlp"], "small")
     assert len(found["log_ratios"]) == measure_memory.N_PAIRS and 0.6 < found["predicted_ratio"] < 1
 
 
 def test_a_point_gets_its_prediction_and_the_ratio_of_the_totals():
     found = measure_memory.add_prediction(
-        {"plan": "full", "batch": 2, "length": 32, "growth_bytes": 60 * MIB}, "small")
+        {"plan": "full", "batch": 2, "length": 32, "growth_bytes": 60 * MIB}, "small"
+    )
     assert set(found["predicted"]) == {*benchmarks.GROUPS, "constant"}
     assert found["ratio"] == pytest.approx(sum(found["predicted"].values()) / (60 * MIB), abs=1e-4)
 
@@ -163,16 +172,26 @@ def test_every_plan_is_measured_at_both_batches_and_lengths():
 def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     def pretend_point(*arguments):
         if "--times" in arguments:
-            return [{"plan": arguments[-1], "batch": 2, "length": 32, "log_ratios": [-0.1, -0.2],
-                     "predicted_ratio": 0.9}]
+            return [
+                {
+                    "plan": arguments[-1],
+                    "batch": 2,
+                    "length": 32,
+                    "log_ratios": [-0.1, -0.2],
+                    "predicted_ratio": 0.9,
+                }
+            ]
         if arguments[3] == "only-norms" and arguments[4:] == ("4", "32") and not hurdle:
             raise SystemExit("stopped")
         return {"before_bytes": 1, "growth_bytes": 60 * MIB, "measured": point_of_main["measured"]}
 
     hurdle, file, point_of_main = [], tmp_path / "m.json", point()
     monkeypatch.setattr(measure_memory, "start", pretend_point)
-    monkeypatch.setattr(measure_memory, "add_prediction", lambda p, shape: p | {
-        "predicted": point_of_main["predicted"], "ratio": 1.0})
+    monkeypatch.setattr(
+        measure_memory,
+        "add_prediction",
+        lambda p, shape: p | {"predicted": point_of_main["predicted"], "ratio": 1.0},
+    )
     monkeypatch.setattr("sys.argv", ["measure_memory.py", "--shape", "small", "--file", str(file)])
     with pytest.raises(SystemExit):
         measure_memory.main()
@@ -188,13 +207,20 @@ def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypat
 # --- verdicts ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device, fall, verdict", [("cpu", 0.27, UNTESTED), ("cuda", 0.10, FAILS),
-                                                   ("cuda", 0.27, HOLDS), ("cuda", 0.40, "holds in part")])
+@pytest.mark.parametrize(
+    "device, fall, verdict",
+    [("cpu", 0.27, UNTESTED), ("cuda", 0.10, FAILS), ("cuda", 0.27, HOLDS), ("cuda", 0.40, "holds in part")],
+)
 def test_a_gpu_decides_the_memory_claim_and_a_cpu_does_not(device, fall, verdict):
-    points = [{"plan": plan, "batch": b, "length": 512, "predicted": {"all": 100}, "measured": {"all": size}}
-              for b in (1, 4) for plan, size in (("full", 100), ("attention+embeddings", 100 * (1 - fall * b / 4)))]
+    points = [
+        {"plan": plan, "batch": b, "length": 512, "predicted": {"all": 100}, "measured": {"all": size}}
+        for b in (1, 4)
+        for plan, size in (("full", 100), ("attention+embeddings", 100 * (1 - fall * b / 4)))
+    ]
     entry = benchmarks.memory_verdict({"setting": {"device": device}, "points": points})
-    assert entry["verdict"] == verdict and entry["value"] == pytest.approx(100 * fall), "at the largest setting"
+    assert entry["verdict"] == verdict and entry["value"] == pytest.approx(100 * fall), (
+        "at the largest setting"
+    )
 
 
 def test_the_time_claim_needs_more_than_one_pair_and_a_gain_that_counts():
@@ -219,8 +245,10 @@ def test_the_recorded_benchmark_says_what_its_pairs_say():
     again = benchmarks.summary(record["pairs"], record["flops"])
     assert {key: record[key] for key in again} == again
     assert record["n_pairs"] >= 5 and record["setting"]["batch"] == 4 and record["setting"]["length"] == 512
-    assert record["flops"]["main"] == budget(benchmark.setting("125m", True)[0], COURSE_PLANS["attention+embeddings"],
-                                             4, 512).flops.step, "the engine changed: measure again"
+    assert (
+        record["flops"]["main"]
+        == budget(benchmark.setting("125m", True)[0], COURSE_PLANS["attention+embeddings"], 4, 512).flops.step
+    ), "the engine changed: measure again"
     assert all(p["commit"] for p in record["pairs"])
 
 
@@ -231,6 +259,7 @@ def test_the_recorded_memory_was_predicted_by_this_very_budget():
     p = record["points"][0]
     cost = budget(measure_memory.config_of("125m"), COURSE_PLANS[p["plan"]], p["batch"], p["length"])
     assert p["predicted"] == benchmarks.predicted_groups(cost, record["setting"]["constant_bytes"]), (
-        "the prediction changed: run helpers/study/memory.py again")
+        "the prediction changed: run helpers/study/memory.py again"
+    )
     ratios = [q["ratio"] for q in record["points"]]
     assert 0.9 <= min(ratios) and max(ratios) <= 1.1

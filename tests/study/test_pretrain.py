@@ -21,9 +21,26 @@ TEXT = ROOT / "data" / "plain_tales.txt"
 
 
 def command(out, steps=12):
-    return [sys.executable, "-m", "helpers.study.pretrain", str(TEXT), "--out", str(out),
-            "--steps", str(steps), "--batch", "2", "--held-out", "2", "--warmup", "2", "--save-every", "0",
-            "--evaluate-every", "6"]
+    return [
+        sys.executable,
+        "-m",
+        "helpers.study.pretrain",
+        str(TEXT),
+        "--out",
+        str(out),
+        "--steps",
+        str(steps),
+        "--batch",
+        "2",
+        "--held-out",
+        "2",
+        "--warmup",
+        "2",
+        "--save-every",
+        "0",
+        "--evaluate-every",
+        "6",
+    ]
 
 
 def weights(out):
@@ -34,16 +51,23 @@ def weights(out):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     out = tmp_path_factory.mktemp("pretrain")
-    done = subprocess.run([*command(out), "--export", str(out / "model")], capture_output=True, text=True, cwd=ROOT,
-                          timeout=280)
+    done = subprocess.run(
+        [*command(out), "--export", str(out / "model")], capture_output=True, text=True, cwd=ROOT, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     return out
 
 
 def test_killed_and_taken_up_again_it_ends_with_the_same_weights_and_moments(unbroken, tmp_path):
-    process = subprocess.Popen(command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = subprocess.Popen(
+        command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+    )
     deadline = time.monotonic() + 200
-    while not list(tmp_path.glob("step-0000000[3-9]")) and time.monotonic() < deadline and process.poll() is None:
+    while (
+        not list(tmp_path.glob("step-0000000[3-9]"))
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -94,10 +118,18 @@ def test_the_rate_warms_up_stays_and_decays_to_one_percent():
 
 def test_books_are_cut_by_their_manifest(tmp_path):
     (tmp_path / "two.txt").write_bytes("Erstes Buch.Zweites Büch.".encode())
-    (tmp_path / "two.manifest.json").write_text(json.dumps([
-        {"title": "A", "year": "1900", "offset": 0, "bytes": 12}, {"title": "B", "offset": 12, "bytes": 14}]))
+    (tmp_path / "two.manifest.json").write_text(
+        json.dumps(
+            [
+                {"title": "A", "year": "1900", "offset": 0, "bytes": 12},
+                {"title": "B", "offset": 12, "bytes": 14},
+            ]
+        )
+    )
     assert [(b["title"], b["text"]) for b in script.read_books([tmp_path / "two.txt"])] == [
-        ("A", "Erstes Buch."), ("B", "Zweites Büch.")]
+        ("A", "Erstes Buch."),
+        ("B", "Zweites Büch."),
+    ]
 
 
 def test_too_little_text_is_said():

@@ -17,10 +17,16 @@ def page():
 
 def cells(page, base, stage=None):
     """(plan, rate, weight, text, seed) of every run that the page asks of a base."""
-    return [(plan, rate, weight, text, seed)
-            for entry in page[base]["stages"] if stage in (None, entry["name"])
-            for plan in entry["plans"] for rate in entry["rates"] for weight in entry["weights"]
-            for text in entry["texts"] for seed in entry["seeds"]]
+    return [
+        (plan, rate, weight, text, seed)
+        for entry in page[base]["stages"]
+        if stage in (None, entry["name"])
+        for plan in entry["plans"]
+        for rate in entry["rates"]
+        for weight in entry["weights"]
+        for text in entry["texts"]
+        for seed in entry["seeds"]
+    ]
 
 
 def test_an_amendment_changes_a_number_and_not_the_hash(page, tmp_path):
@@ -35,8 +41,11 @@ def test_an_amendment_changes_a_number_and_not_the_hash(page, tmp_path):
 def test_a_changed_rule_changes_the_hash(page, tmp_path):
     copy = tmp_path / "PROTOCOL-2.md"
     fixed, _, amended = PAGE_2.read_text("utf-8").partition(f"\n{AMENDMENTS}")
-    copy.write_text(fixed.replace("smallest_forgetting = 0.005", "smallest_forgetting = 0.004")
-                    + f"\n{AMENDMENTS}{amended}", "utf-8")
+    copy.write_text(
+        fixed.replace("smallest_forgetting = 0.005", "smallest_forgetting = 0.004")
+        + f"\n{AMENDMENTS}{amended}",
+        "utf-8",
+    )
     assert read_protocol(copy)["decisions"]["smallest_forgetting"] == 0.004
     assert read_protocol(copy).sha256 != page.sha256
 
@@ -57,8 +66,12 @@ def test_no_run_is_asked_twice_and_tuning_seeds_only_tune(page, base):
     assert len(asked) == len(set(asked))
     tuning = set(page["study"]["tuning_seeds"])
     assert {seed for *_, seed in cells(page, base, "tune")} == tuning
-    assert all(seed not in tuning for entry in page[base]["stages"] if entry["name"] != "tune"
-               for seed in entry["seeds"])
+    assert all(
+        seed not in tuning
+        for entry in page[base]["stages"]
+        if entry["name"] != "tune"
+        for seed in entry["seeds"]
+    )
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -77,8 +77,15 @@ smallest_forgetting_share = 0.2
 def small_model(tmp_path_factory):
     """A random model of two layers with the miniature's tokenizer."""
     folder = tmp_path_factory.mktemp("model") / "two-layers"
-    config = mini_config(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position_embeddings=64,
-                         window_size=16, attention_types=[[["global", "local"], 1]])
+    config = mini_config(
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        window_size=16,
+        attention_types=[[["global", "local"], 1]],
+    )
     build_model(config, seed=3).save_pretrained(folder)
     load_tokenizer(TINY.model).save_pretrained(folder)
     return folder
@@ -128,14 +135,16 @@ def test_stopped_after_any_whole_seed_the_main_runs_are_whole_pairs():
     n_plans = len(the_study().numbers["deciding_plans"])
     for seed in range(10):
         own = [j for j in jobs if j.seed == seed]
-        assert jobs[jobs.index(own[0]): jobs.index(own[0]) + len(own)] == own
+        assert jobs[jobs.index(own[0]) : jobs.index(own[0]) + len(own)] == own
         for text in evidence.AUTHORS:
             assert len([j for j in own if j.text == text and j.choice == "keep"]) == n_plans
 
 
 def test_equal_rates_need_one_run():
-    chosen = {p: {t: {"keep": 1e-4, "learn": 1e-4} for t in evidence.AUTHORS}
-              for p in the_study().numbers["deciding_plans"]}
+    chosen = {
+        p: {t: {"keep": 1e-4, "learn": 1e-4} for t in evidence.AUTHORS}
+        for p in the_study().numbers["deciding_plans"]
+    }
     jobs = evidence.jobs_of(the_study(), "main", chosen)
     assert len(jobs) == 10 * 4 * 2 and {j.choice for j in jobs} == {"keep and learn"}
 
@@ -157,9 +166,11 @@ def test_an_optimum_at_the_edge_extends_the_grid_and_stops_at_the_limit():
 
 
 def test_keep_forgets_least_among_the_rates_that_reach_the_level():
-    rows = [{"rate": 1e-5, "best_gain": 0.05, "forgetting_at_level": None},
-            {"rate": 3e-5, "best_gain": 0.12, "forgetting_at_level": 0.04},
-            {"rate": 1e-4, "best_gain": 0.14, "forgetting_at_level": 0.06}]
+    rows = [
+        {"rate": 1e-5, "best_gain": 0.05, "forgetting_at_level": None},
+        {"rate": 3e-5, "best_gain": 0.12, "forgetting_at_level": 0.04},
+        {"rate": 1e-4, "best_gain": 0.14, "forgetting_at_level": 0.06},
+    ]
     assert evidence.choose(rows) == {"keep": 3e-5, "learn": 1e-4}
     assert evidence.choose(rows[:1]) == {"keep": 1e-5, "learn": 1e-5}
 
@@ -169,8 +180,11 @@ def test_every_plan_of_the_page_is_known_and_the_compared_ones_have_nearly_equal
 
     model = build_on_meta(mini_config())
     numbers = the_study().numbers
-    counts = {p: evidence.plan_of(p, model.config)[0].explain(model).n_trainable
-              for p in [*numbers["deciding_plans"], *numbers["other_plans"]] if not p.startswith("lora-")}
+    counts = {
+        p: evidence.plan_of(p, model.config)[0].explain(model).n_trainable
+        for p in [*numbers["deciding_plans"], *numbers["other_plans"]]
+        if not p.startswith("lora-")
+    }
     assert counts["only-attention"] == counts["only-mlp-out"]
     for near in ("only-mlp-in", "only-mlp-alternate"):
         assert abs(counts[near] / counts["only-attention"] - 1) < 0.005
@@ -186,8 +200,12 @@ def test_the_dry_run_says_how_many_runs_and_hours_and_starts_nothing(small_study
 
 def test_a_run_whose_loss_only_rises_stops_early_and_keeps_its_first_weights(small_study):
     page = small_study / "PROTOCOL.md"
-    page.write_text(page.read_text().replace("patience = 40", "patience = 2").replace("grid = [1e-3]", "grid = [0.5]")
-                    .replace("ladder = [", "ladder = [0.5, "))
+    page.write_text(
+        page.read_text()
+        .replace("patience = 40", "patience = 2")
+        .replace("grid = [1e-3]", "grid = [0.5]")
+        .replace("ladder = [", "ladder = [0.5, ")
+    )
     study = evidence.Study("tiny", "two-layers", small_study, None, read_protocol(page))
     evidence.prepare(study)
     run = json.loads(evidence.do(study, evidence.jobs_of(study, "tune")[0])[0].read_text())
@@ -198,7 +216,9 @@ def test_an_amendment_overrides_a_number_and_leaves_the_hash(tmp_path):
     page = tmp_path / "PROTOCOL.md"
     page.write_text(SMALL)
     before = read_protocol(page)
-    page.write_text(SMALL + "\n- 2026-01-02: half the steps; no result seen.\n\n```toml\n[tiny]\nn_steps = 3\n```\n")
+    page.write_text(
+        SMALL + "\n- 2026-01-02: half the steps; no result seen.\n\n```toml\n[tiny]\nn_steps = 3\n```\n"
+    )
     after = read_protocol(page)
     assert (before["tiny"]["n_steps"], after["tiny"]["n_steps"]) == (6, 3)
     assert before.sha256 == after.sha256 and after.n_amendments == 1
@@ -225,14 +245,35 @@ def test_evaluations_are_close_at_first_and_a_run_that_learns_no_more_ends():
 
 def test_three_hundred_runs_stay_small_in_git(tmp_path):
     rng = np.random.default_rng(0)
-    steps = [s for s in range(161) if StudySettings(160, 1e-4, evaluate_every=8, dense_until=32).evaluates_at(s)]
-    found = [{"step": s, "held_out_loss": 3.5 - s / 1000, "gain": s / 1000, "train_loss": rng.normal(),
-              "forgetting": rng.normal(), "held_out_windows": list(rng.normal(3, 1, 13)),
-              "forgetting_windows": list(rng.normal(0.1, 0.02, 24))} for s in steps]  # every point on the frontier
-    tests = {t: rounded(rng.normal(3, 1, n)) for t, n in (("a", 28), ("b", 23), ("c", 24), ("d", 100), ("e", 100))}
+    steps = [
+        s for s in range(161) if StudySettings(160, 1e-4, evaluate_every=8, dense_until=32).evaluates_at(s)
+    ]
+    found = [
+        {
+            "step": s,
+            "held_out_loss": 3.5 - s / 1000,
+            "gain": s / 1000,
+            "train_loss": rng.normal(),
+            "forgetting": rng.normal(),
+            "held_out_windows": list(rng.normal(3, 1, 13)),
+            "forgetting_windows": list(rng.normal(0.1, 0.02, 24)),
+        }
+        for s in steps
+    ]  # every point on the frontier
+    tests = {
+        t: rounded(rng.normal(3, 1, n)) for t, n in (("a", 28), ("b", 23), ("c", 24), ("d", 100), ("e", 100))
+    }
     path = tmp_path / "run.json"
-    write_record(path, {"losses": rounded(rng.normal(3, 1, 160)), "norms": rounded(rng.normal(3, 1, 160)),
-                        "test_windows": tests, "function_windows": tests, "evaluations": slim(found, 160)})
+    write_record(
+        path,
+        {
+            "losses": rounded(rng.normal(3, 1, 160)),
+            "norms": rounded(rng.normal(3, 1, 160)),
+            "test_windows": tests,
+            "function_windows": tests,
+            "evaluations": slim(found, 160),
+        },
+    )
     assert path.stat().st_size < 22_000
     again = json.loads(path.read_text())["evaluations"]
     assert len(frontier(again)[0]) == len(frontier(found)[0])
@@ -270,7 +311,9 @@ def test_a_part_first_and_the_rest_later_make_the_same_study(small_study, tmp_pa
     made = [f for f in files(small_study) if f.startswith(("runs/", "tuning/"))]
     assert made and all("/full/alice/" in f for f in made)
     assert list(json.loads((small_study / "rates.json").read_text())["matched_gain"]) == ["alice"]
-    with pytest.raises(SystemExit, match="No rate has been chosen yet for full on edgar, only-mlp-out on alice"):
+    with pytest.raises(
+        SystemExit, match="No rate has been chosen yet for full on edgar, only-mlp-out on alice"
+    ):
         record(small_study, "--stages", "main")
     with pytest.raises(SystemExit, match="Add 'full' to --plans"):
         record(small_study, *stages, "--texts", "edgar", "--plans", "only-mlp-out")
@@ -281,7 +324,10 @@ def test_a_part_first_and_the_rest_later_make_the_same_study(small_study, tmp_pa
 
 def test_each_model_trains_in_the_precision_that_the_page_names():
     studies = [the_study("tiny"), the_study("smollm2")]
-    found = {s.profile: {evidence.settings_of(s, j).precision for j in evidence.jobs_of(s, "tune")} for s in studies}
+    found = {
+        s.profile: {evidence.settings_of(s, j).precision for j in evidence.jobs_of(s, "tune")}
+        for s in studies
+    }
     assert found == {"tiny": {"float32"}, "smollm2": {"bfloat16"}}
 
 
@@ -292,8 +338,10 @@ def test_a_plan_that_the_study_does_not_have_is_named(small_study):
 
 def test_recorded_runs_can_be_compared(small_study):
     record(small_study, "--stages", "tune", "main")
-    a, b = (json.loads((small_study / f"runs/two-layers/{p}/alice/0.json").read_text())
-            for p in ("full", "only-mlp-out"))
+    a, b = (
+        json.loads((small_study / f"runs/two-layers/{p}/alice/0.json").read_text())
+        for p in ("full", "only-mlp-out")
+    )
     gain = 0.5 * min(max(e["gain"] for e in r["evaluations"]) for r in (a, b))
     assert gain > 0 and forgetting_difference([a], [b], gain).n_pairs == 1
 
@@ -340,9 +388,15 @@ if __name__ == "__main__":
 def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
     script = tmp_path / "study.py"
     script.write_text(CTRL_C)
-    study = subprocess.Popen([sys.executable, script, tmp_path], stderr=subprocess.PIPE, text=True, cwd=ROOT,
-                             env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True,
-                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    study = subprocess.Popen(
+        [sys.executable, script, tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while len(list(tmp_path.glob("begun-*"))) < 2:
         assert study.poll() is None, study.stderr.read()
         time.sleep(0.1)
@@ -359,9 +413,13 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
 @pytest.mark.parametrize("ignored, code", [(True, 0), (False, -signal.SIGINT)])
 def test_a_worker_ignores_ctrl_c_as_its_study_does_in_the_background(ignored, code):
     before = "SIG_IGN" if ignored else "SIG_DFL"
-    worker = (f"import os, signal; from helpers import workers; signal.signal(signal.SIGINT, signal.{before}); "
-              "workers.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)")
-    done = subprocess.run([sys.executable, "-c", worker], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    worker = (
+        f"import os, signal; from helpers import workers; signal.signal(signal.SIGINT, signal.{before}); "
+        "workers.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", worker], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == code
 
 
@@ -408,15 +466,21 @@ def test_runs_of_a_text_that_an_older_rates_file_lacks_are_no_reason_to_stop(sma
     assert json.loads(place.read_text()) == rates
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--plans", "only-mlp-out", "--stages", "tune"], "Add 'full' to --plans"),
-    (["--profile", "smoke", "--dry-run"], r"no section \[smoke\]")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--plans", "only-mlp-out", "--stages", "tune"], "Add 'full' to --plans"),
+        (["--profile", "smoke", "--dry-run"], r"no section \[smoke\]"),
+    ],
+)
 def test_what_cannot_be_studied_is_said_without_a_traceback(small_study, arguments, words):
     with pytest.raises(SystemExit, match=words):
         record(small_study, *arguments)
 
 
-@pytest.mark.parametrize("change, words", [("protocol", "protocol"), ("model", "model_hash"), ("steps", "settings")])
+@pytest.mark.parametrize(
+    "change, words", [("protocol", "protocol"), ("model", "model_hash"), ("steps", "settings")]
+)
 def test_evidence_of_another_protocol_or_model_is_named_and_refused(small_study, change, words):
     record(small_study, "--stages", "tune")
     path = small_study / "tuning/two-layers/full/alice/900-0.001.json"
@@ -438,8 +502,18 @@ def test_a_retention_text_of_another_base_is_refused(small_study, small_model, t
     record(small_study, "--stages", "tune")
     other = tmp_path / "two-layers"
     shutil.copytree(small_model, other)
-    build_model(mini_config(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position_embeddings=64,
-                            window_size=16, attention_types=[[["global", "local"], 1]]), seed=4).save_pretrained(other)
+    build_model(
+        mini_config(
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            window_size=16,
+            attention_types=[[["global", "local"], 1]],
+        ),
+        seed=4,
+    ).save_pretrained(other)
     monkeypatch.setenv("COURSE_MODEL", str(other))
     with pytest.raises(SystemExit, match="another base"):
         record(small_study)
@@ -447,7 +521,9 @@ def test_a_retention_text_of_another_base_is_refused(small_study, small_model, t
 
 def test_a_run_that_diverges_is_recorded_as_one_that_did_not_reach_the_level(small_study):
     page = small_study / "PROTOCOL.md"
-    page.write_text(page.read_text().replace("grid = [1e-3]", "grid = [1.0]").replace("ladder = [", "ladder = [1.0, "))
+    page.write_text(
+        page.read_text().replace("grid = [1e-3]", "grid = [1.0]").replace("ladder = [", "ladder = [1.0, ")
+    )
     import torch
 
     from helpers.study.laboratory import Laboratory
@@ -497,11 +573,17 @@ def test_real_books_are_a_second_test_and_no_window_of_them_is_trained_on(small_
 
 
 def test_a_lora_run_is_recorded_under_its_own_name(small_study):
-    study = evidence.Study("tiny", "two-layers", small_study, None, read_protocol(small_study / "PROTOCOL.md"))
+    study = evidence.Study(
+        "tiny", "two-layers", small_study, None, read_protocol(small_study / "PROTOCOL.md")
+    )
     evidence.prepare(study)
     job = evidence.tuning_job(study, "lora-attention", "alice", 1e-3, 900)
     run = json.loads(evidence.do(study, job)[0].read_text())
-    assert run["plan"] == "lora-attention" and run["proof_ok"] and 0 < run["n_trainable"] < run["n_parameters"] / 10
+    assert (
+        run["plan"] == "lora-attention"
+        and run["proof_ok"]
+        and 0 < run["n_trainable"] < run["n_parameters"] / 10
+    )
 
 
 def test_no_plan_of_the_protocol_leaves_the_study():

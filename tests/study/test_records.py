@@ -11,8 +11,16 @@ from helpers.study.measured_costs import BenchmarkError
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.records import RecordError, read_runs
 
-DAMAGE = {"empty": b"", "half": b'{"plan": "full", "te', "a list": b"[]", "a number": b"3", "null": b"null",
-          "nested too deeply": b'{"a":' * 100_000, "no UTF-8": b"\xff\xfe{}", "another form": b'{"plan": 3}'}
+DAMAGE = {
+    "empty": b"",
+    "half": b'{"plan": "full", "te',
+    "a list": b"[]",
+    "a number": b"3",
+    "null": b"null",
+    "nested too deeply": b'{"a":' * 100_000,
+    "no UTF-8": b"\xff\xfe{}",
+    "another form": b'{"plan": 3}',
+}
 RUN = {"plan": "full", "text": "alice", "seed": 1, "evaluations": [], "proof_ok": True}
 
 
@@ -48,10 +56,14 @@ def test_a_damaged_table_of_rates_is_named(name, tmp_path):
         findings.read_evidence("gpt-neo-mini", tmp_path)
 
 
-PAGES = {"no block": b"# Rules", "no UTF-8": b"\xff\xfe", "no TOML": b"```toml\na = = 3\n```\n",
-         "a number that becomes a table": b"```toml\na = 3\n```\n\n## Amendments\n\n```toml\n[a]\nb = 1\n```\n",
-         "a table that becomes a number": b"```toml\n[a]\nb = 1\n```\n\n## Amendments\n\n```toml\na = 3\n```\n",
-         "nested too deeply": b"```toml\na = " + b"[" * 100_000 + b"\n```\n"}
+PAGES = {
+    "no block": b"# Rules",
+    "no UTF-8": b"\xff\xfe",
+    "no TOML": b"```toml\na = = 3\n```\n",
+    "a number that becomes a table": b"```toml\na = 3\n```\n\n## Amendments\n\n```toml\n[a]\nb = 1\n```\n",
+    "a table that becomes a number": b"```toml\n[a]\nb = 1\n```\n\n## Amendments\n\n```toml\na = 3\n```\n",
+    "nested too deeply": b"```toml\na = " + b"[" * 100_000 + b"\n```\n",
+}
 
 
 @pytest.mark.parametrize("name", PAGES)

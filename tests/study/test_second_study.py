@@ -83,8 +83,15 @@ TIMES = ("wall_seconds", "seconds", "resumed_at")
 def small_model(tmp_path_factory):
     """A random model of two layers with the miniature's tokenizer."""
     folder = tmp_path_factory.mktemp("model") / "two-layers"
-    config = mini_config(hidden_size=16, num_layers=2, num_heads=2, intermediate_size=32, max_position_embeddings=64,
-                         window_size=16, attention_types=[[["global", "local"], 1]])
+    config = mini_config(
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        window_size=16,
+        attention_types=[[["global", "local"], 1]],
+    )
     build_model(config, seed=3).save_pretrained(folder)
     load_tokenizer(TINY.model).save_pretrained(folder)
     return folder
@@ -116,7 +123,10 @@ def read(path):
 def test_runs_come_stage_by_stage_and_seed_by_seed_each_once(study):
     assert [(j.stage, j.plan, j.seed, j.weight) for j in jobs_of(study)] == [
         *(("first", plan, seed, 0.0) for seed in (900, 0, 1) for plan in ("full", "attention+embeddings")),
-        ("replay", "lora", 0, 0.0), ("replay", "full", 0, 1.0), ("replay", "lora", 0, 1.0)]
+        ("replay", "lora", 0, 0.0),
+        ("replay", "full", 0, 1.0),
+        ("replay", "lora", 0, 1.0),
+    ]
     assert second_study.missing_texts(study) == ["viet"]
 
 
@@ -126,7 +136,9 @@ def test_a_stage_that_the_order_does_not_name_is_refused(page):
         jobs_of(open_study("tiny", read_protocol(page)))
 
 
-@pytest.mark.parametrize("rate, every, patience", [(1e-2, 2, 4), (1e-3, 20, 40), (1e-4, 200, 400), (1e-1, 2, 4)])
+@pytest.mark.parametrize(
+    "rate, every, patience", [(1e-2, 2, 4), (1e-3, 20, 40), (1e-4, 200, 400), (1e-1, 2, 4)]
+)
 def test_patience_and_evaluations_are_as_far_at_every_rate(study, rate, every, patience):
     found = settings_of(study, Job("first", "full", "alice", 0, rate, 0.0))
     assert (found.evaluate_every, found.patience, found.n_steps) == (every, patience, 12)
@@ -140,17 +152,27 @@ def test_a_run_is_recorded_with_its_way_and_its_rewound_points(study):
     assert (found["plan"], found["seed"], found["rate"], found["weight"]) == ("full", 0, 0.01, 0.0)
     assert found["protocol"] == study.protocol.sha256 and found["proof_ok"] and found["resumed_at"] == 0
     steps = [e["step"] for e in found["evaluations"]]
-    assert steps == list(range(0, found["steps_taken"] + 1, 2)) and len(found["losses"]) == found["steps_taken"]
+    assert (
+        steps == list(range(0, found["steps_taken"] + 1, 2)) and len(found["losses"]) == found["steps_taken"]
+    )
     first = found["evaluations"][0]
     assert first["gain"] == pytest.approx(0, abs=1e-5) and max(first["forgetting_a"]) < 1e-5
     assert (len(first["forgetting_a"]), len(first["forgetting_b"]), len(first["plain_windows"])) == (4, 4, 3)
     assert [(p["roles"], p["share"]) for p in found["rewound"]] == [
-        ("all", 0.5), ("all", 1.0), ("attention", 0.5), ("mlp", 0.5), ("embeddings", 0.5)]
+        ("all", 0.5),
+        ("all", 1.0),
+        ("attention", 0.5),
+        ("mlp", 0.5),
+        ("embeddings", 0.5),
+    ]
     best = next(e for e in found["evaluations"] if e["step"] == found["best_step"])
     tuned = found["rewound"][1]
     assert {k: tuned[k] for k in ("dev_windows", "forgetting_a", "plain_windows")} == {
-        k: best[k] for k in ("dev_windows", "forgetting_a", "plain_windows")}
-    assert found["test_windows"] == tuned["test_windows"] and found["base"]["test_windows"].keys() == {"alice"}
+        k: best[k] for k in ("dev_windows", "forgetting_a", "plain_windows")
+    }
+    assert found["test_windows"] == tuned["test_windows"] and found["base"]["test_windows"].keys() == {
+        "alice"
+    }
     assert np.mean(found["rewound"][0]["forgetting_b"]) < np.mean(tuned["forgetting_b"])
     assert not study.work_folder(job).exists()
 
@@ -201,7 +223,9 @@ def test_a_replay_holds_the_model_near_its_base(study):
     jobs = {j.weight: j for j in jobs_of(study) if j.plan == "full" and j.seed == 0}
     without, held = (read(do(study, jobs[w])[0]) for w in (0.0, 1.0))
     assert len(held["replay_losses"]) == held["steps_taken"] and held["replay_losses"][0] < 1e-6
-    assert np.mean(held["evaluations"][1]["forgetting_b"]) < np.mean(without["evaluations"][1]["forgetting_b"])
+    assert np.mean(held["evaluations"][1]["forgetting_b"]) < np.mean(
+        without["evaluations"][1]["forgetting_b"]
+    )
     assert without.get("replay_losses") is None
 
 
@@ -228,7 +252,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_record(study, monkeypatch, we
     assert not study.record_path(job).exists() and study.work_folder(job).exists()
     again = read(do(study, job)[0])
     assert again["resumed_at"] == 2
-    assert {k: v for k, v in again.items() if k not in TIMES} == {k: v for k, v in whole.items() if k not in TIMES}
+    assert {k: v for k, v in again.items() if k not in TIMES} == {
+        k: v for k, v in whole.items() if k not in TIMES
+    }
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -237,6 +263,7 @@ def test_a_run_that_diverges_is_a_result(study, monkeypatch):
 
     def diverges(*args, **more):
         from helpers.training.loop import NotFinite
+
         calls.append(more["evaluate"](args[0]))
         raise NotFinite("At step 1 the loss is nan")
 
@@ -263,7 +290,9 @@ def test_the_first_studys_windows_are_taken_where_they_fit(study, tmp_path, monk
     assert second_study.first_halves(study, "another") == {}
     save_file({half: w.repeat(2, 1) for half, w in kept.items()}, place, metadata={"model_hash": model_hash})
     assert second_study.first_halves(study, model_hash)["B"].equal(kept["B"].long())
-    save_file({half: w[:, :20].contiguous() for half, w in kept.items()}, place, metadata={"model_hash": model_hash})
+    save_file(
+        {half: w[:, :20].contiguous() for half, w in kept.items()}, place, metadata={"model_hash": model_hash}
+    )
     assert second_study.first_halves(study, model_hash) == {}
 
 
@@ -316,8 +345,19 @@ def test_an_amendment_of_a_setting_makes_its_records_stale(page, tmp_path, study
 
 def test_a_study_that_was_killed_goes_on(page, tmp_path, small_model):
     """A real kill, in the middle of a run; the same command then makes all records."""
-    command = [sys.executable, "-m", "helpers.study.second_runner", "--page", page, "--folder",
-               tmp_path / "study2", "--workers", "1", "--stages", "first"]
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.study.second_runner",
+        "--page",
+        page,
+        "--folder",
+        tmp_path / "study2",
+        "--workers",
+        "1",
+        "--stages",
+        "first",
+    ]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not list((tmp_path / "study2").rglob("runs/**/*.json")):
         assert first.poll() is None, first.stdout.read()

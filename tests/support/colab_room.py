@@ -39,13 +39,13 @@ STUB = {
     "google/colab/__init__.py": "",
     # Colab's page knows which notebook is open.
     "google/colab/_message.py": "import json, os, pathlib\n\n\nclass MessageError(Exception):\n    pass\n\n\n"
-                                "def blocking_request(kind, request='', timeout_sec=5, parent=None):\n"
-                                "    book = os.environ.get('OPEN_NOTEBOOK')\n"
-                                "    return book and {'ipynb': json.loads(pathlib.Path(book).read_text('utf-8'))}\n",
+    "def blocking_request(kind, request='', timeout_sec=5, parent=None):\n"
+    "    book = os.environ.get('OPEN_NOTEBOOK')\n"
+    "    return book and {'ipynb': json.loads(pathlib.Path(book).read_text('utf-8'))}\n",
     # Colab asks for consent here; this one is always given, and noted.
     "google/colab/drive.py": "import pathlib\n\n\ndef mount(mountpoint):\n"
-                             "    pathlib.Path(mountpoint, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
-                             "    print(f'Mounted at {mountpoint}')\n",
+    "    pathlib.Path(mountpoint, 'MyDrive').mkdir(parents=True, exist_ok=True)\n"
+    "    print(f'Mounted at {mountpoint}')\n",
 }
 
 
@@ -69,14 +69,27 @@ def room_python(place: Path = ROOT / "build" / "colab-room") -> Path:
         RoomError: pip could not get the packages.
     """
     python, stamp = place / "bin" / "python", place / "built-for"
-    wanted = hashlib.sha256(PACKAGES.read_bytes()).hexdigest() + f"\n{place}\n{sys.version}\n{torch.__version__}\n"
+    wanted = (
+        hashlib.sha256(PACKAGES.read_bytes()).hexdigest() + f"\n{place}\n{sys.version}\n{torch.__version__}\n"
+    )
     if not (stamp.is_file() and stamp.read_text("utf-8") == wanted):
         shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(exist_ok=True)
         run(sys.executable, "-m", "venv", str(place))
         lines = [f"{name}=={version}" for name, version in colab_packages().items() if name != "torch"]
-        run(str(python), "-m", "pip", "install", "-q", "--no-deps", "--only-binary", ":all:",
-            "--disable-pip-version-check", "--no-input", *lines)
+        run(
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--disable-pip-version-check",
+            "--no-input",
+            *lines,
+        )
         borrow_torch(site_packages(place))
         stamp.write_text(wanted, "utf-8")
     return python
@@ -130,13 +143,24 @@ def serve_course(folder: Path) -> dict[str, str]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-    as_somebody = ["-c", "user.name=course", "-c", "user.email=course@example.org", "-c", "commit.gpgsign=false"]
+    as_somebody = [
+        "-c",
+        "user.name=course",
+        "-c",
+        "user.email=course@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    ]
     run("git", "-C", str(folder), "init", "-q")
     run("git", "-C", str(folder), "add", "--all")
     run("git", "-C", str(folder), *as_somebody, "commit", "-q", "-m", "as it is now")
     run("git", "-C", str(folder), "branch", "-f", "-M", badges.revision())
-    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{folder.as_uri()}.insteadOf",
-            "GIT_CONFIG_VALUE_0": f"https://github.com/{badges.repository()}", "GIT_TERMINAL_PROMPT": "0"}
+    return {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{folder.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{badges.repository()}",
+        "GIT_TERMINAL_PROMPT": "0",
+    }
 
 
 def write_stub(folder: Path) -> Path:
@@ -148,6 +172,7 @@ def write_stub(folder: Path) -> Path:
 
 def kernel_of(python: Path) -> type[AsyncKernelManager]:
     """Starts kernels of another Python."""
+
     class RoomKernelManager(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:
@@ -158,9 +183,23 @@ def kernel_of(python: Path) -> type[AsyncKernelManager]:
 
 def settings_of(stub: Path, address: dict[str, str]) -> dict[str, str]:
     """The environment of a kernel there. Empty ones are unset: Colab has no build folder and no quiet progress bar."""
-    quiet = ("COURSE_BUILD", "COURSE_DATA", "COURSE_MODEL", "COURSE_TEXTS", "COURSE_STEPS", "TQDM_DISABLE",
-             "JPY_SESSION_NAME")
-    return {"COURSE_PROFILE": "smoke", "PYTHONPATH": str(stub), "PIP_NO_INDEX": "1", "OMP_WAIT_POLICY": "PASSIVE",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else its debugger warns about the frozen modules of newer Pythons
-            "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", **dict.fromkeys(quiet, ""), **address}
-
+    quiet = (
+        "COURSE_BUILD",
+        "COURSE_DATA",
+        "COURSE_MODEL",
+        "COURSE_TEXTS",
+        "COURSE_STEPS",
+        "TQDM_DISABLE",
+        "JPY_SESSION_NAME",
+    )
+    return {
+        "COURSE_PROFILE": "smoke",
+        "PYTHONPATH": str(stub),
+        "PIP_NO_INDEX": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else its debugger warns about the frozen modules of newer Pythons
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        **dict.fromkeys(quiet, ""),
+        **address,
+    }

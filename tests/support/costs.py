@@ -1,7 +1,5 @@
 """A machine whose times and sizes are known."""
 
-
-
 SECONDS = {"trainer": 10.0, "trainer+pieces": 8.0, "ours": 5.0}
 FACTOR = {"main": 1.0, "full": 1.25, "first-half": 0.7}
 FLOPS = {"main": 4e12, "full": 5e12, "first-half": 3e12}
@@ -12,5 +10,8 @@ def pretend(engine, plan, shape):
     if engine == "sgemm":
         return {"sgemm_flops": 1e12}
     kind = engine.removesuffix(" (exact allocator)")
-    return {"step_seconds": [9 * SECONDS[kind], FACTOR[plan] * SECONDS[kind], 0.1], "first_loss": 10.9,
-            "peak_bytes": int(4e9 if kind == "ours" else 8e9)}
+    return {
+        "step_seconds": [9 * SECONDS[kind], FACTOR[plan] * SECONDS[kind], 0.1],
+        "first_loss": 10.9,
+        "peak_bytes": int(4e9 if kind == "ours" else 8e9),
+    }

@@ -26,15 +26,32 @@ from helpers.training.locks import LockError
 from helpers.training.loop import fit
 from helpers.training.runs import TrainingError, TrainSettings
 
-CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 NOBODY = 65_534
 
 
-def run(folder: Path | None, out: Path, *, n_steps: int = 25, save_every: int = 1, gate: Path | None = None,
-        disk_seconds: float = 0.0, file_limit: int | None = None, as_nobody: bool = False,
-        nan_at: int | None = None) -> None:
+def run(
+    folder: Path | None,
+    out: Path,
+    *,
+    n_steps: int = 25,
+    save_every: int = 1,
+    gate: Path | None = None,
+    disk_seconds: float = 0.0,
+    file_limit: int | None = None,
+    as_nobody: bool = False,
+    nan_at: int | None = None,
+) -> None:
     """Train in ``folder``; write to ``out`` what came of it, as JSON, and to ``out.err`` what was said.
 
     Args:
@@ -45,7 +62,9 @@ def run(folder: Path | None, out: Path, *, n_steps: int = 25, save_every: int = 
         nan_at: the step whose gradient gets a NaN.
     """
     torch.set_num_threads(1)
-    runs.tqdm = lambda **bar: SimpleNamespace(disable=False)  # TQDM_DISABLE, set for tests, silences words as well
+    runs.tqdm = lambda **bar: SimpleNamespace(
+        disable=False
+    )  # TQDM_DISABLE, set for tests, silences words as well
     slow_down_the_disk(disk_seconds)
     model = build_model(CONFIG, seed=1)
     if nan_at is not None:
@@ -54,7 +73,9 @@ def run(folder: Path | None, out: Path, *, n_steps: int = 25, save_every: int = 
     windows = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
     with open(out, "w") as result, open(f"{out}.err", "w") as said, contextlib.redirect_stderr(said):
         if as_nobody:
-            outcome(copy.deepcopy(model), windows, settings, None, None)  # imports what root alone may be able to read
+            outcome(
+                copy.deepcopy(model), windows, settings, None, None
+            )  # imports what root alone may be able to read
             os.setuid(NOBODY)
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
@@ -75,8 +96,13 @@ def outcome(model, windows, settings, folder, gate) -> dict:
         result = fit(model, MAIN, windows, settings, evaluate=measure, folder=folder, progress=False)
     except (TrainingError, CheckpointError, LockError) as error:
         return {"error": str(error)}
-    return {"weights": weight_hash(model), "steps": result.history.steps, "evaluations": result.history.evaluations,
-            "best": {n: files.bytes_hash(t) for n, t in result.best.items()}, "proof": result.proof.ok}
+    return {
+        "weights": weight_hash(model),
+        "steps": result.history.steps,
+        "evaluations": result.history.evaluations,
+        "best": {n: files.bytes_hash(t) for n, t in result.best.items()},
+        "proof": result.proof.ok,
+    }
 
 
 def inject_nan(parameter: torch.nn.Parameter, at: int) -> None:

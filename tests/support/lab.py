@@ -34,11 +34,13 @@ PROMPT = ".jp-Notebook .jp-CodeCell .jp-InputPrompt"
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 
 # A reader who wants no news of Jupyter, and all cells in the page, also those far below: the checks look at all.
-SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-            "notebook-extension/tracker": {"windowingMode": "none"}}
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
 
 # Each Python of the lab, the server and the kernels, notes the hosts that it asks for.
-WATCH = '''
+WATCH = """
 import os, sys
 LOCAL = {"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::"}
 def watch(event, details):
@@ -53,7 +55,7 @@ def watch(event, details):
         with open(os.environ["COURSE_TEST_HOSTS"], "a") as file:
             file.write(host + "\\n")
 sys.addaudithook(watch)
-'''
+"""
 
 
 class LabError(RuntimeError):
@@ -98,7 +100,9 @@ def make_lab() -> tuple[dict[str, str], list[str]]:
     text = (ROOT / "Makefile").read_text("utf-8")
     line = re.search(r"^\t@(.*)\$\(PY\) -m (jupyterlab .*)\$\(ARGS\)$", text, re.MULTILINE)
     if line is None:
-        raise LabError("The Makefile has no line for `make lab` any more: bring tests/support/lab.py up to date.")
+        raise LabError(
+            "The Makefile has no line for `make lab` any more: bring tests/support/lab.py up to date."
+        )
     return dict(word.split("=", 1) for word in shlex.split(line[1])), shlex.split(line[2])
 
 
@@ -109,14 +113,25 @@ def environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in taken}
     places = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")}
     path = os.pathsep.join(filter(None, [str(folder / "watch"), str(ROOT), os.environ.get("PYTHONPATH")]))
-    return kept | places | make_lab()[0] | {
-        "IPYTHONDIR": str(folder / "ipython"), "COURSE_BUILD": str(folder / "build"), "COURSE_PROFILE": "tiny",
-        "COURSE_TEST_HOSTS": str(folder / "hosts"), "PYTHONPATH": path}
+    return (
+        kept
+        | places
+        | make_lab()[0]
+        | {
+            "IPYTHONDIR": str(folder / "ipython"),
+            "COURSE_BUILD": str(folder / "build"),
+            "COURSE_PROFILE": "tiny",
+            "COURSE_TEST_HOSTS": str(folder / "hosts"),
+            "PYTHONPATH": path,
+        }
+    )
 
 
 def furnish(folder: Path) -> None:
     """Copy the notebooks, JupyterLab saves them by itself; write settings, and what notes the hosts."""
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH, "utf-8")
     for name, values in SETTINGS.items():
@@ -141,8 +156,13 @@ def running_lab(folder: Path) -> Iterator[Lab]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         options.append("--allow-root")  # containers of CI
     with open(folder / "lab.log", "wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", *make_lab()[1], *options], cwd=folder,
-                                   env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *make_lab()[1], *options],
+            cwd=folder,
+            env=environment(folder),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
         answer = _answer(process, folder)
         yield Lab(answer["url"], answer["token"], folder)
@@ -254,8 +274,10 @@ class NotebookPage:
 
     def complaints(self) -> list[str]:
         """The error and stderr outputs of all cells."""
-        kinds = ", ".join(f'.jp-Notebook .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]'
-                          for kind in ("error", "stderr"))
+        kinds = ", ".join(
+            f'.jp-Notebook .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.{kind}"]'
+            for kind in ("error", "stderr")
+        )
         return self.page.locator(kinds).all_inner_texts()
 
     def run_cell(self, which: str | int, source: str | None = None) -> Locator:
@@ -269,7 +291,9 @@ class NotebookPage:
         prompt = cell.locator(".jp-InputPrompt")
         self.page.keyboard.press("Control+Enter")
         expect(prompt).not_to_have_text(before)
-        if prompt.inner_text().strip() == "[ ]:":  # JupyterLab drops what comes before the page knows its kernel
+        if (
+            prompt.inner_text().strip() == "[ ]:"
+        ):  # JupyterLab drops what comes before the page knows its kernel
             self.wait_for_kernel()
             self.page.keyboard.press("Control+Enter")
             expect(prompt).not_to_have_text("[ ]:")
@@ -282,7 +306,9 @@ class NotebookPage:
         if self.page.locator("body").get_attribute("data-jp-theme-name") != THEMES[theme]:
             self.choose("Settings", "Theme", THEMES[theme])
         expect(self.page.locator("body")).to_have_attribute("data-jp-theme-name", THEMES[theme])
-        expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)  # it covers the window while a theme loads
+        expect(self.page.locator("#jupyterlab-splash")).to_have_count(
+            0
+        )  # it covers the window while a theme loads
         self.page.set_viewport_size({"width": width, "height": height})
 
     def cut_off(self) -> list[str]:

@@ -17,36 +17,83 @@ def a_run(rng, plan, text, seed, slope=0.5, own=0.10, loss=3.4, top=0.15, plain=
     """A record: forgetting is ``slope`` times the gain; the own author is ``own`` nats better."""
     windows = rng.normal(1, 0.1, 24)
     factor = slope * (1 + rng.normal(0, 0.02))
-    points = [{"step": 8 * i, "gain": g, "train_loss": 3.5 - g, "held_out_loss": 3.6 - g,
-               "forgetting": float(factor * g * windows.mean()), "forgetting_windows": list(factor * g * windows)}
-              for i, g in enumerate(np.linspace(0, top, 9))]
+    points = [
+        {
+            "step": 8 * i,
+            "gain": g,
+            "train_loss": 3.5 - g,
+            "held_out_loss": 3.6 - g,
+            "forgetting": float(factor * g * windows.mean()),
+            "forgetting_windows": list(factor * g * windows),
+        }
+        for i, g in enumerate(np.linspace(0, top, 9))
+    ]
     each = np.linspace(-0.3, 0.3, 12)  # the dev windows, at the start and at the best step
     points[0]["held_out_windows"] = list(3.6 + each)
     points[-1]["held_out_windows"] = list(3.6 - top + each)
     author = {"alice": ("alice", "carroll"), "edgar": ("edgar", "poe")}[text]
-    tests = {t: list(loss - (own if t in author else 0) + (plain - loss if t == "plain" else 0)
-                     + np.linspace(-0.1, 0.1, n) + rng.normal(0, 0.001, n)) for t, n in TESTS.items()}
+    tests = {
+        t: list(
+            loss
+            - (own if t in author else 0)
+            + (plain - loss if t == "plain" else 0)
+            + np.linspace(-0.1, 0.1, n)
+            + rng.normal(0, 0.001, n)
+        )
+        for t, n in TESTS.items()
+    }
     calm = {"median": 1.0, "largest": 2.0, "spikes": 0.0, "quarters": 0.9}
-    swap = {role: {t: 3.4 - (share * own if t == text else 0) for t in ("alice", "edgar")}
-            for role, share in (("attention", 0.3), ("mlp", 0.5), ("all", 1.0))}
-    return {"plan": slug_of(plan), "text": text, "seed": seed, "rate_choice": "keep and learn",
-            "model_hash": "m", "text_hash": text, "retention_hash": "r", "batch": 8, "length": 256,
-            "evaluations": points, "swap": swap, "test_windows": tests, "function_windows": tests, "best_step": 64,
-            "gradient_norms": {"total": calm, "mlp+norm": calm}}
+    swap = {
+        role: {t: 3.4 - (share * own if t == text else 0) for t in ("alice", "edgar")}
+        for role, share in (("attention", 0.3), ("mlp", 0.5), ("all", 1.0))
+    }
+    return {
+        "plan": slug_of(plan),
+        "text": text,
+        "seed": seed,
+        "rate_choice": "keep and learn",
+        "model_hash": "m",
+        "text_hash": text,
+        "retention_hash": "r",
+        "batch": 8,
+        "length": 256,
+        "evaluations": points,
+        "swap": swap,
+        "test_windows": tests,
+        "function_windows": tests,
+        "best_step": 64,
+        "gradient_norms": {"total": calm, "mlp+norm": calm},
+    }
 
 
 def evidence(slopes=None, own=None, seeds=5, level=0.12, table=(), **changes):
     rng = np.random.default_rng(0)
     slopes, own = slopes or {}, own or {}
-    runs = [a_run(rng, p, t, s, slopes.get(p, 0.5), own.get(p, 0.10), **changes.get(p, {}))
-            for p in PLANS for t in ("alice", "edgar") for s in range(seeds)]
+    runs = [
+        a_run(rng, p, t, s, slopes.get(p, 0.5), own.get(p, 0.10), **changes.get(p, {}))
+        for p in PLANS
+        for t in ("alice", "edgar")
+        for s in range(seeds)
+    ]
     rates = {"matched_gain": {"alice": level, "edgar": level}, "table": list(table)}
     return Evidence("a model", runs, [], rates, base=dict(BASE))
 
 
 def a_long_run(seed, falls=True, levels=True):
-    losses = [3.0 + 0.5 * t ** -0.5 - (0 if levels else 0.002 * t) + (0.0 if falls or t % 16 else 0.2)
-              for t in range(8, 648, 8)]
-    points = [{"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)]
-    return {"plan": COURSE_PLANS["attention+embeddings"].slug, "text": "alice", "seed": seed, "rate_choice": "long",
-            "model_hash": "m", "best_step": 200, "steps_taken": 640, "evaluations": points}
+    losses = [
+        3.0 + 0.5 * t**-0.5 - (0 if levels else 0.002 * t) + (0.0 if falls or t % 16 else 0.2)
+        for t in range(8, 648, 8)
+    ]
+    points = [
+        {"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)
+    ]
+    return {
+        "plan": COURSE_PLANS["attention+embeddings"].slug,
+        "text": "alice",
+        "seed": seed,
+        "rate_choice": "long",
+        "model_hash": "m",
+        "best_step": 200,
+        "steps_taken": 640,
+        "evaluations": points,
+    }

@@ -32,8 +32,14 @@ class Case:
 
 # spreads of windows and seeds as in the first study's records; SmolLM2's retention windows are far more uneven
 MINIATURE = dict(n_dev=13, n_retention=24, gain=0.145, forgotten=0.085, seed_sd=0.0007, uneven=0.07)
-SMOLLM2 = dict(n_dev=12, n_retention=24, gain=0.40, forgotten=0.20, seed_sd=0.005, uneven=0.5, recipe_uneven=0.2)
-DEV_UNEVEN, DEV_RECIPE, DEV_RUN = 0.18, 0.07, 0.02  # of a dev window's gain: shared, of one recipe, of one run
+SMOLLM2 = dict(
+    n_dev=12, n_retention=24, gain=0.40, forgotten=0.20, seed_sd=0.005, uneven=0.5, recipe_uneven=0.2
+)
+DEV_UNEVEN, DEV_RECIPE, DEV_RUN = (
+    0.18,
+    0.07,
+    0.02,
+)  # of a dev window's gain: shared, of one recipe, of one run
 GRIDS = {"recipe": np.linspace(0, 1.02, 11), "reference": np.linspace(0, 1.02, 15) ** 0.8}
 
 
@@ -50,20 +56,34 @@ def simulated(case, rng, n):
 
     def windows():
         """Of one recipe."""
-        return (rng.normal(0, DEV_RECIPE, (n, 1, case.n_dev)),
-                rng.normal(0, case.recipe_uneven, (n, 1, case.n_retention)))
+        return (
+            rng.normal(0, DEV_RECIPE, (n, 1, case.n_dev)),
+            rng.normal(0, case.recipe_uneven, (n, 1, case.n_retention)),
+        )
 
     def paths(grid, n_seeds, own, effect=0.0):
         dev, kept = own
-        by_dev = shared + dev + rng.normal(0, DEV_RUN, (n, n_seeds, case.n_dev)) + rng.normal(0, 0.005, (n, n_seeds, 1))
-        by_retention = retention * (1 + kept + rng.normal(0, 0.02, (n, n_seeds, case.n_retention))
-                                    + rng.normal(0, pair_sd, (n, n_seeds, 1)))
+        by_dev = (
+            shared
+            + dev
+            + rng.normal(0, DEV_RUN, (n, n_seeds, case.n_dev))
+            + rng.normal(0, 0.005, (n, n_seeds, 1))
+        )
+        by_retention = retention * (
+            1
+            + kept
+            + rng.normal(0, 0.02, (n, n_seeds, case.n_retention))
+            + rng.normal(0, pair_sd, (n, n_seeds, 1))
+        )
         rising, forgotten = case.gain * grid, (1 + effect) * case.forgotten * grid**2
         return Paths(rising[:, None] * by_dev[:, :, None], forgotten[:, None] * by_retention[:, :, None])
 
     own, full = windows(), windows()
-    return (paths(GRIDS["recipe"], case.n_seeds, own, case.effect), paths(GRIDS["reference"], case.n_seeds, full),
-            paths(GRIDS["reference"], 1, full))
+    return (
+        paths(GRIDS["recipe"], case.n_seeds, own, case.effect),
+        paths(GRIDS["reference"], case.n_seeds, full),
+        paths(GRIDS["reference"], 1, full),
+    )
 
 
 def one_study(many, i):

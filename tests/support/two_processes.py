@@ -20,16 +20,28 @@ from helpers.training.replay import Replay
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 from helpers.training.sharding import held_here, shard, whole
 
-SHAPE = dict(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-             max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+SHAPE = dict(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 CONFIG = mini_config(**SHAPE)
 DROPOUT = mini_config(**SHAPE, resid_dropout=0.1)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 WINDOWS = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 N_STEPS, RATE = 4, 1e-3
-RUNS = {"even": {}, "uneven": {"batch": 5, "micro_batch": 1}, "full": {"plan": FreezePlan.full()},
-        "replay": {"replay": {"batch": 3, "weight": 2.0}},
-        "replay in parts": {"replay": {"batch": 4, "limit": 0}, "batch": 5, "micro_batch": 1}}
+RUNS = {
+    "even": {},
+    "uneven": {"batch": 5, "micro_batch": 1},
+    "full": {"plan": FreezePlan.full()},
+    "replay": {"replay": {"batch": 3, "weight": 2.0}},
+    "replay in parts": {"replay": {"batch": 4, "limit": 0}, "batch": 5, "micro_batch": 1},
+}
 
 
 def run(config=CONFIG, plan=MAIN, folder=None, evaluate=None, replay=None, **changes):
@@ -38,8 +50,9 @@ def run(config=CONFIG, plan=MAIN, folder=None, evaluate=None, replay=None, **cha
         replay = Replay(model, WINDOWS[4:] + 1 - (WINDOWS[4:] == 96).long(), **replay)
     usual = {"n_steps": N_STEPS, "rate": RATE, "batch": 4, "evaluate_every": 2, "save_every": 2}
     settings = TrainSettings(**{**usual, **changes})
-    return model, fit(model, plan, WINDOWS, settings, evaluate=evaluate, folder=folder, progress=False,
-                      replay=replay)
+    return model, fit(
+        model, plan, WINDOWS, settings, evaluate=evaluate, folder=folder, progress=False, replay=replay
+    )
 
 
 def tensors(model) -> dict[str, torch.Tensor]:
@@ -59,13 +72,18 @@ def stop_at_two(model):
 
 def facts(accelerator) -> dict:
     """Do two processes really talk, and what is the loss wrapped in?"""
-    one = torch.tensor([10.0 ** accelerator.process_index])
+    one = torch.tensor([10.0**accelerator.process_index])
     dist.all_reduce(one)  # 1 + 10
     model = build_model(CONFIG, seed=1)
     MAIN.apply(model)
     wrapped = accelerator.prepare(TokenLoss(model))
-    return {"world": dist.get_world_size(), "all_reduce": one.item(), "backend": dist.get_backend(),
-            "wrapped": type(wrapped).__name__, "threads": torch.get_num_threads()}
+    return {
+        "world": dist.get_world_size(),
+        "all_reduce": one.item(),
+        "backend": dist.get_backend(),
+        "wrapped": type(wrapped).__name__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def resumed(out: Path) -> dict:
@@ -82,6 +100,7 @@ def resumed(out: Path) -> dict:
 
 def nan_in_one(accelerator) -> str:
     """What each process says when the loss of process 1 alone is not a number."""
+
     def broken(model, ids):
         total, n = next_token_loss(model, ids)
         return total * (float("nan") if accelerator.process_index == 1 else 1.0), n
@@ -103,7 +122,10 @@ def thawed_after_wrapping(accelerator) -> dict:
     wrapped = accelerator.prepare(TokenLoss(model))
     late = model.transformer.h[0].attn.attention.q_proj.weight.requires_grad_(True)
     wrapped(WINDOWS[accelerator.process_index : accelerator.process_index + 1]).backward()
-    return {"late": late.grad.norm().item(), "early": model.transformer.h[0].mlp.c_fc.weight.grad.norm().item()}
+    return {
+        "late": late.grad.norm().item(),
+        "early": model.transformer.h[0].mlp.c_fc.weight.grad.norm().item(),
+    }
 
 
 def frozen_after_wrapping(accelerator) -> str:
@@ -126,7 +148,9 @@ def sharded(accelerator) -> dict:
     MAIN.apply(model)
     n_before = sum(p.numel() for p in model.parameters())
     loss_of = shard(TokenLoss(model))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0
+    )
     moments = set()
     for step in range(N_STEPS):
         optimizer.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / 5)
@@ -141,9 +165,16 @@ def sharded(accelerator) -> dict:
     ties = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     saved = {n: whole(p).detach().clone() for n, p in model.named_parameters()}
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-    return {"type": type(loss_of).__name__, "block": type(model.transformer.h[0]).__name__, "n_before": n_before,
-            "n_held": n_held, "tied": ties, "n_frozen": len(frozen), "local_moments": len(moments),
-            "tensors": saved}
+    return {
+        "type": type(loss_of).__name__,
+        "block": type(model.transformer.h[0]).__name__,
+        "n_before": n_before,
+        "n_held": n_held,
+        "tied": ties,
+        "n_frozen": len(frozen),
+        "local_moments": len(moments),
+        "tensors": saved,
+    }
 
 
 def all_cases(out: Path) -> None:
@@ -176,7 +207,9 @@ def long_run(out: Path) -> None:
         (out / f"at-{me}").write_text("x" * len(list((out / "run").glob("step-*"))))
         return {"held_out_loss": 1.0}
 
-    model, _ = run(folder=out / "run", evaluate=note, n_steps=int(sys.argv[3]), save_every=1, evaluate_every=1)
+    model, _ = run(
+        folder=out / "run", evaluate=note, n_steps=int(sys.argv[3]), save_every=1, evaluate_every=1
+    )
     (out / f"hash-{me}").write_text(weight_hash(model))
 
 

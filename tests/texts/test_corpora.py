@@ -43,7 +43,9 @@ def byte_tokenizer():
     bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.post_processor = processors.TemplateProcessing(single="Z $A", special_tokens=[("Z", alphabet.index("Z"))])
+    bpe.post_processor = processors.TemplateProcessing(
+        single="Z $A", special_tokens=[("Z", alphabet.index("Z"))]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=16)
 
 
@@ -57,8 +59,13 @@ def write(path, content):
 
 def book(n_chapters, size=400, heading="{roman}. The {n}th Part"):
     romans = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII"]
-    return "\n\n".join(heading.format(roman=romans[n], n=n + 1) + "\n\n" + f"Words of part {n + 1}. " * (size // 17)
-                       for n in range(n_chapters)) + "\n"
+    return (
+        "\n\n".join(
+            heading.format(roman=romans[n], n=n + 1) + "\n\n" + f"Words of part {n + 1}. " * (size // 17)
+            for n in range(n_chapters)
+        )
+        + "\n"
+    )
 
 
 # --- reading -----------------------------------------------------------------------
@@ -75,15 +82,24 @@ BAD_TEXTS = {
     "only blanks": (lambda p: write(p, b" \n\n\t "), "is empty"),
     "only a byte order mark": (lambda p: write(p, b"\xef\xbb\xbf\n"), "is empty"),
     "a folder": (folder_with_a_text, "is a folder, not a text: it holds inside.txt"),
-    "binary": (lambda p: write(p, b"PK\x03\x04\x00\x00words"), "binary file, not a text: byte 0x03 at offset 2"),
+    "binary": (
+        lambda p: write(p, b"PK\x03\x04\x00\x00words"),
+        "binary file, not a text: byte 0x03 at offset 2",
+    ),
     "a NUL byte": (lambda p: write(p, b"words\x00words"), "byte 0x00 at offset 5"),
-    "Latin-1": (lambda p: write(p, "A fine caf\xe9 indeed".encode("latin-1")), "not UTF-8: byte 0xe9 at offset 10"),
+    "Latin-1": (
+        lambda p: write(p, "A fine caf\xe9 indeed".encode("latin-1")),
+        "not UTF-8: byte 0xe9 at offset 10",
+    ),
     "UTF-16": (lambda p: write(p, "Words".encode("utf-16")), "begins like UTF-16"),
     "UTF-16, high byte first": (lambda p: write(p, b"\xfe\xff\x00W\x00o"), "begins like UTF-16"),
     "UTF-32": (lambda p: write(p, "Words".encode("utf-32")), "begins like UTF-32"),
     "UTF-32, high byte first": (lambda p: write(p, b"\x00\x00\xfe\xff\x00\x00\x00W"), "begins like UTF-32"),
     "a Ctrl-Z in the middle": (lambda p: write(p, b"words\x1awords"), "byte 0x1a at offset 5"),
-    "too short for one window": (lambda p: write(p, "Only a few words."), "too short for one window: found .* need 64"),
+    "too short for one window": (
+        lambda p: write(p, "Only a few words."),
+        "too short for one window: found .* need 64",
+    ),
 }
 
 
@@ -139,27 +155,78 @@ def test_letters_beyond_ascii_are_kept(tmp_path):
 # --- chapters and split ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("line", ["I. The Clock", "IV. Who Stole the Tarts?", "XII. A", "3. The Farm", "CHAPTER I.",
-                                  "CHAPTER I. Down", "Chapter 3. Title", "Chapter 12", "CHAPTER XL", "Chapter One",
-                                  "Chapter Two: The Sea", "CHAPTER I.\nDown the Hole", "Chapter 1\nThe Lamp",
-                                  "Chapter Twenty-One", "Kapitel 3", "KAPITEL IV. Der See", "Erstes Kapitel",
-                                  "Zweites Kapitel.\nAm Fluss", "Chapitre premier", "CHAPITRE II. La mer",
-                                  "Capítulo 5", "CAPÍTULO PRIMERO", "Глава 2", "ГЛАВА ПЕРВАЯ", "Глава III. Река",
-                                  "Chương 1", "Chương 12\nBốn mươi cái đinh", "Chương hai mươi mốt", "第三章",
-                                  "第十二章 春天", "第一百二十回　河水", "第2章：灯",
-                                  "CHAPTER\u00a0IV.", "IV.\u00a0The Farm", "3.\u202fThe Farm", "Chương\u00a07"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "I. The Clock",
+        "IV. Who Stole the Tarts?",
+        "XII. A",
+        "3. The Farm",
+        "CHAPTER I.",
+        "CHAPTER I. Down",
+        "Chapter 3. Title",
+        "Chapter 12",
+        "CHAPTER XL",
+        "Chapter One",
+        "Chapter Two: The Sea",
+        "CHAPTER I.\nDown the Hole",
+        "Chapter 1\nThe Lamp",
+        "Chapter Twenty-One",
+        "Kapitel 3",
+        "KAPITEL IV. Der See",
+        "Erstes Kapitel",
+        "Zweites Kapitel.\nAm Fluss",
+        "Chapitre premier",
+        "CHAPITRE II. La mer",
+        "Capítulo 5",
+        "CAPÍTULO PRIMERO",
+        "Глава 2",
+        "ГЛАВА ПЕРВАЯ",
+        "Глава III. Река",
+        "Chương 1",
+        "Chương 12\nBốn mươi cái đinh",
+        "Chương hai mươi mốt",
+        "第三章",
+        "第十二章 春天",
+        "第一百二十回　河水",
+        "第2章：灯",
+        "CHAPTER\u00a0IV.",
+        "IV.\u00a0The Farm",
+        "3.\u202fThe Farm",
+        "Chương\u00a07",
+    ],
+)
 def test_a_heading_is_seen(line):
     found = chapters(f"Before.\n\n{line}\n\nText.\n")
     assert [c.title for c in found] == [" ".join(line.split())]
     assert found[0].text == f"{line}\n\nText.\n"
 
 
-@pytest.mark.parametrize("line", ["I was there.", "I. e., not here.", "V. Yes.", "Civil. Words", "1863. A year of war",
-                                  "I. " + "word " * 30, "Chapter and verse were quoted.", "IIII. Wrong", "IV", ". Dot",
-                                  "One\nCHAPTER I.", "I. A verse line\nand another", "MIX. Words", "Mr. Hill",
-                                  "Chapter 3\nwas dull, he said.", "#hashtag", "Kapitel für Kapitel las er es vor.",
-                                  "第三章说的是河水。", "第三章很长，他没有读完",
-                                  "Chương trình hôm nay có gì hay không"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "I was there.",
+        "I. e., not here.",
+        "V. Yes.",
+        "Civil. Words",
+        "1863. A year of war",
+        "I. " + "word " * 30,
+        "Chapter and verse were quoted.",
+        "IIII. Wrong",
+        "IV",
+        ". Dot",
+        "One\nCHAPTER I.",
+        "I. A verse line\nand another",
+        "MIX. Words",
+        "Mr. Hill",
+        "Chapter 3\nwas dull, he said.",
+        "#hashtag",
+        "Kapitel für Kapitel las er es vor.",
+        "第三章说的是河水。",
+        "第三章很长，他没有读完",
+        "Chương trình hôm nay có gì hay không",
+    ],
+)
 def test_a_line_that_only_looks_like_a_heading_is_none(line):
     assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
 
@@ -199,8 +266,19 @@ def test_two_chapters_can_be_held_out_for_dev():
     assert "5 chapter headings found, 6 needed" in split_text(book(5), n_dev=2).how
 
 
-@pytest.mark.parametrize("sentence", ["河水在夜里流过村子。", "你听见了吗？", "「来了！」", "هل سمعت النهر؟ ",
-                                      "नदी बहती है। ", "Il attendait… ", "“Er kommt.” ", "– Cháu nghe rồi! "])
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "河水在夜里流过村子。",
+        "你听见了吗？",
+        "「来了！」",
+        "هل سمعت النهر؟ ",
+        "नदी बहती है। ",
+        "Il attendait… ",
+        "“Er kommt.” ",
+        "– Cháu nghe rồi! ",
+    ],
+)
 def test_a_line_in_any_script_is_cut_between_sentences(sentence):
     split = split_text(sentence * 3000)
     assert "between sentences" in split.how
@@ -253,8 +331,13 @@ def test_one_enormous_line_without_an_end_is_cut_between_characters():
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from(["\n", "\n\n", "I. One", "II. Two", "Chapter 3.", "Words here. ", "x", "\u2014", " "])
-                | st.text(max_size=5), max_size=60))
+@given(
+    st.lists(
+        st.sampled_from(["\n", "\n\n", "I. One", "II. Two", "Chapter 3.", "Words here. ", "x", "\u2014", " "])
+        | st.text(max_size=5),
+        max_size=60,
+    )
+)
 def test_the_three_parts_always_join_to_the_text(pieces):
     text = "".join(pieces)
     split = split_text(text)
@@ -309,7 +392,9 @@ def test_a_corpus_holds_its_three_parts_and_the_files_hash(tmp_path):
 
 def test_a_part_that_is_too_short_is_named(tmp_path):
     path = write(tmp_path / "t.txt", "x" * 1000)
-    with pytest.raises(TextError, match=r"The dev part of '.*t.txt' is too short for one window: found 80 tokens"):
+    with pytest.raises(
+        TextError, match=r"The dev part of '.*t.txt' is too short for one window: found 80 tokens"
+    ):
         load_corpus(path, TOKENIZER, 100)
 
 
@@ -319,7 +404,9 @@ def test_one_enormous_line_works(tmp_path):
 
 
 def words_tokenizer(*known, lowercase=False):
-    words = Tokenizer(models.WordLevel(vocab={w: n for n, w in enumerate(("[UNK]", *known))}, unk_token="[UNK]"))
+    words = Tokenizer(
+        models.WordLevel(vocab={w: n for n, w in enumerate(("[UNK]", *known))}, unk_token="[UNK]")
+    )
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if lowercase:
         words.normalizer = normalizers.Lowercase()
@@ -327,7 +414,9 @@ def words_tokenizer(*known, lowercase=False):
 
 
 def test_a_tokenizer_that_does_not_know_the_words_is_refused():
-    with pytest.raises(TextError, match=r"The text would lose 53% of its characters: .*'\w'.* Give a text in"):
+    with pytest.raises(
+        TextError, match=r"The text would lose 53% of its characters: .*'\w'.* Give a text in"
+    ):
         windows(words_tokenizer("sông"), "sông nước lặng " * 50, 16)
 
 
@@ -348,8 +437,11 @@ def test_a_tokenizer_that_gives_back_every_letter_changes_nothing(tmp_path):
 
 def test_the_share_of_the_file_that_is_used_is_said(tmp_path):
     header, text = "Project Gutenberg's licence. " * 40, "x" * 1000
-    path = write(tmp_path / "t.txt", f"{header}\n*** START OF THE PROJECT GUTENBERG EBOOK T ***\n{text}\n"
-                                     "*** END OF THE PROJECT GUTENBERG EBOOK T ***\n")
+    path = write(
+        tmp_path / "t.txt",
+        f"{header}\n*** START OF THE PROJECT GUTENBERG EBOOK T ***\n{text}\n"
+        "*** END OF THE PROJECT GUTENBERG EBOOK T ***\n",
+    )
     corpus = load_corpus(path, TOKENIZER, 16)
     in_windows = sum(corpus.n_tokens.values())  # a token is a letter here
     assert corpus.share_used == pytest.approx(in_windows / path.stat().st_size)
@@ -397,8 +489,10 @@ def test_the_shipped_texts_load():
 
 # --- Project Gutenberg's form ------------------------------------------------------
 
-LICENSED = ("The Project Gutenberg eBook of Tales\n\n*** START OF THE PROJECT GUTENBERG EBOOK TALES ***\n\n\n{}\n\n"
-            "*** END OF THE PROJECT GUTENBERG EBOOK TALES ***\n\nTerms of use, at length.\n")
+LICENSED = (
+    "The Project Gutenberg eBook of Tales\n\n*** START OF THE PROJECT GUTENBERG EBOOK TALES ***\n\n\n{}\n\n"
+    "*** END OF THE PROJECT GUTENBERG EBOOK TALES ***\n\nTerms of use, at length.\n"
+)
 
 
 def test_the_licence_is_left_out_and_other_texts_stay_as_they_are():
@@ -413,7 +507,10 @@ def test_every_book_of_joined_books_is_kept_and_every_licence_left_out():
 
 
 def test_marks_that_do_not_take_turns_leave_the_text_as_it_is():
-    start, end = "*** START OF THE PROJECT GUTENBERG EBOOK T ***", "*** END OF THE PROJECT GUTENBERG EBOOK T ***"
+    start, end = (
+        "*** START OF THE PROJECT GUTENBERG EBOOK T ***",
+        "*** END OF THE PROJECT GUTENBERG EBOOK T ***",
+    )
     for marks in ([start, start, end], [end, start], [start, end, start], [start], [end]):
         text = "Before.\n" + "".join(f"{mark}\nWords.\n" for mark in marks)
         assert strip_licence(text) == text
@@ -433,7 +530,9 @@ def test_course_form_unwraps_prose_keeps_verse_and_writes_plain_quotes():
 # --- downloads, from a server on this machine ---------------------------------------
 
 TITLE = "The Book of Tests"
-GOOD = (f"{TITLE.replace(' ', chr(10), 1)}\n\n" + "A line of the book, as long as it must be.\n" * 400).encode()
+GOOD = (
+    f"{TITLE.replace(' ', chr(10), 1)}\n\n" + "A line of the book, as long as it must be.\n" * 400
+).encode()
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -467,8 +566,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(416)
         self.send_response(wrong.pop("status", 206 if start else 200))
         sent = wrong.pop("body", body[start : start + 5000] if action == "cut" else body[start:])
-        right = {"ETag": server.etag or None, "Content-Length": len(body) - start, "Content-Type": "text/plain",
-                 "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}" if start else None}
+        right = {
+            "ETag": server.etag or None,
+            "Content-Length": len(body) - start,
+            "Content-Type": "text/plain",
+            "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}" if start else None,
+        }
         for name, value in (right | wrong).items():
             if value is not None:
                 self.send_header(name, str(value))
@@ -528,19 +631,28 @@ def test_a_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
     assert server.requests[1]["Range"] == "bytes=5000-"
 
 
-@pytest.mark.parametrize("wrong", [
-    {"Content-Range": f"bytes 4000-{len(GOOD) - 1}/{len(GOOD)}", "Content-Length": len(GOOD) - 4000,
-     "body": GOOD[4000:]},
-    {"Content-Range": None},
-    {"Content-Range": "bytes 5000-/*"},
-    {"Content-Range": f"bytes 5000-{len(GOOD)}/{len(GOOD) + 1}"},
-    {"ETag": '"v2"'},
-    {"ETag": None},
-], ids=["starts elsewhere", "no range", "no total", "another total", "another version", "no version"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {
+            "Content-Range": f"bytes 4000-{len(GOOD) - 1}/{len(GOOD)}",
+            "Content-Length": len(GOOD) - 4000,
+            "body": GOOD[4000:],
+        },
+        {"Content-Range": None},
+        {"Content-Range": "bytes 5000-/*"},
+        {"Content-Range": f"bytes 5000-{len(GOOD)}/{len(GOOD) + 1}"},
+        {"ETag": '"v2"'},
+        {"ETag": None},
+    ],
+    ids=["starts elsewhere", "no range", "no total", "another total", "another version", "no version"],
+)
 def test_a_rest_that_is_not_the_one_asked_for_is_not_appended(wrong, server, tmp_path):
     server.script = ["cut", wrong, "send"]
     assert get(server, tmp_path).read_bytes() == GOOD
-    with pytest.raises(DownloadError, match="(another part of the file than was asked for|lengths do not fit)"):
+    with pytest.raises(
+        DownloadError, match="(another part of the file than was asked for|lengths do not fit)"
+    ):
         server.script = ["cut", wrong]
         get(server, tmp_path / "again", tries=2)
 
@@ -613,7 +725,9 @@ def test_a_secure_address_is_never_left_for_an_open_one():
     secure, plain = (urllib.request.Request(f"{s}://example.org/a.txt") for s in ("https", "http"))
     with pytest.raises(DownloadError, match="from https to http"):
         follow(secure, None, 302, "", {}, "http://example.org/b.txt")
-    assert follow(plain, None, 302, "", {}, "https://example.org/b.txt").full_url == "https://example.org/b.txt"
+    assert (
+        follow(plain, None, 302, "", {}, "https://example.org/b.txt").full_url == "https://example.org/b.txt"
+    )
 
 
 def test_a_file_that_changed_on_the_server_is_not_patched_together(server, tmp_path):
@@ -687,11 +801,14 @@ def test_between_tries_the_wait_doubles(server, tmp_path, monkeypatch):
     assert waits == [1.5, 3.0]
 
 
-@pytest.mark.parametrize("body, message", [
-    (b"<html>Come back later</html>", "28 bytes, at least 10,000 were expected; it begins b'<html>Come"),
-    (b"Another book altogether.\n" * 800, 'title "The Book of Tests" does not occur in it'),
-    (b"\xff" + GOOD, "not UTF-8: byte 0xff at offset 0"),
-])
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"<html>Come back later</html>", "28 bytes, at least 10,000 were expected; it begins b'<html>Come"),
+        (b"Another book altogether.\n" * 800, 'title "The Book of Tests" does not occur in it'),
+        (b"\xff" + GOOD, "not UTF-8: byte 0xff at offset 0"),
+    ],
+)
 def test_what_is_not_the_book_is_not_kept(server, tmp_path, body, message):
     server.body = body
     with pytest.raises(DownloadError, match=message):
@@ -745,7 +862,9 @@ def test_an_unreachable_server_is_named_and_tiny_offered(tmp_path, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(DownloadError, match=rf"127.0.0.1:{port} cannot be reached.*Tried 2 times.*COURSE_PROFILE=tiny"):
+    with pytest.raises(
+        DownloadError, match=rf"127.0.0.1:{port} cannot be reached.*Tried 2 times.*COURSE_PROFILE=tiny"
+    ):
         fetch(f"http://127.0.0.1:{port}/book.txt", tmp_path, tries=2, wait=0.0)
 
 
@@ -772,7 +891,7 @@ def test_books_are_joined_in_order_without_licence(server, tmp_path):
 
 def test_a_known_number_must_have_its_title(server, tmp_path):
     server.body = LICENSED.format("Another book.").encode()
-    with pytest.raises(DownloadError, match="title \"Alice's Adventures in Wonderland\" does not occur"):
+    with pytest.raises(DownloadError, match='title "Alice\'s Adventures in Wonderland" does not occur'):
         gutenberg((11,), tmp_path, url=server.url, min_bytes=10)
 
 
@@ -795,7 +914,9 @@ def test_joined_books_have_a_record_of_each_books_hash(server, tmp_path):
 def test_the_text_of_a_profile_is_a_file_or_is_downloaded(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
-    monkeypatch.setattr(downloads, "gutenberg", lambda numbers, folder: asked.append((numbers, folder)) or tmp_path)
+    monkeypatch.setattr(
+        downloads, "gutenberg", lambda numbers, folder: asked.append((numbers, folder)) or tmp_path
+    )
     assert text_path(tmp_path / "a.txt") == tmp_path / "a.txt"
     assert text_path(Gutenberg((11, 12))) == tmp_path
     assert asked == [((11, 12), tmp_path.resolve())]

@@ -105,7 +105,11 @@ def test_optimizer_state_goes_to_tensors_and_back_bit_for_bit():
     def make():
         torch.manual_seed(0)
         layer = torch.nn.Linear(3, 2)
-        return layer, torch.optim.AdamW(layer.parameters(), lr=0.1), {p: n for n, p in layer.named_parameters()}
+        return (
+            layer,
+            torch.optim.AdamW(layer.parameters(), lr=0.1),
+            {p: n for n, p in layer.named_parameters()},
+        )
 
     def step(layer, optimizer):
         layer(torch.ones(1, 3)).sum().backward()

@@ -20,7 +20,9 @@ QUICK = {"--text": TEXT, "--profile": "smoke", "--steps": "2", "--lr": "3e-4", "
 
 
 def words(place, **changes):
-    flags = QUICK | {"--out": place} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    flags = (
+        QUICK | {"--out": place} | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    )
     return [str(w) for pair in flags.items() for w in pair]
 
 
@@ -33,15 +35,25 @@ def refused(capsys, *arguments) -> str:
 
 
 BAD = {
-    "seed -1": ({"seed": -1}, "seed"), "seed 2**32": ({"seed": 2**32}, "seed"), "seed 2**64": ({"seed": 2**64}, "seed"),
-    "NUL in --text": ({"text": "a\0b"}, "--text"), "NUL in --out": ({"out": "a\0b"}, "--out"),
-    "NUL in --model": ({"model": "a\0b"}, "--model"), "NUL in --prompt": ({"prompt": "a\0b"}, "--prompt"),
-    "NUL in --freeze": ({"freeze": "a\0b"}, "--freeze"), "a long --text": ({"text": "a" * 5000}, "too long"),
-    "a long --out": ({"out": "a" * 5000}, "too long"), "a long --model": ({"model": "a" * 5000}, "too long"),
-    "no text": ({"text": ""}, "--text is empty"), "no folder": ({"out": " "}, "--out is empty"),
-    "letters that are no text": ({"prompt": "\udce9"}, "--prompt"), "length 0": ({"length": 0}, "2 tokens or more"),
-    "length -3": ({"length": -3}, "2 tokens or more"), "steps of 10**30": ({"steps": 10**30}, "n_steps"),
-    "a batch of a million": ({"batch": 10**6}, "windows to train on"), "batch 10**30": ({"batch": 10**30}, "batch"),
+    "seed -1": ({"seed": -1}, "seed"),
+    "seed 2**32": ({"seed": 2**32}, "seed"),
+    "seed 2**64": ({"seed": 2**64}, "seed"),
+    "NUL in --text": ({"text": "a\0b"}, "--text"),
+    "NUL in --out": ({"out": "a\0b"}, "--out"),
+    "NUL in --model": ({"model": "a\0b"}, "--model"),
+    "NUL in --prompt": ({"prompt": "a\0b"}, "--prompt"),
+    "NUL in --freeze": ({"freeze": "a\0b"}, "--freeze"),
+    "a long --text": ({"text": "a" * 5000}, "too long"),
+    "a long --out": ({"out": "a" * 5000}, "too long"),
+    "a long --model": ({"model": "a" * 5000}, "too long"),
+    "no text": ({"text": ""}, "--text is empty"),
+    "no folder": ({"out": " "}, "--out is empty"),
+    "letters that are no text": ({"prompt": "\udce9"}, "--prompt"),
+    "length 0": ({"length": 0}, "2 tokens or more"),
+    "length -3": ({"length": -3}, "2 tokens or more"),
+    "steps of 10**30": ({"steps": 10**30}, "n_steps"),
+    "a batch of a million": ({"batch": 10**6}, "windows to train on"),
+    "batch 10**30": ({"batch": 10**30}, "batch"),
     "micro-batch 0": ({"micro_batch": 0}, "micro_batch"),
     "a prompt of no room": ({"prompt": "word " * 400}, "positions"),
     "more processes than there are": ({"processes": 3}, "processes"),
@@ -59,18 +71,28 @@ SETTINGS = {
     "COURSE_PROFILE": ["huge", "tiny ³", "0", "-1", "1.5", "３", "'"],
     "COURSE_STEPS": ["0", "-1", "1.5", "³", "３", "many", "9" * 5000, "1e3", "0x10"],
     "COURSE_MODEL": ["a" * 5000, "~nobody-of-this-name/model"],
-    "ACCELERATE_USE_FSDP": ["true"], "ACCELERATE_USE_DEEPSPEED": ["1"], "WORLD_SIZE": ["2", "banana", "-1", "³"],
+    "ACCELERATE_USE_FSDP": ["true"],
+    "ACCELERATE_USE_DEEPSPEED": ["1"],
+    "WORLD_SIZE": ["2", "banana", "-1", "³"],
     "LOCAL_RANK": ["0", "x", "1.5"],
 }
 
 
-@pytest.mark.parametrize("name, value", [(name, value) for name, values in SETTINGS.items() for value in values])
-def test_a_setting_that_cannot_be_is_one_line_and_leaves_no_folder(name, value, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "name, value", [(name, value) for name, values in SETTINGS.items() for value in values]
+)
+def test_a_setting_that_cannot_be_is_one_line_and_leaves_no_folder(
+    name, value, tmp_path, capsys, monkeypatch
+):
     for state in ("PartialState", "AcceleratorState"):  # as in a process that has not met accelerate yet
         monkeypatch.setattr(getattr(sys.modules["accelerate.state"], state), "_shared_state", {})
     monkeypatch.setenv(name, value)
     flags = words(tmp_path / "run")
-    flags = [f for i, f in enumerate(flags) if "--profile" not in (f, flags[max(i - 1, 0)]) or name != "COURSE_PROFILE"]
+    flags = [
+        f
+        for i, f in enumerate(flags)
+        if "--profile" not in (f, flags[max(i - 1, 0)]) or name != "COURSE_PROFILE"
+    ]
     said = refused(capsys, *flags)
     assert name in said or "Profile '" in said or "The model" in said, said
     assert not any(tmp_path.iterdir())
@@ -91,9 +113,15 @@ def test_a_folder_of_texts_that_is_none_is_said(kind, tmp_path, capsys, monkeypa
 
 def test_accelerates_own_variables_change_nothing(tmp_path, capsys, monkeypatch):
     found = []
-    others = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "bf16",
-              "ACCELERATE_DYNAMO_BACKEND": "inductor", "OMPI_COMM_WORLD_SIZE": "2", "FORK_LAUNCHED": "maybe",
-              "ACCELERATE_TORCH_DEVICE": "nonsense", "ACCELERATE_USE_CPU": "perhaps"}
+    others = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "inductor",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "FORK_LAUNCHED": "maybe",
+        "ACCELERATE_TORCH_DEVICE": "nonsense",
+        "ACCELERATE_USE_CPU": "perhaps",
+    }
     for i, settings in enumerate(({}, others)):
         for state in ("PartialState", "AcceleratorState", "GradientState"):
             monkeypatch.setattr(getattr(sys.modules["accelerate.state"], state), "_shared_state", {})
@@ -104,7 +132,9 @@ def test_accelerates_own_variables_change_nothing(tmp_path, capsys, monkeypatch)
     assert found[0] == found[1]
 
 
-def test_an_error_that_nobody_foresaw_is_named_in_one_line_and_its_traceback_is_kept(tmp_path, capsys, monkeypatch):
+def test_an_error_that_nobody_foresaw_is_named_in_one_line_and_its_traceback_is_kept(
+    tmp_path, capsys, monkeypatch
+):
     def strange(*arguments):
         raise KeyError("a strange\nthing")
 
@@ -113,11 +143,13 @@ def test_an_error_that_nobody_foresaw_is_named_in_one_line_and_its_traceback_is_
     assert train.main(words(tmp_path / "run")) == 2
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "unexpected" in said and "KeyError" in said and "Traceback" not in said
-    kept, = tmp_path.glob("helpers-train-*.txt")
+    (kept,) = tmp_path.glob("helpers-train-*.txt")
     assert str(kept) in said and "Traceback" in kept.read_text() and not (tmp_path / "run").exists()
 
 
-def test_a_model_whose_weights_are_no_numbers_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
+def test_a_model_whose_weights_are_no_numbers_is_refused_before_anything_is_written(
+    tmp_path, capsys, monkeypatch
+):
     def damaged(source):
         model = load(source)
         model.transformer.ln_f.weight.data[0] = float("nan")
@@ -148,15 +180,22 @@ def test_a_finished_run_goes_on_with_more_steps_and_a_smaller_micro_batch(tmp_pa
     assert train.main(words(tmp_path / "whole", steps=4)) == 0
     one, other = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "whole"))
     assert one["n_steps"] == 4 and one["held_out_loss_after"]["mean"] == pytest.approx(
-        other["held_out_loss_after"]["mean"], abs=1e-5)
+        other["held_out_loss_after"]["mean"], abs=1e-5
+    )
     capsys.readouterr()
     assert "holds step 4 of this run already" in refused(capsys, *words(tmp_path / "run", steps=3))
 
 
 def start(out, **changes):
     settings = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
-    return subprocess.Popen([sys.executable, "-m", "helpers.training.shell", *words(out, **changes)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=settings)
+    return subprocess.Popen(
+        [sys.executable, "-m", "helpers.training.shell", *words(out, **changes)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=settings,
+    )
 
 
 def test_ctrl_c_says_where_the_run_stands_and_the_same_command_goes_on(tmp_path):
@@ -169,7 +208,9 @@ def test_ctrl_c_says_where_the_run_stands_and_the_same_command_goes_on(tmp_path)
     _, said = process.communicate(timeout=120)
     last = said.strip().splitlines()[-1]
     assert process.returncode == 130 and "Traceback" not in said, said[-2000:]
-    assert "stopped at step " in last and ", checkpoint " in last and last.endswith("the same command goes on"), last
+    assert (
+        "stopped at step " in last and ", checkpoint " in last and last.endswith("the same command goes on")
+    ), last
 
 
 def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path):
@@ -183,9 +224,13 @@ def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path):
 
 def test_where_a_run_stopped_is_said_in_each_case(tmp_path):
     assert where_it_stopped(tmp_path, None) == "stopped before the first step: the same command starts again"
-    assert where_it_stopped(tmp_path, 7) == "stopped at step 7, no checkpoint yet: the same command starts again"
+    assert (
+        where_it_stopped(tmp_path, 7) == "stopped at step 7, no checkpoint yet: the same command starts again"
+    )
     train.main(words(tmp_path / "run"))
-    assert where_it_stopped(tmp_path / "run", 2) == "stopped at step 2, checkpoint 2: the same command goes on"
+    assert (
+        where_it_stopped(tmp_path / "run", 2) == "stopped at step 2, checkpoint 2: the same command goes on"
+    )
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):
@@ -213,9 +258,15 @@ def test_the_report_says_why_two_numbers_of_memory_differ_and_how_small_a_delta_
     assert n_bytes < 2**20 and f"delta.safetensors, {n_bytes / 1000:,.0f} KB" in said
 
 
-@pytest.mark.parametrize("numbers, words", [
-    ({"best_step": 20}, ["last one"]), ({"best_step": 0}, ["did not help"]), ({"best_step": 10}, []),
-    ({"best_step": 10, "forgetting": {"mean": 1.76}}, ["that is much"])])
+@pytest.mark.parametrize(
+    "numbers, words",
+    [
+        ({"best_step": 20}, ["last one"]),
+        ({"best_step": 0}, ["did not help"]),
+        ({"best_step": 10}, []),
+        ({"best_step": 10, "forgetting": {"mean": 1.76}}, ["that is much"]),
+    ],
+)
 def test_the_report_remarks_on_what_a_reader_should_know(numbers, words):
     found = reports.remarks({"n_steps": 20, "forgetting": {"mean": 0.1}} | numbers)
     assert len(found) == len(words) and all(w in line for w, line in zip(words, found, strict=True))

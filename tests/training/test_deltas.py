@@ -31,8 +31,16 @@ from helpers.training.deltas import (
 from support.families import FAMILIES
 
 MAIN = FreezePlan.freeze("attention", "embeddings")
-SHAPE = {"vocab_size": 97, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24,
-         "max_position_embeddings": 24, "window_size": 8, "attention_types": [[["global", "local"], 1]]}
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 24,
+    "window_size": 8,
+    "attention_types": [[["global", "local"], 1]],
+}
 
 
 def small(seed=1, **changes):
@@ -163,7 +171,9 @@ def test_the_shipped_model_and_its_tokenizer_come_back(tmp_path):
     assert same(again, model)
     model.save_pretrained(tmp_path / "whole")
     whole = (tmp_path / "whole" / "model.safetensors").stat().st_size
-    share = sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(p.numel() for p in model.parameters())
+    share = sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(
+        p.numel() for p in model.parameters()
+    )
     assert place.stat().st_size / whole == pytest.approx(share, abs=0.01)
 
 
@@ -175,7 +185,9 @@ def test_a_frozen_tensor_that_moved_is_named_and_nothing_is_written(tmp_path):
     model = trained(base, MAIN)
     with torch.no_grad():
         model.transformer.h[1].attn.attention.q_proj.weight[0, 0] += 1e-7
-    with pytest.raises(DeltaError, match=r"1 of 12 tensors.*h\.1\.attn\.attention\.q_proj\.weight\..*freezing_proof"):
+    with pytest.raises(
+        DeltaError, match=r"1 of 12 tensors.*h\.1\.attn\.attention\.q_proj\.weight\..*freezing_proof"
+    ):
         save_delta(model, MAIN, base, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -214,11 +226,17 @@ def test_a_buffer_that_moved_is_refused(tmp_path):
 OTHERS = {
     "other architecture": (lambda: of_family("gpt2", tied=True), "'gpt_neo' model, this is a 'gpt2'"),
     "other width": (lambda: small(hidden_size=32), "hidden_size was 16, here it is 32"),
-    "other depth": (lambda: small(num_layers=4, attention_types=[[["global", "local"], 2]]), "num_layers was 2"),
+    "other depth": (
+        lambda: small(num_layers=4, attention_types=[[["global", "local"], 2]]),
+        "num_layers was 2",
+    ),
     "other window, the same shapes": (lambda: small(window_size=4), "window_size was 8, here it is 4"),
     "other epsilon, the same shapes": (lambda: small(layer_norm_epsilon=1e-6), "layer_norm_epsilon"),
     "an untied head": (lambda: small(tie_word_embeddings=False), "tie_word_embeddings was True"),
-    "other weights": (lambda: small(seed=2), r"same shape but other weights in \d+ of 30 tensors: transformer.wte"),
+    "other weights": (
+        lambda: small(seed=2),
+        r"same shape but other weights in \d+ of 30 tensors: transformer.wte",
+    ),
     "other precision": (lambda: small().to(torch.float16), "was float32 97x16, here it is float16"),
 }
 
@@ -277,8 +295,15 @@ def header_and_body(place):
 
 
 def test_every_flipped_bit_is_caught(tmp_path):
-    base = small(vocab_size=7, hidden_size=4, num_layers=1, intermediate_size=4, num_heads=1, max_position_embeddings=4,
-                 attention_types=[[["global"], 1]])
+    base = small(
+        vocab_size=7,
+        hidden_size=4,
+        num_layers=1,
+        intermediate_size=4,
+        num_heads=1,
+        max_position_embeddings=4,
+        attention_types=[[["global"], 1]],
+    )
     place, _, _ = saved(tmp_path, plan=FreezePlan.only("biases"), base=base)
     raw, n = header_and_body(place)
     dice = torch.Generator().manual_seed(0)
@@ -388,7 +413,12 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
 @pytest.mark.parametrize("module", [deltas, bases, checkpoints], ids=lambda m: m.__name__)
 def test_nothing_is_unpickled_and_no_remote_code_runs(module):
     tree = ast.parse(inspect.getsource(module))
-    imported = {a.name for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names}
+    imported = {
+        a.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for a in node.names
+    }
     called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     words = {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
     assert not imported & {"pickle", "marshal", "shelve", "importlib", "subprocess"}
@@ -431,8 +461,11 @@ def signed_again(place, change, **tensors):
     save_file(held, place, {"delta": json.dumps(record)})
 
 
-@pytest.mark.parametrize("tensor", [torch.zeros(7), torch.zeros(1), torch.zeros(16), torch.zeros(16).double()],
-                         ids=["shape", "broadcast", "values", "type"])
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(7), torch.zeros(1), torch.zeros(16), torch.zeros(16).double()],
+    ids=["shape", "broadcast", "values", "type"],
+)
 def test_a_delta_whose_hash_fits_and_whose_content_does_not_leaves_the_base_as_it_was(tmp_path, tensor):
     place, _, base = saved(tmp_path, plan=FreezePlan.only("norms"))
     signed_again(place, lambda record: None, **{"transformer.ln_f.bias": tensor})
@@ -442,11 +475,24 @@ def test_a_delta_whose_hash_fits_and_whose_content_does_not_leaves_the_base_as_i
     assert weight_hash(base) == before
 
 
-@pytest.mark.parametrize("change", [
-    lambda r: r.pop("plan"), lambda r: r.pop("tensors"), lambda r: r.pop("base"), lambda r: r.pop("format"),
-    lambda r: r.update(plan=[1]), lambda r: r.update(tensors=[1]), lambda r: r.update(base=None),
-    lambda r: r["plan"].update(way="sideways"), lambda r: r["base"].update(more=1), lambda r: r.update(tuned_hash=None),
-    lambda r: r["base"].update(tensors=[1]), lambda r: r["base"].update(config="x"), lambda r: r.update(roles=[1])])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("plan"),
+        lambda r: r.pop("tensors"),
+        lambda r: r.pop("base"),
+        lambda r: r.pop("format"),
+        lambda r: r.update(plan=[1]),
+        lambda r: r.update(tensors=[1]),
+        lambda r: r.update(base=None),
+        lambda r: r["plan"].update(way="sideways"),
+        lambda r: r["base"].update(more=1),
+        lambda r: r.update(tuned_hash=None),
+        lambda r: r["base"].update(tensors=[1]),
+        lambda r: r["base"].update(config="x"),
+        lambda r: r.update(roles=[1]),
+    ],
+)
 def test_a_record_that_lacks_what_a_delta_needs_is_refused(tmp_path, change):
     place, _, base = saved(tmp_path, plan=FreezePlan.only("norms"))
     signed_again(place, change)

@@ -21,15 +21,22 @@ from helpers.training.processes import ProcessError, launch_command, own_share
 from helpers.training.sharding import blocks_of
 from support import two_processes
 
-pytestmark = pytest.mark.timeout(900)  # seconds: a busy machine imports PyTorch slowly, and here three times over
+pytestmark = pytest.mark.timeout(
+    900
+)  # seconds: a busy machine imports PyTorch slowly, and here three times over
 SCRIPT = str(ROOT / "tests" / "two_processes.py")
 BOUND = 90  # seconds in which a process must notice that another is lost: half is the launcher's own patience
 
 
 def launch(*script) -> subprocess.Popen:
     """Two processes, started and not waited for."""
-    return subprocess.Popen(launch_command(2, *map(str, script)), cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        launch_command(2, *map(str, script)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +54,13 @@ def seen(tmp_path_factory):
 
 def test_two_processes_really_talk_and_the_loss_is_wrapped_in_ddp(seen):
     for process in seen[0]:
-        assert process["facts"] == {"world": 2, "all_reduce": 11.0, "backend": "gloo", "threads": 1,
-                                    "wrapped": "DistributedDataParallel"}
+        assert process["facts"] == {
+            "world": 2,
+            "all_reduce": 11.0,
+            "backend": "gloo",
+            "threads": 1,
+            "wrapped": "DistributedDataParallel",
+        }
 
 
 @pytest.mark.parametrize("name", two_processes.RUNS)
@@ -58,12 +70,16 @@ def test_two_processes_give_the_weights_of_one(seen, name):
     together = load_file(out / f"{name}.safetensors")
     base = two_processes.build_model(two_processes.CONFIG, seed=1)
     assert max((together[n] - p).abs().max().item() for n, p in model.named_parameters()) < 1e-5
-    assert max((together[n] - p).abs().max().item() for n, p in base.named_parameters()) > 1e-3, "nothing was learned"
+    assert max((together[n] - p).abs().max().item() for n, p in base.named_parameters()) > 1e-3, (
+        "nothing was learned"
+    )
     assert zero[name]["hash"] == one[name]["hash"] and zero[name]["proof"] and one[name]["proof"]
     for a, b in zip(alone.history.steps, zero[name]["steps"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
         assert a["norms"] == pytest.approx(b["norms"], abs=1e-5)
-        assert a.get("replay") == (pytest.approx(b["replay"], abs=1e-5) if name.startswith("replay") else None)
+        assert a.get("replay") == (
+            pytest.approx(b["replay"], abs=1e-5) if name.startswith("replay") else None
+        )
 
 
 def test_both_processes_report_the_loss_of_the_whole_batch(seen):
@@ -74,7 +90,9 @@ def test_both_processes_report_the_loss_of_the_whole_batch(seen):
 def test_only_the_main_process_writes(seen):
     _, out = seen
     assert sorted(p.name for p in (out / "even").iterdir() if not p.name.startswith(".")) == [
-        "step-00000002", "step-00000004"]
+        "step-00000002",
+        "step-00000004",
+    ]
     assert not list(out.rglob(".partial-*"))
 
 
@@ -82,7 +100,9 @@ def test_a_run_with_dropout_that_was_stopped_goes_on_bit_for_bit_in_both(seen):
     zero, one = seen[0]
     assert zero["resumed"]["again"] == zero["resumed"]["unbroken"] == one["resumed"]["again"]
     saved = load_checkpoint(seen[1] / "resumed").tensors
-    assert not torch.equal(saved["random/cpu"], saved["process1/random/cpu"]), "both processes threw the same dice"
+    assert not torch.equal(saved["random/cpu"], saved["process1/random/cpu"]), (
+        "both processes threw the same dice"
+    )
 
 
 def test_a_run_of_two_processes_can_be_taken_up_by_one(seen):
@@ -145,8 +165,22 @@ def test_the_loss_as_a_module_adds_no_parameter():
 
 
 def arguments(out):
-    return ["--text", str(ROOT / "data" / "plain_tales.txt"), "--out", str(out), "--profile", "smoke", "--steps", "2",
-            "--lr", "3e-4", "--batch", "3", "--freeze", "attention+embeddings"]
+    return [
+        "--text",
+        str(ROOT / "data" / "plain_tales.txt"),
+        "--out",
+        str(out),
+        "--profile",
+        "smoke",
+        "--steps",
+        "2",
+        "--lr",
+        "3e-4",
+        "--batch",
+        "3",
+        "--freeze",
+        "attention+embeddings",
+    ]
 
 
 def test_the_run_from_a_shell_gives_in_two_processes_what_it_gives_in_one(tmp_path, capsys):
@@ -158,7 +192,9 @@ def test_the_run_from_a_shell_gives_in_two_processes_what_it_gives_in_one(tmp_pa
     assert two["n_processes"] == 2 and one["n_processes"] == 1 and two["proof_ok"]
     for a, b in zip(two["evaluations"], one["evaluations"], strict=True):
         assert a["held_out_loss"] == pytest.approx(b["held_out_loss"], abs=1e-5)
-    assert said.count("held-out loss before") == 1 and said.count("result: ") == 1, "more than one process printed"
+    assert said.count("held-out loss before") == 1 and said.count("result: ") == 1, (
+        "more than one process printed"
+    )
 
 
 def test_bad_input_is_said_once_by_two_processes(tmp_path):
@@ -179,7 +215,9 @@ def test_too_few_processes_are_refused_with_the_launchers_trap(tmp_path, capsys)
 def test_accelerates_cpu_flag_still_starts_one_process_only(tmp_path):
     """The reason for `launch_command`. When this fails, accelerate has changed: take the warning out of the course."""
     script = tmp_path / "count.py"
-    script.write_text("from accelerate import Accelerator\nprint('n =', Accelerator(cpu=True).num_processes)\n")
+    script.write_text(
+        "from accelerate import Accelerator\nprint('n =', Accelerator(cpu=True).num_processes)\n"
+    )
     command = [word.replace("--multi_gpu", "--cpu") for word in launch_command(2, str(script))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.stdout.split("n =")[1:] == [" 1\n"], done.stderr
@@ -275,15 +313,20 @@ def test_a_script_that_fails_in_two_processes_is_an_error_with_its_last_lines(tm
 
 def test_after_its_time_nothing_of_a_launch_is_left_at_work(tmp_path):
     script = tmp_path / "sleeps.py"
-    script.write_text("import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[1])\n"
-                      "(folder / os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(600)\n")
+    script.write_text(
+        "import os, pathlib, sys, time\nfolder = pathlib.Path(sys.argv[1])\n"
+        "(folder / os.environ['RANK']).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
 
     def too_long():
         while not all((tmp_path / rank).exists() and (tmp_path / rank).read_text() for rank in "01"):
             time.sleep(0.1)
         raise subprocess.TimeoutExpired("a launch", 0)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ProcessError, match="not done after 300 seconds"):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(ProcessError, match="not done after 300 seconds"),
+    ):
         whole, calls = subprocess.Popen.communicate, []
 
         def communicate(self, *arguments, **options):
@@ -304,11 +347,13 @@ def test_an_error_of_one_process_alone_is_no_lost_process():
 def test_processes_end_their_group_before_python_ends(tmp_path):
     """Left to the interpreter's end, gloo's threads abort a process now and then, after all its work is done."""
     script = tmp_path / "ends.py"
-    script.write_text("import atexit, os, pathlib, sys, torch\nimport torch.distributed as dist\n"
-                      "from helpers import processes\n"
-                      "said = pathlib.Path(sys.argv[1]) / os.environ['RANK']\n"
-                      "atexit.register(lambda: said.write_text(str(dist.is_initialized())))\n"  # after join's own
-                      "processes.join(torch.device('cpu'))\ndist.all_reduce(torch.ones(9), async_op=True)\n")
+    script.write_text(
+        "import atexit, os, pathlib, sys, torch\nimport torch.distributed as dist\n"
+        "from helpers import processes\n"
+        "said = pathlib.Path(sys.argv[1]) / os.environ['RANK']\n"
+        "atexit.register(lambda: said.write_text(str(dist.is_initialized())))\n"  # after join's own
+        "processes.join(torch.device('cpu'))\ndist.all_reduce(torch.ones(9), async_op=True)\n"
+    )
     processes.launch(2, str(script), str(tmp_path))
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["False", "False"], "left open"
 
@@ -331,8 +376,13 @@ def test_pythons_own_ending_is_left_out_among_several_processes(tmp_path):
     """A thread of gloo's that lets go of a tensor in it aborts the process: a race that no test can wait for."""
     script = tmp_path / "marked.py"
     script.write_text(MARKED)
-    alone = subprocess.run([sys.executable, script, tmp_path, "0"], env=os.environ | {"PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, check=True)
+    alone = subprocess.run(
+        [sys.executable, script, tmp_path, "0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     together = processes.launch(2, str(script), str(tmp_path), "0")
     endings = {name: (tmp_path / name).read_text() for name in ("alone", "0", "1")}
     assert endings == {"alone": "atexit, Python's own ending", "0": "atexit, ", "1": "atexit, "}

@@ -53,8 +53,22 @@ def without_words(outcome: dict) -> dict:
 
 def smoke_run(out) -> list[str]:
     """The arguments of `helpers.training.shell` for a run of six steps."""
-    return ["--profile", "smoke", "--text", str(ROOT / "data" / "plain_tales.txt"), "--freeze", "attention+embeddings",
-            "--steps", "6", "--lr", "3e-4", "--length", "32", "--out", str(out)]
+    return [
+        "--profile",
+        "smoke",
+        "--text",
+        str(ROOT / "data" / "plain_tales.txt"),
+        "--freeze",
+        "attention+embeddings",
+        "--steps",
+        "6",
+        "--lr",
+        "3e-4",
+        "--length",
+        "32",
+        "--out",
+        str(out),
+    ]
 
 
 def wait_until(condition, process, what) -> None:
@@ -95,7 +109,11 @@ def test_killed_twenty_times_the_run_ends_as_if_unbroken(tmp_path):
             wait_until(lambda goal=goal: newest(folder) >= goal, process, f"step {goal}")
             time.sleep(dice.uniform(0, 0.2))
         else:  # while a checkpoint is being written
-            wait_until(lambda goal=goal: newest(folder) >= goal and any(folder.glob(".partial-*")), process, "a write")
+            wait_until(
+                lambda goal=goal: newest(folder) >= goal and any(folder.glob(".partial-*")),
+                process,
+                "a write",
+            )
             time.sleep(dice.uniform(0, 0.005))
         kill(process)
         n_while_writing += any(folder.glob(".partial-*"))
@@ -115,8 +133,11 @@ def test_a_delta_whose_writer_is_killed_is_the_old_or_the_new_one(tmp_path):
     dice = random.Random(1)
     for _ in range(5):
         process = start(fault_jobs.save_deltas, tmp_path)
-        wait_until(lambda: any(tmp_path.glob(".delta.safetensors.*")) and (tmp_path / "delta.safetensors").exists(),
-                   process, "a write")
+        wait_until(
+            lambda: any(tmp_path.glob(".delta.safetensors.*")) and (tmp_path / "delta.safetensors").exists(),
+            process,
+            "a write",
+        )
         time.sleep(dice.uniform(0, 0.03))
         kill(process)
         assert read_delta(tmp_path).counts  # verified whole
@@ -136,7 +157,14 @@ def test_the_command_killed_at_its_start_in_training_and_at_its_end_reports_the_
         process.join(PATIENCE)
         assert process.exitcode == 0, (tmp_path / "said").read_text()
     one, other = (json.loads((out / "report.json").read_text()) for out in (run, whole))
-    for key in ("tuned_hash", "held_out_loss_after", "forgetting", "evaluations", "sample_after", "delta_bytes"):
+    for key in (
+        "tuned_hash",
+        "held_out_loss_after",
+        "forgetting",
+        "evaluations",
+        "sample_after",
+        "delta_bytes",
+    ):
         assert one[key] == other[key], key
     assert (run / "delta.safetensors").read_bytes() == (whole / "delta.safetensors").read_bytes()
     assert not list(run.glob(".delta*"))
@@ -159,8 +187,12 @@ def test_a_disk_that_fills_keeps_what_was_saved_and_the_run_goes_on(tmp_path, un
     assert without_words(finished(folder, tmp_path / "out")) == without_words(unbroken)
 
 
-FULL = {"OSError": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
-        "SafetensorError": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")}
+FULL = {
+    "OSError": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "SafetensorError": SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", FULL)
@@ -175,7 +207,9 @@ def test_no_space_at_any_point_of_a_save_leaves_the_earlier_checkpoint(tmp_path,
     save(1)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, place, full)
-        with pytest.raises(CheckpointError, match="step 2.*No space left.*Free some space.*earlier checkpoints"):
+        with pytest.raises(
+            CheckpointError, match="step 2.*No space left.*Free some space.*earlier checkpoints"
+        ):
             save(2)
     assert load_checkpoint(tmp_path).step == 1 and load_checkpoint(tmp_path).damaged == []
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
@@ -265,7 +299,9 @@ def test_the_command_is_refused_in_a_folder_at_work_and_leaves_it_alone(tmp_path
     code = train.main(smoke_run(run))
     said = capsys.readouterr().err
     kill(other)
-    assert code == 2 and f"error: The run folder '{run}' is in use: process {other.pid} is at work there" in said
+    assert (
+        code == 2 and f"error: The run folder '{run}' is in use: process {other.pid} is at work there" in said
+    )
     assert [p.name for p in run.iterdir()] == [".lock"]
 
 
@@ -313,9 +349,13 @@ def test_a_system_without_file_locks_is_said_and_the_run_goes_on(tmp_path, monke
     assert "no file locks" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("code, is_refused", [(errno.EAGAIN, True), (errno.EACCES, True), (errno.ENOLCK, False),
-                                              (errno.EOPNOTSUPP, False)])
-def test_a_drive_without_locks_is_said_but_a_locked_one_is_refused(tmp_path, monkeypatch, capsys, code, is_refused):
+@pytest.mark.parametrize(
+    "code, is_refused",
+    [(errno.EAGAIN, True), (errno.EACCES, True), (errno.ENOLCK, False), (errno.EOPNOTSUPP, False)],
+)
+def test_a_drive_without_locks_is_said_but_a_locked_one_is_refused(
+    tmp_path, monkeypatch, capsys, code, is_refused
+):
     def answer(*arguments):
         raise OSError(code, os.strerror(code))
 

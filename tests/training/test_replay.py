@@ -12,8 +12,16 @@ from helpers.training.loop import fit
 from helpers.training.replay import Replay
 from helpers.training.runs import TrainingError, TrainSettings
 
-SHAPE = dict(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-             max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+SHAPE = dict(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 CONFIG = mini_config(**SHAPE)
 TEXT = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 MAIN = FreezePlan.freeze("attention", "embeddings")
@@ -33,8 +41,16 @@ def train(replay=True, plan=MAIN, folder=None, evaluate=None, double=False, **ch
     held = replay_of(base, **(replay if isinstance(replay, dict) else {})) if replay else None
     usual = {"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}
     model = base_model().double() if double else base_model()
-    result = fit(model, plan, TEXT, TrainSettings(**{**usual, **changes}), evaluate=evaluate, folder=folder,
-                 progress=False, replay=held)
+    result = fit(
+        model,
+        plan,
+        TEXT,
+        TrainSettings(**{**usual, **changes}),
+        evaluate=evaluate,
+        folder=folder,
+        progress=False,
+        replay=held,
+    )
     return model, result
 
 
@@ -57,7 +73,9 @@ def test_what_is_kept_is_what_a_second_forward_pass_of_the_base_says(kept):
     assert replay.keeps_predictions == (kept == "predictions")
     rows = [5, 0, 3]
     with torch.no_grad():
-        again = torch.log_softmax(base(replay.windows[rows]).logits[:, :-1], -1).flatten(0, 1)  # (3 * 19, vocab)
+        again = torch.log_softmax(base(replay.windows[rows]).logits[:, :-1], -1).flatten(
+            0, 1
+        )  # (3 * 19, vocab)
     found = torch.cat([replay.base_of(rows)(slice(s, s + 10)) for s in range(0, len(again), 10)])
     assert (found - again).abs().max() < 1e-4
 
@@ -115,11 +133,14 @@ def test_the_bytes_that_are_kept_are_counted():
     assert hidden.n_bytes == 9 * 19 * 32 * 4 + 97 * 32 * 4
 
 
-@pytest.mark.parametrize("more, message", [
-    ({"weight": 0.0}, "weight of the replay must be above 0; found 0.0"),
-    ({"weight": float("nan")}, "found nan"),
-    ({"batch": 0}, "needs 1 replay window or more; found 0"),
-])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"weight": 0.0}, "weight of the replay must be above 0; found 0.0"),
+        ({"weight": float("nan")}, "found nan"),
+        ({"batch": 0}, "needs 1 replay window or more; found 0"),
+    ],
+)
 def test_a_replay_that_no_step_can_have_is_refused(more, message):
     with pytest.raises(TrainingError, match=message):
         replay_of(base_model(), **more)
@@ -193,13 +214,19 @@ def test_small_parts_change_nothing_but_memory():
     whole, parts = (train(double=True, micro_batch=m)[0] for m in (None, 1))
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
-    assert max((a - b).abs().max() for a, b in zip(whole.parameters(), base_model().parameters(), strict=True)) > 1e-3
+    assert (
+        max((a - b).abs().max() for a, b in zip(whole.parameters(), base_model().parameters(), strict=True))
+        > 1e-3
+    )
 
 
 @pytest.mark.parametrize("kept", LIMITS)
 def test_it_runs_in_bfloat16_near_the_run_in_float32(kept):
-    (_, full), (_, half) = (train(replay={"limit": LIMITS[kept]}, rate=1e-3, precision=p)
-                            for p in ("float32", "bfloat16"))
+    (_, full), (_, half) = (
+        train(replay={"limit": LIMITS[kept]}, rate=1e-3, precision=p) for p in ("float32", "bfloat16")
+    )
     for a, b in zip(full.history.steps, half.history.steps, strict=True):
-        assert b["replay"] == pytest.approx(a["replay"], abs=0.01) and b["loss"] == pytest.approx(a["loss"], abs=0.02)
+        assert b["replay"] == pytest.approx(a["replay"], abs=0.01) and b["loss"] == pytest.approx(
+            a["loss"], abs=0.02
+        )
     assert all(p.dtype == torch.float32 for p in half.best.values())

@@ -13,8 +13,16 @@ from helpers.training import checkpoints, runs
 from helpers.training.loop import fit
 from helpers.training.runs import TrainingError, TrainSettings
 
-CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 WINDOWS = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 USUAL = {"n_steps": 4, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}
@@ -23,8 +31,15 @@ LN, MLP = "transformer.ln_f.weight", "transformer.h.0.mlp.c_fc.weight"
 
 def train(folder=None, evaluate=None, model=None, **changes):
     model = model or build_model(CONFIG, seed=1)
-    return model, fit(model, MAIN, WINDOWS, TrainSettings(**USUAL | changes), evaluate=evaluate, folder=folder,
-                      progress=False)
+    return model, fit(
+        model,
+        MAIN,
+        WINDOWS,
+        TrainSettings(**USUAL | changes),
+        evaluate=evaluate,
+        folder=folder,
+        progress=False,
+    )
 
 
 def forge(place, change_tensors=None, change_state=None, change_record=None):
@@ -88,14 +103,17 @@ STATES = {
     "an identity without settings": drop("identity", "settings"),
 }
 RECORDS = {
-    "a step that is text": put_in("4", "step"), "a step of -5": put_in(-5, "step"), "true as a step":
-    put_in(True, "step"), "a step of 1.5": put_in(1.5, "step"), "another step": put_in(2, "step"),
+    "a step that is text": put_in("4", "step"),
+    "a step of -5": put_in(-5, "step"),
+    "true as a step": put_in(True, "step"),
+    "a step of 1.5": put_in(1.5, "step"),
+    "another step": put_in(2, "step"),
     "an additional field": put_in(1, "extra"),
-    "no state": drop("state"), "a state that is a list": put_in([], "state"), "no hash": drop("sha256"),
+    "no state": drop("state"),
+    "a state that is a list": put_in([], "state"),
+    "no hash": drop("sha256"),
     "kept steps that are text": put_in(["2"], "kept"),
 }
-
-
 
 
 @pytest.fixture
@@ -110,7 +128,9 @@ def test_a_checkpoint_whose_hash_fits_and_whose_content_does_not_is_refused_and_
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
     model, dice = build_model(CONFIG, seed=1), torch.get_rng_state()
     weights = weight_hash(model)
-    with pytest.raises(TrainingError, match="Step 4 in '.*' fits its hash, but.*Choose a new folder") as error:
+    with pytest.raises(
+        TrainingError, match="Step 4 in '.*' fits its hash, but.*Choose a new folder"
+    ) as error:
         train(run, model=model, n_steps=6)
     assert "\n" not in str(error.value) and weight_hash(model) == weights
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != ".lock"}
@@ -137,7 +157,10 @@ def test_a_finished_run_goes_on_with_more_steps_as_one_that_was_long_from_the_st
     train(tmp_path / "run", measure)
     _, longer = train(tmp_path / "run", measure, n_steps=8)
     _, whole = train(None, measure, n_steps=8)
-    assert longer.history.steps == whole.history.steps and longer.history.evaluations == whole.history.evaluations
+    assert (
+        longer.history.steps == whole.history.steps
+        and longer.history.evaluations == whole.history.evaluations
+    )
     assert (longer.best_step, longer.proof.ok) == (whole.best_step, True)
     assert all(torch.equal(longer.best[n], t) for n, t in whole.best.items())
 
@@ -167,8 +190,10 @@ def test_a_checkpoint_of_the_older_form_is_taken_up(run):
     assert train(run, n_steps=6)[1].history.steps[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("losses, best", [(["nan", 3, 2, 4], 4), (["nan", "nan", "nan"], 0), ([3, "nan", 2], 4),
-                                          ([1, "nan", 2], 0)])
+@pytest.mark.parametrize(
+    "losses, best",
+    [(["nan", 3, 2, 4], 4), (["nan", "nan", "nan"], 0), ([3, "nan", 2], 4), ([1, "nan", 2], 0)],
+)
 def test_the_best_step_is_the_least_number_whatever_was_no_number(losses, best):
     found = iter(map(float, losses))
     _, result = train(None, lambda model: {"held_out_loss": next(found)}, n_steps=2 * len(losses) - 2)

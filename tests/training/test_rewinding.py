@@ -11,8 +11,16 @@ from helpers.models.roles import anatomy
 from helpers.training.deltas import load_delta, save_delta
 from helpers.training.rewinding import GRID, RewindError, choose_share, rewind, rewound
 
-CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 EMBEDDING = "transformer.wte.weight"  # the head is tied to it
 
 
@@ -104,7 +112,9 @@ class WithCounts(nn.Module):
         super().__init__()
         self.transformer, self.lm_head = model.transformer, model.lm_head
         self.config, self.base_model = model.config, model.base_model
-        self.transformer.h[0].mlp.c_fc.weight = nn.Parameter(torch.ones(64, 32, dtype=torch.int8), requires_grad=False)
+        self.transformer.h[0].mlp.c_fc.weight = nn.Parameter(
+            torch.ones(64, 32, dtype=torch.int8), requires_grad=False
+        )
 
     def get_output_embeddings(self):
         return self.lm_head
@@ -124,15 +134,18 @@ def test_a_buffer_is_refused_by_name(base, tuned):
         rewind(tuned, {"transformer.seen": torch.zeros(3)}, 0.5)
 
 
-@pytest.mark.parametrize("share, error, message", [
-    (1.5, RewindError, "must be a number from 0 .base. to 1 .tuned.; found 1.5"),
-    (-0.1, RewindError, "found -0.1"),
-    (float("nan"), RewindError, "found nan"),
-    (True, RewindError, "found True"),
-    ({"attention": 2.0}, RewindError, "The share of 'attention' must be"),
-    ({"attention": 0.5, "q": 0.1}, RewindError, "which another selector takes as well"),
-    ({"attentoin": 0.5}, PlanError, "attentoin"),
-])
+@pytest.mark.parametrize(
+    "share, error, message",
+    [
+        (1.5, RewindError, "must be a number from 0 .base. to 1 .tuned.; found 1.5"),
+        (-0.1, RewindError, "found -0.1"),
+        (float("nan"), RewindError, "found nan"),
+        (True, RewindError, "found True"),
+        ({"attention": 2.0}, RewindError, "The share of 'attention' must be"),
+        ({"attention": 0.5, "q": 0.1}, RewindError, "which another selector takes as well"),
+        ({"attentoin": 0.5}, PlanError, "attentoin"),
+    ],
+)
 def test_a_share_that_cannot_be_is_refused_and_nothing_changes(base, tuned, share, error, message):
     before = weight_hash(tuned)
     with pytest.raises(error, match=message):
@@ -140,11 +153,17 @@ def test_a_share_that_cannot_be_is_refused_and_nothing_changes(base, tuned, shar
     assert weight_hash(tuned) == before
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda v: {"transformer.h.9.mlp.c_fc.weight": v}, "has no weight 'transformer.h.9"),
-    (lambda v: {EMBEDDING: v[:5]}, r"is torch.float32 \(5, 32\) in the base and torch.float32 \(97, 32\)"),
-    (lambda v: {EMBEDDING: v.half()}, "is torch.float16"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda v: {"transformer.h.9.mlp.c_fc.weight": v}, "has no weight 'transformer.h.9"),
+        (
+            lambda v: {EMBEDDING: v[:5]},
+            r"is torch.float32 \(5, 32\) in the base and torch.float32 \(97, 32\)",
+        ),
+        (lambda v: {EMBEDDING: v.half()}, "is torch.float16"),
+    ],
+)
 def test_another_base_is_refused_and_nothing_changes(base, tuned, change, message):
     before, first = weight_hash(tuned), {"transformer.ln_f.weight": torch.zeros(32)}
     with pytest.raises(RewindError, match=message):
@@ -201,7 +220,9 @@ def test_where_nothing_is_gained_the_base_is_chosen(base, tuned):
     assert found.share == 0.0 and found.gain_kept == 0.0
 
 
-@pytest.mark.parametrize("more, message", [({"keep": 1.2}, "keep must be from 0 to 1"), ({"shares": ()}, "no share")])
+@pytest.mark.parametrize(
+    "more, message", [({"keep": 1.2}, "keep must be from 0 to 1"), ({"shares": ()}, "no share")]
+)
 def test_a_choice_that_cannot_be_made_is_refused(base, tuned, more, message):
     with pytest.raises(RewindError, match=message):
         chosen(base, tuned, lambda a: 4.0, **more)

@@ -15,12 +15,21 @@ from helpers.training import checkpoints, folders, locks
 from helpers.training.checkpoints import kept_steps, load_checkpoint, save_checkpoint
 from helpers.training.runs import TrainingError
 
-MINE = {"text_sha256": "t", "model_hash": "m", "plan": "full", "length": 8, "n_steps": 40, "rate": 1e-3,
-        "micro_batch": None}
+MINE = {
+    "text_sha256": "t",
+    "model_hash": "m",
+    "plan": "full",
+    "length": 8,
+    "n_steps": 40,
+    "rate": 1e-3,
+    "micro_batch": None,
+}
 
 
 def save(folder, step, keep=2, **state):
-    return save_checkpoint(folder, step, {"w": torch.full((5,), float(step))}, {"note": step, **state}, keep=keep)
+    return save_checkpoint(
+        folder, step, {"w": torch.full((5,), float(step))}, {"note": step, **state}, keep=keep
+    )
 
 
 def content(folder) -> dict:
@@ -36,8 +45,18 @@ def readers_file(place):
 # --- checkpoints -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["step-by-step", "step-00000001-backup", "step-1", "step-99999999x", ".partial-report",
-                                  ".partial-00000001", ".partial-00000001-9.txt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "step-by-step",
+        "step-00000001-backup",
+        "step-1",
+        "step-99999999x",
+        ".partial-report",
+        ".partial-00000001",
+        ".partial-00000001-9.txt",
+    ],
+)
 @pytest.mark.parametrize("file", ["notes.txt", "state.json"])
 def test_a_folder_of_a_similar_name_is_no_checkpoint_and_stays(tmp_path, name, file):
     kept = readers_file(tmp_path / name / file)
@@ -70,7 +89,11 @@ def test_a_copy_that_a_reader_made_under_another_step_is_neither_taken_nor_delet
         save(tmp_path, step)
     assert content(tmp_path / "step-00000777") == before
     found = load_checkpoint(tmp_path)
-    assert found.step == 6 and "step-00000777 is damaged" in found.damaged[0] and "says step 2" in found.damaged[0]
+    assert (
+        found.step == 6
+        and "step-00000777 is damaged" in found.damaged[0]
+        and "says step 2" in found.damaged[0]
+    )
 
 
 def test_a_checkpoint_that_the_runs_record_does_not_list_stays(tmp_path):
@@ -80,7 +103,11 @@ def test_a_checkpoint_that_the_runs_record_does_not_list_stays(tmp_path):
     os.rename(tmp_path / "other" / "step-00000001", tmp_path / "run" / "step-00000001")
     for step in (4, 5, 6):
         save(tmp_path / "run", step)
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["step-00000001", "step-00000005", "step-00000006"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "step-00000001",
+        "step-00000005",
+        "step-00000006",
+    ]
 
 
 def test_a_checkpoint_with_a_readers_notes_in_it_stays(tmp_path):
@@ -111,7 +138,7 @@ def test_what_stands_under_a_new_checkpoints_name_is_set_aside(tmp_path, capsys,
     else:
         (run / "step-00000003").symlink_to(mine)
     save(run, 3)
-    aside, = run.glob("set-aside-step-00000003-*")
+    (aside,) = run.glob("set-aside-step-00000003-*")
     kept = aside / "notes.txt" if kind == "folder" else aside
     assert kept.read_text() == mine.read_text() == "a reader's own"
     assert load_checkpoint(run).step == 3 and "set-aside" in capsys.readouterr().err
@@ -132,8 +159,9 @@ def test_checkpoints_of_the_older_form_are_read_and_pruned_no_more_than_they_can
 # --- single files ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("write", [lambda p: write_json(p, {"v": 2}),
-                                   lambda p: write_tensors(p, {"w": torch.ones(2)})])
+@pytest.mark.parametrize(
+    "write", [lambda p: write_json(p, {"v": 2}), lambda p: write_tensors(p, {"w": torch.ones(2)})]
+)
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_a_file_is_never_written_by_way_of_one_that_is_there(tmp_path, write, kind):
     mine = readers_file(tmp_path / "mine")
@@ -174,8 +202,16 @@ def test_a_readers_lock_file_is_locked_and_keeps_its_content(tmp_path):
 # --- whose folder is it? -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("inside", ["checkpoints/model.ckpt", "checkpoints/step-00000010/weights.bin", "run.json/x",
-                                    ".run.json.old", ".lockfile"])
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "checkpoints/model.ckpt",
+        "checkpoints/step-00000010/weights.bin",
+        "run.json/x",
+        ".run.json.old",
+        ".lockfile",
+    ],
+)
 def test_a_folder_with_other_things_in_it_is_no_run(tmp_path, inside):
     readers_file(tmp_path / inside)
     before = content(tmp_path)
@@ -226,7 +262,9 @@ def test_another_run_is_refused_before_anything_is_written(tmp_path):
     assert content(tmp_path) == before
 
 
-def test_more_steps_or_a_smaller_micro_batch_are_no_other_run_but_fewer_steps_than_saved_are_refused(tmp_path):
+def test_more_steps_or_a_smaller_micro_batch_are_no_other_run_but_fewer_steps_than_saved_are_refused(
+    tmp_path,
+):
     folders.claim(tmp_path, MINE)
     save(tmp_path / "checkpoints", 40)
     folders.claim(tmp_path, MINE | {"n_steps": 60, "micro_batch": 2})
@@ -240,7 +278,9 @@ def test_more_steps_or_a_smaller_micro_batch_are_no_other_run_but_fewer_steps_th
 # --- other systems -----------------------------------------------------------------
 
 
-def test_saving_works_where_no_read_only_descriptor_can_be_flushed_and_no_folder_opened(tmp_path, monkeypatch):
+def test_saving_works_where_no_read_only_descriptor_can_be_flushed_and_no_folder_opened(
+    tmp_path, monkeypatch
+):
     """As on Windows."""
     sync, open_file, flushed = os.fsync, os.open, []
 

@@ -25,21 +25,50 @@ def call(capsys, *words):
 
 
 def test_a_run_trains_proves_and_reports(tmp_path, capsys):
-    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", "--freeze", "attention+embeddings", *QUICK)
+    code, said = call(
+        capsys, "--text", TEXT, "--out", tmp_path / "run", "--freeze", "attention+embeddings", *QUICK
+    )
     report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     assert code == 0, said.err
-    assert {"plan", "n_trainable", "n_parameters", "held_out_loss_before", "held_out_loss_after", "forgetting",
-            "proof_ok", "predicted_bytes", "measured_growth_bytes", "seconds", "seed", "model_hash",
-            "text_hash"} <= set(report)
+    assert {
+        "plan",
+        "n_trainable",
+        "n_parameters",
+        "held_out_loss_before",
+        "held_out_loss_after",
+        "forgetting",
+        "proof_ok",
+        "predicted_bytes",
+        "measured_growth_bytes",
+        "seconds",
+        "seed",
+        "model_hash",
+        "text_hash",
+    } <= set(report)
     assert report["proof_ok"] and report["n_trainable"] == 1_186_944
-    for words in ("freezes: attention+embeddings | trains: mlp+norm", "held-out loss before", "forgetting",
-                  "memory predicted", "memory measured", "sample after", "report.json"):
+    for words in (
+        "freezes: attention+embeddings | trains: mlp+norm",
+        "held-out loss before",
+        "forgetting",
+        "memory predicted",
+        "memory measured",
+        "sample after",
+        "report.json",
+    ):
         assert words in said.out, words
     place = tmp_path / "run" / "delta.safetensors"
     last = said.out.strip().splitlines()[-1]
-    assert str(place) in last and f"{place.stat().st_size / report['full_bytes']:.1%} of the full model's" in last
+    assert (
+        str(place) in last
+        and f"{place.stat().st_size / report['full_bytes']:.1%} of the full model's" in last
+    )
     tuned = load_delta(place, load_model(TINY.model), tokenizer=load_tokenizer(TINY.model))
-    assert weight_hash(tuned) == report["tuned_hash"] != report["model_hash"] == weight_hash(load_model(TINY.model))
+    assert (
+        weight_hash(tuned)
+        == report["tuned_hash"]
+        != report["model_hash"]
+        == weight_hash(load_model(TINY.model))
+    )
 
 
 def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, monkeypatch):
@@ -51,7 +80,9 @@ def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, m
     monkeypatch.setattr(train, "fit", fit_and_break)
     code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)
     assert code == 1 and "delta:  none, because the proof failed" in said.out and "wte moved" in said.out
-    assert (tmp_path / "run" / "report.json").exists() and not (tmp_path / "run" / "delta.safetensors").exists()
+    assert (tmp_path / "run" / "report.json").exists() and not (
+        tmp_path / "run" / "delta.safetensors"
+    ).exists()
 
 
 def test_a_run_killed_before_it_wrote_what_it_is_can_be_started_again(tmp_path, capsys):
@@ -72,8 +103,12 @@ def test_the_same_command_again_only_reads_the_result(tmp_path, capsys):
 
 
 def bad_files(folder):
-    files = {"empty.txt": b"", "binary.txt": b"\x00\x01\x02" * 500, "latin.txt": "caf\xe9 ".encode("latin-1") * 500,
-             "short.txt": b"A few words."}
+    files = {
+        "empty.txt": b"",
+        "binary.txt": b"\x00\x01\x02" * 500,
+        "latin.txt": "caf\xe9 ".encode("latin-1") * 500,
+        "short.txt": b"A few words.",
+    }
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     (folder / "one-window.txt").write_text(TEXT.read_text("utf-8")[:9_000], encoding="utf-8")
@@ -120,7 +155,13 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path, capsys):
     bad_files(tmp_path)
     changes, word = BAD[name]
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    arguments = {"--text": TEXT, "--out": tmp_path / "run", "--profile": "smoke", "--steps": "2", "--lr": "3e-4"}
+    arguments = {
+        "--text": TEXT,
+        "--out": tmp_path / "run",
+        "--profile": "smoke",
+        "--steps": "2",
+        "--lr": "3e-4",
+    }
     flags = dict(zip(changes[::2], changes[1::2], strict=True))
     arguments |= {k: v.format(folder=tmp_path) for k, v in flags.items()}
     code, said = call(capsys, *[w for pair in arguments.items() for w in pair])
@@ -163,9 +204,15 @@ def test_a_disk_that_fills_while_saving_is_said_and_exits_with_2(tmp_path):
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    done = subprocess.run([sys.executable, "-m", "helpers.training.shell", "--text", TEXT, "--out", tmp_path / "run", *QUICK],
-                          capture_output=True, text=True, cwd=ROOT, preexec_fn=small_files, timeout=240,
-                          env={**os.environ, "COURSE_PROFILE": "smoke"})
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.training.shell", "--text", TEXT, "--out", tmp_path / "run", *QUICK],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=small_files,
+        timeout=240,
+        env={**os.environ, "COURSE_PROFILE": "smoke"},
+    )
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: Could not save") and "run" in last and "Traceback" not in done.stderr

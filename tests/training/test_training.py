@@ -21,8 +21,16 @@ from helpers.training import runs
 from helpers.training.loop import build_optimizer, fit
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 
-CONFIG = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                     max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]])
+CONFIG = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 
 
@@ -34,8 +42,15 @@ def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **cha
     model = model or build_model(CONFIG, seed=1)
     usual = {"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}
     settings = TrainSettings(**{**usual, **changes})
-    result = fit(model, plan, make_windows() if windows is None else windows, settings, evaluate=evaluate,
-                 folder=folder, progress=False)
+    result = fit(
+        model,
+        plan,
+        make_windows() if windows is None else windows,
+        settings,
+        evaluate=evaluate,
+        folder=folder,
+        progress=False,
+    )
     return model, result
 
 
@@ -64,7 +79,9 @@ def test_a_plan_that_does_not_fit_stops_before_training():
 def test_the_optimizer_holds_the_trainable_parameters_only():
     model = build_model(CONFIG)
     MAIN.apply(model)
-    held = [p for group in build_optimizer(model, TrainSettings(1, 1e-3)).param_groups for p in group["params"]]
+    held = [
+        p for group in build_optimizer(model, TrainSettings(1, 1e-3)).param_groups for p in group["params"]
+    ]
     assert {id(p) for p in held} == {id(p) for p in model.parameters() if p.requires_grad}
 
 
@@ -75,7 +92,9 @@ def test_the_same_seed_repeats_and_another_does_not():
 
 def test_a_micro_batch_changes_nothing_but_memory():
     """In double precision: AdamW turns the rounding of a gradient near zero into a step of the rate's size."""
-    whole, parts = (train(batch=4, micro_batch=m, model=build_model(CONFIG, seed=1).double())[0] for m in (None, 1))
+    whole, parts = (
+        train(batch=4, micro_batch=m, model=build_model(CONFIG, seed=1).double())[0] for m in (None, 1)
+    )
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-10)
 
@@ -123,7 +142,9 @@ def test_clipping_bounds_the_step():
 
 
 def test_bfloat16_trains_close_to_float32():
-    exact, rough = (train(rate=1e-3, precision=p)[1].history.steps[-1]["loss"] for p in ("float32", "bfloat16"))
+    exact, rough = (
+        train(rate=1e-3, precision=p)[1].history.steps[-1]["loss"] for p in ("float32", "bfloat16")
+    )
     assert rough == pytest.approx(exact, rel=0.02)
 
 
@@ -180,11 +201,21 @@ def test_a_gpu_too_small_for_one_window_is_an_error(monkeypatch):
         train(batch=2)
 
 
-@pytest.mark.parametrize("bad, words", [
-    ({"n_steps": 0}, "n_steps"), ({"rate": 0.0}, "rate"), ({"rate": -1.0}, "rate"), ({"rate": float("nan")}, "nan"),
-    ({"rate": 50.0}, "50"), ({"batch": 0}, "batch"), ({"precision": "float16"}, "float16"),
-    ({"micro_batch": 0}, "micro"), ({"warmup": -1}, "warmup"), ({"clip": -0.5}, "clip"),
-])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ({"n_steps": 0}, "n_steps"),
+        ({"rate": 0.0}, "rate"),
+        ({"rate": -1.0}, "rate"),
+        ({"rate": float("nan")}, "nan"),
+        ({"rate": 50.0}, "50"),
+        ({"batch": 0}, "batch"),
+        ({"precision": "float16"}, "float16"),
+        ({"micro_batch": 0}, "micro"),
+        ({"warmup": -1}, "warmup"),
+        ({"clip": -0.5}, "clip"),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(bad, words):
     with pytest.raises(TrainingError, match=words):
         TrainSettings(**{"n_steps": 1, "rate": 1e-3, **bad})
@@ -229,15 +260,22 @@ def test_a_finished_run_is_only_read_again(tmp_path):
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path):
     train(folder=tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    for changes in ({"rate": 3e-3}, {"seed": 5}, {"plan": FreezePlan.full()}, {"windows": make_windows(seed=3)},
-                    {"model": build_model(CONFIG, seed=2)}):
+    for changes in (
+        {"rate": 3e-3},
+        {"seed": 5},
+        {"plan": FreezePlan.full()},
+        {"windows": make_windows(seed=3)},
+        {"model": build_model(CONFIG, seed=2)},
+    ):
         with pytest.raises(TrainingError, match="another run"):
             train(folder=tmp_path, **changes)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("bars_are_off", [False, True])
-def test_that_a_run_goes_on_is_said_in_words_where_there_may_be_a_bar(tmp_path, capsys, monkeypatch, bars_are_off):
+def test_that_a_run_goes_on_is_said_in_words_where_there_may_be_a_bar(
+    tmp_path, capsys, monkeypatch, bars_are_off
+):
     monkeypatch.setattr(runs, "tqdm", lambda **bar: SimpleNamespace(disable=bars_are_off))
     train(folder=tmp_path, n_steps=4)
     assert capsys.readouterr().err == "", "a new run resumes nothing"
@@ -260,16 +298,30 @@ def test_a_bar_writes_to_stderr_but_in_a_notebook_to_stdout(is_notebook, monkeyp
 
 def test_a_kernel_is_a_notebook_and_a_terminal_is_not(monkeypatch):
     assert not training.in_notebook()
-    for shell, expected in ((None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=object()), True)):
+    for shell, expected in (
+        (None, False),
+        (SimpleNamespace(), False),
+        (SimpleNamespace(kernel=object()), True),
+    ):
         monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
         assert training.in_notebook() is expected
 
 
 # --- one mode ------------------------------------------------------------------------
 
-WITH_DROPOUT = mini_config(vocab_size=97, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64,
-                           max_position_embeddings=24, window_size=8, attention_types=[[["global", "local"], 1]],
-                           resid_dropout=0.2, attention_dropout=0.1, embed_dropout=0.1)
+WITH_DROPOUT = mini_config(
+    vocab_size=97,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=24,
+    window_size=8,
+    attention_types=[[["global", "local"], 1]],
+    resid_dropout=0.2,
+    attention_dropout=0.1,
+    embed_dropout=0.1,
+)
 
 
 def in_eval_mode(config=WITH_DROPOUT):
@@ -289,7 +341,11 @@ def test_fit_trains_with_dropout_measures_without_and_gives_back_the_mode_that_i
     model = in_eval_mode().train(training_before)
     model.transformer.h[0].eval()  # one part of its own mind
     found, modes = [module.training for module in model.modules()], note_modes(model)
-    train(model=model, n_steps=2, evaluate=lambda m: {"held_out_loss": next_token_loss(m, make_windows(2))[0].item()})
+    train(
+        model=model,
+        n_steps=2,
+        evaluate=lambda m: {"held_out_loss": next_token_loss(m, make_windows(2))[0].item()},
+    )
     assert modes() == [False, True, False]  # measured at step 0, trained, measured at step 2
     assert [module.training for module in model.modules()] == found
 
@@ -306,8 +362,11 @@ def test_the_mode_comes_back_after_an_error_in_training_and_in_measuring():
 
 
 def test_dropout_changes_what_is_learned_and_nothing_where_a_model_has_none():
-    hashes = {(config is CONFIG, mode): weight_hash(train(model=in_eval_mode(config).train(mode))[0])
-              for config in (CONFIG, WITH_DROPOUT) for mode in (True, False)}
+    hashes = {
+        (config is CONFIG, mode): weight_hash(train(model=in_eval_mode(config).train(mode))[0])
+        for config in (CONFIG, WITH_DROPOUT)
+        for mode in (True, False)
+    }
     assert hashes[True, True] == hashes[True, False] and hashes[False, True] == hashes[False, False]
     assert hashes[True, True] != hashes[False, True]
 
@@ -332,7 +391,9 @@ def test_a_model_with_dropout_in_eval_mode_resumes_bit_for_bit(tmp_path):
 
 
 def test_the_budget_counts_what_a_step_of_fit_keeps_in_the_mode_in_which_it_trains(monkeypatch):
-    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=24, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=24, bos_token_id=0, eos_token_id=0
+    )
     assert config.resid_pdrop > 0
     model = build_model(config).eval()
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
@@ -362,8 +423,11 @@ def test_checkpointing_is_at_work_in_fit():
 
 
 def test_a_model_that_is_no_decoder_is_refused_before_anything_changes():
-    model = build_model(BertConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                   num_attention_heads=4))
+    model = build_model(
+        BertConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
+        )
+    )
     flags = [p.requires_grad for p in model.parameters()]
     with pytest.raises(LossError, match="sees later tokens"):
         train(FreezePlan.freeze("name:**.word_embeddings.weight"), model=model)

@@ -18,15 +18,23 @@ UNIFORM = math.log(4096)  # nats: a uniform guess over the miniature's vocabular
 @exercise("00a")
 def uniform_guess(answer: Any) -> Reply:
     """The loss of a uniform guess over 4,096 tokens, in nats."""
-    return judge_number(answer, UNIFORM, "ln 4,096 = 8.318 nats. A model above this is worse than knowing nothing.", {
-        8.3: "8.3 is near, and rounded too much: give two decimals.",
-        12.0: "12 is log2(4,096): that is the loss in bits. One bit is ln 2 = 0.693 nats; the natural logarithm "
-              "gives nats.",
-        math.log10(4096): "3.61 is log10(4,096). The loss uses the natural logarithm: math.log in Python.",
-        4096.0: "4,096 is the perplexity, e to the power of the loss. Take its natural logarithm.",
-        -UNIFORM: "the size is right, the sign is not: the loss is minus ln p, and ln of a number below 1 is negative.",
-        1 / 4096: "1 / 4,096 is the probability of each token. The loss is minus its natural logarithm.",
-    }, within=0.006)
+    return judge_number(
+        answer,
+        UNIFORM,
+        "ln 4,096 = 8.318 nats. A model above this is worse than knowing nothing.",
+        {
+            8.3: "8.3 is near, and rounded too much: give two decimals.",
+            12.0: "12 is log2(4,096): that is the loss in bits. One bit is ln 2 = 0.693 nats; the natural logarithm "
+            "gives nats.",
+            math.log10(
+                4096
+            ): "3.61 is log10(4,096). The loss uses the natural logarithm: math.log in Python.",
+            4096.0: "4,096 is the perplexity, e to the power of the loss. Take its natural logarithm.",
+            -UNIFORM: "the size is right, the sign is not: the loss is minus ln p, and ln of a number below 1 is negative.",
+            1 / 4096: "1 / 4,096 is the probability of each token. The loss is minus its natural logarithm.",
+        },
+        within=0.006,
+    )
 
 
 @exercise("00b")
@@ -34,15 +42,25 @@ def perplexity_change(answer: Any) -> Reply:
     """The change of perplexity, in percent, when the loss falls by 0.10 nats; the sign is free."""
     size = abs(number(answer))
     size = 100 * size if size < 0.2 else size  # 0.095 is 9.5 percent as well
-    return judge_number(size, 100 * (1 - math.exp(-0.1)), "The perplexity is 9.5% lower: e^-0.1 = 0.905.", {
-        10.0: "0.10 nats is not ten points of accuracy, and not exactly ten percent of anything: work out e^-0.1.",
-        100 * (math.exp(0.1) - 1): "10.5% is e^0.1 - 1: how much higher the perplexity was *before*, seen from after. "
-                                   "Asked is the fall, seen from before: 1 - e^-0.1.",
-        100 * math.exp(-0.1): "90.5% is what is left of the perplexity. Asked is how much is gone.",
-        0.905: "0.905 is the ratio of the two perplexities. Asked is the change in percent.",
-        100 * (1 - 2**-0.1): "6.7% comes from powers of 2, but the loss is in nats: use powers of e.",
-        100 * 0.1 / math.log(2): "0.144 is the loss in bits. Asked is the perplexity.",
-    }, within=0.06, otherwise="Perplexity is e to the power of the loss. Divide the one after by the one before.")
+    return judge_number(
+        size,
+        100 * (1 - math.exp(-0.1)),
+        "The perplexity is 9.5% lower: e^-0.1 = 0.905.",
+        {
+            10.0: "0.10 nats is not ten points of accuracy, and not exactly ten percent of anything: work out e^-0.1.",
+            100
+            * (
+                math.exp(0.1) - 1
+            ): "10.5% is e^0.1 - 1: how much higher the perplexity was *before*, seen from after. "
+            "Asked is the fall, seen from before: 1 - e^-0.1.",
+            100 * math.exp(-0.1): "90.5% is what is left of the perplexity. Asked is how much is gone.",
+            0.905: "0.905 is the ratio of the two perplexities. Asked is the change in percent.",
+            100 * (1 - 2**-0.1): "6.7% comes from powers of 2, but the loss is in nats: use powers of e.",
+            100 * 0.1 / math.log(2): "0.144 is the loss in bits. Asked is the perplexity.",
+        },
+        within=0.06,
+        otherwise="Perplexity is e to the power of the loss. Divide the one after by the one before.",
+    )
 
 
 # --- 00c ---------------------------------------------------------------------------
@@ -59,7 +77,9 @@ def roles_and_leak(answer: Any) -> Reply:
     missing = [key for key in ("A", "B", "C", "leaks") if key not in answer]
     if missing:
         return wrong(f"the answer lacks {', '.join(missing)}.")
-    return _judge_roles({key: _role(answer[key]) for key in _ROLES}) or _judge_leaks(_letters(answer["leaks"]))
+    return _judge_roles({key: _role(answer[key]) for key in _ROLES}) or _judge_leaks(
+        _letters(answer["leaks"])
+    )
 
 
 def _role(text: Any) -> str:
@@ -84,31 +104,49 @@ def _judge_roles(roles: dict[str, str]) -> Reply | None:
     if roles == _ROLES:
         return None
     if (roles["B"], roles["C"]) == ("retention", "held-out"):
-        return wrong("B and C are swapped. Held-out text is by the same author, from chapters that were not trained "
-                     "on; retention text shows what the base knew before: its own pages.")
+        return wrong(
+            "B and C are swapped. Held-out text is by the same author, from chapters that were not trained "
+            "on; retention text shows what the base knew before: its own pages."
+        )
     if roles["A"] != "train":
-        return wrong(f"A is the only text that changes the weights, so it is the train text, not '{roles['A']}'.")
-    return wrong(f"B is '{roles['B']}' and C is '{roles['C']}' in your answer. Ask of each: is it by the author of the "
-                 "training text, and was it trained on? The roles are train, held-out, retention.")
+        return wrong(
+            f"A is the only text that changes the weights, so it is the train text, not '{roles['A']}'."
+        )
+    return wrong(
+        f"B is '{roles['B']}' and C is '{roles['C']}' in your answer. Ask of each: is it by the author of the "
+        "training text, and was it trained on? The roles are train, held-out, retention."
+    )
 
 
 def _judge_leaks(leaks: set[str]) -> Reply:
     if leaks == {"d", "e"}:
-        return right("d overlaps with b, and e is the next page of a's scene. Whole chapters on one side avoid both.")
+        return right(
+            "d overlaps with b, and e is the next page of a's scene. Whole chapters on one side avoid both."
+        )
     if leaks & set("abc"):
-        return wrong("the roles are right. Of the windows, a, b and c are on the training side; asked is which windows "
-                     "on the held-out side leak.")
+        return wrong(
+            "the roles are right. Of the windows, a, b and c are on the training side; asked is which windows "
+            "on the held-out side leak."
+        )
     if "f" in leaks:
-        return wrong("the roles are right. But f and c only have the same token *numbers*: they are in different "
-                     "chapters, so they share no text.")
+        return wrong(
+            "the roles are right. But f and c only have the same token *numbers*: they are in different "
+            "chapters, so they share no text."
+        )
     if "g" in leaks:
         return wrong("the roles are right. But no training window is from chapter 9, so g is clean.")
     if leaks == {"d"}:
-        return wrong("the roles are right, and d leaks: it shares tokens 1200 to 1255 with b. But you looked only for "
-                     "shared tokens. One more window continues a scene that was trained on.")
+        return wrong(
+            "the roles are right, and d leaks: it shares tokens 1200 to 1255 with b. But you looked only for "
+            "shared tokens. One more window continues a scene that was trained on."
+        )
     if leaks == {"e"}:
-        return wrong("the roles are right, and e leaks: same scene as a. Now compare the token numbers in chapter 5.")
-    return wrong("the roles are right. Two held-out windows come from chapters that were trained on as well. Which?")
+        return wrong(
+            "the roles are right, and e leaks: same scene as a. Now compare the token numbers in chapter 5."
+        )
+    return wrong(
+        "the roles are right. Two held-out windows come from chapters that were trained on as well. Which?"
+    )
 
 
 # --- 00d ---------------------------------------------------------------------------
@@ -116,8 +154,11 @@ def _judge_leaks(leaks: set[str]) -> Reply:
 Measure = Callable[[torch.Tensor, str], Any]
 
 # Losses of the tokens in nats, and the text that these tokens spell. The second has letters of two bytes.
-TEXTS = ((torch.tensor([2.1, 0.4, 3.0, 1.5]), "the cat sat"),
-         (torch.tensor([4.0, 0.7, 0.7, 2.2, 1.1, 0.3]), "a naïve café"), (torch.tensor([1.0]), "no"))
+TEXTS = (
+    (torch.tensor([2.1, 0.4, 3.0, 1.5]), "the cat sat"),
+    (torch.tensor([4.0, 0.7, 0.7, 2.2, 1.1, 0.3]), "a naïve café"),
+    (torch.tensor([1.0]), "no"),
+)
 _BIT = math.log(2)
 
 
@@ -127,22 +168,42 @@ def bits_per_character(losses: torch.Tensor, text: str) -> float:
 
 
 MISMEASURED: tuple[tuple[Measure, str], ...] = (
-    (lambda losses, text: losses.sum() / len(text),
-     "these are *nats* a character. One bit is ln 2 = 0.693 nats: divide by it."),
-    (lambda losses, text: losses.sum() * _BIT / len(text),
-     "you multiplied by ln 2. A bit is the smaller unit, so there are more of them: divide."),
-    (lambda losses, text: losses.mean() / _BIT,
-     "these are bits *a token*. That number depends on how the tokenizer cuts. Divide the sum by the characters."),
-    (lambda losses, text: losses.mean() / _BIT / len(text),
-     "you took the mean first, which divides by the tokens, and then divided by the characters as well. Take the sum."),
-    (lambda losses, text: losses.sum() / _BIT / len(text.encode()),
-     "you counted bytes. In UTF-8 a letter such as é has two; len(text) counts characters."),
-    (lambda losses, text: losses.sum() / _BIT / len(text.split()), "you counted words: len(text) counts characters."),
-    (lambda losses, text: losses.sum() / _BIT / len("".join(text.split())),
-     "you left the spaces out. They are part of the text, and the tokens spell them: len(text) counts them."),
-    (lambda losses, text: losses.sum() / _BIT, "these are the bits of the whole text. How many characters share them?"),
-    (lambda losses, text: losses.sum() / math.log10(2) / len(text),
-     "you divided by log10(2). The loss is in nats, so take the natural logarithm: math.log(2)."),
+    (
+        lambda losses, text: losses.sum() / len(text),
+        "these are *nats* a character. One bit is ln 2 = 0.693 nats: divide by it.",
+    ),
+    (
+        lambda losses, text: losses.sum() * _BIT / len(text),
+        "you multiplied by ln 2. A bit is the smaller unit, so there are more of them: divide.",
+    ),
+    (
+        lambda losses, text: losses.mean() / _BIT,
+        "these are bits *a token*. That number depends on how the tokenizer cuts. Divide the sum by the characters.",
+    ),
+    (
+        lambda losses, text: losses.mean() / _BIT / len(text),
+        "you took the mean first, which divides by the tokens, and then divided by the characters as well. Take the sum.",
+    ),
+    (
+        lambda losses, text: losses.sum() / _BIT / len(text.encode()),
+        "you counted bytes. In UTF-8 a letter such as é has two; len(text) counts characters.",
+    ),
+    (
+        lambda losses, text: losses.sum() / _BIT / len(text.split()),
+        "you counted words: len(text) counts characters.",
+    ),
+    (
+        lambda losses, text: losses.sum() / _BIT / len("".join(text.split())),
+        "you left the spaces out. They are part of the text, and the tokens spell them: len(text) counts them.",
+    ),
+    (
+        lambda losses, text: losses.sum() / _BIT,
+        "these are the bits of the whole text. How many characters share them?",
+    ),
+    (
+        lambda losses, text: losses.sum() / math.log10(2) / len(text),
+        "you divided by log10(2). The loss is in nats, so take the natural logarithm: math.log(2).",
+    ),
 )
 
 
@@ -156,8 +217,10 @@ def fair_measure(answer: Any) -> Reply:
         if _same(found, measure):
             return wrong(reason)
     losses, text = TEXTS[0]
-    return wrong(f"for the losses {[round(x, 1) for x in losses.tolist()]} of {text!r} it gives {found[0]:.4g}, and "
-                 f"{bits_per_character(losses, text):.4g} is right. Add up, change the unit, divide.")
+    return wrong(
+        f"for the losses {[round(x, 1) for x in losses.tolist()]} of {text!r} it gives {found[0]:.4g}, and "
+        f"{bits_per_character(losses, text):.4g} is right. Add up, change the unit, divide."
+    )
 
 
 def _same(found: list[float], measure: Measure) -> bool:

@@ -78,59 +78,93 @@ def _some_equal(a, b):
 
 
 MISPROBED: tuple[tuple[Probe, str], ...] = (
-    (lambda part, x: not looks_ahead(part, x), "your answer is turned round: True must mean that it looks ahead."),
-    (lambda part, x: _probe(part, x, range(x.shape[1]), lambda j: slice(j + 1, None)),
-     "you look at the outputs *after* the changed token. They may change. The outputs before it may not."),
-    (lambda part, x: True,
-     "you say True to every part. A token may see itself, and later tokens may see it: only outputs *before* the "
-     "changed token tell. Compare [:, :j], without j. And before token 0 there is nothing to compare: begin with 1."),
-    (lambda part, x: False,
-     "you say False to every part. Either the loop ends in its first round: `return False` belongs after the loop, not "
-     "into it. Or the copy does not differ from x when the part reads it."),
-    (lambda part, x: _probe(part, x, [1], _earlier),
-     "you change token 1 and no other: a `return` inside the loop ends it in its first round. Return True at the first "
-     "leak, and False after the loop."),
-    (lambda part, x: _probe(part, x, range(1, x.shape[1]), _earlier, _some_equal),
-     "you ask whether *every* number before the changed token moved. One that moves is a leak: (a != b).any(), or "
-     "not (a == b).all(), or torch.equal."),
-    (lambda part, x: _probe(part, x, [x.shape[1] - 1], _earlier),
-     "you change only the last token. A part may read token 1 too early and the last one never. Change each in turn."),
-    (lambda part, x: _probe(part, x, [x.shape[1] // 2], _earlier),
-     "you change only the token in the middle. Change each in turn."),
-    (lambda part, x: _probe(part, x, range(1, x.shape[1]), lambda j: slice(j - 1, j)),
-     "you look only at the output just before the changed token. Look at all of them: [:, :j]."),
-    (lambda part, x: _probe(part, x, range(x.shape[1]), _earlier, torch.allclose),
-     "a leak of a millionth escapes you: allclose forgives it. Here nothing may move, so compare with torch.equal."),
+    (
+        lambda part, x: not looks_ahead(part, x),
+        "your answer is turned round: True must mean that it looks ahead.",
+    ),
+    (
+        lambda part, x: _probe(part, x, range(x.shape[1]), lambda j: slice(j + 1, None)),
+        "you look at the outputs *after* the changed token. They may change. The outputs before it may not.",
+    ),
+    (
+        lambda part, x: True,
+        "you say True to every part. A token may see itself, and later tokens may see it: only outputs *before* the "
+        "changed token tell. Compare [:, :j], without j. And before token 0 there is nothing to compare: begin with 1.",
+    ),
+    (
+        lambda part, x: False,
+        "you say False to every part. Either the loop ends in its first round: `return False` belongs after the loop, not "
+        "into it. Or the copy does not differ from x when the part reads it.",
+    ),
+    (
+        lambda part, x: _probe(part, x, [1], _earlier),
+        "you change token 1 and no other: a `return` inside the loop ends it in its first round. Return True at the first "
+        "leak, and False after the loop.",
+    ),
+    (
+        lambda part, x: _probe(part, x, range(1, x.shape[1]), _earlier, _some_equal),
+        "you ask whether *every* number before the changed token moved. One that moves is a leak: (a != b).any(), or "
+        "not (a == b).all(), or torch.equal.",
+    ),
+    (
+        lambda part, x: _probe(part, x, [x.shape[1] - 1], _earlier),
+        "you change only the last token. A part may read token 1 too early and the last one never. Change each in turn.",
+    ),
+    (
+        lambda part, x: _probe(part, x, [x.shape[1] // 2], _earlier),
+        "you change only the token in the middle. Change each in turn.",
+    ),
+    (
+        lambda part, x: _probe(part, x, range(1, x.shape[1]), lambda j: slice(j - 1, j)),
+        "you look only at the output just before the changed token. Look at all of them: [:, :j].",
+    ),
+    (
+        lambda part, x: _probe(part, x, range(x.shape[1]), _earlier, torch.allclose),
+        "a leak of a millionth escapes you: allclose forgives it. Here nothing may move, so compare with torch.equal.",
+    ),
 )
 
 
 @exercise("01d")
 def check_probe(answer: Any) -> Reply:
     """A function (part, x) -> bool, tried on parts that do and do not look ahead."""
-    x = 1 + torch.rand(1, 6, 4, generator=torch.Generator().manual_seed(3))  # no number near 0: allclose is blind
+    x = 1 + torch.rand(
+        1, 6, 4, generator=torch.Generator().manual_seed(3)
+    )  # no number near 0: allclose is blind
     found = tuple(_verdict(answer, part, x) for _, part, _ in PRACTICE_PARTS)
     if found == tuple(truth for *_, truth in PRACTICE_PARTS):
-        return right(f"{len(found)} parts, all told apart. You can test a model whose code you have never seen.")
+        return right(
+            f"{len(found)} parts, all told apart. You can test a model whose code you have never seen."
+        )
     for probe, reason in MISPROBED:
         if found == tuple(bool(probe(part, x)) for _, part, _ in PRACTICE_PARTS):
             return wrong(reason)
-    what, truth = next((what, truth) for (what, _, truth), said in zip(PRACTICE_PARTS, found, strict=True)
-                       if said != truth)
-    return wrong(f"one part computes {what}. It {'does' if truth else 'does not'} look ahead; you say {not truth}.")
+    what, truth = next(
+        (what, truth) for (what, _, truth), said in zip(PRACTICE_PARTS, found, strict=True) if said != truth
+    )
+    return wrong(
+        f"one part computes {what}. It {'does' if truth else 'does not'} look ahead; you say {not truth}."
+    )
 
 
 def _verdict(answer: Any, part: Part, x: torch.Tensor) -> bool:
     given = x.clone()
     said = call(answer, part, given)
     if not torch.equal(given, x):
-        raise AnswerFault("you change x itself, so the next token is tested on a text that is already changed. "
-                          "Change a copy: other = x.clone().")
+        raise AnswerFault(
+            "you change x itself, so the next token is tested on a text that is already changed. "
+            "Change a copy: other = x.clone()."
+        )
     if said is None:
-        raise AnswerFault("your function returns None. It must return True or False, also where no leak is found.")
+        raise AnswerFault(
+            "your function returns None. It must return True or False, also where no leak is found."
+        )
     said = torch.as_tensor(said).flatten() if isinstance(said, torch.Tensor) else plain(said)
     if isinstance(said, (list, tuple, torch.Tensor)):
         if len(said) != 1:
-            raise AnswerFault(f"your function returns {len(said)} values. One is asked for: use .any() or torch.equal.")
+            raise AnswerFault(
+                f"your function returns {len(said)} values. One is asked for: use .any() or torch.equal."
+            )
         said = plain(said[0])
     if not isinstance(said, (bool, int, float)):
         raise AnswerFault(f"your function returns {named(said)}. It must return True or False.")
@@ -170,21 +204,33 @@ def _sigma(stream, ln):
 
 
 MISSPLIT: tuple[tuple[Split, str], ...] = (
-    (lambda p, ln, row: ln(p) @ row,
-     "each piece went through the LayerNorm alone, so each was brought to the same size, and the sum is not the logit. "
-     "Take the σ of the whole stream for all pieces."),
-    (lambda p, ln, row: (_centred(p) / _sigma(p, ln) * ln.weight) @ row,
-     "each piece is divided by a σ of its own. Take the σ of the whole stream, pieces.sum(0), for all."),
-    (lambda p, ln, row: (_centred(p) / _sigma(p.sum(0), ln) * ln.weight + ln.bias) @ row,
-     "the bias of the LayerNorm is in every piece, so it counts once for each. It belongs to no piece: leave it out."),
-    (lambda p, ln, row: (p / _sigma(p.sum(0), ln) * ln.weight) @ row,
-     "you forgot to take the mean away. LayerNorm centres first: subtract each piece's own mean over the width."),
+    (
+        lambda p, ln, row: ln(p) @ row,
+        "each piece went through the LayerNorm alone, so each was brought to the same size, and the sum is not the logit. "
+        "Take the σ of the whole stream for all pieces.",
+    ),
+    (
+        lambda p, ln, row: (_centred(p) / _sigma(p, ln) * ln.weight) @ row,
+        "each piece is divided by a σ of its own. Take the σ of the whole stream, pieces.sum(0), for all.",
+    ),
+    (
+        lambda p, ln, row: (_centred(p) / _sigma(p.sum(0), ln) * ln.weight + ln.bias) @ row,
+        "the bias of the LayerNorm is in every piece, so it counts once for each. It belongs to no piece: leave it out.",
+    ),
+    (
+        lambda p, ln, row: (p / _sigma(p.sum(0), ln) * ln.weight) @ row,
+        "you forgot to take the mean away. LayerNorm centres first: subtract each piece's own mean over the width.",
+    ),
     (lambda p, ln, row: (_centred(p) / _sigma(p.sum(0), ln)) @ row, "the LayerNorm's weight is missing."),
     (lambda p, ln, row: p @ row, "no LayerNorm stands between the stream and the table in your function."),
-    (lambda p, ln, row: (_centred(p) / (p.sum(0).var(-1, keepdim=True) + ln.eps).sqrt() * ln.weight) @ row,
-     "your variance is divided by width − 1. LayerNorm divides by width: var(unbiased=False)."),
-    (lambda p, ln, row: logit_by_piece(p, ln, row) / logit_by_piece(p, ln, row).sum(),
-     "these are shares of the sum. The contributions themselves are asked for, in the unit of the logit."),
+    (
+        lambda p, ln, row: (_centred(p) / (p.sum(0).var(-1, keepdim=True) + ln.eps).sqrt() * ln.weight) @ row,
+        "your variance is divided by width − 1. LayerNorm divides by width: var(unbiased=False).",
+    ),
+    (
+        lambda p, ln, row: logit_by_piece(p, ln, row) / logit_by_piece(p, ln, row).sum(),
+        "these are shares of the sum. The contributions themselves are asked for, in the unit of the logit.",
+    ),
 )
 
 
@@ -194,22 +240,32 @@ def check_logit_by_piece(answer: Any) -> Reply:
     pieces, ln, row = practice_stream()
     found = tensor(value_of(answer, pieces.clone(), ln, row.clone()))
     if found.shape == pieces.shape:
-        return wrong("one number for each piece is asked for, and you return one for each feature: multiply with the "
-                     "row and add up over the width.")
+        return wrong(
+            "one number for each piece is asked for, and you return one for each feature: multiply with the "
+            "row and add up over the width."
+        )
     if found.numel() != len(pieces):
-        return wrong(f"{len(pieces)} numbers are asked for, one for each piece; your function returns {found.numel()}.")
+        return wrong(
+            f"{len(pieces)} numbers are asked for, one for each piece; your function returns {found.numel()}."
+        )
     found = found.reshape(-1)
     if torch.allclose(found, logit_by_piece(pieces, ln, row), rtol=1e-4, atol=1e-4):
-        return right("They add up to the logit without what the LayerNorm's bias adds. You can ask who wrote what.")
+        return right(
+            "They add up to the logit without what the LayerNorm's bias adds. You can ask who wrote what."
+        )
     for split, reason in MISSPLIT:
         if torch.allclose(found, split(pieces, ln, row), rtol=1e-4, atol=1e-4):
             return wrong(reason)
     logit = (ln(pieces.sum(0)) - ln.bias) @ row
     if torch.isclose(found.sum(), logit, rtol=1e-4, atol=1e-4):
-        return wrong("your four numbers add up to the logit, but they are not what each piece adds. Take from each "
-                     "piece its *own* mean over the width, before you divide by the σ of the sum.")
-    return wrong(f"your four numbers add up to {found.sum():.3f}; the logit without the bias is {logit:.3f}. Write "
-                 "the LayerNorm of the sum as a formula, and then put the sum outside.")
+        return wrong(
+            "your four numbers add up to the logit, but they are not what each piece adds. Take from each "
+            "piece its *own* mean over the width, before you divide by the σ of the sum."
+        )
+    return wrong(
+        f"your four numbers add up to {found.sum():.3f}; the logit without the bias is {logit:.3f}. Write "
+        "the LayerNorm of the sum as a formula, and then put the sum outside."
+    )
 
 
 # --- Check of notebook 01's last exercise: a hook that replaces a part's output by its mean ---
@@ -219,7 +275,10 @@ def check_logit_by_piece(answer: Any) -> Reply:
 MISAVERAGED = (
     ((-1,), "you averaged over the width, each token's own features. Average over the positions: dim=1."),
     ((0,), "you averaged over the windows of the batch, dim 0. Average over the positions: dim=1."),
-    ((0, 1), "you averaged over the windows too, so one text gets the mean of another. Average each window: dim=1."),
+    (
+        (0, 1),
+        "you averaged over the windows too, so one text gets the mean of another. Average each window: dim=1.",
+    ),
     ((0, 1, 2), "you averaged over everything, to a single number. Average over the positions alone: dim=1."),
 )
 
@@ -230,8 +289,11 @@ def check_mean_ablation(answer: Any) -> Reply:
     block, x = practice_block()
     with torch.no_grad():
         whole = block(x)[0]
-        return (_judge_means(answer, block, x, whole) or _judge_after(answer, block, x, whole)
-                or right("Mean ablation, for parts of both kinds, and the model is whole again afterwards."))
+        return (
+            _judge_means(answer, block, x, whole)
+            or _judge_after(answer, block, x, whole)
+            or right("Mean ablation, for parts of both kinds, and the model is whole again afterwards.")
+        )
 
 
 def _judge_means(answer: Any, block: nn.Module, x: torch.Tensor, whole: torch.Tensor) -> Reply | None:
@@ -251,8 +313,10 @@ def _judge_means(answer: Any, block: nn.Module, x: torch.Tensor, whole: torch.Te
     if not _same(found, with_mlp(transformed.mean(1, keepdim=True))):
         return _named(found, whole, h, lambda axes: with_mlp(transformed.mean(axes, keepdim=True)))
     if not _same(_while_open(answer, block.attn, block, x), with_attention(attended.mean(1, keepdim=True))):
-        return wrong("it works for the MLP, and not for attention. Attention returns a tuple: replace its first "
-                     "entry and return a tuple again, as silence does. A bare tensor is taken apart instead.")
+        return wrong(
+            "it works for the MLP, and not for attention. Attention returns a tuple: replace its first "
+            "entry and return a tuple again, as silence does. A bare tensor is taken apart instead."
+        )
     return None
 
 
@@ -263,8 +327,10 @@ def _same(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 def _named(found: torch.Tensor, whole: torch.Tensor, skipped: torch.Tensor, averaged: Callable) -> Reply:
     """What probably went wrong with the MLP; ``averaged(axes)`` is the block with another mean."""
     if _same(found, whole):
-        return wrong("nothing was replaced. A hook replaces the output only if it *returns* the new one, and only if "
-                     "it is hung in before the model runs.")
+        return wrong(
+            "nothing was replaced. A hook replaces the output only if it *returns* the new one, and only if "
+            "it is hung in before the model runs."
+        )
     if _same(found, skipped):
         return wrong("this is the zero of section 12, not the mean.")
     for axes, reason in MISAVERAGED:
@@ -273,14 +339,20 @@ def _named(found: torch.Tensor, whole: torch.Tensor, skipped: torch.Tensor, aver
     return wrong("the block's output changes, but not as the mean over the positions would change it.")
 
 
-def _while_open(answer: Any, part: nn.Module, block: nn.Module, x: torch.Tensor, stop: bool = False) -> torch.Tensor:
+def _while_open(
+    answer: Any, part: nn.Module, block: nn.Module, x: torch.Tensor, stop: bool = False
+) -> torch.Tensor:
     """The block's output while the reader's context manager is open; ``stop`` raises inside it."""
     manager = call(answer, part)
     if inspect.isgenerator(manager):
-        raise AnswerFault("your function yields, but it is no context manager yet: put @contextmanager above it.")
+        raise AnswerFault(
+            "your function yields, but it is no context manager yet: put @contextmanager above it."
+        )
     if not hasattr(manager, "__enter__"):
-        raise AnswerFault(f"your function returns {type(manager).__name__}, which `with` cannot open. Write it with "
-                          "@contextmanager and yield, as skipped is written.")
+        raise AnswerFault(
+            f"your function returns {type(manager).__name__}, which `with` cannot open. Write it with "
+            "@contextmanager and yield, as skipped is written."
+        )
     try:
         with manager:
             if stop:
@@ -289,9 +361,12 @@ def _while_open(answer: Any, part: nn.Module, block: nn.Module, x: torch.Tensor,
     except _Stopped:
         raise
     except FAULTS as error:
-        tuple_too = " Attention returns a tuple: take its first entry, as silence does." if part is block.attn else ""
-        raise AnswerFault(f"while it was open, the block stopped with {type(error).__name__}: {error}.{tuple_too}"
-                          ) from error
+        tuple_too = (
+            " Attention returns a tuple: take its first entry, as silence does." if part is block.attn else ""
+        )
+        raise AnswerFault(
+            f"while it was open, the block stopped with {type(error).__name__}: {error}.{tuple_too}"
+        ) from error
 
 
 class _Stopped(Exception):
@@ -300,13 +375,17 @@ class _Stopped(Exception):
 
 def _judge_after(answer: Any, block: nn.Module, x: torch.Tensor, whole: torch.Tensor) -> Reply | None:
     if not torch.equal(block(x)[0], whole):
-        return wrong("right while it is open, but afterwards the hook is still there, and the model stays broken. "
-                     "Call handle.remove().")
+        return wrong(
+            "right while it is open, but afterwards the hook is still there, and the model stays broken. "
+            "Call handle.remove()."
+        )
     try:
         _while_open(answer, block.mlp, block, x, stop=True)
     except _Stopped:
         pass
     if not torch.equal(block(x)[0], whole):
-        return wrong("right, as long as nothing goes wrong inside `with`. After an error the hook stays. Put the yield "
-                     "in try, and handle.remove() in finally.")
+        return wrong(
+            "right, as long as nothing goes wrong inside `with`. After an error the hook stays. Put the yield "
+            "in try, and handle.remove() in finally."
+        )
     return None

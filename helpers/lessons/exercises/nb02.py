@@ -20,15 +20,24 @@ from helpers.models import build_model, mini_config
 @exercise("02a")
 def zeroed_gradient(answer: Any) -> Reply:
     """w = 2, gradient filled with zeros, AdamW with rate 0.1 and decay 0.1, three steps."""
-    return judge_number(answer, 2 * 0.99**3, "Decay asks for no gradient: 2 · 0.99³ = 1.9406.", {
-        2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the "
-             "weight, and weight decay shrinks it.",
-        1.94: "1.94 may be two things: the right number, rounded, or 1% of the *first* value taken away three "
-              "times (2 − 0.06). Each step takes 1% of what is left. Give four decimals.",
-        2 * 0.9**3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
-        1.98: "that is the weight after one step; three are asked for.",
-        1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
-    }, within=1e-4, otherwise="Only weight decay acts here: find the factor of one step.")
+    return judge_number(
+        answer,
+        2 * 0.99**3,
+        "Decay asks for no gradient: 2 · 0.99³ = 1.9406.",
+        {
+            2.0: "you took 'no gradient, no movement'. But the gradient is zero, not absent: the optimizer visits the "
+            "weight, and weight decay shrinks it.",
+            1.94: "1.94 may be two things: the right number, rounded, or 1% of the *first* value taken away three "
+            "times (2 − 0.06). Each step takes 1% of what is left. Give four decimals.",
+            2
+            * 0.9
+            ** 3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
+            1.98: "that is the weight after one step; three are asked for.",
+            1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
+        },
+        within=1e-4,
+        otherwise="Only weight decay acts here: find the factor of one step.",
+    )
 
 
 # --- 02b: which gradients exist ----------------------------------------------------
@@ -43,16 +52,24 @@ def gradients_with_frozen_attention(answer: Any) -> Reply:
     """Six words, in order, also as one text; None, 0 and other numbers are read as absent, zero and nonzero."""
     found = [_state(value) for value in items(answer, f"{len(TENSORS)} words", len(TENSORS))]
     if tuple(found) == STATES:
-        return right("Only the frozen weights have no gradient. It passes through them to all that stands before.")
+        return right(
+            "Only the frozen weights have no gradient. It passes through them to all that stands before."
+        )
     if any(found[i] == "zero" for i in _FROZEN):
-        return wrong("you took None for 0. PyTorch stores no number for a frozen weight: its gradient is absent. A "
-                     "weight whose gradient is zero still moves under weight decay.")
+        return wrong(
+            "you took None for 0. PyTorch stores no number for a frozen weight: its gradient is absent. A "
+            "weight whose gradient is zero still moves under weight decay."
+        )
     if any(found[i] != "nonzero" for i in _BEFORE):
-        return wrong("you think that a frozen layer stops the gradient for what stands before it. detach() does that. "
-                     "Freezing does not: look at the first layer in the table of section 3.")
+        return wrong(
+            "you think that a frozen layer stops the gradient for what stands before it. detach() does that. "
+            "Freezing does not: look at the first layer in the table of section 3."
+        )
     if any(found[i] == "nonzero" for i in _FROZEN):
-        return wrong("the slope along a frozen weight exists in mathematics, but PyTorch does not compute it. What did "
-                     ".grad hold for the frozen weight a in section 1?")
+        return wrong(
+            "the slope along a frozen weight exists in mathematics, but PyTorch does not compute it. What did "
+            ".grad hold for the frozen weight a in section 1?"
+        )
     place = next(i for i, state in enumerate(found) if state != STATES[i])
     return wrong(f"{TENSORS[place]} is no attention weight, so it is not frozen and has a gradient.")
 
@@ -75,8 +92,14 @@ def _state(value: Any) -> str:
 
 N_BLOCKS = 12
 # Each plan, and how many blocks from the bottom may run under no_grad in GPT-Neo 125M
-CUTS = (('freeze("first-half")', 6), ('only("layers:9-11")', 9), ('freeze("attention", "embeddings")', 0),
-        ('only("norms")', 0), ('only("mlp@8-11")', 8), ('only("head")', 0))
+CUTS = (
+    ('freeze("first-half")', 6),
+    ('only("layers:9-11")', 9),
+    ('freeze("attention", "embeddings")', 0),
+    ('only("norms")', 0),
+    ('only("mlp@8-11")', 8),
+    ('only("head")', 0),
+)
 _HALF, _MAIN, _NORMS, _HEAD, _UPPER = 0, 2, 3, 5, (1, 4)  # places in CUTS
 
 
@@ -88,50 +111,89 @@ def blocks_without_gradients(answer: Any) -> Reply:
     if found == right_ones:
         return right("What counts is the lowest weight that trains, not how many do.")
     if found[_MAIN] != 0:
-        return wrong("plan 3 freezes attention everywhere, but a frozen part is not a cut: the MLP of block 0 trains, "
-                     "and its gradient comes down through all the blocks above it.")
+        return wrong(
+            "plan 3 freezes attention everywhere, but a frozen part is not a cut: the MLP of block 0 trains, "
+            "and its gradient comes down through all the blocks above it."
+        )
     if found[_HEAD] != 0:
-        return wrong("plan 6 trains the output head, which stands on top. But it is tied: the same tensor is the token "
-                     "embedding, below block 0, and a part of its gradient comes from there.")
+        return wrong(
+            "plan 6 trains the output head, which stands on top. But it is tied: the same tensor is the token "
+            "embedding, below block 0, and a part of its gradient comes from there."
+        )
     if found[_NORMS] != 0:
-        return wrong("plan 4 trains very little, but a LayerNorm stands in block 0. A small share is no short way.")
+        return wrong(
+            "plan 4 trains very little, but a LayerNorm stands in block 0. A small share is no short way."
+        )
     if any(found[i] == N_BLOCKS - right_ones[i] for i in _UPPER):
         return wrong("you counted the blocks that still need gradients. Asked are those below, which do not.")
     if found[_HALF] == 5:
-        return wrong("first-half freezes blocks 0 to 5. Block 5 is the last of them. How many blocks are 0 to 5?")
+        return wrong(
+            "first-half freezes blocks 0 to 5. Block 5 is the last of them. How many blocks are 0 to 5?"
+        )
     place = next(i for i, given in enumerate(found) if given != right_ones[i])
-    return wrong(f"plan {place + 1}, {CUTS[place][0]}: {found[place]:g} is not it. Which is the lowest block that "
-                 "holds a weight that trains?")
+    return wrong(
+        f"plan {place + 1}, {CUTS[place][0]}: {found[place]:g} is not it. Which is the lowest block that "
+        "holds a weight that trains?"
+    )
 
 
 # --- 02e: the museum ---------------------------------------------------------------
 
 DIAGNOSES = "ECBABADD"  # exhibit 1 first
-MUSEUM_FAULTS = {"A": "freezes nothing", "B": "freezes less than its title", "C": "freezes more than its title",
-          "D": "the flags are right and the weights move", "E": "its own check cannot fail"}
+MUSEUM_FAULTS = {
+    "A": "freezes nothing",
+    "B": "freezes less than its title",
+    "C": "freezes more than its title",
+    "D": "the flags are right and the weights move",
+    "E": "its own check cannot fail",
+}
 
 # (exhibit, letter given) to what probably happened
 MISREAD = {
-    (1, "A"): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
-              "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
-    (1, "D"): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
-              "clone().",
+    (
+        1,
+        "A",
+    ): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
+    "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
+    (
+        1,
+        "D",
+    ): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
+    "clone().",
     (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
-    (2, "B"): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
-              "the name of everything inside a block.",
+    (
+        2,
+        "B",
+    ): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
+    "the name of everything inside a block.",
     (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
-    (3, "D"): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
+    (
+        3,
+        "D",
+    ): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
     (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
-              "requires_grad_(False) would have reached the parameters.",
-    (4, "D"): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
+    "requires_grad_(False) would have reached the parameters.",
+    (
+        4,
+        "D",
+    ): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
     (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
     (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
-    (6, "B"): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
-              "nothing.",
+    (
+        6,
+        "B",
+    ): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
+    "nothing.",
     (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
-              "transformer.wte.weight.",
-    (7, "A"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
-    (7, "B"): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    "transformer.wte.weight.",
+    (
+        7,
+        "A",
+    ): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (
+        7,
+        "B",
+    ): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
     (8, "A"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
     (8, "B"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
 }
@@ -143,10 +205,15 @@ def broken_freezes(answer: Any) -> Reply:
     letters = _letters(answer)
     errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
     if not errors:
-        return right("All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it.")
+        return right(
+            "All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it."
+        )
     n, given = errors[0]
-    reason = MISREAD.get((n, given), f"'{MUSEUM_FAULTS[given]}' does not fit the evidence. Count the flags first, then "
-                                     "look at what moved.")
+    reason = MISREAD.get(
+        (n, given),
+        f"'{MUSEUM_FAULTS[given]}' does not fit the evidence. Count the flags first, then "
+        "look at what moved.",
+    )
     return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
 
 
@@ -176,9 +243,18 @@ N_BLOCKS = 12  # so that "h.1" is in the names of blocks 1, 10 and 11
 
 def practice_model() -> nn.Module:
     """A GPT-Neo of 12 very narrow blocks. Block 3 is frozen already, and every other parameter has a gradient."""
-    model = build_model(mini_config(vocab_size=16, hidden_size=4, num_layers=N_BLOCKS, num_heads=2, intermediate_size=8,
-                                    max_position_embeddings=8, window_size=4,
-                                    attention_types=[[["global", "local"], N_BLOCKS // 2]]))
+    model = build_model(
+        mini_config(
+            vocab_size=16,
+            hidden_size=4,
+            num_layers=N_BLOCKS,
+            num_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=8,
+            window_size=4,
+            attention_types=[[["global", "local"], N_BLOCKS // 2]],
+        )
+    )
     model.transformer.h[3].requires_grad_(False)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
@@ -191,8 +267,13 @@ def freeze_one_block(answer: Any) -> Reply:
     model = practice_model()
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     call(answer, model, 1)
-    return (_judge_flags(model) or _judge_gradients(model) or _judge_values(model, values) or _judge_no_such(answer)
-            or right("Block 1, all of it, and nothing else; and a block that is not there is an error."))
+    return (
+        _judge_flags(model)
+        or _judge_gradients(model)
+        or _judge_values(model, values)
+        or _judge_no_such(answer)
+        or right("Block 1, all of it, and nothing else; and a block that is not there is an error.")
+    )
 
 
 def _judge_flags(model: nn.Module) -> Reply | None:
@@ -202,31 +283,43 @@ def _judge_flags(model: nn.Module) -> Reply | None:
     if frozen == inside | before:
         return None
     if not before <= frozen:
-        return wrong("block 3 was frozen before the call, and now it trains: you set flags of other blocks too. (A "
-                     "FreezePlan does so: a later plan replaces an earlier one.)")
+        return wrong(
+            "block 3 was frozen before the call, and now it trains: you set flags of other blocks too. (A "
+            "FreezePlan does so: a later plan replaces an earlier one.)"
+        )
     if frozen == before and any(vars(m).get("requires_grad") is False for m in model.modules()):
-        return wrong("no parameter has the flag. requires_grad = False sets an attribute of the module; "
-                     "requires_grad_(False) reaches the parameters inside.")
+        return wrong(
+            "no parameter has the flag. requires_grad = False sets an attribute of the module; "
+            "requires_grad_(False) reaches the parameters inside."
+        )
     if frozen == before:
         return wrong("no parameter of block 1 has the flag requires_grad = False afterwards.")
     others = sorted({name.split(".")[2] for name in frozen - inside - before if ".h." in name}, key=int)
     if others == ["10", "11"]:
-        return wrong("you froze blocks 10 and 11 as well: 'h.1' is in their names. Put a dot after the number, or do "
-                     "not go by names at all.")
+        return wrong(
+            "you froze blocks 10 and 11 as well: 'h.1' is in their names. Put a dot after the number, or do "
+            "not go by names at all."
+        )
     if frozen - inside - before:
         return wrong(f"more than block 1 is frozen, for example {min(frozen - inside - before)}.")
-    return wrong(f"a part of block 1 still trains: {len(inside - frozen)} of {len(inside)} tensors, for example "
-                 f"{min(inside - frozen)}.")
+    return wrong(
+        f"a part of block 1 still trains: {len(inside - frozen)} of {len(inside)} tensors, for example "
+        f"{min(inside - frozen)}."
+    )
 
 
 def _judge_gradients(model: nn.Module) -> Reply | None:
     block = dict(model.transformer.h[1].named_parameters())
     if any(p.grad is not None and p.grad.any() for p in block.values()):
-        return wrong("the flags are right, but the old gradients are still there, and the next step would use them. "
-                     "Set p.grad = None.")
+        return wrong(
+            "the flags are right, but the old gradients are still there, and the next step would use them. "
+            "Set p.grad = None."
+        )
     if any(p.grad is not None for p in block.values()):
-        return wrong("you filled the old gradients with zeros. Zero is not absent: weight decay and momentum would "
-                     "move the block. Set p.grad = None.")
+        return wrong(
+            "you filled the old gradients with zeros. Zero is not absent: weight decay and momentum would "
+            "move the block. Set p.grad = None."
+        )
     if any(p.grad is None for p in model.parameters() if p.requires_grad):
         return wrong("you took away the gradients of weights that go on training. Touch block 1 alone.")
     return None
@@ -234,7 +327,11 @@ def _judge_gradients(model: nn.Module) -> Reply | None:
 
 def _judge_values(model: nn.Module, values: dict[str, torch.Tensor]) -> Reply | None:
     changed = [name for name, p in model.named_parameters() if not torch.equal(p, values[name])]
-    return wrong(f"the values of {changed[0]} changed. Freezing leaves every value as it is.") if changed else None
+    return (
+        wrong(f"the values of {changed[0]} changed. Freezing leaves every value as it is.")
+        if changed
+        else None
+    )
 
 
 def _judge_no_such(answer: Any) -> Reply | None:
@@ -244,8 +341,10 @@ def _judge_no_such(answer: Any) -> Reply | None:
         answer(model, N_BLOCKS)
     except FAULTS:
         return None
-    return wrong("right for block 1. But asked for block 12, which this model does not have (0 to 11), your function "
-                 "does nothing and says nothing. A rule that matches nothing must be an error.")
+    return wrong(
+        "right for block 1. But asked for block 12, which this model does not have (0 to 11), your function "
+        "does nothing and says nothing. A rule that matches nothing must be an error."
+    )
 
 
 # --- 02f: train some rows ----------------------------------------------------------
@@ -256,12 +355,18 @@ Step = Callable[[nn.Parameter, list[int], Optimizer], Any]
 # What the reader's step is tried with, easy ones first, and what moves the other rows if it fails there.
 CASES: tuple[tuple[Callable[[nn.Parameter], Optimizer], bool, str], ...] = (
     (lambda w: SGD([w], lr=0.1), False, ""),
-    (lambda w: AdamW([w], lr=0.1, weight_decay=0.1), False,
-     "with plain SGD only your rows move. With AdamW the others shrink: you zero their gradients, and weight decay "
-     "does not ask for a gradient. Absent is not zero, and one tensor cannot be absent in part."),
-    (lambda w: AdamW([w], lr=0.1, weight_decay=0.0), True,
-     "without momentum only your rows move. After an earlier step with all gradients the others coast on: AdamW "
-     "remembers. Zeroing gradients cannot stop that; put the values back."),
+    (
+        lambda w: AdamW([w], lr=0.1, weight_decay=0.1),
+        False,
+        "with plain SGD only your rows move. With AdamW the others shrink: you zero their gradients, and weight decay "
+        "does not ask for a gradient. Absent is not zero, and one tensor cannot be absent in part.",
+    ),
+    (
+        lambda w: AdamW([w], lr=0.1, weight_decay=0.0),
+        True,
+        "without momentum only your rows move. After an earlier step with all gradients the others coast on: AdamW "
+        "remembers. Zeroing gradients cannot stop that; put the values back.",
+    ),
 )
 
 
@@ -272,7 +377,9 @@ def step_on_some_rows(answer: Any) -> Reply:
         reply = _judge_step(answer, build, has_momentum, reason)
         if reply is not None:
             return reply
-    return right("The rows move as the optimizer says, and the others not by one bit, decay or not, momentum or not.")
+    return right(
+        "The rows move as the optimizer says, and the others not by one bit, decay or not, momentum or not."
+    )
 
 
 @torch.enable_grad()
@@ -290,12 +397,17 @@ def _judge_step(answer: Any, build: Callable, has_momentum: bool, reason: str) -
     if torch.equal(moved, ~wanted):
         return wrong(f"turned round: rows {ROWS} stand still, and the others move.")
     if (moved & ~wanted).any():
-        return wrong(reason or "all rows move. If you put old values back, two things may have gone wrong. Without "
-                               "clone() the old values are the new ones. And `weight = …` only gives the name to "
-                               "another tensor: write *into* the parameter, weight[rows] = … or weight.copy_(…).")
+        return wrong(
+            reason
+            or "all rows move. If you put old values back, two things may have gone wrong. Without "
+            "clone() the old values are the new ones. And `weight = …` only gives the name to "
+            "another tensor: write *into* the parameter, weight[rows] = … or weight.copy_(…)."
+        )
     if not torch.allclose(weight[ROWS], other[ROWS], atol=1e-6):
-        return wrong(f"the other rows stay. But rows {ROWS} do not move as an ordinary step of this optimizer moves "
-                     "them, with its decay and its momentum.")
+        return wrong(
+            f"the other rows stay. But rows {ROWS} do not move as an ordinary step of this optimizer moves "
+            "them, with its decay and its momentum."
+        )
     return None
 
 
@@ -316,5 +428,7 @@ def _step(answer: Any, weight: nn.Parameter, optimizer: Optimizer) -> None:
         call(answer, weight, list(ROWS), optimizer)
     except AnswerFault as fault:
         if "leaf" in str(fault):
-            raise AnswerFault(f"{fault} Values of a parameter are changed inside `with torch.no_grad():`.") from fault
+            raise AnswerFault(
+                f"{fault} Values of a parameter are changed inside `with torch.no_grad():`."
+            ) from fault
         raise

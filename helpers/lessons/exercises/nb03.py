@@ -13,8 +13,13 @@ from helpers.lessons.cases import judge_function
 from helpers.lessons.checks import Reply, exercise, judge_number, right, wrong
 from helpers.lessons.reading import finite, named, number, plain
 
-COUNTS = {"attention": 28_320_768, "mlp": 56_669_184, "norm": 38_400, "token_embedding": 38_597_376,
-          "position_embedding": 1_572_864}
+COUNTS = {
+    "attention": 28_320_768,
+    "mlp": 56_669_184,
+    "norm": 38_400,
+    "token_embedding": 38_597_376,
+    "position_embedding": 1_572_864,
+}
 MAIN = COUNTS["mlp"] + COUNTS["norm"]
 TOTAL = sum(COUNTS.values())
 HEAD = COUNTS["token_embedding"]  # tied: the same tensor
@@ -33,38 +38,70 @@ def _in_millions(answer: Any) -> bool:
 def trainable_of_the_main_plan(answer: Any) -> Reply:
     """Parameters that train with attention and embeddings frozen."""
     if _in_millions(answer):
-        return wrong("this is near, in millions. Give all the digits: a rounded number does not show whether the "
-                     "LayerNorms and the biases are in it.")
-    return judge_number(answer, MAIN, "56,707,584: the MLPs (56,669,184) and 25 LayerNorms (38,400).", {
-        MAIN + HEAD: "you counted the head as a trainable tensor of its own. It is tied to the token embedding: one "
-                     "tensor, and frozen.",
-        COUNTS["mlp"]: "the MLPs are right. The LayerNorms train as well, and their 38,400 parameters are missing.",
-        MAIN - 2 * 768: "almost: the LayerNorm after the last block is missing. There are 25, not 24.",
-        MAIN - 25 * 768: "a LayerNorm has a scale and a shift: 2 x 768 numbers, not 768.",
-        MAIN - 12 * (4 * 768 + 768): "the matrices and the LayerNorms are right. The biases of the MLP's two layers "
-                                     "are missing.",
-        12 * 2 * 4 * 768**2: "the MLP's matrices are right. Its biases and the LayerNorms are missing.",
-        MAIN / 12: "this is divided by 12. The model has 12 blocks, and each has its own MLP.",
-        **dict.fromkeys(_ONE_BLOCK, "this is one block. The model has 12, and each has an MLP of its own. (The "
-                                    "LayerNorm after the last block is there once.)"),
-        MAIN - 12 * 2 * 768: "one LayerNorm is missing in each block: a block has two, one before each part.",
-        MAIN - 13 * 2 * 768: "you counted one LayerNorm a block. A block has two, and one more stands after the last.",
-        MAIN + COUNTS["position_embedding"]: "you left the position embedding (wpe) trainable. The plan freezes both "
-                                             "embeddings.",
-        TOTAL - MAIN: "this is what the plan freezes. Asked is what trains.",
-        COUNTS["attention"] + COUNTS["norm"]: "this is attention and LayerNorm: the opposite plan. Freezing the "
-                                              "attention trains the MLP.",
-        TOTAL: "this is the whole model.",
-        TOTAL + HEAD: "163,795,968 is the whole model with the tied head counted twice; named_parameters() lists it "
-                      "once. Asked is what trains.",
-    }, otherwise="Write down the shapes of one MLP and one LayerNorm, and multiply.")
+        return wrong(
+            "this is near, in millions. Give all the digits: a rounded number does not show whether the "
+            "LayerNorms and the biases are in it."
+        )
+    return judge_number(
+        answer,
+        MAIN,
+        "56,707,584: the MLPs (56,669,184) and 25 LayerNorms (38,400).",
+        {
+            MAIN
+            + HEAD: "you counted the head as a trainable tensor of its own. It is tied to the token embedding: one "
+            "tensor, and frozen.",
+            COUNTS[
+                "mlp"
+            ]: "the MLPs are right. The LayerNorms train as well, and their 38,400 parameters are missing.",
+            MAIN - 2 * 768: "almost: the LayerNorm after the last block is missing. There are 25, not 24.",
+            MAIN - 25 * 768: "a LayerNorm has a scale and a shift: 2 x 768 numbers, not 768.",
+            MAIN
+            - 12
+            * (
+                4 * 768 + 768
+            ): "the matrices and the LayerNorms are right. The biases of the MLP's two layers are missing.",
+            12 * 2 * 4 * 768**2: "the MLP's matrices are right. Its biases and the LayerNorms are missing.",
+            MAIN / 12: "this is divided by 12. The model has 12 blocks, and each has its own MLP.",
+            **dict.fromkeys(
+                _ONE_BLOCK,
+                "this is one block. The model has 12, and each has an MLP of its own. (The "
+                "LayerNorm after the last block is there once.)",
+            ),
+            MAIN
+            - 12 * 2 * 768: "one LayerNorm is missing in each block: a block has two, one before each part.",
+            MAIN
+            - 13
+            * 2
+            * 768: "you counted one LayerNorm a block. A block has two, and one more stands after the last.",
+            MAIN
+            + COUNTS[
+                "position_embedding"
+            ]: "you left the position embedding (wpe) trainable. The plan freezes both embeddings.",
+            TOTAL - MAIN: "this is what the plan freezes. Asked is what trains.",
+            COUNTS["attention"]
+            + COUNTS["norm"]: "this is attention and LayerNorm: the opposite plan. Freezing the "
+            "attention trains the MLP.",
+            TOTAL: "this is the whole model.",
+            TOTAL
+            + HEAD: "163,795,968 is the whole model with the tied head counted twice; named_parameters() lists it "
+            "once. Asked is what trains.",
+        },
+        otherwise="Write down the shapes of one MLP and one LayerNorm, and multiply.",
+    )
 
 
 # --- 03b ---------------------------------------------------------------------------
 
 _NEAREST = {"attention", "token_embedding"}
-_SPOKEN = {"wte": "token_embedding", "wpe": "position_embedding", "norms": "norm", "layernorm": "norm",
-           "attn": "attention", "token embedding": "token_embedding", "position embedding": "position_embedding"}
+_SPOKEN = {
+    "wte": "token_embedding",
+    "wpe": "position_embedding",
+    "norms": "norm",
+    "layernorm": "norm",
+    "attn": "attention",
+    "token embedding": "token_embedding",
+    "position embedding": "position_embedding",
+}
 
 
 @exercise("03b")
@@ -77,22 +114,34 @@ def whole_roles_nearest_65_million(answer: Any) -> Reply:
     roles = _roles(answer)
     n = sum(COUNTS[role] for role in roles)
     if roles == _NEAREST:
-        return right("66,918,144: the roles that the article says it freezes. No choice of whole roles gives 65 M.")
+        return right(
+            "66,918,144: the roles that the article says it freezes. No choice of whole roles gives 65 M."
+        )
     if roles in ({"attention", "mlp"}, {"attention", "mlp", "norm"}):
-        return wrong(f"{n:,} is 48% less than 163.8 M, but that total counts the tied head twice, and {n / 1e6:.0f} M "
-                     "is far from 65 M. Compare counts, not shares.")
+        return wrong(
+            f"{n:,} is 48% less than 163.8 M, but that total counts the tied head twice, and {n / 1e6:.0f} M "
+            "is far from 65 M. Compare counts, not shares."
+        )
     if roles == _NEAREST | {"norm"}:
         return wrong(f"very near: {n:,}. But the LayerNorms take it a little further away from 65 M.")
     if roles == set(COUNTS) - _NEAREST:
-        return wrong(f"these sum to {n:,}, which is too little by 6.7 M. If you meant what stays *frozen*, give what "
-                     "trains. If you wanted attention frozen: asked is the nearest choice of all.")
+        return wrong(
+            f"these sum to {n:,}, which is too little by 6.7 M. If you meant what stays *frozen*, give what "
+            "trains. If you wanted attention frozen: asked is the nearest choice of all."
+        )
     if roles == {"mlp", "norm"}:
-        return wrong(f"this is the plan as the article describes it, {n:,}. Other choices come nearer to 65 M.")
-    return wrong(f"these sum to {n:,}, {abs(n - 65_000_000):,} away from 65 M. Another choice is nearer: try all 31.")
+        return wrong(
+            f"this is the plan as the article describes it, {n:,}. Other choices come nearer to 65 M."
+        )
+    return wrong(
+        f"these sum to {n:,}, {abs(n - 65_000_000):,} away from 65 M. Another choice is nearer: try all 31."
+    )
 
 
 def _roles(answer: Any) -> set[str]:
-    words = answer.replace("+", ",").replace(" and ", ",").split(",") if isinstance(answer, str) else list(answer)
+    words = (
+        answer.replace("+", ",").replace(" and ", ",").split(",") if isinstance(answer, str) else list(answer)
+    )
     names = [str(word).strip().lower() for word in words]
     roles = {_SPOKEN.get(name, name) for name in names}
     unknown = sorted(roles - set(COUNTS))
@@ -112,12 +161,24 @@ def _judge_sum(n: float) -> Reply:
 FALL = 9.1  # percent: the peak in the stock setting at 8 x 512 tokens (helpers/costs/step_cost.py; a test compares)
 
 _MISTAKES = (  # (low, high) in percent, and what probably happened
-    (53, 57, "you multiplied everything by R. Activations and logits are most of the peak, and they do not depend on "
-             "R."),
+    (
+        53,
+        57,
+        "you multiplied everything by R. Activations and logits are most of the peak, and they do not depend on "
+        "R.",
+    ),
     (44, 46.5, "0.45 is R itself. Which lines of the table are multiplied by R?"),
-    (39.5, 42.5, "you left out the activations and the logits: this is the fall of parameters, gradients and optimizer "
-                 "state alone. At the peak there is much more."),
-    (10.5, 12.2, "you counted gradients. At the fullest moment they are not made yet: look at the second column."),
+    (
+        39.5,
+        42.5,
+        "you left out the activations and the logits: this is the fall of parameters, gradients and optimizer "
+        "state alone. At the peak there is much more.",
+    ),
+    (
+        10.5,
+        12.2,
+        "you counted gradients. At the fullest moment they are not made yet: look at the second column.",
+    ),
     (24, 31, "this is the article's number, or a guess. Work it out from the table, kind by kind."),
     (20, 23, "this is the fall with the course's engine. Asked is the stock setting."),
     (87, 96, "this is what *remains* of the peak. Asked is by how much it falls."),
@@ -130,19 +191,26 @@ def fall_of_the_peak(answer: Any) -> Reply:
     size = abs(number(answer))
     size = 100 * size if size < 1 else size
     if 5 <= size <= 10.4:
-        return right(f"The budget says {FALL}%: the optimizer state shrinks with R, which alone is almost 6%, and the "
-                     "activations by a little. The rest does not shrink.")
+        return right(
+            f"The budget says {FALL}%: the optimizer state shrinks with R, which alone is almost 6%, and the "
+            "activations by a little. The rest does not shrink."
+        )
     for low, high, reason in _MISTAKES:
         if low <= size <= high:
             return wrong(reason)
-    return wrong(f"{size:.3g}% is not near. Only what there is once for each trainable parameter shrinks with R. "
-                 "Divide what is saved by the whole peak.")
+    return wrong(
+        f"{size:.3g}% is not near. Only what there is once for each trainable parameter shrinks with R. "
+        "Divide what is saved by the whole peak."
+    )
 
 
 # --- 03d ---------------------------------------------------------------------------
 
 FREE = 14_000  # MiB
-PEAKS = {"full": {1: 2426.4, 8: 9045.4}, "main": {1: 1866.3, 8: 8222.8}}  # MiB, stock setting; a test compares
+PEAKS = {
+    "full": {1: 2426.4, 8: 9045.4},
+    "main": {1: 1866.3, 8: 8222.8},
+}  # MiB, stock setting; a test compares
 BATCHES = (13, 14)
 
 
@@ -158,28 +226,39 @@ def largest_batches(answer: Any) -> Reply:
     found = tuple(number(value) for value in _pair(answer))
     exact = tuple(_straight_line(peaks) for peaks in PEAKS.values())
     known = {
-        tuple(FREE // peaks[1] for peaks in PEAKS.values()):
-            "you divided by the peak of one window. The state is in that number too, and it is there once, however "
-            "many windows there are. Split the peak into a fixed part and a part for each window.",
+        tuple(
+            FREE // peaks[1] for peaks in PEAKS.values()
+        ): "you divided by the peak of one window. The state is in that number too, and it is there once, however "
+        "many windows there are. Split the peak into a fixed part and a part for each window.",
         tuple(8 * FREE // peaks[8] for peaks in PEAKS.values()):  # both mistakes give 12 and 13
-            "one window too few in each, and there are two ways to get there. Either you divided the rest by what a "
-            "window costs and forgot the first window, whose cost is in the peak of batch 1: add 1. Or you took an "
-            "eighth of the peak at batch 8 for each window: part of it is the state, which does not grow.",
-        tuple(math.ceil(x) for x in exact):
-            "one window too many in each. Either you rounded up, and the next whole window does not fit any more. Or "
-            "you counted the first window twice: 1 is added only if its cost was taken away with the fixed part.",
-        (13, 28): "you divided by R. R says how many parameters train; most of the peak does not depend on it.",
+        "one window too few in each, and there are two ways to get there. Either you divided the rest by what a "
+        "window costs and forgot the first window, whose cost is in the peak of batch 1: add 1. Or you took an "
+        "eighth of the peak at batch 8 for each window: part of it is the state, which does not grow.",
+        tuple(
+            math.ceil(x) for x in exact
+        ): "one window too many in each. Either you rounded up, and the next whole window does not fit any more. Or "
+        "you counted the first window twice: 1 is added only if its cost was taken away with the fixed part.",
+        (
+            13,
+            28,
+        ): "you divided by R. R says how many parameters train; most of the peak does not depend on it.",
         BATCHES[::-1]: "the numbers are right, and the order is not: full training first.",
     }
     if found == BATCHES:
-        return right("13 and 14. Freezing 55% of the parameters makes room for one more window: what each window "
-                     "needs hardly changes.")
+        return right(
+            "13 and 14. Freezing 55% of the parameters makes room for one more window: what each window "
+            "needs hardly changes."
+        )
     if found in known:
         return wrong(known[found])
     if all(abs(a - b) < 0.1 for a, b in zip(found, exact, strict=True)):
-        return wrong("the lines are right, but a batch is a whole number of windows. Which whole number still fits?")
-    return wrong(f"{found[0]:g} and {found[1]:g} are not it. For each plan: what does one more window cost, and what "
-                 "is there before the first window?")
+        return wrong(
+            "the lines are right, but a batch is a whole number of windows. Which whole number still fits?"
+        )
+    return wrong(
+        f"{found[0]:g} and {found[1]:g} are not it. For each plan: what does one more window cost, and what "
+        "is there before the first window?"
+    )
 
 
 def _pair(answer: Any) -> list:
@@ -197,7 +276,15 @@ def _pair(answer: Any) -> list:
 # --- 03e: where the frozen layers stand --------------------------------------------
 
 T, F = True, False
-CHAINS = ([T, T, T, T], [F, F, T, T], [T, T, F, F], [F, F, F, T], [T, F, F, F], [T, F, T, F], [F, T, F, F, T, F])
+CHAINS = (
+    [T, T, T, T],
+    [F, F, T, T],
+    [T, T, F, F],
+    [F, F, F, T],
+    [T, F, F, F],
+    [T, F, T, F],
+    [F, T, F, F, T, F],
+)
 
 
 def step_share(trains: list[bool], price: Callable | None = None) -> float:
@@ -214,48 +301,86 @@ def _price(trains: list[bool]) -> int:
 @exercise("03e")
 def share_of_a_chain(answer: Any) -> Reply:
     """A function from a list of True and False (first layer first) to a share of full training's FLOPs."""
-    reply = judge_function(answer, [(list(chain),) for chain in CHAINS], step_share, {
-        lambda t: sum(t) / len(t):
-            "you return the trainable share R. The forward pass, and the gradients that pass through frozen layers, "
+    reply = judge_function(
+        answer,
+        [(list(chain),) for chain in CHAINS],
+        step_share,
+        {
+            lambda t: (
+                sum(t) / len(t)
+            ): "you return the trainable share R. The forward pass, and the gradients that pass through frozen layers, "
             "cost time too.",
-        _price: "you return the number of terms. Divide by the number of terms when every layer trains.",
-        lambda t: step_share(t, lambda u: len(u) + 2 * sum(u) - any(u)):
-            "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through "
+            _price: "you return the number of terms. Divide by the number of terms when every layer trains.",
+            lambda t: step_share(
+                t, lambda u: len(u) + 2 * sum(u) - any(u)
+            ): "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through "
             "it: the second term stays.",
-        lambda t: step_share(t, lambda u: len(u) + 2 * sum(u)):
-            "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through "
+            lambda t: step_share(
+                t, lambda u: len(u) + 2 * sum(u)
+            ): "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through "
             "it: the second term stays.",
-        lambda t: step_share(t, lambda u: 2 * len(u) - 1 + sum(u)):
-            "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where "
+            lambda t: step_share(
+                t, lambda u: 2 * len(u) - 1 + sum(u)
+            ): "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where "
             "the frozen layers stand decides.",
-        lambda t: step_share(t, lambda u: 2 * len(u) + sum(u)):
-            "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where "
+            lambda t: step_share(
+                t, lambda u: 2 * len(u) + sum(u)
+            ): "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where "
             "the frozen layers stand decides.",
-        lambda t: step_share(t, lambda u: len(u) + sum(u) + sum(any(u[:i + 1]) for i in range(len(u)))):
-            "almost: you give an input gradient to the first trainable layer as well. Nothing below it trains, so "
+            lambda t: step_share(
+                t, lambda u: len(u) + sum(u) + sum(any(u[: i + 1]) for i in range(len(u)))
+            ): "almost: you give an input gradient to the first trainable layer as well. Nothing below it trains, so "
             "nobody needs it. In full training that is layer 1.",
-        lambda t: step_share(t[::-1]): "you read the list from the wrong end: the first entry is the layer next to "
-                                       "the input.",
-        lambda t: step_share(t, lambda u: len(u) + sum(u)): "the second term is missing: the gradient with respect to "
-                                                            "the input of a layer.",
-        lambda t: (_price(t) - len(t)) / (2 * len(t) - 1): "the forward pass is missing. Every layer does it, frozen "
-                                                           "or not.",
-    }, "Equal R, unequal cost: what is frozen at the start saves two terms, what is frozen elsewhere saves one.")
+            lambda t: step_share(
+                t[::-1]
+            ): "you read the list from the wrong end: the first entry is the layer next to the input.",
+            lambda t: step_share(
+                t, lambda u: len(u) + sum(u)
+            ): "the second term is missing: the gradient with respect to the input of a layer.",
+            lambda t: (
+                (_price(t) - len(t)) / (2 * len(t) - 1)
+            ): "the forward pass is missing. Every layer does it, frozen or not.",
+        },
+        "Equal R, unequal cost: what is frozen at the start saves two terms, what is frozen elsewhere saves one.",
+    )
     if not reply.ok:
         return reply
-    return judge_function(answer, [([F, F, F],)], step_share, {
-        lambda t: 0: "right wherever something trains. With everything frozen there is still the forward pass.",
-    }, reply.message)
+    return judge_function(
+        answer,
+        [([F, F, F],)],
+        step_share,
+        {
+            lambda t: (
+                0
+            ): "right wherever something trains. With everything frozen there is still the forward pass.",
+        },
+        reply.message,
+    )
 
 
 # --- 03f: counts for any size ------------------------------------------------------
 
-SIZES = ((768, 12, 3072, 50_257, 2048, True), (192, 4, 768, 4096, 256, True), (64, 3, 100, 1000, 128, True),
-         (64, 3, 100, 1000, 128, False))  # width, n_layers, inner, vocabulary, positions, tied
+SIZES = (
+    (768, 12, 3072, 50_257, 2048, True),
+    (192, 4, 768, 4096, 256, True),
+    (64, 3, 100, 1000, 128, True),
+    (64, 3, 100, 1000, 128, False),
+)  # width, n_layers, inner, vocabulary, positions, tied
 
 
-def gpt_neo_counts(width, n_layers, inner, vocabulary, positions, tied, *, head_trains=True, head_counts=True,
-                   last_norm=True, qkv_biases=False) -> tuple[int, int]:
+def gpt_neo_counts(
+    width,
+    n_layers,
+    inner,
+    vocabulary,
+    positions,
+    tied,
+    *,
+    head_trains=True,
+    head_counts=True,
+    last_norm=True,
+    qkv_biases=False,
+) -> tuple[int, int]:
     """(trainable, all) parameters of a GPT-Neo of these sizes with attention and embeddings frozen."""
     attention = n_layers * (4 * width**2 + (4 if qkv_biases else 1) * width)
     mlp = n_layers * (2 * width * inner + inner + width)
@@ -290,23 +415,39 @@ def _frozen(*sizes):
 def counts_for_any_size(answer: Any) -> Reply:
     """A function of six sizes that returns (trainable, all)."""
     twice = "you count the head also where it is tied. Then it is the token embedding itself: one tensor, counted once."
-    return judge_function(answer, SIZES, gpt_neo_counts, {
-        _but(head_counts=False): "you forgot the head where it is not tied. Then it is a matrix of its own, width x "
-                                 "vocabulary, and it belongs to all parameters.",
-        _but(head_trains=False): "you froze the untied head with the embeddings. The plan freezes attention and "
-                                 "embeddings; an untied head is neither, so it trains.",
-        _tied_counted_twice: twice, _total_counts_twice: twice,
-        _four_times: "you took 4 x width for the inner width of the MLP. That is usual, and not certain: the size is "
-                     "given.",
-        _but(last_norm=False): "a LayerNorm is missing: one stands after the last block.",
-        _but(qkv_biases=True): "you gave q, k and v a bias. In GPT-Neo only the output projection of the attention "
-                               "has one.",
-        lambda *sizes: gpt_neo_counts(*sizes)[::-1]: "both numbers are right, and the order is not: trainable first.",
-        _frozen: "the first number is what the plan freezes. Asked is what trains.",
-        lambda *sizes: gpt_neo_counts(*SIZES[0]): "you return the numbers of GPT-Neo 125M whatever the sizes are. Use "
-                                                  "the arguments.",
-        lambda *sizes: gpt_neo_counts(*sizes)[0]: "return two numbers: trainable, and all.",
-        lambda *sizes: gpt_neo_counts(*sizes)[0] / gpt_neo_counts(*sizes)[1]: "this is R. Return two numbers: "
-                                                                              "trainable, and all.",
-    }, "One line a part, for any size. With an untied head the same plan trains another share: R belongs to a plan "
-       "*and* a model.")
+    return judge_function(
+        answer,
+        SIZES,
+        gpt_neo_counts,
+        {
+            _but(
+                head_counts=False
+            ): "you forgot the head where it is not tied. Then it is a matrix of its own, width x "
+            "vocabulary, and it belongs to all parameters.",
+            _but(
+                head_trains=False
+            ): "you froze the untied head with the embeddings. The plan freezes attention and "
+            "embeddings; an untied head is neither, so it trains.",
+            _tied_counted_twice: twice,
+            _total_counts_twice: twice,
+            _four_times: "you took 4 x width for the inner width of the MLP. That is usual, and not certain: the size is "
+            "given.",
+            _but(last_norm=False): "a LayerNorm is missing: one stands after the last block.",
+            _but(
+                qkv_biases=True
+            ): "you gave q, k and v a bias. In GPT-Neo only the output projection of the attention has one.",
+            lambda *sizes: gpt_neo_counts(*sizes)[
+                ::-1
+            ]: "both numbers are right, and the order is not: trainable first.",
+            _frozen: "the first number is what the plan freezes. Asked is what trains.",
+            lambda *sizes: gpt_neo_counts(
+                *SIZES[0]
+            ): "you return the numbers of GPT-Neo 125M whatever the sizes are. Use the arguments.",
+            lambda *sizes: gpt_neo_counts(*sizes)[0]: "return two numbers: trainable, and all.",
+            lambda *sizes: (
+                gpt_neo_counts(*sizes)[0] / gpt_neo_counts(*sizes)[1]
+            ): "this is R. Return two numbers: trainable, and all.",
+        },
+        "One line a part, for any size. With an untied head the same plan trains another share: R belongs to a plan "
+        "*and* a model.",
+    )

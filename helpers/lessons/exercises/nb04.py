@@ -38,41 +38,53 @@ def rate_of_each_plan(answer: Any) -> Reply:
 def _judge_choice(choose: Callable) -> Reply:
     two = _chosen(choose, TWO_PLANS)
     if two["full"] == two["main"] != WIDER:
-        return wrong(f"you gave both plans one rate, {two['full']}. Each plan has its own best rate: choose inside "
-                     "the loop over the plans.")
+        return wrong(
+            f"you gave both plans one rate, {two['full']}. Each plan has its own best rate: choose inside "
+            "the loop over the plans."
+        )
     worst = {plan: max(losses, key=losses.get) for plan, losses in TWO_PLANS.items()}
     if two == worst:
         return wrong("you took the rate with the highest loss. A lower loss is better.")
     if two != {"full": 1e-4, "main": 3e-4}:
-        return wrong(f"for {TWO_PLANS} your function says {two}. The lowest loss of each plan stands in the middle of "
-                     "its grid.")
+        return wrong(
+            f"for {TWO_PLANS} your function says {two}. The lowest loss of each plan stands in the middle of "
+            "its grid."
+        )
     for table in (UPPER_EDGE, LOWER_EDGE):
         found = _chosen(choose, table)["main"]
         if found != WIDER:
             best = min(table["main"], key=table["main"].get)
-            return wrong(f"for {table['main']} you chose {found}. The lowest loss is that of {best}, at the edge of "
-                         "the grid. Nobody has tried what lies beyond it, so nothing shows that it is best: say "
-                         f"'{WIDER}'.")
+            return wrong(
+                f"for {table['main']} you chose {found}. The lowest loss is that of {best}, at the edge of "
+                "the grid. Nobody has tried what lies beyond it, so nothing shows that it is best: say "
+                f"'{WIDER}'."
+            )
     return _judge_awkward(choose)
 
 
 def _judge_awkward(choose: Callable) -> Reply:
     found = _chosen(choose, DIVERGED)["main"]
     if found != 3e-4:
-        return wrong(f"for {DIVERGED['main']} you chose {found}. NaN is a run that diverged. It must not win (a "
-                     "comparison with NaN is always False, so min() may return it), and it is a neighbour that was "
-                     "tried.")
+        return wrong(
+            f"for {DIVERGED['main']} you chose {found}. NaN is a run that diverged. It must not win (a "
+            "comparison with NaN is always False, so min() may return it), and it is a neighbour that was "
+            "tried."
+        )
     if _chosen(choose, ANY_ORDER)["main"] != 3e-4 or _chosen(choose, ANY_ORDER_EDGE)["main"] != WIDER:
-        return wrong("your function trusts the order of the table. The edge is the smallest and the largest rate, "
-                     "wherever they stand.")
+        return wrong(
+            "your function trusts the order of the table. The edge is the smallest and the largest rate, "
+            "wherever they stand."
+        )
     return right("A rate for each plan, never from the edge of a grid, and no prize for a run that diverged.")
 
 
 def _chosen(choose: Callable, table: dict) -> dict:
     found = call(choose, {plan: dict(losses) for plan, losses in table.items()})
     if not isinstance(found, dict) or set(found) != set(table):
-        raise ValueError(f"it should return a dict with the keys {sorted(table)}, and returned "
-                         f"{found if isinstance(found, dict) else named(found)}")
+        raise ValueError(
+            f"it should return a dict with the keys {sorted(table)}, and returned "
+            f"{found if isinstance(found, dict) else named(found)}"
+        )
     return {plan: WIDER if _says_wider(value) else number(value) for plan, value in found.items()}
 
 
@@ -97,7 +109,11 @@ def resume_exactly(answer: Any) -> Reply:
 
 
 def _two_functions(answer: Any) -> tuple[Callable, Callable]:
-    pair = (answer["save"], answer["load"]) if isinstance(answer, dict) and {"save", "load"} <= set(answer) else answer
+    pair = (
+        (answer["save"], answer["load"])
+        if isinstance(answer, dict) and {"save", "load"} <= set(answer)
+        else answer
+    )
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(callable(f) for f in pair):
         raise ValueError("two functions are asked for: answer_04d = (save, load)")
     return tuple(pair)
@@ -119,7 +135,9 @@ def _judge_resume(save: Callable, load: Callable) -> Reply:
     unbroken, its_optimizer = _toy(seed=0)
     _toy_steps(unbroken, its_optimizer, 0, END)
     if not _same(_all_of(model, optimizer)["weights"], _all_of(unbroken, its_optimizer)["weights"]):
-        return wrong("all is back after loading, and yet the end differs. Does your function change anything else?")
+        return wrong(
+            "all is back after loading, and yet the end differs. Does your function change anything else?"
+        )
     return right("Weights, moments, random state and place in the data: the end is the same, bit for bit.")
 
 
@@ -127,16 +145,22 @@ def _what_is_missing(now: dict, then: dict, lost: dict) -> str | None:
     """The first part of the run that is not what it was when it was saved."""
     for part, name in (("weights", "weights"), ("moments", "optimizer's moments")):
         if not _same(now[part], then[part]) and _same(now[part], lost[part]):
-            return (f"the {name} that you saved went on changing while training went on: state_dict() hands out the "
-                    "living tensors. Copy them (copy.deepcopy, or clone each).")
+            return (
+                f"the {name} that you saved went on changing while training went on: state_dict() hands out the "
+                "living tensors. Copy them (copy.deepcopy, or clone each)."
+            )
     if not _same(now["weights"], then["weights"]):
         return "the weights are not those of the moment of saving. Save model.state_dict() and load it."
     if not _same(now["moments"], then["moments"]):
-        return ("the weights are back, but AdamW's moments are not: it starts again without its memory of earlier "
-                "gradients. Save and load the optimizer's state_dict() as well.")
+        return (
+            "the weights are back, but AdamW's moments are not: it starts again without its memory of earlier "
+            "gradients. Save and load the optimizer's state_dict() as well."
+        )
     if not _same(now["dice"], then["dice"]):
-        return ("weights and moments are back, but the random state is not, so dropout strikes other numbers. Keep "
-                "torch.get_rng_state(), and set it as the last thing that load does.")
+        return (
+            "weights and moments are back, but the random state is not, so dropout strikes other numbers. Keep "
+            "torch.get_rng_state(), and set it as the last thing that load does."
+        )
     return None
 
 
@@ -148,10 +172,14 @@ def _wrong_step(step: Any) -> str | None:
     except ValueError as fault:
         return f"all is back, but load should return the step at which the run goes on: {fault}."
     if found == 0:
-        return ("load returns step 0, so the data order starts from the beginning: the run sees its first batches "
-                "twice. Save the step, and return it.")
+        return (
+            "load returns step 0, so the data order starts from the beginning: the run sees its first batches "
+            "twice. Save the step, and return it."
+        )
     if found != SAVED_AT:
-        return f"load returns step {step}, but the run was saved after step {SAVED_AT}. Return what was saved."
+        return (
+            f"load returns step {step}, but the run was saved after step {SAVED_AT}. Return what was saved."
+        )
     return None
 
 
@@ -173,9 +201,14 @@ def _toy_steps(model, optimizer, first: int, last: int) -> None:
 
 def _all_of(model, optimizer) -> dict[str, list[torch.Tensor]]:
     """Copies of everything that decides how the run goes on."""
-    moments = [torch.as_tensor(v).clone() for p in model.parameters() for _, v in sorted(optimizer.state[p].items())]
-    return {"weights": [p.detach().clone() for p in model.parameters()], "moments": moments,
-            "dice": [torch.get_rng_state()]}
+    moments = [
+        torch.as_tensor(v).clone() for p in model.parameters() for _, v in sorted(optimizer.state[p].items())
+    ]
+    return {
+        "weights": [p.detach().clone() for p in model.parameters()],
+        "moments": moments,
+        "dice": [torch.get_rng_state()],
+    }
 
 
 def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -192,15 +225,24 @@ def loss_over_unequal_lengths(answer: Any) -> Reply:
     """Three micro-batches: 400 tokens at 3.0 nats, 80 at 4.0, 20 at 5.0. The loss of the batch."""
     n_tokens = sum(n for _, n in MICRO_BATCHES)
     total = sum(mean * n for mean, n in MICRO_BATCHES)
-    return judge_number(answer, total / n_tokens, "1,620 nats over 500 tokens. Each token counts once.", {
-        4.0: "you took the mean of the three means. Then a token of the short micro-batch counts 20 times as much as "
-             "one of the long. Add up nats and tokens, and divide once.",
-        total: "you added up the nats of all tokens, which is right, and forgot to divide by the number of tokens.",
-        total / 3: "you divided the sum of all nats by three micro-batches. Divide by the number of tokens.",
-        12.0: "you added up the three means. A mean cannot be added up: turn each back into a sum first.",
-        12.0 / n_tokens: "you divided the sum of the *means* by the tokens. First turn each mean back into a sum: "
-                         "mean times its tokens.",
-    }, within=5e-3, otherwise="How many nats does each micro-batch hold in all?")
+    return judge_number(
+        answer,
+        total / n_tokens,
+        "1,620 nats over 500 tokens. Each token counts once.",
+        {
+            4.0: "you took the mean of the three means. Then a token of the short micro-batch counts 20 times as much as "
+            "one of the long. Add up nats and tokens, and divide once.",
+            total: "you added up the nats of all tokens, which is right, and forgot to divide by the number of tokens.",
+            total
+            / 3: "you divided the sum of all nats by three micro-batches. Divide by the number of tokens.",
+            12.0: "you added up the three means. A mean cannot be added up: turn each back into a sum first.",
+            12.0
+            / n_tokens: "you divided the sum of the *means* by the tokens. First turn each mean back into a sum: "
+            "mean times its tokens.",
+        },
+        within=5e-3,
+        otherwise="How many nats does each micro-batch hold in all?",
+    )
 
 
 # --- Checks for the two exercises of ``04_training`` that test a function: a step in parts, and a ratio of times ---
@@ -232,8 +274,12 @@ def broken_step(weight: str = "tokens", clear: str = "after", often: bool = Fals
             if clear == "each part":
                 optimizer.zero_grad()
             total = loss_of(model, part)
-            (total / {"tokens": n_tokens, "means": len(part) * len(parts), "sum of means": len(part),
-                      "sums": 1}[weight]).backward()
+            (
+                total
+                / {"tokens": n_tokens, "means": len(part) * len(parts), "sum of means": len(part), "sums": 1}[
+                    weight
+                ]
+            ).backward()
             nats += total.item()
             if often:
                 optimizer.step()
@@ -248,18 +294,36 @@ def broken_step(weight: str = "tokens", clear: str = "after", often: bool = Fals
 
 
 MISTAKES = (
-    (broken_step("means"), "the parts count alike, whatever their length: you took the mean of their means. Divide "
-                           "each sum by the tokens of the whole batch."),
-    (broken_step("sum of means"), "you added up the means of the parts. A mean cannot be added up: divide each sum by "
-                                  "the tokens of the whole batch."),
-    (broken_step("sums"), "you called backward on the sum of the losses. The gradient then grows with the number of "
-                          "tokens: divide by the tokens of the whole batch."),
-    (broken_step(clear="never"), "the second step is wrong: the gradient of the first is still in .grad. Call "
-                                 "optimizer.zero_grad() once a step."),
-    (broken_step(clear="each part"), "you clear the gradient inside the loop over the parts, so only the last part "
-                                     "counts. Clear it once a step."),
-    (broken_step(often=True), "you called optimizer.step() for each part. That is several small steps, not one step "
-                              "over the whole batch."),
+    (
+        broken_step("means"),
+        "the parts count alike, whatever their length: you took the mean of their means. Divide "
+        "each sum by the tokens of the whole batch.",
+    ),
+    (
+        broken_step("sum of means"),
+        "you added up the means of the parts. A mean cannot be added up: divide each sum by "
+        "the tokens of the whole batch.",
+    ),
+    (
+        broken_step("sums"),
+        "you called backward on the sum of the losses. The gradient then grows with the number of "
+        "tokens: divide by the tokens of the whole batch.",
+    ),
+    (
+        broken_step(clear="never"),
+        "the second step is wrong: the gradient of the first is still in .grad. Call "
+        "optimizer.zero_grad() once a step.",
+    ),
+    (
+        broken_step(clear="each part"),
+        "you clear the gradient inside the loop over the parts, so only the last part "
+        "counts. Clear it once a step.",
+    ),
+    (
+        broken_step(often=True),
+        "you called optimizer.step() for each part. That is several small steps, not one step "
+        "over the whole batch.",
+    ),
 )
 
 
@@ -271,13 +335,19 @@ def one_step_in_parts(answer: Any) -> Reply:
     if not torch.allclose(weights, expected):
         return wrong(_named(weights, expected))
     if None in losses:
-        return wrong("the weights are right, but your function returns nothing. Return the loss in nats a token.")
+        return wrong(
+            "the weights are right, but your function returns nothing. Return the loss in nats a token."
+        )
     if not np.allclose([number(loss) for loss in losses], expected_losses):
-        return wrong("the weights are right, and the loss that you return is not. It is the sum of the losses of all "
-                     "parts, divided by all tokens, measured before the step.")
+        return wrong(
+            "the weights are right, and the loss that you return is not. It is the sum of the losses of all "
+            "parts, divided by all tokens, measured before the step."
+        )
     if held:
-        return wrong("the result is right, but you read the next part before calling backward on the one before. Then "
-                     "what all parts keep is in memory at once, and nothing is saved. Call backward inside the loop.")
+        return wrong(
+            "the result is right, but you read the next part before calling backward on the one before. Then "
+            "what all parts keep is in memory at once, and nothing is saved. Call backward inside the loop."
+        )
     return right("One step over all tokens, with one part in memory at a time.")
 
 
@@ -288,8 +358,10 @@ def _named(weights: torch.Tensor, expected: torch.Tensor) -> str:
     for mistake, reason in MISTAKES:
         if torch.allclose(weights, _after(mistake)[0]):
             return reason
-    return ("the weights end somewhere else than after one step over the whole batch. In order: a loss for each part, "
-            "backward, then one step, then clear.")
+    return (
+        "the weights end somewhere else than after one step over the whole batch. In order: a loss for each part, "
+        "backward, then one step, then clear."
+    )
 
 
 def _after(step: Callable) -> tuple[torch.Tensor, list, bool]:
@@ -324,12 +396,16 @@ def _flat(model: nn.Module) -> torch.Tensor:
 # --- 04e: a ratio of times ---------------------------------------------------------
 
 # (main, full) in seconds. In the second list the machine grows slower from pair to pair.
-TIMES = ([(0.9, 1.0), (0.8, 1.0), (0.85, 1.0)], [(0.8, 1.0), (1.7, 2.0), (3.3, 4.0), (6.2, 8.0)],
-         [(1.0, 2.0), (2.0, 1.0), (1.5, 1.0), (1.0, 1.25), (1.0, 1.1)])
+TIMES = (
+    [(0.9, 1.0), (0.8, 1.0), (0.85, 1.0)],
+    [(0.8, 1.0), (1.7, 2.0), (3.3, 4.0), (6.2, 8.0)],
+    [(1.0, 2.0), (2.0, 1.0), (1.5, 1.0), (1.0, 1.25), (1.0, 1.1)],
+)
 
 
-def time_ratio(pairs, *, inverse=False, mean=lambda logs: logs.mean(), t=None, ddof=1, root=True, paired=True,
-               logs=True) -> tuple[float, float, float]:
+def time_ratio(
+    pairs, *, inverse=False, mean=lambda logs: logs.mean(), t=None, ddof=1, root=True, paired=True, logs=True
+) -> tuple[float, float, float]:
     """(ratio, low, high) of main over full over pairs of times; the options are the usual mistakes."""
     main, full = np.array(pairs, dtype=float).T
     if inverse:
@@ -362,16 +438,28 @@ def ratio_of_times(answer: Any) -> Reply:
     first = plain(value_of(answer, list(TIMES[0])))
     if not isinstance(first, (list, tuple)) or len(first) != 3:
         return wrong("return three numbers: the ratio, and the two ends of its interval.")
-    reply = judge_function(lambda pairs: answer(pairs)[0], [(case,) for case in TIMES], _only(time_ratio), {
-        _only(_variant(inverse=True)): "you divided full by main. Asked is main / full: below 1 means that main is "
-                                       "faster.",
-        _only(_ratio_of_means): "you divided two mean times. Then the slowest pair counts most, and what was slow may "
-                                "have been the machine. Take the ratio in each pair first.",
-        _only(_variant(logs=False)): "you took the plain mean of the ratios. Then 'twice' (2) weighs more than 'half' "
-                                     "(0.5): one of each should give 1. Average the logarithms.",
-        lambda pairs: math.log(time_ratio(pairs)[0]): "you return the mean logarithm. Turn it back into a ratio: "
-                                                      "math.exp.",
-    }, "")
+    reply = judge_function(
+        lambda pairs: answer(pairs)[0],
+        [(case,) for case in TIMES],
+        _only(time_ratio),
+        {
+            _only(
+                _variant(inverse=True)
+            ): "you divided full by main. Asked is main / full: below 1 means that main is faster.",
+            _only(
+                _ratio_of_means
+            ): "you divided two mean times. Then the slowest pair counts most, and what was slow may "
+            "have been the machine. Take the ratio in each pair first.",
+            _only(
+                _variant(logs=False)
+            ): "you took the plain mean of the ratios. Then 'twice' (2) weighs more than 'half' "
+            "(0.5): one of each should give 1. Average the logarithms.",
+            lambda pairs: math.log(
+                time_ratio(pairs)[0]
+            ): "you return the mean logarithm. Turn it back into a ratio: math.exp.",
+        },
+        "",
+    )
     return _judge_bounds(answer) if reply.ok else reply
 
 
@@ -385,17 +473,32 @@ def _judge_bounds(answer: Callable) -> Reply:
         ratio, low, high = time_ratio(pairs)
         return ratio, math.log(low), math.log(high)
 
-    return judge_function(answer, [(case,) for case in TIMES], time_ratio, {
-        _variant(t=1.96): "the ratio is right. For the interval you took 1.96; for so few pairs t is larger: "
-                          "stats.t.ppf(0.975, n - 1).",
-        _variant(t=float(stats.norm.ppf(0.975))): "the ratio is right. For the interval you took the normal "
-                                                  "distribution; for so few pairs t is larger: "
-                                                  "stats.t.ppf(0.975, n - 1).",
-        _variant(ddof=0): "the ratio is right. The spread is not: np.std divides by n unless you say ddof=1.",
-        _variant(root=False): "the ratio is right. Divide the standard deviation by the square root of the number of "
-                              "pairs.",
-        _variant(paired=False): "the ratio is right. The interval takes the spread of the two plans one by one, so the "
-                                "drift of the machine is in it. Take the spread of the differences within pairs.",
-        logarithms: "the ratio is right. Both ends are still logarithms: math.exp.",
-        symmetric: "the ratio is right. The half-width belongs to the logarithms: add it there, then math.exp.",
-    }, "Ratios in pairs, averaged as logarithms: the drift of the machine cancels.")
+    return judge_function(
+        answer,
+        [(case,) for case in TIMES],
+        time_ratio,
+        {
+            _variant(
+                t=1.96
+            ): "the ratio is right. For the interval you took 1.96; for so few pairs t is larger: "
+            "stats.t.ppf(0.975, n - 1).",
+            _variant(
+                t=float(stats.norm.ppf(0.975))
+            ): "the ratio is right. For the interval you took the normal "
+            "distribution; for so few pairs t is larger: "
+            "stats.t.ppf(0.975, n - 1).",
+            _variant(
+                ddof=0
+            ): "the ratio is right. The spread is not: np.std divides by n unless you say ddof=1.",
+            _variant(
+                root=False
+            ): "the ratio is right. Divide the standard deviation by the square root of the number of pairs.",
+            _variant(
+                paired=False
+            ): "the ratio is right. The interval takes the spread of the two plans one by one, so the "
+            "drift of the machine is in it. Take the spread of the differences within pairs.",
+            logarithms: "the ratio is right. Both ends are still logarithms: math.exp.",
+            symmetric: "the ratio is right. The half-width belongs to the logarithms: add it there, then math.exp.",
+        },
+        "Ratios in pairs, averaged as logarithms: the drift of the machine cancels.",
+    )

@@ -16,23 +16,37 @@ from helpers.lessons.reading import items, number
 
 @exercise("05a")
 def forgetting_at_equal_gain(answer) -> Reply:
-    return judge_number(answer, -0.01, "At a gain of 0.10 run A has forgotten 0.07 and run B 0.06.", {
-        0.01: "the sign is turned round: B minus A was asked for.",
-        -0.055: "you compared at equal steps (step 40). Compare where both have a gain of 0.10.",
-        -0.085: "you compared the last points. A's gain is falling there, and the gains are not equal.",
-        -0.07: "0.07 is A's forgetting at that gain. Subtract it from B's.",
-        0.06: "0.06 is B's forgetting at that gain. Subtract A's from it.",
-    }, within=5e-4, otherwise="Find for each run the two points around a gain of 0.10 and go halfway.")
+    return judge_number(
+        answer,
+        -0.01,
+        "At a gain of 0.10 run A has forgotten 0.07 and run B 0.06.",
+        {
+            0.01: "the sign is turned round: B minus A was asked for.",
+            -0.055: "you compared at equal steps (step 40). Compare where both have a gain of 0.10.",
+            -0.085: "you compared the last points. A's gain is falling there, and the gains are not equal.",
+            -0.07: "0.07 is A's forgetting at that gain. Subtract it from B's.",
+            0.06: "0.06 is B's forgetting at that gain. Subtract A's from it.",
+        },
+        within=5e-4,
+        otherwise="Find for each run the two points around a gain of 0.10 and go halfway.",
+    )
 
 
 @exercise("05b")
 def half_width_over_pairs(answer) -> Reply:
-    return judge_number(answer, 0.014307, "Ten pairs, nine degrees of freedom: t is 2.26.", {
-        0.001241: "you took n = 1,000. Windows are repeated looks at the same ten pairs.",
-        0.012396: "you took 1.96. With ten pairs the t distribution asks for 2.26.",
-        0.006325: "that is the standard error. Multiply it by t.",
-        0.045243: "you left out the square root of n: that is the spread of single pairs.",
-    }, within=4e-5, otherwise="half-width = t with n - 1 degrees of freedom, times SD, over the square root of n.")
+    return judge_number(
+        answer,
+        0.014307,
+        "Ten pairs, nine degrees of freedom: t is 2.26.",
+        {
+            0.001241: "you took n = 1,000. Windows are repeated looks at the same ten pairs.",
+            0.012396: "you took 1.96. With ten pairs the t distribution asks for 2.26.",
+            0.006325: "that is the standard error. Multiply it by t.",
+            0.045243: "you left out the square root of n: that is the spread of single pairs.",
+        },
+        within=4e-5,
+        otherwise="half-width = t with n - 1 degrees of freedom, times SD, over the square root of n.",
+    )
 
 
 @exercise("05c")
@@ -40,15 +54,23 @@ def style_number(answer) -> Reply:
     if not callable(answer):
         return wrong("a function is asked for: answer_05c = style, without brackets.")
     texts = {"A": 3.4, "E": 3.9}
-    any_story = {(m, t): base - (0.0 if m == "base" else 0.2) for t, base in texts.items() for m in ("base", "A", "E")}
+    any_story = {
+        (m, t): base - (0.0 if m == "base" else 0.2) for t, base in texts.items() for m in ("base", "A", "E")
+    }
     one_better = {**any_story, ("A", "A"): 3.0, ("A", "E"): 3.5}  # A's model is better at every story
     own = {**any_story, ("A", "A"): 3.1, ("E", "E"): 3.6}
-    number_of_any, number_of_one, number_of_own = (number(value_of(answer, t)) for t in (any_story, one_better, own))
+    number_of_any, number_of_one, number_of_own = (
+        number(value_of(answer, t)) for t in (any_story, one_better, own)
+    )
     if not math.isclose(number_of_any, 0.0, abs_tol=1e-9):
-        return wrong("two models that became better at every story get a style. That is the own gain: compare two "
-                     "tuned models on the same text instead.")
+        return wrong(
+            "two models that became better at every story get a style. That is the own gain: compare two "
+            "tuned models on the same text instead."
+        )
     if not math.isclose(number_of_one, 0.0, abs_tol=1e-9):
-        return wrong("one model that is better at every story gets a style. Use both texts, so that it cancels.")
+        return wrong(
+            "one model that is better at every story gets a style. Use both texts, so that it cancels."
+        )
     if number_of_own <= 0:
         return wrong("models that are best on their own author get no positive number. Check the sign.")
     return right("what helps with any story cancels, on both texts.")
@@ -57,38 +79,81 @@ def style_number(answer) -> Reply:
 # --- 05d: verdicts -----------------------------------------------------------------
 
 SMALLEST = 0.02  # nats a token
-CASES = ((-0.05, -0.08, -0.02), (-0.03, -0.07, 0.01), (0.001, -0.006, 0.008), (-0.008, -0.012, -0.004),
-         (0.04, 0.02, 0.06), (-0.022, -0.048, 0.004), (-0.06, math.nan, math.nan))  # (mean, low, high); claimed: lower
-VERDICTS = ("holds", "not decided", "does not hold", "does not hold", "does not hold", "not decided", "not decided")
+CASES = (
+    (-0.05, -0.08, -0.02),
+    (-0.03, -0.07, 0.01),
+    (0.001, -0.006, 0.008),
+    (-0.008, -0.012, -0.004),
+    (0.04, 0.02, 0.06),
+    (-0.022, -0.048, 0.004),
+    (-0.06, math.nan, math.nan),
+)  # (mean, low, high); claimed: lower
+VERDICTS = (
+    "holds",
+    "not decided",
+    "does not hold",
+    "does not hold",
+    "does not hold",
+    "not decided",
+    "not decided",
+)
 
 # (case, verdict given) to what probably happened
 MISREAD = {
-    (2, "does not hold"): "zero lies inside, so an effect is not shown. But -0.05 lies inside as well: it is not shut "
-                          "out either. Not shown is not the same as shown to be absent.",
+    (
+        2,
+        "does not hold",
+    ): "zero lies inside, so an effect is not shown. But -0.05 lies inside as well: it is not shut "
+    "out either. Not shown is not the same as shown to be absent.",
     (2, "holds"): "you read the middle alone. The interval also holds zero, and values above it.",
-    (3, "not decided"): "zero lies inside, but look at the width: every value that would count (-0.02 and below) lies "
-                        "outside. The question is answered.",
+    (
+        3,
+        "not decided",
+    ): "zero lies inside, but look at the width: every value that would count (-0.02 and below) lies "
+    "outside. The question is answered.",
     (3, "holds"): "the interval holds no value of -0.02 or below, so an effect that counts is shut out.",
-    (4, "holds"): "the whole interval is below zero, so there is a difference. But it is too small to count: even the "
-                  "lower end does not reach -0.02.",
-    (4, "not decided"): "the interval is narrow: it says quite well how large the difference is. Too small to count.",
+    (
+        4,
+        "holds",
+    ): "the whole interval is below zero, so there is a difference. But it is too small to count: even the "
+    "lower end does not reach -0.02.",
+    (
+        4,
+        "not decided",
+    ): "the interval is narrow: it says quite well how large the difference is. Too small to count.",
     (5, "holds"): "the interval leaves zero out on the *other* side: the claim says lower.",
     (6, "holds"): "the estimate is large enough to count, but the interval holds zero.",
-    (6, "does not hold"): "the interval holds values that would count (down to -0.048). Nothing shuts them out.",
+    (
+        6,
+        "does not hold",
+    ): "the interval holds values that would count (down to -0.048). Nothing shuts them out.",
     (7, "holds"): "one pair has no spread, so no interval. However large the number, it decides nothing.",
-    (7, "does not hold"): "one pair has no spread, so no interval: nothing is shut out, and nothing is shown.",
+    (
+        7,
+        "does not hold",
+    ): "one pair has no spread, so no interval: nothing is shut out, and nothing is shown.",
 }
-_SPOKEN = {"h": "holds", "hold": "holds", "d": "does not hold", "no": "does not hold", "n": "not decided",
-           "undecided": "not decided"}
+_SPOKEN = {
+    "h": "holds",
+    "hold": "holds",
+    "d": "does not hold",
+    "no": "does not hold",
+    "n": "not decided",
+    "undecided": "not decided",
+}
 
 
 @exercise("05d")
 def verdicts_of_intervals(answer: Any) -> Reply:
     """Seven verdicts: a list, tuple, array, dict by number, or text with commas."""
     given = _verdicts(answer)
-    errors = [(n, found) for n, (found, said) in enumerate(zip(given, VERDICTS, strict=True), 1) if found != said]
+    errors = [
+        (n, found) for n, (found, said) in enumerate(zip(given, VERDICTS, strict=True), 1) if found != said
+    ]
     if not errors:
-        return right("All seven. A verdict asks two questions: which side of zero, and large enough to count?")
+        return right(
+            "All seven. A verdict asks two questions: which side of zero, and large enough to count?"
+        )
     n, found = errors[0]
     mean, low, high = CASES[n - 1]
     reason = MISREAD.get((n, found), f"compare [{low:+.3f}, {high:+.3f}] with zero and with -{SMALLEST:g}.")
@@ -118,14 +183,19 @@ NAN = math.nan
 
 
 def _run(*rows: tuple[float, float, float]) -> list[dict]:
-    return [{"step": 20 * i, "train": train, "dev": dev, "test": test} for i, (train, dev, test) in enumerate(rows)]
+    return [
+        {"step": 20 * i, "train": train, "dev": dev, "test": test}
+        for i, (train, dev, test) in enumerate(rows)
+    ]
 
 
 RUNS = (
     [_run((3.6, 3.50, 3.52), (3.3, 3.41, 3.46), (3.1, 3.38, 3.47), (2.9, 3.44, 3.45))],
-    [_run((3.6, 3.50, 3.52), (3.3, 3.40, 3.44), (3.35, 3.43, 3.41)),
-     _run((3.6, 3.50, 3.52), (3.2, 3.42, 3.49), (3.0, 3.39, 3.50)),
-     _run((3.6, 3.50, 3.52), (3.4, 3.45, 3.40), (3.2, 3.41, 3.48))],
+    [
+        _run((3.6, 3.50, 3.52), (3.3, 3.40, 3.44), (3.35, 3.43, 3.41)),
+        _run((3.6, 3.50, 3.52), (3.2, 3.42, 3.49), (3.0, 3.39, 3.50)),
+        _run((3.6, 3.50, 3.52), (3.4, 3.45, 3.40), (3.2, 3.41, 3.48)),
+    ],
     [_run((3.6, 3.50, 3.52), (3.3, 3.41, 3.45), (NAN, NAN, NAN)), _run((3.6, 3.50, 3.52), (NAN, NAN, NAN))],
 )
 
@@ -151,36 +221,64 @@ def _nan_wins(run: list[dict]) -> float:
 @exercise("05e")
 def test_loss_to_report(answer: Any) -> Reply:
     """A function from runs (lists of evaluations with step, train, dev, test) to one number."""
-    on_test = ("you chose the point with the lowest *test* loss. Then the test text took part in the choice, and its "
-               "loss is too good. Choose on dev, and read test once.")
+    on_test = (
+        "you chose the point with the lowest *test* loss. Then the test text took part in the choice, and its "
+        "loss is too good. Choose on dev, and read test once."
+    )
     nan = "a run that diverged has NaN, and NaN won. Comparisons with NaN are always False: leave such points out."
     finite = [[[e for e in run if not math.isnan(e["dev"])] for run in runs] for runs in RUNS[:2]]
-    reply = judge_function(answer, [(runs,) for runs in finite], reported, {
-        _mean(lambda run: _best(run, "test")["test"]): on_test,
-        lambda runs: min(e["test"] for run in runs for e in run): on_test,
-        _mean(lambda run: run[-1]["test"]): "you took the last point of each run. After its best dev loss a run "
-                                            "over-fits: read test where dev is lowest.",
-        _mean(lambda run: _best(run, "train")["test"]): "you chose by the training loss. It falls on while the model "
-                                                        "learns the text by heart: choose on dev.",
-        lambda runs: min((_best(run, "dev") for run in runs), key=lambda e: e["dev"])["test"]:
-            "you report the best run alone. Readers who train once get an average run: take the mean over all runs.",
-        lambda runs: min(_best(run, "dev")["test"] for run in runs):
-            "you report the best run alone. Readers who train once get an average run: take the mean over all runs.",
-        _mean(lambda run: _best(run, "dev")["dev"]): "you return the dev loss. It was chosen to be low, so it is too "
-                                                     "good: return the test loss at that point.",
-        _mean(lambda run: sum(e["test"] for e in run) / len(run)): "you took the mean over all points of a run. A run "
-                                                                   "is reported at one point: where dev is lowest.",
-        lambda runs: sum(_best(run, "dev")["test"] for run in runs): "you added the runs up. Divide by their number.",
-    }, "Chosen on dev, read on test, averaged over all runs, with none left out.")
+    reply = judge_function(
+        answer,
+        [(runs,) for runs in finite],
+        reported,
+        {
+            _mean(lambda run: _best(run, "test")["test"]): on_test,
+            lambda runs: min(e["test"] for run in runs for e in run): on_test,
+            _mean(
+                lambda run: run[-1]["test"]
+            ): "you took the last point of each run. After its best dev loss a run "
+            "over-fits: read test where dev is lowest.",
+            _mean(
+                lambda run: _best(run, "train")["test"]
+            ): "you chose by the training loss. It falls on while the model "
+            "learns the text by heart: choose on dev.",
+            lambda runs: min((_best(run, "dev") for run in runs), key=lambda e: e["dev"])[
+                "test"
+            ]: "you report the best run alone. Readers who train once get an average run: take the mean over all runs.",
+            lambda runs: min(
+                _best(run, "dev")["test"] for run in runs
+            ): "you report the best run alone. Readers who train once get an average run: take the mean over all runs.",
+            _mean(
+                lambda run: _best(run, "dev")["dev"]
+            ): "you return the dev loss. It was chosen to be low, so it is too "
+            "good: return the test loss at that point.",
+            _mean(
+                lambda run: sum(e["test"] for e in run) / len(run)
+            ): "you took the mean over all points of a run. A run "
+            "is reported at one point: where dev is lowest.",
+            lambda runs: sum(
+                _best(run, "dev")["test"] for run in runs
+            ): "you added the runs up. Divide by their number.",
+        },
+        "Chosen on dev, read on test, averaged over all runs, with none left out.",
+    )
     return _judge_diverged(answer, reply, nan) if reply.ok else reply
 
 
 def _judge_diverged(answer: Any, reply: Reply, nan: str) -> Reply:
-    return judge_function(answer, [(RUNS[2],)], reported, {
-        _mean(_nan_wins): nan,
-        lambda runs: _best(runs[0], "dev")["test"]: "you dropped the run that diverged. It counts too, at its best dev "
-                                                    "loss: leave out its NaN points, not the run.",
-    }, reply.message)
+    return judge_function(
+        answer,
+        [(RUNS[2],)],
+        reported,
+        {
+            _mean(_nan_wins): nan,
+            lambda runs: _best(runs[0], "dev")[
+                "test"
+            ]: "you dropped the run that diverged. It counts too, at its best dev "
+            "loss: leave out its NaN points, not the run.",
+        },
+        reply.message,
+    )
 
 
 # --- 05f: forgetting from logits ---------------------------------------------------
@@ -212,36 +310,66 @@ def _cross_entropy(base, tuned):
 @exercise("05f")
 def forgetting_from_logits(answer: Any) -> Reply:
     """A function from the logits of the base and of the tuned model to nats a token."""
-    reply = judge_function(answer, _logits(), forgetting, {
-        lambda b, t: forgetting(t, b): "this is KL(tuned || base). Asked is what became of the *base's* likely tokens: "
-                                       "weigh by the base's probabilities. (kl_div takes the tuned model's log first.)",
-        lambda b, t: -forgetting(b, t): "the sign is turned round: ln p - ln q, with p the base's. A KL is never "
-                                        "negative.",
-        lambda b, t: forgetting(b, t) / b.size(-1):
-            "you took the mean over the vocabulary too. A token's KL is a *sum* over the vocabulary; the mean is over "
+    reply = judge_function(
+        answer,
+        _logits(),
+        forgetting,
+        {
+            lambda b, t: forgetting(
+                t, b
+            ): "this is KL(tuned || base). Asked is what became of the *base's* likely tokens: "
+            "weigh by the base's probabilities. (kl_div takes the tuned model's log first.)",
+            lambda b, t: (
+                -forgetting(b, t)
+            ): "the sign is turned round: ln p - ln q, with p the base's. A KL is never negative.",
+            lambda b, t: (
+                forgetting(b, t) / b.size(-1)
+            ): "you took the mean over the vocabulary too. A token's KL is a *sum* over the vocabulary; the mean is over "
             "tokens. (kl_div's reduction='mean' does this.)",
-        lambda b, t: forgetting(b, t) * b[..., 0].numel(): "you added up all tokens. Asked is a mean: nats a token.",
-        lambda b, t: forgetting(b, t) * b.size(1):
-            "you divided by the windows, not by the tokens. (kl_div's reduction='batchmean' divides by the first "
+            lambda b, t: (
+                forgetting(b, t) * b[..., 0].numel()
+            ): "you added up all tokens. Asked is a mean: nats a token.",
+            lambda b, t: (
+                forgetting(b, t) * b.size(1)
+            ): "you divided by the windows, not by the tokens. (kl_div's reduction='batchmean' divides by the first "
             "size alone.)",
-        lambda b, t: forgetting(b, t) / math.log(2): "this is in bits. For nats take the natural logarithm.",
-        _over_time: "your softmax runs over the tokens (dim 1). The vocabulary is the last dimension: dim=-1.",
-        _cross_entropy: "this is the cross-entropy: it is not 0 for two equal models. Subtract the base's own entropy, "
-                        "or use ln p - ln q.",
-        lambda b, t: (b - t).square().mean(): "you compared logits. Adding a constant to all logits changes no "
-                                              "probability: compare distributions.",
-        lambda b, t: kl_div(t, b, reduction="batchmean"): "kl_div wants log-probabilities first and probabilities "
-                                                          "second, not logits.",
-    }, "KL(base || tuned), summed over the vocabulary, averaged over tokens.", within=1e-4)
+            lambda b, t: (
+                forgetting(b, t) / math.log(2)
+            ): "this is in bits. For nats take the natural logarithm.",
+            _over_time: "your softmax runs over the tokens (dim 1). The vocabulary is the last dimension: dim=-1.",
+            _cross_entropy: "this is the cross-entropy: it is not 0 for two equal models. Subtract the base's own entropy, "
+            "or use ln p - ln q.",
+            lambda b, t: (
+                (b - t).square().mean()
+            ): "you compared logits. Adding a constant to all logits changes no "
+            "probability: compare distributions.",
+            lambda b, t: kl_div(
+                t, b, reduction="batchmean"
+            ): "kl_div wants log-probabilities first and probabilities second, not logits.",
+        },
+        "KL(base || tuned), summed over the vocabulary, averaged over tokens.",
+        within=1e-4,
+    )
     return _judge_sure(answer, reply) if reply.ok else reply
 
 
 def _judge_sure(answer: Any, reply: Reply) -> Reply:
     """A base that is sure of itself: a probability below the smallest float32 must not give NaN."""
     sure = torch.tensor([[[400.0, 0.0, -400.0]]]), torch.tensor([[[399.0, 0.0, -400.0]]])
-    return judge_function(answer, [sure], forgetting, {
-        lambda b, t: NAN: "for logits as far apart as 400 and -400 your function gives NaN: softmax is exactly 0 "
-                          "there, and 0 times ln 0 is NaN. Take log_softmax, not the logarithm of softmax.",
-        lambda b, t: math.inf: "for logits as far apart as 400 and -400 your function gives infinity: softmax is "
-                               "exactly 0 there. Take log_softmax, not the logarithm of softmax.",
-    }, reply.message, within=1e-4)
+    return judge_function(
+        answer,
+        [sure],
+        forgetting,
+        {
+            lambda b, t: (
+                NAN
+            ): "for logits as far apart as 400 and -400 your function gives NaN: softmax is exactly 0 "
+            "there, and 0 times ln 0 is NaN. Take log_softmax, not the logarithm of softmax.",
+            lambda b, t: (
+                math.inf
+            ): "for logits as far apart as 400 and -400 your function gives infinity: softmax is "
+            "exactly 0 there. Take log_softmax, not the logarithm of softmax.",
+        },
+        reply.message,
+        within=1e-4,
+    )

@@ -21,26 +21,40 @@ def start_of_the_factors(answer: Any) -> Reply:
     """A function ``init(rank, n_in, n_out)`` that returns A (rank, n_in) and B (n_out, rank)."""
     A, B = _two_factors(call(answer, RANK, N_IN, N_OUT))
     if (A.shape, B.shape) == ((N_IN, RANK), (RANK, N_OUT)):
-        return wrong("both are turned round. Here A is (rank, n_in) and B is (n_out, rank), so that B @ A has the "
-                     "shape of W, (n_out, n_in).")
+        return wrong(
+            "both are turned round. Here A is (rank, n_in) and B is (n_out, rank), so that B @ A has the "
+            "shape of W, (n_out, n_in)."
+        )
     if (A.shape, B.shape) != ((RANK, N_IN), (N_OUT, RANK)):
-        return wrong(f"A is {tuple(A.shape)} and B is {tuple(B.shape)}; asked is A (rank, n_in) = ({RANK}, {N_IN}) and "
-                     f"B (n_out, rank) = ({N_OUT}, {RANK}).")
+        return wrong(
+            f"A is {tuple(A.shape)} and B is {tuple(B.shape)}; asked is A (rank, n_in) = ({RANK}, {N_IN}) and "
+            f"B (n_out, rank) = ({N_OUT}, {RANK})."
+        )
     if not A.any() and not B.any():
-        return wrong("both are zero, so there is no gradient, ever: that of A is made with B, that of B with A, and "
-                     "both are zero. Start one of them at random.")
+        return wrong(
+            "both are zero, so there is no gradient, ever: that of A is made with B, that of B with A, and "
+            "both are zero. Start one of them at random."
+        )
     if (B @ A).any():
-        return wrong("B A is not zero, so the model jumps before step 1: it is no longer the model that was "
-                     "pretrained. Start one of the two at zero.")
+        return wrong(
+            "B A is not zero, so the model jumps before step 1: it is no longer the model that was "
+            "pretrained. Start one of the two at zero."
+        )
     name, lines, random = ("A", "rows", A) if A.any() else ("B", "columns", B)
     if torch.linalg.matrix_rank(random) < RANK:
-        return wrong(f"the {lines} of {name} are no different from each other, so all {RANK} learn the same: that is "
-                     f"rank {torch.linalg.matrix_rank(random)}, not {RANK}. Start {name} at random.")
+        return wrong(
+            f"the {lines} of {name} are no different from each other, so all {RANK} learn the same: that is "
+            f"rank {torch.linalg.matrix_rank(random)}, not {RANK}. Start {name} at random."
+        )
     if not A.any():
-        return right("Nothing jumps, and the gradient of A is not zero. (Most code does it the other way: B zero, A "
-                     "random. By symmetry both can learn.)")
-    return right("B A is zero, so nothing jumps; A is not, so B has a gradient from the first step on, and A from the "
-                 "second.")
+        return right(
+            "Nothing jumps, and the gradient of A is not zero. (Most code does it the other way: B zero, A "
+            "random. By symmetry both can learn.)"
+        )
+    return right(
+        "B A is zero, so nothing jumps; A is not, so B has a gradient from the first step on, and A from the "
+        "second."
+    )
 
 
 def _two_factors(answer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,17 +70,24 @@ def _two_factors(answer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @exercise("06b")
 def rank_of_equal_size(answer: Any) -> Reply:
     """GPT-Neo 125M: the rank of LoRA on the MLP that has as many parameters as rank 10 on attention."""
-    return judge_number(answer, 8, "Both have 737,280 parameters: 12 x 8 x (768 + 3,072) x 2 = 12 x 10 x 4 x 1,536.", {
-        10: "equal rank is not equal size: one MLP matrix is longer than one attention matrix. Count r (in + out).",
-        12.5: "turned round: you have 10 x 92,160 / 73,728. The MLP has more parameters for each rank, so its rank "
-              "must be smaller.",
-        5: "you compared the matrices themselves: the MLP's have twice as many numbers. LoRA's factors grow with "
-           "in + out, not with in x out.",
-        4: "you forgot that the MLP has two matrices and attention four: 4 x 1,536 x 10 = 2 x 3,840 x r.",
-        16: "you counted one matrix of the MLP in each block. It has two: c_fc and c_proj.",
-        2: "you counted one matrix of attention in each block. It has four: q, k, v and out_proj.",
-        737_280: "this is the number of parameters, and it is right. Which rank on the MLP has as many?",
-    }, within=1e-6, otherwise="Count r (in + out) for each matrix: four of 768 x 768, two of 768 x 3,072.")
+    return judge_number(
+        answer,
+        8,
+        "Both have 737,280 parameters: 12 x 8 x (768 + 3,072) x 2 = 12 x 10 x 4 x 1,536.",
+        {
+            10: "equal rank is not equal size: one MLP matrix is longer than one attention matrix. Count r (in + out).",
+            12.5: "turned round: you have 10 x 92,160 / 73,728. The MLP has more parameters for each rank, so its rank "
+            "must be smaller.",
+            5: "you compared the matrices themselves: the MLP's have twice as many numbers. LoRA's factors grow with "
+            "in + out, not with in x out.",
+            4: "you forgot that the MLP has two matrices and attention four: 4 x 1,536 x 10 = 2 x 3,840 x r.",
+            16: "you counted one matrix of the MLP in each block. It has two: c_fc and c_proj.",
+            2: "you counted one matrix of attention in each block. It has four: q, k, v and out_proj.",
+            737_280: "this is the number of parameters, and it is right. Which rank on the MLP has as many?",
+        },
+        within=1e-6,
+        otherwise="Count r (in + out) for each matrix: four of 768 x 768, two of 768 x 3,072.",
+    )
 
 
 # --- 06c: the width of a sweep -----------------------------------------------------
@@ -77,18 +98,24 @@ SWEEP = {1e-5: 3.49, 1e-4: 3.45, 1e-3: 3.38, 3e-3: 3.42, 1e-2: 3.44, 3e-2: math.
 @exercise("06c")
 def width_of_a_sweep(answer: Any) -> Reply:
     """Decades of rates within 0.05 nats of the best, in `SWEEP`."""
-    return judge_number(answer, math.log10(3), "From 1e-3 to 3e-3: log10(3), about half a decade, one step of the "
-                        "usual grid.", {
-        2.0: "this counts the rates, or takes 1e-4 to 1e-2. A width is log10(highest / lowest), over the rates whose "
-             "loss is at most 3.43.",
-        0.002: "this is the difference of the two rates. Rates act by their ratio: take log10(highest / lowest).",
-        3.0: "this is the ratio of the two rates. Take its log10.",
-        math.log(3): "this is the natural logarithm. A decade is a factor of ten: take log10.",
-        1.0: "3.44 is 0.06 above the best, 3.38: the rate 1e-2 is out.",
-        math.log10(30): "3.45 is 0.07 above the best, 3.38: the rate 1e-4 is out.",
-        math.log10(300): "1e-5 is far from the best: 3.49 against 3.38.",
-        math.log10(3000): "you took the whole grid. Only rates within 0.05 of the best count.",
-    }, within=0.03, otherwise="Best loss plus 0.05; the rates up to there; log10(highest / lowest).")
+    return judge_number(
+        answer,
+        math.log10(3),
+        "From 1e-3 to 3e-3: log10(3), about half a decade, one step of the usual grid.",
+        {
+            2.0: "this counts the rates, or takes 1e-4 to 1e-2. A width is log10(highest / lowest), over the rates whose "
+            "loss is at most 3.43.",
+            0.002: "this is the difference of the two rates. Rates act by their ratio: take log10(highest / lowest).",
+            3.0: "this is the ratio of the two rates. Take its log10.",
+            math.log(3): "this is the natural logarithm. A decade is a factor of ten: take log10.",
+            1.0: "3.44 is 0.06 above the best, 3.38: the rate 1e-2 is out.",
+            math.log10(30): "3.45 is 0.07 above the best, 3.38: the rate 1e-4 is out.",
+            math.log10(300): "1e-5 is far from the best: 3.49 against 3.38.",
+            math.log10(3000): "you took the whole grid. Only rates within 0.05 of the best count.",
+        },
+        within=0.03,
+        otherwise="Best loss plus 0.05; the rates up to there; log10(highest / lowest).",
+    )
 
 
 # --- 06d: merged = unmerged, and both timed ----------------------------------------
@@ -104,13 +131,18 @@ def merge_and_time(answer: Any) -> Reply:
     if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not all(callable(f) for f in answer):
         raise ValueError("two functions are asked for: answer_06d = (merge, compare)")
     merge, compare = answer
-    return _judge_merge(merge) or _judge_timing(compare) or right(
-        "One matrix does the work of three, and the clock has no favourite.")
+    return (
+        _judge_merge(merge)
+        or _judge_timing(compare)
+        or right("One matrix does the work of three, and the clock has no favourite.")
+    )
 
 
 def _judge_merge(merge: Callable) -> Reply | None:
     generator = torch.Generator().manual_seed(6)
-    W, A, B = (torch.randn(*shape, generator=generator) for shape in ((N_OUT, N_IN), (RANK, N_IN), (N_OUT, RANK)))
+    W, A, B = (
+        torch.randn(*shape, generator=generator) for shape in ((N_OUT, N_IN), (RANK, N_IN), (N_OUT, RANK))
+    )
     before = W.clone()
     found = call(merge, W, A, B, ALPHA)
     if not torch.equal(W, before):
@@ -138,27 +170,41 @@ def _judge_timing(compare: Callable) -> Reply | None:
     """Try it on a pretended machine: still, then slower by 5% with every run, then with unequal work."""
     still = _ratios(compare, b_costs=1.0, drift=1.0)
     if max(map(abs, still[1:])) < 0.012 < abs(still[0]):
-        return wrong("the first run of each is among the numbers. It pays for warming up: run both once before the "
-                     "clock counts.")
+        return wrong(
+            "the first run of each is among the numbers. It pays for warming up: run both once before the "
+            "clock counts."
+        )
     if max(map(abs, still)) > 0.012:
-        return wrong("two equally fast functions come out apart even on a machine that keeps still. What else is "
-                     "inside the measured time?")
+        return wrong(
+            "two equally fast functions come out apart even on a machine that keeps still. What else is "
+            "inside the measured time?"
+        )
     mean = _mean_ratio(compare, b_costs=1.0)
     if abs(mean) > 0.2:
-        return wrong(f"two equally fast functions come out {abs(math.expm1(mean)):.0%} apart on a machine that "
-                     "slows down, because one was run wholly after the other. Run them in pairs.")
+        return wrong(
+            f"two equally fast functions come out {abs(math.expm1(mean)):.0%} apart on a machine that "
+            "slows down, because one was run wholly after the other. Run them in pairs."
+        )
     if abs(mean) > 0.012 and abs(_mean_ratio(compare, b_costs=2.0)) < 0.2:
-        return wrong("the order alternates, and each pair holds its times in the order in which they were measured. "
-                     "Return (seconds of a, seconds of b), also where b ran first.")
+        return wrong(
+            "the order alternates, and each pair holds its times in the order in which they were measured. "
+            "Return (seconds of a, seconds of b), also where b ran first."
+        )
     if abs(mean) > 0.012:
-        return wrong("the same function always comes first in its pair, so a machine that slows down favours it. Let "
-                     "the order alternate: a b, b a, a b, …")
+        return wrong(
+            "the same function always comes first in its pair, so a machine that slows down favours it. Let "
+            "the order alternate: a b, b a, a b, …"
+        )
     mean = _mean_ratio(compare, b_costs=2.0)
     if abs(mean + math.log(2)) < 0.02:
-        return wrong("each pair is turned round: (seconds of a, seconds of b) was asked for, also where b ran first.")
+        return wrong(
+            "each pair is turned round: (seconds of a, seconds of b) was asked for, also where b ran first."
+        )
     if abs(mean - math.log(2)) > 0.02:
-        return wrong(f"where b takes twice as long as a, your pairs say {math.exp(mean):.2f} times. What else is "
-                     "inside the measured time?")
+        return wrong(
+            f"where b takes twice as long as a, your pairs say {math.exp(mean):.2f} times. What else is "
+            "inside the measured time?"
+        )
     return None
 
 
@@ -184,5 +230,7 @@ def _ratios(compare: Callable, b_costs: float, drift: float = DRIFT, n_pairs: in
         raise ValueError("each entry of the list should be a pair: (seconds of a, seconds of b)")
     seconds = [(finite(a), finite(b)) for a, b in pairs]
     if any(x <= 0 for pair in seconds for x in pair):
-        raise ValueError("a time is not above 0: call clock() before and after each run, and take the difference")
+        raise ValueError(
+            "a time is not above 0: call clock() before and after each run, and take the difference"
+        )
     return [math.log(b / a) for a, b in seconds]

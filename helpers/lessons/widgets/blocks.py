@@ -27,8 +27,9 @@ HIDDEN = "#bbbbbb"
 MOST_TOKENS = 512  # twice the 125M's window; in a longer passage the points get too small to see
 
 
-def block_explorer(model: nn.Module, tokenizer, passage: str, block: int = 0, head: int = 0,
-                   query: int | None = None) -> Frame:
+def block_explorer(
+    model: nn.Module, tokenizer, passage: str, block: int = 0, head: int = 0, query: int | None = None
+) -> Frame:
     """A widget that shows the attention of any block, head and token of a passage.
 
     Args:
@@ -43,14 +44,38 @@ def block_explorer(model: nn.Module, tokenizer, passage: str, block: int = 0, he
     n_layers, n_heads = page.weights.shape[:2]
     last = len(page.tokens) - 1
     controls = {
-        "block": control(ipywidgets.Dropdown, "Block", "which block's attention to show", value=block,
-                         options=[(f"{i} ({kind})", i) for i, kind in enumerate(attention_kinds(model.config))]),
-        "head": control(ipywidgets.IntSlider, "Head", "which attention head of the block", value=head,
-                        min=0, max=n_heads - 1),
-        "query": control(ipywidgets.IntSlider, "Query", "the position of the token that looks",
-                         value=last if query is None else query, min=0, max=last),
-        "text": control(ipywidgets.Textarea, "Passage", "your own text; it is read when you leave the field (Tab)",
-                        value=passage, continuous_update=False, rows=3, layout={"width": "95%"}),
+        "block": control(
+            ipywidgets.Dropdown,
+            "Block",
+            "which block's attention to show",
+            value=block,
+            options=[(f"{i} ({kind})", i) for i, kind in enumerate(attention_kinds(model.config))],
+        ),
+        "head": control(
+            ipywidgets.IntSlider,
+            "Head",
+            "which attention head of the block",
+            value=head,
+            min=0,
+            max=n_heads - 1,
+        ),
+        "query": control(
+            ipywidgets.IntSlider,
+            "Query",
+            "the position of the token that looks",
+            value=last if query is None else query,
+            min=0,
+            max=last,
+        ),
+        "text": control(
+            ipywidgets.Textarea,
+            "Passage",
+            "your own text; it is read when you leave the field (Tab)",
+            value=passage,
+            continuous_update=False,
+            rows=3,
+            layout={"width": "95%"},
+        ),
     }
 
     def adjust(text, **_):
@@ -89,7 +114,9 @@ class Passage:
         Raises:
             ModelError: no token in the text, or a model that shows no weights.
         """
-        ids = self.tokenizer(text)["input_ids"][: min(MOST_TOKENS, n_positions(self.model.config) or MOST_TOKENS)]
+        ids = self.tokenizer(text)["input_ids"][
+            : min(MOST_TOKENS, n_positions(self.model.config) or MOST_TOKENS)
+        ]
         if not ids:
             raise ModelError("The passage is empty. Write at least one word.")
         self.weights = attention_weights(self.model, torch.tensor([ids]))
@@ -105,7 +132,7 @@ class Passage:
 
 
 def attention_kinds(config) -> list[str]:
-    """"global" or "local" for each block. A family without local blocks has only global ones."""
+    """ "global" or "local" for each block. A family without local blocks has only global ones."""
     kinds = getattr(config, "attention_layers", None)
     return list(kinds) if kinds else ["global"] * config.num_hidden_layers
 
@@ -134,7 +161,9 @@ def attention_weights(model: nn.Module, ids: torch.Tensor) -> np.ndarray:
     with evaluating(model):
         found = model(ids.to(next(model.parameters()).device), output_attentions=True).attentions
     if not found or any(layer is None for layer in found):
-        raise ModelError('This model shows no attention weights. Load it with load_model(…, attention="eager").')
+        raise ModelError(
+            'This model shows no attention weights. Load it with load_model(…, attention="eager").'
+        )
     return torch.stack([layer[0].float().cpu() for layer in found]).numpy()
 
 
@@ -152,23 +181,29 @@ def sentence(page: Passage, block: int, head: int, query: int) -> str:
     """What the map shows, in words."""
     n_visible, n = int(page.visible(block)[query].sum()), len(page.tokens)
     key, weight = looked_at(page.weights[block, head, query])[0]
-    return (f"Attention map, block {block} ({page.kinds[block]}), head {head}, {n} tokens. Query {query} "
-            f"({page.tokens[query]!r}) may see {n_visible} of {n} keys; most of its weight, {weight:.2f}, "
-            f"goes to key {key} ({page.tokens[key]!r}).")
+    return (
+        f"Attention map, block {block} ({page.kinds[block]}), head {head}, {n} tokens. Query {query} "
+        f"({page.tokens[query]!r}) may see {n_visible} of {n} keys; most of its weight, {weight:.2f}, "
+        f"goes to key {key} ({page.tokens[key]!r})."
+    )
 
 
 def words_html(page: Passage, block: int, head: int, query: int) -> str:
     """The passage, the darker a token the more the query looks at it; below, the five largest weights."""
     row, visible = page.weights[block, head, query], page.visible(block)[query]
     words = "".join(word_html(token, row[k], visible[k], k == query) for k, token in enumerate(page.tokens))
-    top = ", ".join(f"{html.escape(repr(page.tokens[k]))} ({k}): {weight:.2f}" for k, weight in looked_at(row))
-    return (f'<div class="block-explorer-words" style="{STYLE}"><p>{words}</p>'
-            f"<p>Query {query} sees {int(visible.sum())} of {len(row)} keys. It looks most at {top}.</p></div>")
+    top = ", ".join(
+        f"{html.escape(repr(page.tokens[k]))} ({k}): {weight:.2f}" for k, weight in looked_at(row)
+    )
+    return (
+        f'<div class="block-explorer-words" style="{STYLE}"><p>{words}</p>'
+        f"<p>Query {query} sees {int(visible.sum())} of {len(row)} keys. It looks most at {top}.</p></div>"
+    )
 
 
 def word_html(token: str, weight: float, is_visible: bool, is_query: bool) -> str:
     """One token: its weight as the strength of a blue ground; a hidden one is pale; the query has a frame."""
-    styles = [f"background: rgba(0, 114, 178, {0.6 * weight ** 0.5:.2f})" if is_visible else "opacity: 0.45"]
+    styles = [f"background: rgba(0, 114, 178, {0.6 * weight**0.5:.2f})" if is_visible else "opacity: 0.45"]
     if is_query:
         styles.append("outline: 2px solid var(--jp-warn-color1, #D55E00)")
     return f'<span style="{"; ".join(styles)}">{html.escape(token)}</span>'
@@ -184,14 +219,16 @@ def map_html(page: Passage, block: int, head: int, query: int) -> str:
     imsave(out, coloured(page.shown(block, head)), format="png")
     alt, n = html.escape(sentence(page, block, head, query), quote=True), len(page.tokens)
     data, side = b64encode(out.getvalue()).decode(), MAP_SIDE
-    return (f'<div class="block-explorer-map" style="{STYLE}"><p>{heading(page, block, head)} '
-            f"(dark: 0, yellow: 1, grey: hidden)</p>"
-            f'<div style="position: relative; width: {side}px; height: {side}px; background: white">'
-            f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{side}" height="{side}" decoding="sync" '
-            f'style="image-rendering: pixelated; max-width: none">'
-            f'<div aria-hidden="true" style="position: absolute; left: 0; width: 100%; border-top: 1px solid #D55E00; '
-            f'top: {(query + 0.5) / n:.2%}"></div></div>'
-            f"<p>down: query, 0 to {n - 1}; to the right: key, 0 to {n - 1}</p></div>")
+    return (
+        f'<div class="block-explorer-map" style="{STYLE}"><p>{heading(page, block, head)} '
+        f"(dark: 0, yellow: 1, grey: hidden)</p>"
+        f'<div style="position: relative; width: {side}px; height: {side}px; background: white">'
+        f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{side}" height="{side}" decoding="sync" '
+        f'style="image-rendering: pixelated; max-width: none">'
+        f'<div aria-hidden="true" style="position: absolute; left: 0; width: 100%; border-top: 1px solid #D55E00; '
+        f'top: {(query + 0.5) / n:.2%}"></div></div>'
+        f"<p>down: query, 0 to {n - 1}; to the right: key, 0 to {n - 1}</p></div>"
+    )
 
 
 def coloured(values: np.ndarray) -> np.ndarray:

@@ -58,16 +58,28 @@ class Frame:
         Exception: whatever ``answer`` raises on the values at the start.
     """
 
-    def __init__(self, controls: Mapping[str, ipywidgets.Widget], views: Mapping[str, int], answer: Answer,
-                 still: Callable[[], tuple[Figure, str]], rows: Iterable[Iterable[str]] | None = None,
-                 button: str | None = None, adjust: Callable[..., None] | None = None, at_first: Mapping | None = None):
+    def __init__(
+        self,
+        controls: Mapping[str, ipywidgets.Widget],
+        views: Mapping[str, int],
+        answer: Answer,
+        still: Callable[[], tuple[Figure, str]],
+        rows: Iterable[Iterable[str]] | None = None,
+        button: str | None = None,
+        adjust: Callable[..., None] | None = None,
+        at_first: Mapping | None = None,
+    ):
         self.controls, self.answer, self.still, self.adjust = dict(controls), answer, still, adjust
         self.button = self.controls.get(button)
-        self.views = {name: ipywidgets.HTML(layout={"min_height": f"{height}px"}) for name, height in views.items()}
+        self.views = {
+            name: ipywidgets.HTML(layout={"min_height": f"{height}px"}) for name, height in views.items()
+        }
         self.problem = ipywidgets.HTML()
         self._is_quiet = False
-        lines = [ipywidgets.Box([self.controls[name] for name in row], layout={"flex_flow": "row wrap"})
-                 for row in rows or [[name] for name in self.controls]]
+        lines = [
+            ipywidgets.Box([self.controls[name] for name in row], layout={"flex_flow": "row wrap"})
+            for row in rows or [[name] for name in self.controls]
+        ]
         self.box = ipywidgets.VBox([*lines, self.problem, *self.views.values()])
         self._show(**self.values | dict(at_first or {}))
         if self.button is not None:
@@ -129,8 +141,11 @@ class Frame:
 
     def _ipython_display_(self) -> None:
         figure, sentence = self.still()
-        bundle = {"text/plain": sentence, "image/png": b64encode(png(figure)).decode(),
-                  WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}}
+        bundle = {
+            "text/plain": sentence,
+            "image/png": b64encode(png(figure)).decode(),
+            WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id},
+        }
         display(bundle, metadata={"image/png": {"alt": sentence}}, raw=True)
 
 
@@ -146,27 +161,40 @@ def control(kind: type, description: str, tooltip: str, **traits) -> ipywidgets.
 def problem_html(error: Exception) -> str:
     """An error as the reader sees it: its message, its kind where the message alone would not do, and what is old."""
     name = "" if isinstance(error, EXPECTED) else f"<b>{type(error).__name__}</b>: "
-    return (f'<div class="{PROBLEM_CLASS}" role="alert" style="border-left: 4px solid var(--jp-error-color1, #b00020); '
-            f'padding-left: 8px; {STYLE}">{name}{html.escape(str(error))} <i>{STALE}</i></div>')
+    return (
+        f'<div class="{PROBLEM_CLASS}" role="alert" style="border-left: 4px solid var(--jp-error-color1, #b00020); '
+        f'padding-left: 8px; {STYLE}">{name}{html.escape(str(error))} <i>{STALE}</i></div>'
+    )
 
 
 def tick(name: str, tooltip: str, is_on: bool) -> ipywidgets.Checkbox:
     """A checkbox as narrow as its label, so that several stand in a row."""
-    return control(ipywidgets.Checkbox, name, tooltip, value=is_on, indent=False,
-                   layout={"width": "auto", "margin": "2px 1em 2px 4px"})
+    return control(
+        ipywidgets.Checkbox,
+        name,
+        tooltip,
+        value=is_on,
+        indent=False,
+        layout={"width": "auto", "margin": "2px 1em 2px 4px"},
+    )
 
 
 def table_html(head: Iterable[str], rows: Iterable[Iterable[str]], css_class: str) -> str:
     """A table: the first column names the row, all others are numbers or words, right-aligned. Cells are HTML."""
     first, *others = head
     top = f'<th scope="col" style="text-align: left">{first}</th>' + "".join(
-        f'<th scope="col" style="text-align: right; padding-left: 1.2em">{name}</th>' for name in others)
+        f'<th scope="col" style="text-align: right; padding-left: 1.2em">{name}</th>' for name in others
+    )
     body = "".join(
-        f'<tr><th scope="row" style="text-align: left; font-weight: normal">{name}</th>' + "".join(
-            f'<td style="text-align: right; padding-left: 1.2em">{cell}</td>' for cell in cells) + "</tr>"
-        for name, *cells in rows)
-    return (f'<div style="overflow-x: auto"><table class="{css_class}" style="border-collapse: collapse; {STYLE}">'
-            f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
+        f'<tr><th scope="row" style="text-align: left; font-weight: normal">{name}</th>'
+        + "".join(f'<td style="text-align: right; padding-left: 1.2em">{cell}</td>' for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    return (
+        f'<div style="overflow-x: auto"><table class="{css_class}" style="border-collapse: collapse; {STYLE}">'
+        f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def png(figure: Figure) -> bytes:

@@ -21,14 +21,17 @@ from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html, tic
 from helpers.models import Anatomy, anatomy, build_on_meta
 from helpers.plots import COLOURS
 
-RESULT, LEDGER, RATIO, CODE, COST = (f"freeze-designer-{part}"
-                                     for part in ("result", "ledger", "ratio", "code", "cost"))
+RESULT, LEDGER, RATIO, CODE, COST = (
+    f"freeze-designer-{part}" for part in ("result", "ledger", "ratio", "code", "cost")
+)
 IN_BLOCKS = ("attention", "mlp", "norm")
 EMBEDDINGS = ("token_embedding", "position_embedding")
 WAYS = {"stay frozen, all else trains": "freeze", "train, all else stays frozen": "only"}
 
 
-def freeze_designer(config, batch: int, length: int, ticked: Sequence[str] = ("attention", *EMBEDDINGS)) -> Frame:
+def freeze_designer(
+    config, batch: int, length: int, ticked: Sequence[str] = ("attention", *EMBEDDINGS)
+) -> Frame:
     """A widget in which a reader builds a plan by ticking roles and blocks.
 
     Args:
@@ -37,12 +40,23 @@ def freeze_designer(config, batch: int, length: int, ticked: Sequence[str] = ("a
         ticked: the roles at the start, in all blocks.
     """
     parts = anatomy(build_on_meta(config))
-    controls = {"way": control(ipywidgets.Dropdown, "Ticked parts", "what happens to the parts that you tick",
-                               options=list(WAYS), value=next(iter(WAYS)))}
-    controls |= {role: tick(role, f"all weights of the role {role.replace('_', ' ')}", role in ticked)
-                 for role in parts.counts()}
-    controls |= {f"block {i}": tick(f"block {i}", f"the ticked ones of attention, mlp and norm, in block {i}", True)
-                 for i in range(parts.n_layers)}
+    controls = {
+        "way": control(
+            ipywidgets.Dropdown,
+            "Ticked parts",
+            "what happens to the parts that you tick",
+            options=list(WAYS),
+            value=next(iter(WAYS)),
+        )
+    }
+    controls |= {
+        role: tick(role, f"all weights of the role {role.replace('_', ' ')}", role in ticked)
+        for role in parts.counts()
+    }
+    controls |= {
+        f"block {i}": tick(f"block {i}", f"the ticked ones of attention, mlp and norm, in block {i}", True)
+        for i in range(parts.n_layers)
+    }
     predict = predictor(config)
 
     @cache
@@ -60,7 +74,9 @@ def freeze_designer(config, batch: int, length: int, ticked: Sequence[str] = ("a
         return figure, sentence(plan.ledger(parts), cost_of(FreezePlan.full()), cost_of(plan))
 
     blocks = [name for name in controls if name.startswith("block ")]
-    return Frame(controls, {"ledger": 220, "cost": 150}, answer, still, [["way"], list(parts.counts()), blocks])
+    return Frame(
+        controls, {"ledger": 220, "cost": 150}, answer, still, [["way"], list(parts.counts()), blocks]
+    )
 
 
 def plan_of(parts: Anatomy, way: str, ticked: Sequence[str]) -> FreezePlan:
@@ -99,16 +115,20 @@ def ledger_html(ledger: Ledger) -> str:
     """Role by role what trains; R; and the Python that makes the plan."""
     rows = [(row.role, f"{row.n_parameters:,}", f"{row.n_trainable:,}", row.state) for row in ledger.rows]
     rows.append(("<b>all</b>", f"{ledger.n_parameters:,}", f"{ledger.n_trainable:,}", ""))
-    return (f'<div class="{RESULT}" style="{STYLE}">'
-            + table_html(("role", "parameters", "trainable", "state"), rows, LEDGER)
-            + f'<p>R = {ledger.n_trainable:,} / {ledger.n_parameters:,} = <b class="{RATIO}">{ledger.R:.4f}</b></p>'
-            + f'<p>The plan: <code class="{CODE}">{html.escape(ledger.plan.code)}</code></p></div>')
+    return (
+        f'<div class="{RESULT}" style="{STYLE}">'
+        + table_html(("role", "parameters", "trainable", "state"), rows, LEDGER)
+        + f'<p>R = {ledger.n_trainable:,} / {ledger.n_parameters:,} = <b class="{RATIO}">{ledger.R:.4f}</b></p>'
+        + f'<p>The plan: <code class="{CODE}">{html.escape(ledger.plan.code)}</code></p></div>'
+    )
 
 
 def cost_html(full: Budget, own: Budget) -> str:
     """Predicted memory and FLOPs of a step, beside full training's."""
-    rows = [("weights, gradients, optimizer", *shared(full.state_bytes, own.state_bytes, MIB, "MiB")),
-            ("all at the fullest moment", *shared(full.peak_bytes, own.peak_bytes, MIB, "MiB"))]
+    rows = [
+        ("weights, gradients, optimizer", *shared(full.state_bytes, own.state_bytes, MIB, "MiB")),
+        ("all at the fullest moment", *shared(full.peak_bytes, own.peak_bytes, MIB, "MiB")),
+    ]
     for term in ("forward", "backward_input", "backward_weight", "step"):
         name = {"step": "all three"}.get(term, term.replace("_", " to the "))
         rows.append((name, *shared(getattr(full.flops, term), getattr(own.flops, term), 1e9, "GFLOP")))
@@ -124,9 +144,11 @@ def shared(full: int, own: int, scale: float, unit: str) -> tuple[str, str, str]
 def sentence(ledger: Ledger, full: Budget, own: Budget) -> str:
     """What the picture shows, in words."""
     share = compare(full, own)
-    return (f"Freeze designer, {ledger.plan.code}: R = {ledger.R:.3f}. Of full training's step it needs "
-            f"{share['state_bytes']:.0%} of the memory for weights, gradients and optimizer, {share['peak_bytes']:.0%} "
-            f"of the memory at the fullest moment, and {share['step_flops']:.0%} of the FLOPs (predicted).")
+    return (
+        f"Freeze designer, {ledger.plan.code}: R = {ledger.R:.3f}. Of full training's step it needs "
+        f"{share['state_bytes']:.0%} of the memory for weights, gradients and optimizer, {share['peak_bytes']:.0%} "
+        f"of the memory at the fullest moment, and {share['step_flops']:.0%} of the FLOPs (predicted)."
+    )
 
 
 def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
@@ -137,19 +159,34 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
     trained = [row.n_trainable / 1e6 for row in ledger.rows]
     frozen = [(row.n_parameters - row.n_trainable) / 1e6 for row in ledger.rows]
     left.barh(roles, trained, color=COLOURS[1], label="trainable")
-    left.barh(roles, frozen, left=trained, color="white", edgecolor=COLOURS[0], hatch="//", label="frozen",
-              linewidth=[float(n > 0) for n in frozen])  # the edge of an empty bar would hide a small trainable one
+    left.barh(
+        roles,
+        frozen,
+        left=trained,
+        color="white",
+        edgecolor=COLOURS[0],
+        hatch="//",
+        label="frozen",
+        linewidth=[float(n > 0) for n in frozen],
+    )  # the edge of an empty bar would hide a small trainable one
     left.set_xlabel("parameters (millions)")
     left.set_title(f"{ledger.plan.title}: R = {ledger.R:.3f}", loc="left", fontsize=10)
     left.legend(fontsize=8)
     share = compare(full, own)
-    bars = {"parameters that train": ledger.R, "weights, gradients,\noptimizer": share["state_bytes"],
-            "memory at the peak": share["peak_bytes"], "FLOPs of a step": share["step_flops"]}
+    bars = {
+        "parameters that train": ledger.R,
+        "weights, gradients,\noptimizer": share["state_bytes"],
+        "memory at the peak": share["peak_bytes"],
+        "FLOPs of a step": share["step_flops"],
+    }
     right.barh(list(bars), [100 * value for value in bars.values()], color=COLOURS[2])
     right.axvline(100, color="#444444", linewidth=1)
     right.set_xlabel("% of full training (predicted)")
-    right.set_title(f"Trainable: {1 - ledger.R:.0%} fewer; peak: {1 - share['peak_bytes']:.0%} less", loc="left",
-                    fontsize=10)
+    right.set_title(
+        f"Trainable: {1 - ledger.R:.0%} fewer; peak: {1 - share['peak_bytes']:.0%} less",
+        loc="left",
+        fontsize=10,
+    )
     for ax in (left, right):
         ax.invert_yaxis()
         ax.tick_params(labelsize=8)

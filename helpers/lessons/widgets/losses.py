@@ -50,14 +50,19 @@ class Line:
 def chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, description: str) -> str:
     """A chart of lines over common axes."""
     scale, middle = Scale.over(lines), (TOP + HEIGHT - BOTTOM) / 2
-    body = [f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-            text(LEFT, 20, title, size=14),
-            text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, anchor="middle"),
-            text(0, 0, y_label, anchor="middle", more=f'transform="translate(14 {middle}) rotate(-90)"'),
-            *scale.grid(), *(drawn(line, scale) for line in lines)]
+    body = [
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        text(LEFT, 20, title, size=14),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, anchor="middle"),
+        text(0, 0, y_label, anchor="middle", more=f'transform="translate(14 {middle}) rotate(-90)"'),
+        *scale.grid(),
+        *(drawn(line, scale) for line in lines),
+    ]
     label = html.escape(description, quote=True)
-    return (f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-            f'style="max-width: 100%; height: auto; background: white; font-family: sans-serif">{"".join(body)}</svg>')
+    return (
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'style="max-width: 100%; height: auto; background: white; font-family: sans-serif">{"".join(body)}</svg>'
+    )
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,12 @@ class Scale:
     @classmethod
     def over(cls, lines: Sequence[Line]) -> Scale:
         """Axes that hold every point of some lines."""
-        return cls(*(ticks(np.concatenate([getattr(line, axis) for line in lines] or [np.array([])]))
-                     for axis in ("x", "y")))
+        return cls(
+            *(
+                ticks(np.concatenate([getattr(line, axis) for line in lines] or [np.array([])]))
+                for axis in ("x", "y")
+            )
+        )
 
     def x(self, values: np.ndarray) -> np.ndarray:
         low, high = self.x_ticks[[0, -1]]
@@ -84,10 +93,15 @@ class Scale:
     def grid(self) -> list[str]:
         found = []
         for value, place in zip(self.x_ticks, self.x(self.x_ticks), strict=True):
-            found += [rule(place, TOP, place, HEIGHT - BOTTOM),
-                      text(place, HEIGHT - BOTTOM + 15, f"{value:g}", anchor="middle")]
+            found += [
+                rule(place, TOP, place, HEIGHT - BOTTOM),
+                text(place, HEIGHT - BOTTOM + 15, f"{value:g}", anchor="middle"),
+            ]
         for value, place in zip(self.y_ticks, self.y(self.y_ticks), strict=True):
-            found += [rule(LEFT, place, WIDTH - RIGHT, place), text(LEFT - 6, place + 4, f"{value:g}", anchor="end")]
+            found += [
+                rule(LEFT, place, WIDTH - RIGHT, place),
+                text(LEFT - 6, place + 4, f"{value:g}", anchor="end"),
+            ]
         return found
 
 
@@ -109,8 +123,10 @@ def drawn(line: Line, scale: Scale) -> str:
     found = f'<path d="{"".join(steps)}" {style} stroke-width="{line.width}" stroke-linejoin="round"/>'
     if line.dots:
         dots = "".join(f"M{places[i]}h0" for i in np.flatnonzero(is_there))
-        found += (f'<path d="{dots}" fill="none" stroke="{line.colour}" opacity="{line.opacity}" stroke-width="3.5" '
-                  'stroke-linecap="round"/>')
+        found += (
+            f'<path d="{dots}" fill="none" stroke="{line.colour}" opacity="{line.opacity}" stroke-width="3.5" '
+            'stroke-linecap="round"/>'
+        )
     return found
 
 
@@ -119,17 +135,26 @@ def rule(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def text(x: float, y: float, words: str, size: int = 12, anchor: str = "start", more: str = "") -> str:
-    return (f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{INK}" text-anchor="{anchor}" {more}>'
-            f"{html.escape(words)}</text>")
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{INK}" text-anchor="{anchor}" {more}>'
+        f"{html.escape(words)}</text>"
+    )
 
 
 # What can be drawn: label to (list of the record, key in each entry or None, unit).
-MEASURES = {"loss on the dev text": ("evaluations", "held_out_loss", "nats a token"),
-            "training loss, each batch": ("losses", None, "nats a token"),
-            "loss on the training text": ("evaluations", "train_loss", "nats a token"),
-            "forgetting": ("evaluations", "forgetting", "nats a token"),
-            "gradient norm": ("norms", None, "norm")}
-DASHES = {"": "solid", "6 3": "dashed", "2 2": "dotted", "8 2 2 2": "double"}  # SVG to CSS; from the eighth label on
+MEASURES = {
+    "loss on the dev text": ("evaluations", "held_out_loss", "nats a token"),
+    "training loss, each batch": ("losses", None, "nats a token"),
+    "loss on the training text": ("evaluations", "train_loss", "nats a token"),
+    "forgetting": ("evaluations", "forgetting", "nats a token"),
+    "gradient norm": ("norms", None, "norm"),
+}
+DASHES = {
+    "": "solid",
+    "6 3": "dashed",
+    "2 2": "dotted",
+    "8 2 2 2": "double",
+}  # SVG to CSS; from the eighth label on
 WINDOWS = (1, 3, 5, 9, 15, 25)
 ALL = "all"
 
@@ -138,8 +163,14 @@ class RunsError(ValueError):
     """A folder without runs. The message says how to record some."""
 
 
-def loss_explorer(folder: str | Path, text: str | None = None, plans: Sequence[str] | None = None,
-                  choice: str | None = None, measure: str = "training loss, each batch", window: int = 9) -> Frame:
+def loss_explorer(
+    folder: str | Path,
+    text: str | None = None,
+    plans: Sequence[str] | None = None,
+    choice: str | None = None,
+    measure: str = "training loss, each batch",
+    window: int = 9,
+) -> Frame:
     """A widget that draws recorded runs.
 
     Args:
@@ -156,16 +187,39 @@ def loss_explorer(folder: str | Path, text: str | None = None, plans: Sequence[s
     runs = runs_of_one_model(folder)
     texts, seeds = (sorted({run[key] for run in runs}) for key in ("text", "seed"))
     first = plans or sorted({run["plan"] for run in runs})[:2]
-    ticked = {label(r) for r in runs if r["plan"] in first and (choice is None or choice in r.get("rate_choice", ""))}
-    labels = sorted(set(map(label, runs)), key=lambda one: (one not in ticked, one))  # the ticked: colours of their own
+    ticked = {
+        label(r)
+        for r in runs
+        if r["plan"] in first and (choice is None or choice in r.get("rate_choice", ""))
+    }
+    labels = sorted(
+        set(map(label, runs)), key=lambda one: (one not in ticked, one)
+    )  # the ticked: colours of their own
     controls = {
-        "text": control(ipywidgets.Dropdown, "Text", "which text the runs were trained on", options=texts,
-                        value=text or texts[0]),
-        "measure": control(ipywidgets.Dropdown, "Measure", "what is drawn", options=list(MEASURES), value=measure),
-        "seed": control(ipywidgets.Dropdown, "Seed", "one run of each plan, or all of them",
-                        options=[ALL, *map(str, seeds)], value=ALL),
-        "window": control(ipywidgets.SelectionSlider, "Points averaged", "1: nothing is smoothed", options=WINDOWS,
-                          value=window),
+        "text": control(
+            ipywidgets.Dropdown,
+            "Text",
+            "which text the runs were trained on",
+            options=texts,
+            value=text or texts[0],
+        ),
+        "measure": control(
+            ipywidgets.Dropdown, "Measure", "what is drawn", options=list(MEASURES), value=measure
+        ),
+        "seed": control(
+            ipywidgets.Dropdown,
+            "Seed",
+            "one run of each plan, or all of them",
+            options=[ALL, *map(str, seeds)],
+            value=ALL,
+        ),
+        "window": control(
+            ipywidgets.SelectionSlider,
+            "Points averaged",
+            "1: nothing is smoothed",
+            options=WINDOWS,
+            value=window,
+        ),
     }
     controls |= {one: tick(one, f"show the runs of {one}", one in ticked) for one in labels}
 
@@ -206,10 +260,17 @@ def label(run: Mapping) -> str:
     return f"{run['plan']}, rate {run['rate']:g}"
 
 
-def runs_shown(runs: Sequence[Mapping], labels: Sequence[str], text: str, seed: str = ALL) -> dict[str, list[Mapping]]:
+def runs_shown(
+    runs: Sequence[Mapping], labels: Sequence[str], text: str, seed: str = ALL
+) -> dict[str, list[Mapping]]:
     """Label to its runs on a text, in order of their seeds; a label without runs there is left out."""
-    found = {one: sorted((r for r in runs if label(r) == one and r["text"] == text and seed in (ALL, str(r["seed"]))),
-                         key=lambda r: r["seed"]) for one in labels}
+    found = {
+        one: sorted(
+            (r for r in runs if label(r) == one and r["text"] == text and seed in (ALL, str(r["seed"]))),
+            key=lambda r: r["seed"],
+        )
+        for one in labels
+    }
     return {one: own for one, own in found.items() if own}
 
 
@@ -234,15 +295,19 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     if not len(values):
         return values
     is_number, ones, half = np.isfinite(values), np.ones(window), window // 2
-    sums, counts = (np.convolve(points, ones)[half: half + len(values)] for points in (
-        np.where(is_number, values, 0.0), is_number.astype(float)))
+    sums, counts = (
+        np.convolve(points, ones)[half : half + len(values)]
+        for points in (np.where(is_number, values, 0.0), is_number.astype(float))
+    )
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
 
 
 def ends(found: Mapping[str, Sequence[Mapping]], measure: str) -> dict[str, np.ndarray]:
     """Label to the last value of each of its runs that has one."""
-    last = {one: [values[-1] for _, values in (series(run, measure) for run in own) if len(values)]
-            for one, own in found.items()}
+    last = {
+        one: [values[-1] for _, values in (series(run, measure) for run in own) if len(values)]
+        for one, own in found.items()
+    }
     return {one: np.array(values) for one, values in last.items() if values}
 
 
@@ -251,21 +316,31 @@ def sentence(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, 
     if not found:
         return f"Loss explorer: no run is chosen on {text}."
     own = "; ".join(f"{one}: {len(runs)} seed{'s' * (len(runs) != 1)}" for one, runs in found.items())
-    thick = "nothing is smoothed" if window == 1 else f"the thick lines are means over {window} neighbouring points"
+    thick = (
+        "nothing is smoothed"
+        if window == 1
+        else f"the thick lines are means over {window} neighbouring points"
+    )
     last = "; ".join(f"{one} {values.mean():.3f}" for one, values in ends(found, measure).items())
-    return (f"Loss explorer: {measure} over steps on {text} ({own}). Every measured point is drawn, and {thick}. "
-            f"At the end, mean over seeds: {last} {MEASURES[measure][2]}.")
+    return (
+        f"Loss explorer: {measure} over steps on {text} ({own}). Every measured point is drawn, and {thick}. "
+        f"At the end, mean over seeds: {last} {MEASURES[measure][2]}."
+    )
 
 
 def ends_html(found: Mapping[str, Sequence[Mapping]], measure: str) -> str:
     """For each label the last value: its mean over seeds, its lowest and its highest seed. Never smoothed."""
-    rows = [(one, str(len(values)), f"{values.mean():.3f}", f"{values.min():.3f}", f"{values.max():.3f}")
-            for one, values in ends(found, measure).items()]
+    rows = [
+        (one, str(len(values)), f"{values.mean():.3f}", f"{values.min():.3f}", f"{values.max():.3f}")
+        for one, values in ends(found, measure).items()
+    ]
     head = (f"{measure}, last point ({MEASURES[measure][2]})", "runs", "mean", "lowest seed", "highest seed")
     return f'<div class="loss-explorer-ends" style="{STYLE}">{table_html(head, rows, "loss-explorer-table")}</div>'
 
 
-def lines_of(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, labels: Sequence[str]) -> list[Line]:
+def lines_of(
+    found: Mapping[str, Sequence[Mapping]], measure: str, window: int, labels: Sequence[str]
+) -> list[Line]:
     """Thin with dots: every point, one line a seed. Thick: the smoothed one, if any. A label keeps its colour."""
     thin, thick = [], []
     for one, own in found.items():
@@ -286,7 +361,11 @@ def style_of(one: str, labels: Sequence[str]) -> dict[str, str]:
 
 def title_of(measure: str, window: int, text: str) -> str:
     """What is drawn and how it was smoothed."""
-    how = "every point, nothing smoothed" if window == 1 else f"thin: every point; thick: mean of {window} points"
+    how = (
+        "every point, nothing smoothed"
+        if window == 1
+        else f"thin: every point; thick: mean of {window} points"
+    )
     return f"{measure[0].upper()}{measure[1:]}, {text} ({how})"
 
 
@@ -297,18 +376,32 @@ def legend_html(found: Mapping[str, Sequence[Mapping]], labels: Sequence[str]) -
     words = "".join(
         f'<span style="margin-right: 1.5em; white-space: nowrap"><span aria-hidden="true" '
         f'style="{box} {DASHES[own["dash"]]} {own["colour"]}"></span> {html.escape(one)}</span>'
-        for one, own in styles.items())
+        for one, own in styles.items()
+    )
     return f'<div class="loss-explorer-legend" style="{STYLE}">{words}</div>'
 
 
-def curves_figure(lines: Sequence[Line], found: Mapping[str, Sequence[Mapping]], labels: Sequence[str], title: str,
-                  unit: str) -> Figure:
+def curves_figure(
+    lines: Sequence[Line],
+    found: Mapping[str, Sequence[Mapping]],
+    labels: Sequence[str],
+    title: str,
+    unit: str,
+) -> Figure:
     """The same lines as a picture."""
     figure = Figure(figsize=(8, 3.9), layout="constrained")
     ax = figure.add_subplot()
     for line in lines:
-        ax.plot(line.x, line.y, color=line.colour, linestyle=_pattern(line.dash), linewidth=line.width,
-                alpha=line.opacity, marker="o" if line.dots else None, markersize=2.5)
+        ax.plot(
+            line.x,
+            line.y,
+            color=line.colour,
+            linestyle=_pattern(line.dash),
+            linewidth=line.width,
+            alpha=line.opacity,
+            marker="o" if line.dots else None,
+            markersize=2.5,
+        )
     for one in found:
         own = style_of(one, labels)
         ax.plot([], [], color=own["colour"], linestyle=_pattern(own["dash"]), label=one)

@@ -24,8 +24,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16 (autocast)": torch.bfloat16}
 WITHOUT_BFLOAT16 = ("T4",)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (128, 256, 512, 1024, 2048)
-KINDS = {"weights and buffers": ("parameters", "buffers"), "optimizer": ("optimizer",), "gradients": ("gradients",),
-         "activations": ("activations",), "logits": ("logits",)}
+KINDS = {
+    "weights and buffers": ("parameters", "buffers"),
+    "optimizer": ("optimizer",),
+    "gradients": ("gradients",),
+    "activations": ("activations",),
+    "logits": ("logits",),
+}
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,39 @@ def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 
     planner = Planner(configs)
     start = Setting(next(iter(configs)), "full", batch, length, "float32")
     controls = {
-        "model": control(ipywidgets.Dropdown, "Model", "whose config is used", options=list(configs),
-                         value=start.model),
-        "plan": control(ipywidgets.Dropdown, "Plan", "what is frozen; only-… names what trains",
-                        options=planner.plans(start.model), value=start.plan),
-        "batch": control(ipywidgets.SelectionSlider, "Batch", "windows in memory at a time", options=BATCHES,
-                         value=batch, continuous_update=False),
-        "length": control(ipywidgets.SelectionSlider, "Length", "tokens in a window", value=length,
-                          options=planner.lengths(start.model), continuous_update=False),
-        "precision": control(ipywidgets.Dropdown, "Precision", "of the matrix products; weights stay float32",
-                             options=list(PRECISIONS), value=start.precision),
+        "model": control(
+            ipywidgets.Dropdown, "Model", "whose config is used", options=list(configs), value=start.model
+        ),
+        "plan": control(
+            ipywidgets.Dropdown,
+            "Plan",
+            "what is frozen; only-… names what trains",
+            options=planner.plans(start.model),
+            value=start.plan,
+        ),
+        "batch": control(
+            ipywidgets.SelectionSlider,
+            "Batch",
+            "windows in memory at a time",
+            options=BATCHES,
+            value=batch,
+            continuous_update=False,
+        ),
+        "length": control(
+            ipywidgets.SelectionSlider,
+            "Length",
+            "tokens in a window",
+            value=length,
+            options=planner.lengths(start.model),
+            continuous_update=False,
+        ),
+        "precision": control(
+            ipywidgets.Dropdown,
+            "Precision",
+            "of the matrix products; weights stay float32",
+            options=list(PRECISIONS),
+            value=start.precision,
+        ),
     }
 
     def adjust(model, **_):
@@ -75,8 +103,14 @@ def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 
         setting = Setting(**frame.values)
         return cards_figure(planner, setting), sentence(planner, setting)
 
-    frame = Frame(controls, {"cards": 210}, answer, still, [["model", "plan", "precision"], ["batch", "length"]],
-                  adjust=adjust)
+    frame = Frame(
+        controls,
+        {"cards": 210},
+        answer,
+        still,
+        [["model", "plan", "precision"], ["batch", "length"]],
+        adjust=adjust,
+    )
     return frame
 
 
@@ -114,7 +148,8 @@ class Planner:
         """The predicted step."""
         if setting not in self._costs:
             self._costs[setting] = self._predict[setting.model](
-                COURSE_PLANS[setting.plan], setting.batch, setting.length, dtype=PRECISIONS[setting.precision])
+                COURSE_PLANS[setting.plan], setting.batch, setting.length, dtype=PRECISIONS[setting.precision]
+            )
         return self._costs[setting]
 
     def fits(self, setting: Setting, card: str) -> bool:
@@ -155,7 +190,10 @@ def advice(planner: Planner, setting: Setting, card: str) -> str:
         if setting.batch == BATCHES[-1]:
             return ""
         return f"a batch of {most} fits too" if most > setting.batch else "a batch of twice that does not"
-    return "; or ".join(changes(planner, setting, card)) or "none of these controls alone helps: take a smaller model"
+    return (
+        "; or ".join(changes(planner, setting, card))
+        or "none of these controls alone helps: take a smaller model"
+    )
 
 
 def changes(planner: Planner, setting: Setting, card: str) -> list[str]:
@@ -169,7 +207,9 @@ def changes(planner: Planner, setting: Setting, card: str) -> list[str]:
     batch = planner.largest(setting, card, "batch", [b for b in BATCHES if b < setting.batch])
     if batch is not None:
         found.append(f"micro-batches of {batch}, their gradients added up (the same step)")
-    length = planner.largest(setting, card, "length", [n for n in planner.lengths(setting.model) if n < setting.length])
+    length = planner.largest(
+        setting, card, "length", [n for n in planner.lengths(setting.model) if n < setting.length]
+    )
     if length is not None:
         found.append(f"windows of {length} tokens")
     half = next(name for name in PRECISIONS if name != "float32")
@@ -186,17 +226,28 @@ def cards_html(planner: Planner, setting: Setting) -> str:
     found = planner.cost(setting)
     rows = []
     for card in CARDS:
-        rows.append((card, gib(room(card)), f"{found.peak_bytes / room(card):.0%}",
-                     f"<b>{verdict(planner, setting, card)}</b>", advice(planner, setting, card)))
-    kinds = ", ".join(f"{name} {gib(sum(found.at_peak[kind] for kind in part))}" for name, part in KINDS.items())
-    return (f'<div class="memory-planner-result" style="{STYLE}"><p>At the fullest moment a step of {setting.batch} x '
-            f"{setting.length} tokens needs <b>{gib(found.peak_bytes)} GiB</b> (predicted): {kinds}.</p>"
-            + table_html(("card", "room (GiB)", "taken", "", "what to change"), rows, "memory-planner-cards")
-            + f"<p>Room is {RESERVE:.0%} of what the card gives a program.</p></div>")
+        rows.append(
+            (
+                card,
+                gib(room(card)),
+                f"{found.peak_bytes / room(card):.0%}",
+                f"<b>{verdict(planner, setting, card)}</b>",
+                advice(planner, setting, card),
+            )
+        )
+    kinds = ", ".join(
+        f"{name} {gib(sum(found.at_peak[kind] for kind in part))}" for name, part in KINDS.items()
+    )
+    return (
+        f'<div class="memory-planner-result" style="{STYLE}"><p>At the fullest moment a step of {setting.batch} x '
+        f"{setting.length} tokens needs <b>{gib(found.peak_bytes)} GiB</b> (predicted): {kinds}.</p>"
+        + table_html(("card", "room (GiB)", "taken", "", "what to change"), rows, "memory-planner-cards")
+        + f"<p>Room is {RESERVE:.0%} of what the card gives a program.</p></div>"
+    )
 
 
 def verdict(planner: Planner, setting: Setting, card: str) -> str:
-    """"fits", "does not fit", or that the card cannot compute so."""
+    """ "fits", "does not fit", or that the card cannot compute so."""
     if not is_able(card, setting.precision):
         return "no bfloat16"
     return "fits" if planner.fits(setting, card) else "does not fit"
@@ -209,9 +260,11 @@ def gib(n_bytes: int) -> str:
 def sentence(planner: Planner, setting: Setting) -> str:
     """What the picture shows, in words."""
     said = [f"{card} ({gib(room(card))} GiB): {verdict(planner, setting, card)}" for card in CARDS]
-    return (f"Memory planner: {setting.model}, plan {setting.plan}, {setting.batch} x {setting.length} tokens, "
-            f"{setting.precision}: {gib(planner.cost(setting).peak_bytes)} GiB at the fullest moment (predicted). "
-            f"{'; '.join(said)}.")
+    return (
+        f"Memory planner: {setting.model}, plan {setting.plan}, {setting.batch} x {setting.length} tokens, "
+        f"{setting.precision}: {gib(planner.cost(setting).peak_bytes)} GiB at the fullest moment (predicted). "
+        f"{'; '.join(said)}."
+    )
 
 
 def cards_figure(planner: Planner, setting: Setting) -> Figure:
@@ -226,12 +279,23 @@ def cards_figure(planner: Planner, setting: Setting) -> Figure:
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for card in CARDS:
         ax.axvline(room(card) / GIB, color="#444444", linestyle="--", linewidth=1)
-        ax.annotate(card, (room(card) / GIB, 1), (0, 3), xycoords=ax.get_xaxis_transform(), fontsize=8, ha="center",
-                    textcoords="offset points")
+        ax.annotate(
+            card,
+            (room(card) / GIB, 1),
+            (0, 3),
+            xycoords=ax.get_xaxis_transform(),
+            fontsize=8,
+            ha="center",
+            textcoords="offset points",
+        )
     fitting = [batch for batch in BATCHES if planner.fits(setting.but(batch=batch), CARDS[0])]
     found = f"a batch of {max(fitting)} fits on a {CARDS[0]}" if fitting else f"nothing fits on a {CARDS[0]}"
-    ax.set_title(f"{setting.model}, plan {setting.plan}, windows of {setting.length}: {found}", loc="left", fontsize=10,
-                 pad=16)
+    ax.set_title(
+        f"{setting.model}, plan {setting.plan}, windows of {setting.length}: {found}",
+        loc="left",
+        fontsize=10,
+        pad=16,
+    )
     ax.set_xlabel(f"GiB at the fullest moment (predicted, {setting.precision}); dashed: the room on a card")
     ax.set_ylabel("batch (windows)")
     ax.set_xlim(0, 1.1 * room(CARDS[-1]) / GIB)

@@ -21,8 +21,14 @@ from helpers.models import ModelError, n_positions
 FIRST_TOKENS = 24  # of the text that is there before the reader asks for more
 
 
-def style_mixer(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_tokens: int = 40, seed: int = 0,
-                temperature: float = 0.8) -> Frame:
+def style_mixer(
+    models: Mapping[str, nn.Module],
+    tokenizer,
+    prompt: str,
+    n_tokens: int = 40,
+    seed: int = 0,
+    temperature: float = 0.8,
+) -> Frame:
     """A widget in which several models go on with the reader's words.
 
     Args:
@@ -32,14 +38,39 @@ def style_mixer(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_token
     """
     most = min(200, (n_positions(next(iter(models.values())).config) or 400) // 2)
     controls = {
-        "prompt": control(ipywidgets.Text, "Prompt", "the words that every model goes on with", value=prompt,
-                          layout={"width": "60%"}),
-        "n_tokens": control(ipywidgets.IntSlider, "Tokens", "how many tokens each model writes", value=n_tokens,
-                            min=1, max=most),
-        "temperature": control(ipywidgets.FloatSlider, "Temperature", "1: as the model predicts; lower: bolder",
-                               value=temperature, min=0.1, max=1.5, step=0.1),
-        "seed": control(ipywidgets.BoundedIntText, "Seed", "another number throws other dice", value=seed, min=0,
-                        max=10_000, layout={"width": "140px"}),
+        "prompt": control(
+            ipywidgets.Text,
+            "Prompt",
+            "the words that every model goes on with",
+            value=prompt,
+            layout={"width": "60%"},
+        ),
+        "n_tokens": control(
+            ipywidgets.IntSlider,
+            "Tokens",
+            "how many tokens each model writes",
+            value=n_tokens,
+            min=1,
+            max=most,
+        ),
+        "temperature": control(
+            ipywidgets.FloatSlider,
+            "Temperature",
+            "1: as the model predicts; lower: bolder",
+            value=temperature,
+            min=0.1,
+            max=1.5,
+            step=0.1,
+        ),
+        "seed": control(
+            ipywidgets.BoundedIntText,
+            "Seed",
+            "another number throws other dice",
+            value=seed,
+            min=0,
+            max=10_000,
+            layout={"width": "140px"},
+        ),
         "write": control(ipywidgets.Button, "Write", "let every model write"),
     }
     texts: dict[str, str] = {}
@@ -54,13 +85,26 @@ def style_mixer(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_token
         values = frame.values
         return texts_figure(values["prompt"], texts), sentence(values["prompt"], texts)
 
-    frame = Frame(controls, {"texts": 190}, answer, still, [["prompt"], ["n_tokens", "temperature", "seed", "write"]],
-                  button="write", at_first={"n_tokens": min(n_tokens, FIRST_TOKENS)})
+    frame = Frame(
+        controls,
+        {"texts": 190},
+        answer,
+        still,
+        [["prompt"], ["n_tokens", "temperature", "seed", "write"]],
+        button="write",
+        at_first={"n_tokens": min(n_tokens, FIRST_TOKENS)},
+    )
     return frame
 
 
-def side_by_side(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_tokens: int, seed: int = 0,
-                 temperature: float = 0.8) -> Iterator[dict[str, str]]:
+def side_by_side(
+    models: Mapping[str, nn.Module],
+    tokenizer,
+    prompt: str,
+    n_tokens: int,
+    seed: int = 0,
+    temperature: float = 0.8,
+) -> Iterator[dict[str, str]]:
     """After each token: name to what its model has written so far, the prompt left out.
 
     Raises:
@@ -71,8 +115,10 @@ def side_by_side(models: Mapping[str, nn.Module], tokenizer, prompt: str, n_toke
     if not start:
         raise ModelError("The prompt is empty. Write at least one word.")
     if len(start) + n_tokens > limit:
-        raise ModelError(f"The prompt has {len(start)} tokens; with {n_tokens} more it is longer than the model's "
-                         f"{limit} positions. Shorten it, or ask for fewer tokens.")
+        raise ModelError(
+            f"The prompt has {len(start)} tokens; with {n_tokens} more it is longer than the model's "
+            f"{limit} positions. Shorten it, or ask for fewer tokens."
+        )
     writers = {name: tokens(model, start, n_tokens, seed, temperature) for name, model in models.items()}
     ids: dict[str, list[int]] = {name: [] for name in models}
     for _ in range(n_tokens):
@@ -99,14 +145,17 @@ def columns_html(prompt: str, texts: Mapping[str, str]) -> str:
     cells = "".join(
         f'<div style="flex: 1 1 200px; min-width: 180px"><b>{html.escape(name)}</b>'
         f'<p style="white-space: pre-wrap"><i>{html.escape(prompt)}</i>{html.escape(text)}</p></div>'
-        for name, text in texts.items())
+        for name, text in texts.items()
+    )
     style = f"display: flex; flex-flow: row wrap; gap: 1.5em; {STYLE}"
     return f'<div class="style-mixer-texts" style="{style}">{cells}</div>'
 
 
 def sentence(prompt: str, texts: Mapping[str, str]) -> str:
     """What the picture shows, in words."""
-    return f"Style mixer, prompt {prompt!r}. " + " ".join(f"{name}: {text.strip()!r}." for name, text in texts.items())
+    return f"Style mixer, prompt {prompt!r}. " + " ".join(
+        f"{name}: {text.strip()!r}." for name, text in texts.items()
+    )
 
 
 def texts_figure(prompt: str, texts: Mapping[str, str]) -> Figure:
