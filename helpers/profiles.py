@@ -23,7 +23,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-PROFILES = ("tiny", "gpt-neo", "smollm2", "smoke")
 PRECISIONS = ("float32", "auto")  # auto: bfloat16 where the GPU computes in it, else float32
 
 
@@ -170,6 +169,20 @@ SMOLLM2 = Profile(
 )
 
 
+SMOKE = replace(
+    TINY,
+    name="smoke",
+    batch=2,
+    n_steps=4,
+    warmup=1,
+    retention_windows=4,
+    held_out_windows=4,
+    note="a few steps to see that everything runs, not to learn from",
+)
+
+PROFILES = {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2, "smoke": SMOKE}
+
+
 def current(name: str | None = None, model: str | None = None) -> Profile:
     """The profile of this machine, with the settings of the environment applied.
 
@@ -196,17 +209,6 @@ def _named(name: str) -> Profile:
         near = difflib.get_close_matches(name.lower(), PROFILES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ProfileError(f"Profile '{name}' is not known. Profiles: {', '.join(PROFILES)}.{hint}")
-    if name == "smoke":
-        return replace(
-            TINY,
-            name="smoke",
-            batch=2,
-            n_steps=4,
-            warmup=1,
-            retention_windows=4,
-            held_out_windows=4,
-            note="a few steps to see that everything runs, not to learn from",
-        )
     if name == "gpt-neo" and not torch.cuda.is_available():
         return replace(
             GPT_NEO,
@@ -214,7 +216,7 @@ def _named(name: str) -> Profile:
             batch=4,
             note=f"{GPT_NEO.note}, in shorter windows and smaller batches for lack of a GPU, and slow",
         )
-    return {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2}[name]
+    return PROFILES[name]
 
 
 def _why(argument: str | None, asked: str | None) -> str:
