@@ -336,7 +336,8 @@ def test_one_pale_word_among_thousands_is_found(theme, open_page):
     ground = {"light": "#eeeeee", "dark": "#222222"}[theme]
     page.evaluate(
         """colour => {
-      const word = [...document.querySelectorAll("article pre span")].findLast(one => one.textContent.trim());
+      const words = [...document.querySelectorAll("article pre span")];
+      const word = words.findLast(one => one.textContent.trim().length > 5);
       word.style.color = colour;
     }""",
         ground,
