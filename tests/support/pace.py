@@ -70,11 +70,16 @@ def forecast(tests: list[str], n_workers: int, recorded: dict[str, float]) -> st
     of_file = defaultdict(list)
     for test in tests:
         of_file[file_of(test)].append(test)
+    unknown = sum(test not in recorded and file_of(test) not in recorded for test in tests)
     whole = [expected(each, recorded) for each in of_file.values()]
     seconds = max(sum(whole) / n_workers, max(whole, default=0.0))  # a file stays with one worker
     took = "less than a minute" if seconds < 60 else f"about {seconds / 60:.0f} min"
     workers = "one worker" if n_workers == 1 else f"{n_workers} workers"
-    return f"{len(tests):,} tests, {took} with {workers} on idle cores (tests/durations.json)"
+    known = f"{took} with {workers} on the cores that recorded tests/durations.json"
+    if not unknown:
+        return f"{len(tests):,} tests: {known}"
+    told = known if unknown < len(tests) else "nobody recorded yet how long they take"
+    return f"{len(tests):,} tests: {told}; {unknown:,} have no record (--record-durations writes it)"
 
 
 # --- what pytest calls -------------------------------------------------------------
