@@ -15,13 +15,14 @@ import shutil
 import sys
 from pathlib import Path
 
+from helpers.profiles import Profile
 from helpers.study.jobs import EVIDENCE, WORK
 from helpers.study.records import RecordError, read_record, write_record
-from helpers.study.tables import read_table, tables_in, write_table
+from helpers.study.tables import read_table, table_of, tables_in, write_table
 
 SMALL = ("bases", "style", "benchmark", "memory")
 SECOND = "study2"
-WINDOWS = "retention/*/windows.safetensors"
+WINDOWS = "windows.safetensors"  # under retention/MODEL/, beside the run files of either study
 
 
 def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
@@ -38,12 +39,12 @@ def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
         RecordError: a file that is damaged, of another form, or missing beside the evidence. Nothing is written.
     """
     folder, evidence = Path(folder), Path(evidence)
-    tables: dict[str, dict[str, dict]] = {}
+    found: dict[str, dict[str, dict]] = {}
     for path in record_files(folder):
         record = read_record(path)
-        name, file = table_of(path.relative_to(folder), record)
-        tables.setdefault(name, {})[file] = record
-    for name, records in tables.items():
+        name, file = place_of(path.relative_to(folder), record)
+        found.setdefault(name, {})[file] = record
+    for name, records in found.items():
         place = evidence / f"{name}.parquet"
         lost = sorted(set(read_table(place)) - set(records)) if place.exists() and not replaces else []
         if lost:
@@ -51,12 +52,14 @@ def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
                 f"'{place}' holds {len(lost)} records that are not in '{folder}', such as {lost[0]}. "
                 "Unpack first (--unpack), or give --replace to drop them."
             )
+    made = {evidence / f"{name}.parquet": table_of(name, records) for name, records in sorted(found.items())}
     evidence.mkdir(parents=True, exist_ok=True)
-    for name, records in sorted(tables.items()):
-        write_table(evidence / f"{name}.parquet", records)
-    for path in folder.glob(WINDOWS):
-        copy(path, evidence / path.relative_to(folder))
-    return [evidence / f"{name}.parquet" for name in sorted(tables)]
+    for place, table in made.items():
+        write_table(place, table)
+    study = SECOND if any(name.startswith(SECOND) for name in found) else ""
+    for path in folder.glob(f"retention/*/{WINDOWS}"):
+        copy(path, evidence / path.parent.relative_to(folder) / kept_windows(study))
+    return list(made)
 
 
 def unpack(evidence: Path, folder: Path, study: str = "") -> list[str]:
@@ -77,9 +80,21 @@ def unpack(evidence: Path, folder: Path, study: str = "") -> list[str]:
             if not place.exists():
                 write_record(place, record)
                 written.append(place)
-    for path in Path(evidence).glob(WINDOWS) if study != SECOND else ():
-        copy(path, Path(folder) / path.relative_to(evidence))
+    for path in Path(evidence).glob(f"retention/*/{kept_windows(study)}"):
+        place = Path(folder) / path.parent.relative_to(evidence) / WINDOWS
+        if not place.exists():
+            copy(path, place)
     return [p.relative_to(folder).as_posix() for p in written]
+
+
+def drop(evidence: Path, profile: Profile) -> None:
+    """Delete what the evidence holds of the first study of a profile: its runs, its windows, its rates."""
+    (evidence / f"study1-{profile.model_name}.parquet").unlink(missing_ok=True)
+    (evidence / "retention" / profile.model_name / "windows.safetensors").unlink(missing_ok=True)
+    place = evidence / "rates.parquet"
+    if place.exists():
+        kept = read_table(place, lambda file: file != profile.rates_name)
+        write_table(place, table_of(place.stem, kept))
 
 
 def record_files(folder: Path) -> list[Path]:
@@ -89,7 +104,7 @@ def record_files(folder: Path) -> list[Path]:
     return sorted([*runs, *folder.glob("rates*.json"), *(p for p in small if p.exists())])
 
 
-def table_of(path: Path, record: dict) -> tuple[str, str]:
+def place_of(path: Path, record: dict) -> tuple[str, str]:
     """(name of the Parquet file, path of the record in it) of a file under the folder of run files."""
     if len(path.parts) == 1:
         return ("rates" if path.stem.startswith("rates") else path.stem), path.name
@@ -99,10 +114,14 @@ def table_of(path: Path, record: dict) -> tuple[str, str]:
     return f"study1-{model}", path.as_posix()
 
 
+def kept_windows(study: str) -> str:
+    """What the evidence calls a study's windows: those of the second study hold part C, and stand beside the first's."""
+    return f"{SECOND}.safetensors" if study == SECOND else WINDOWS
+
+
 def copy(path: Path, place: Path) -> None:
-    if not place.exists() or place.read_bytes() != path.read_bytes():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, place)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -48,7 +48,7 @@ from helpers.study.jobs import (
     tuning_job,
     tuning_jobs,
 )
-from helpers.study.pack import pack, unpack
+from helpers.study.pack import drop, pack, unpack
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,
@@ -462,6 +462,8 @@ def main(arguments: list[str] | None = None) -> int:
     require_committed(page_of(args.folder))
     if args.start_over:
         start_over(study)
+        if args.folder == WORK:
+            drop(EVIDENCE, profiles.PROFILES[study.profile])
     model_hash = prepare(study)
     for stage in stages:
         if stage == "books" and study.books is None:
@@ -470,7 +472,7 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_stale(study, recorded_jobs(study), model_hash)
         run_stage(study, stage, args.processes)
     if args.folder == WORK:
-        pack(WORK, EVIDENCE, replaces=args.start_over)
+        pack(WORK, EVIDENCE)
     return 0
 
 

@@ -376,28 +376,30 @@ def columns_of(name: str) -> dict:
     return {"file": str, **(form if isinstance(form, dict) else {"entries": form})}
 
 
-def write_table(path: Path, records: Mapping[str, dict]) -> None:
-    """Write records as a Parquet file, whole or not at all; equal records give equal bytes.
+def table_of(name: str, records: Mapping[str, dict]) -> pa.Table:
+    """Records as a table, sorted by path.
 
     Args:
+        name: of the Parquet file that it is for: it decides the columns.
         records: a record's path to the record.
 
     Raises:
-        RecordError: a record that would not come back as it is. Nothing is written.
+        RecordError: a record that has another form, or would not come back as it is.
     """
-    form = columns_of(path.stem)
-    rows = [
-        packed(
-            {"file": file} | (records[file] if "entries" not in form else {"entries": records[file]}),
-            form,
-            file,
-        )
-        for file in sorted(records)
-    ]
+    form = columns_of(name)
+    rows = []
+    for file in sorted(records):
+        record = {"entries": records[file]} if "entries" in form else records[file]
+        rows.append(packed({"file": file} | record, form, file))
     table = pa.Table.from_pylist(rows, schema_of(form))
     for file, back in records_in(table, form).items():
         if json.dumps(back, sort_keys=True) != json.dumps(records[file], sort_keys=True):
-            raise RecordError(f"{file} does not come back from Parquet as it is; nothing was written.")
+            raise RecordError(f"{file} does not come back from Parquet as it is.")
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file whole or not at all; equal tables give equal bytes."""
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial, compression="zstd", compression_level=9, version="2.6")
     partial.replace(path)

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.freezing.plans import PLANS
+from helpers.profiles import SMOLLM2, TINY
 from helpers.results.evidence import EVIDENCE
 from helpers.results.study_runs import read_study_runs
 from helpers.study import tables
-from helpers.study.pack import pack, unpack
+from helpers.study.pack import drop, pack, unpack
 from helpers.study.records import (
     RecordError,
     RunRecord,
@@ -123,7 +124,7 @@ def test_a_record_of_another_form_is_named_and_nothing_is_written(few, tmp_path,
     write_record(few / A_RUN, read_record(few / A_RUN) | change)
     with pytest.raises(RecordError, match=f"{A_RUN}.*{words}"):
         pack(few, tmp_path / "evidence")
-    assert not list((tmp_path / "evidence").glob("study1*"))
+    assert not (tmp_path / "evidence").exists()
 
 
 def test_a_folder_that_lacks_recorded_runs_is_refused_until_they_may_go(few, tmp_path):
@@ -143,6 +144,22 @@ def test_unpacking_leaves_a_newer_file_as_it_is(few, tmp_path):
     (few / "rates.json").unlink()
     assert unpack(tmp_path / "evidence", few) == ["rates.json"]
     assert read_record(few / A_RUN)["seed"] == 77
+
+
+def test_what_was_started_over_does_not_come_back(few, tmp_path):
+    evidence = tmp_path / "evidence"
+    write_record(few / SMOLLM2.rates_name, read_record(few / "rates.json"))
+    for profile in (TINY, SMOLLM2):
+        (few / "retention" / profile.model_name).mkdir(parents=True)
+        (few / "retention" / profile.model_name / "windows.safetensors").write_bytes(b"old")
+    pack(few, evidence)
+    (few / "retention" / TINY.model_name / "windows.safetensors").write_bytes(b"new")
+    unpack(evidence, few)
+    assert (few / "retention" / TINY.model_name / "windows.safetensors").read_bytes() == b"new"
+    drop(evidence, TINY)
+    assert sorted(unpack(evidence, tmp_path / "again")) == ["rates-smollm2.json"]
+    kept = [p.parent.name for p in (tmp_path / "again").rglob("windows.safetensors")]
+    assert kept == [SMOLLM2.model_name]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"{}"])
@@ -257,6 +274,9 @@ def test_runs_of_the_second_study_get_a_file_a_model_and_are_read_from_either(tm
     runs[2] = diverged | {"diverged": "the loss is nan"}
     for run in runs:
         write_record(work / "runs" / "mini" / "full" / "alice" / f"{run['seed']}-0.0001-replay0.3.json", run)
+    for folder, content in ((work, b"A, B and C"), (tmp_path / "evidence", b"A and B")):
+        (folder / "retention" / "mini").mkdir(parents=True)
+        (folder / "retention" / "mini" / "windows.safetensors").write_bytes(content)
     assert pack(work, tmp_path / "evidence") == [tmp_path / "evidence" / "study2-mini.parquet"]
     assert list(read_rows(tmp_path / "evidence" / "study2" / "runs" / "mini").values()) == runs
     assert not read_runs(tmp_path / "evidence" / "runs" / "mini")  # those are the first study's
@@ -266,3 +286,5 @@ def test_runs_of_the_second_study_get_a_file_a_model_and_are_read_from_either(tm
     names = unpack(tmp_path / "evidence", tmp_path / "again", "study2")
     assert len(names) == 3 and read_record(tmp_path / "again" / names[2]) == runs[2]
     assert not unpack(tmp_path / "evidence", tmp_path / "first")
+    kept = {f: (tmp_path / f / "retention/mini/windows.safetensors").read_bytes() for f in ("again", "first")}
+    assert kept == {"again": b"A, B and C", "first": b"A and B"}
