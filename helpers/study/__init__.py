@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = face(
             "time_verdict",
         ],
         "protocol": ["PAGE", "Protocol", "read_protocol"],
-        "pack": ["pack", "unpack"],
+        "packing": ["pack", "unpack"],
         "records": ["RunRecord", "is_recorded", "read_record", "read_rows", "read_runs"],
         "tables": ["stored"],
     },

@@ -48,7 +48,7 @@ from helpers.study.jobs import (
     tuning_job,
     tuning_jobs,
 )
-from helpers.study.pack import drop, pack, unpack
+from helpers.study.packing import drop, pack, unpack
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,

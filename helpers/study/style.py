@@ -5,7 +5,7 @@
 Trains the miniature on alice_style.txt and on edgar_style.txt, equally long and at one rate, and
 measures both on windows of the real books. Style is carried if each book is predicted better by the
 model tuned on its own manner: a paired difference over windows of two standard errors or more.
-Writes style.json beside the run files of the study (`helpers.study.pack`). Exit code 1 where a difference is smaller
+Writes style.json beside the run files of the study (`helpers.study.packing`). Exit code 1 where a difference is smaller
 than that.
 """
 

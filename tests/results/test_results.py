@@ -29,7 +29,7 @@ from helpers.results.questions import QUESTIONS
 from helpers.results.verdicts import step_time
 from helpers.study import benchmark
 from helpers.study import measured_costs as benchmarks
-from helpers.study.pack import unpack
+from helpers.study.packing import unpack
 from helpers.study.protocol import read_protocol
 from support.costs import FLOPS, pretend
 from support.records import PLANS, a_long_run, a_run, evidence

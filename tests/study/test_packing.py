@@ -16,7 +16,7 @@ from helpers.profiles import SMOLLM2, TINY
 from helpers.results.evidence import EVIDENCE
 from helpers.results.study_runs import read_study_runs
 from helpers.study import tables
-from helpers.study.pack import drop, pack, unpack
+from helpers.study.packing import drop, pack, unpack
 from helpers.study.records import (
     RecordError,
     RunRecord,

@@ -1,8 +1,8 @@
 """Pack the run files of a study into the Parquet files of the evidence, and unpack them again.
 
-    python -m helpers.study.pack                        build/study1 -> data/evidence
-    python -m helpers.study.pack --unpack               data/evidence -> build/study1, to go on with the study
-    python -m helpers.study.pack --folder build/study2  the second study
+    python -m helpers.study.packing                        build/study1 -> data/evidence
+    python -m helpers.study.packing --unpack               data/evidence -> build/study1, to go on with the study
+    python -m helpers.study.packing --folder build/study2  the second study
 
 While a study is under way a record is one JSON file, under build/ and outside git; a run that is killed leaves
 the others whole. Equal records give equal bytes: rows are sorted, nothing tells the time.
