@@ -277,7 +277,7 @@ def broken(mutant: Mutant, root: Path) -> ast.Module:
 
 
 @cache
-def tests_of(path: str, root: Path) -> tuple[Path, ...]:
+def near_tests(path: str, root: Path) -> tuple[Path, ...]:
     """The files of tests for a file of the house: those of its room that import it, or else all of its room.
 
     The one that has its name comes first, then the shortest: the next is opened only where these notice nothing.
@@ -526,7 +526,7 @@ def mutate(
         every = sorted(random.Random(seed).sample(every, sample), key=lambda m: (m.path, m.index))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork copies one thread
     for mutant in every:
-        tests = tests_of(mutant.path, root)
+        tests = near_tests(mutant.path, root)
         code = _hash((root / mutant.path).read_bytes())
         known = _hash(*(t.read_bytes() for t in tests))
         if mutant.id in equal:

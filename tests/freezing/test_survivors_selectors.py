@@ -2,11 +2,12 @@
 
 import hashlib
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from helpers.freezing.selectors import PlanError, canonical, file_id, parse_selectors, select
-from helpers.models.roles import anatomy
+from helpers.freezing.selectors import PlanError, _is_bias, canonical, file_id, parse_selectors, select
+from helpers.models.roles import Entry, anatomy
 from support.families import family
 
 TWO = anatomy(family("gpt_neo"))
@@ -92,11 +93,17 @@ def test_what_a_model_lacks_is_told_with_what_it_has_once_each():
     assert message.endswith("and the parts k, v, q, attention-out, mlp-in, mlp-out.")
 
 
+def test_qkv_is_every_way_to_keep_queries_keys_and_values():
+    parts = ("q", "k", "v", "kv", "qkv", "attention-out", "mlp-in")
+    entries = [Entry(part, "attention", 0, part, (4, 4), 16) for part in parts]
+    assert select(SimpleNamespace(entries=entries), "qkv") == {"q", "k", "v", "kv", "qkv"}
+    for word in ("k", "v"):
+        assert "fused tensors (kv)" in not_found(word, SimpleNamespace(entries=entries[3:4]))
+
+
 def test_a_bias_is_a_vector_by_name_or_a_table_for_experts():
     def entry(name, *shape):
         return type("Entry", (), {"name": name, "shape": shape})
-
-    from helpers.freezing.selectors import _is_bias
 
     assert _is_bias(entry("h.0.bias", 4)) and _is_bias(entry("h.0.gate_bias", 2, 4))
     assert not _is_bias(entry("h.0.bias", 1, 4)) and not _is_bias(entry("h.0.bias.weight", 4))

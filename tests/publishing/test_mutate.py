@@ -18,8 +18,8 @@ from publishing.mutate import (
     equivalents,
     main,
     mutants,
+    near_tests,
     score_table,
-    tests_of,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,7 +213,7 @@ def test_every_mutant_has_a_name_of_its_own_that_lines_do_not_change(tmp_path):
 def test_the_tests_of_a_file_are_those_of_its_room_that_import_it(house):
     (house / "tests/room/test_other.py").write_text("from tiny.room.other import x\n", "utf-8")
     (house / "tests/room/test_face.py").write_text("from tiny.room import larger\n", "utf-8")
-    names = [test.name for test in tests_of("tiny/room/numbers.py", house)]
+    names = [test.name for test in near_tests("tiny/room/numbers.py", house)]
     assert names == ["test_face.py", "test_numbers.py"]
 
 
