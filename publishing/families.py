@@ -190,8 +190,12 @@ def config_of(name: str):
 
 def _other_ids(usual, known) -> dict[str, int]:
     """Ids of a family's own marks (decoder start, separator, …) outside the small vocabulary: the end instead."""
-    ids = {name: usual.to_dict().get(name) for name in known if name.endswith("_token_id") and name not in SHAPE}
-    return {name: SHAPE["eos_token_id"] for name, value in ids.items() if isinstance(value, int) and value >= 97}
+    ids = {
+        name: usual.to_dict().get(name) for name in known if name.endswith("_token_id") and name not in SHAPE
+    }
+    return {
+        name: SHAPE["eos_token_id"] for name, value in ids.items() if isinstance(value, int) and value >= 97
+    }
 
 
 def build(name: str) -> nn.Module:
@@ -376,6 +380,9 @@ each row.
 | delta | what was trained, saved and laid over the base again |
 | budget | memory and FLOPs, predicted from the config |
 | LoRA | beside the attention matrices: the logits stay |
+
+Budget "yes" says that a step can be run on shapes alone; tests/costs/test_budget.py measures for some families that
+the number is right. In a mixture of experts the groups of tokens together are all tokens, whatever the router says.
 
 Loss "in chunks": the logits are never all in memory. Loss "own logits": the family does more with its
 logits than one product, so its own forward makes them all.
