@@ -114,13 +114,18 @@ def sample_windows(
     dice = torch.Generator(device).manual_seed(seed)
     first = torch.tensor([_begin_token(model.config)]) if start is None else start
     ids = first.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
-    past, new = None, ids
+    kept, new = {"use_cache": True}, ids
     with evaluating(model):
         while ids.size(1) < length:
-            out = model(new, past_key_values=past, use_cache=True)
+            out = model(new, **kept)
             probs = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)  # (n_windows, vocab)
-            new, past = torch.multinomial(probs, 1, generator=dice), out.past_key_values
+            new = torch.multinomial(probs, 1, generator=dice)
             ids = torch.cat([ids, new], dim=1)
+            past = getattr(out, "past_key_values", None)
+            if past is None:  # Mamba and its like keep another state: read the whole text again
+                kept, new = {"use_cache": False}, ids
+            else:
+                kept = {"use_cache": True, "past_key_values": past}
     return ids.cpu()
 
 
@@ -138,12 +143,15 @@ def sample_text(
     """The prompt and how the model goes on with it.
 
     The prompt begins as a window of text does (`texts.begin_ids`), and no end mark stands behind it.
+    It goes on for ``n_tokens``, or to the model's last position.
     """
     ids, begin = tokenizer(prompt, add_special_tokens=False)["input_ids"], begin_ids(tokenizer)
     if ids[: len(begin)] != begin:
         ids = [*begin, *ids]
     start = torch.tensor(ids or [_begin_token(model.config)])
-    ids = sample_windows(model, 1, len(start) + n_tokens, seed, start=start, temperature=temperature)
+    limit = n_positions(model.config) or len(start) + n_tokens
+    length = max(len(start), min(len(start) + n_tokens, limit))
+    ids = sample_windows(model, 1, length, seed, start=start, temperature=temperature)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
