@@ -3,7 +3,7 @@
 import { shape } from "./page.js";
 
 const WIDEST = 520;
-const LETTER = 7.8; // width of a letter of a name, about
+const NAME = "600 14px"; // as in page.css
 const MARGIN = { left: 52, right: 16, top: 30, bottom: 46 };
 
 /** At most about six round numbers between two values. */
@@ -59,9 +59,11 @@ export class Chart {
 
   /** Names beside lines, near their ends, where they lie on nothing. labels: [{points, words, colour}]. */
   names(labels) {
+    const pen = document.createElement("canvas").getContext("2d"); // knows how wide words are
+    pen.font = `${NAME} ${getComputedStyle(document.body).fontFamily}`;
     const taken = [];
     for (const { points, words, colour } of labels) {
-      const boxes = this.#candidates(points, words.length * LETTER);
+      const boxes = this.#candidates(points, pen.measureText(words).width);
       const covered = (box) => this.drawn.filter((place) => isIn(place, box)).length;
       const free = boxes.filter((box) => !taken.some((other) => overlap(box, other)));
       const box = (free.length ? free : boxes).reduce((a, b) => (covered(b) < covered(a) ? b : a));
@@ -76,11 +78,9 @@ export class Chart {
     for (const share of [1, 0.93, 0.86, 0.79, 0.72, 0.65]) {
       const [x, y] = points[Math.round(share * (points.length - 1))];
       for (const [right, down] of [[0, -9], [width + 6, -9], [width + 10, 9], [0, 27], [width + 6, 27], [width / 2, -16]]) {
-        const left = Math.min(this.x(x) + right, this.width - 2) - width - 6;
-        const bottom = this.y(y) + down;
-        if (left > MARGIN.left && bottom > 32 && bottom < this.height - MARGIN.bottom) {
-          boxes.push({ left, right: left + width + 6, top: bottom - 19, bottom });
-        }
+        const left = within(this.x(x) + right - width - 6, MARGIN.left + 2, this.width - width - 8);
+        const bottom = within(this.y(y) + down, MARGIN.top + 4, this.height - MARGIN.bottom - 2);
+        boxes.push({ left, right: left + width + 6, top: bottom - 19, bottom });
       }
     }
     return boxes;
@@ -106,6 +106,8 @@ export class Chart {
     this.add("text", { x: this.width - MARGIN.right, y: this.height - 6, "text-anchor": "end" }, x.label);
   }
 }
+
+const within = (value, low, high) => Math.min(high, Math.max(low, value));
 
 const isIn = ({ x, y }, box) => x > box.left && x < box.right && y > box.top && y < box.bottom;
 

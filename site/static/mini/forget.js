@@ -9,8 +9,8 @@ import { readDelta, rewound } from "./plans.js";
 const N_TOKENS = 40;
 const DEEPEST = 3; // nats above the base's log-probability at which a token is fully orange
 const TEXTS = [
-  { value: "alice", label: "tuned on Alice's manner", prompt: '"If you please," said the' },
-  { value: "edgar", label: "tuned on Edgar's manner", prompt: "It was upon the evening of" },
+  { value: "alice", label: "tuned on Alice's manner", prompt: "At the end of the garden there was" },
+  { value: "edgar", label: "tuned on Edgar's manner", prompt: "I had not slept, and in the" },
 ];
 const WRITERS = ["base", "rewound", "tuned"];
 
