@@ -30,8 +30,8 @@ STATIC = Path(make_page_deltas.OUT).parents[1]
 PAGES = ("freeze", "forget", "equal")
 TEXTS = ("alice_style.txt", "edgar_style.txt", "plain_tales.txt")
 ODD = ["", " ", "  two  blanks ", "a\n\n b\t\tc ", "don't WE'LL I'm o'clock 'tis", "naïve café Ærø", "雪 ❄️ 🙂👍🏽 𝔉",
-       "<|endoftext|>", "a<|endoftext|>b<|endoftext|>", "<|endof", "x\u0085y\u00a0z\ufeffw\u2028v\u3000u", "12345 6.7e-8 ½ ٣",
-       "\r\n\r\n", "!!!???---___", "\x00\x01\x7f", " \n", "e\u0301 \u200d \u00ad", "Ġ Ċ"]
+       "<|endoftext|>", "a<|endoftext|>b<|endoftext|>", "<|endof", "x\u0085y\u00a0z\ufeffw\u2028v\u3000u",
+       "12345 6.7e-8 ½ ٣", "\r\n\r\n", "!!!???---___", "\x00\x01\x7f", " \n", "e\u0301 \u200d \u00ad", "Ġ Ċ"]
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -330,6 +330,17 @@ def test_the_dial_moves_by_keyboard_and_its_ends_write_as_the_base_and_the_tuned
     assert page.inner_text("#rewound-title") == "Rewound to α = 0.95"
 
 
+def test_the_whole_path_is_measured_and_drawn(open_page):
+    page = open_page("forget")
+    measured(page)
+    page.get_by_role("button", name="Measure the whole path").click()
+    page.wait_for_function("document.getElementById('path-said').textContent.includes('11 so far')", timeout=240_000)
+    assert page.locator("#path circle").count() == 11 + 3  # and the three with names
+    best = re.search(r"α = (0\.\d\d) has the largest gain", page.inner_text("#path-said"))
+    assert best and 0.5 <= float(best[1]) < 1  # the tuned model had gone too far
+    page.screenshot(path=SHOTS / "living-forget-path.png", full_page=True)
+
+
 def test_tokens_are_read_with_the_arrow_keys(open_page):
     page = open_page("forget")
     page.wait_for_function("document.querySelectorAll('#tuned .token').length === 40")
@@ -395,6 +406,20 @@ def test_the_level_is_dragged_by_keyboard(open_page):
     page.locator("#gains-level").focus()
     page.keyboard.press("ArrowLeft")
     assert page.inner_text("#gains-label") != before
+
+
+def test_the_level_is_dragged_in_the_picture(open_page):
+    page = open_page("equal")
+    box = page.locator("#gains-chart").bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.up()
+    line, scale = page.locator("#gains-chart .level"), box["width"] / page.evaluate(
+        "document.getElementById('gains-chart').viewBox.baseVal.width")
+    assert float(line.get_attribute("x1")) * scale == pytest.approx(0.4 * box["width"], abs=4)
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
+    assert float(line.get_attribute("x1")) * scale == pytest.approx(0.4 * box["width"], abs=4)
 
 
 # --- every page --------------------------------------------------------------------

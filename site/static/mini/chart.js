@@ -39,6 +39,13 @@ export class Chart {
     return this.height - MARGIN.bottom - ((value - low) / (high - low)) * (this.height - MARGIN.top - MARGIN.bottom);
   }
 
+  /** The value under a pointer, from its place on the screen. */
+  valueAt(clientX) {
+    const { left, width } = this.svg.getBoundingClientRect();
+    const share = (((clientX - left) / width) * this.width - MARGIN.left) / (this.width - MARGIN.left - MARGIN.right);
+    return this.axes.x.low + share * (this.axes.x.high - this.axes.x.low);
+  }
+
   add(tag, attributes, ...children) {
     const part = shape(tag, attributes, ...children);
     this.svg.append(part);

@@ -6,8 +6,8 @@ import { byId, choices, element, loadJson, start } from "./page.js";
 const PLANS = {
   full: { words: "full training", colour: "var(--orange)" },
   "attention+embeddings": { words: "attention + embeddings frozen", short: "attn + emb frozen", colour: "var(--ice)" },
-  "only-attention": { words: "only attention trains", colour: "var(--green)" },
-  "only-mlp-out": { words: "only MLP-out trains", colour: "var(--purple)" },
+  "only-attention": { words: "only attention trains", short: "only attention", colour: "var(--green)" },
+  "only-mlp-out": { words: "only MLP-out trains", short: "only MLP-out", colour: "var(--purple)" },
 };
 const TEXTS = [{ value: "alice", label: "text: Alice" }, { value: "edgar", label: "text: Edgar" }];
 const RATES = [
@@ -57,7 +57,7 @@ function meanLine(entry, axis) {
 
 await start(async () => {
   const { smallest, entries } = await loadJson("records.json");
-  const state = { text: "alice", choice: "keep" };
+  const state = { text: "alice", choice: "keep", charts: {} };
   const shown = () => entries.filter(({ text, choice }) => text === state.text && choice === state.choice);
 
   function draw(axis) {
@@ -67,6 +67,7 @@ await start(async () => {
     const top = 1.12 * Math.max(...lines.flatMap(({ points }) => points.map(([, y]) => y)));
     const chart = new Chart(byId(`${axis}-chart`), { label: AXES[axis].label, low: 0, high: edge },
       { label: "forgetting, nats per token", low: 0, high: top });
+    state.charts[axis] = chart;
     for (const { points, colour } of lines) chart.line(points, colour);
     chart.level(level);
     for (const { points, colour, entry } of lines) {
@@ -142,6 +143,18 @@ await start(async () => {
     state.choice = choice;
     show();
   })(state.choice);
-  for (const axis of Object.keys(AXES)) byId(`${axis}-level`).addEventListener("input", () => draw(axis));
+  /** A pointer that is pressed on a chart takes the dashed line along, as the slider below does. */
+  function drag(axis, event) {
+    if (event.buttons === 0) return;
+    byId(`${axis}-level`).value = state.charts[axis].valueAt(event.clientX);
+    draw(axis);
+  }
+
+  for (const axis of Object.keys(AXES)) {
+    byId(`${axis}-level`).addEventListener("input", () => draw(axis));
+    for (const kind of ["pointerdown", "pointermove"]) {
+      byId(`${axis}-chart`).addEventListener(kind, (event) => drag(axis, event));
+    }
+  }
   show();
 });
