@@ -21,7 +21,7 @@ export class Chart {
   constructor(svg, x, y) {
     this.svg = svg;
     this.width = Math.max(300, Math.min(WIDEST, window.innerWidth - 40)); // so that letters keep their size on a phone
-    this.height = Math.min(360, 0.85 * this.width);
+    this.height = Math.min(360, this.width);
     svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     svg.replaceChildren();
     this.axes = { x, y };
