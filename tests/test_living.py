@@ -223,8 +223,10 @@ def test_counts_are_those_of_the_ledger_for_every_plan(open_page, base):
         assert shown_count(page) == ledger.n_trainable, name
         assert page.inner_text("#share") == f"{ledger.R:.1%}"
         assert page.inner_text("#code") == plan.code
-        gradients = page.locator("#bytes tr").nth(1).locator("td").first.inner_text()
-        assert gradients == f"{4 * ledger.n_trainable / 1e6:.1f} MB"
+        n, n_trainable = ledger.n_parameters, ledger.n_trainable  # float32: weights, gradients, AdamW's two moments
+        wanted = [4 * n, 4 * n_trainable, 8 * n_trainable, 4 * n + 12 * n_trainable]
+        shown = page.locator("#bytes td:nth-child(2)").all_inner_texts()
+        assert shown == [f"{n_bytes / 1e6:.1f} MB" for n_bytes in wanted]
 
 
 def test_every_part_freezes_by_a_click_and_the_python_line_says_the_same(open_page, base):

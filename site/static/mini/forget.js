@@ -118,16 +118,18 @@ await start(async () => {
       const found = ofBase && state.measured.get(alpha);
       byId(`loss-${writer}`).textContent = found ? found.loss.toFixed(3) : "…";
       byId(`gain-${writer}`).textContent = found ? signed(ofBase.loss - found.loss) : "…";
-      byId(`kl-${writer}`).textContent = found ? Math.abs(found.forgetting).toFixed(3) : "…";
+      byId(`kl-${writer}`).textContent = found ? unsigned(found.forgetting) : "…";
     }
     if (ofBase && state.measured.has(1)) drawPath(ofBase.loss);
   }
+
+  const unsigned = (value) => (Math.round(1000 * value) / 1000 || 0).toFixed(3); // "0.000" and never "-0.000"
 
   const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(value).toFixed(3);
 
   function drawPath(lossOfBase) {
     const points = [...state.measured].sort(([a], [b]) => a - b)
-      .map(([alpha, { loss, forgetting }]) => ({ alpha, at: [lossOfBase - loss, Math.max(0, forgetting)] }));
+      .map(([alpha, { loss, forgetting }]) => ({ alpha, at: [lossOfBase - loss, forgetting] }));
     const gains = points.map(({ at }) => at[0]);
     const largest = Math.max(...points.map(({ at }) => at[1]));
     const chart = new Chart(byId("path"),
