@@ -374,8 +374,7 @@ def test_other_dice_and_another_text_write_something_else(open_page):
 
 def forgetting_at(run: dict, axis: str, level: float) -> float:
     """Forgetting where a run first reaches a level, linear in between."""
-    end = 1 + int(np.argmax(run["gains"])) if axis == "gains" else len(run["steps"])
-    xs, ys = np.array(run[axis][:end]), np.array(run["forgetting"][:end])
+    xs, ys = np.array(run[axis]), np.array(run["forgetting"])
     i = int(np.argmax(xs >= level))
     return float(np.interp(level, xs[i - 1:i + 1], ys[i - 1:i + 1]))
 

@@ -20,15 +20,9 @@ const AXES = {
 };
 const MAIN = ["full", "attention+embeddings"]; // the two that the answer compares
 
-/** A run up to where its gain is largest: what comes after is no way to reach a gain. */
-function uptoBest({ steps, gains, forgetting }) {
-  const end = 1 + gains.indexOf(Math.max(...gains));
-  return { steps: steps.slice(0, end), gains: gains.slice(0, end), forgetting: forgetting.slice(0, end) };
-}
-
 /** Forgetting where a run first reaches a level of steps or gain, linear in between; null where it never does. */
 export function forgettingAt(run, axis, level) {
-  const { [axis]: xs, forgetting } = axis === "gains" ? uptoBest(run) : run;
+  const { [axis]: xs, forgetting } = run;
   const i = xs.findIndex((x) => x >= level);
   if (i < 0) return null;
   if (i === 0) return forgetting[0];
