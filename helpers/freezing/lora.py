@@ -192,8 +192,8 @@ def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linea
         )
     if not isinstance(layer, nn.Linear) or "weight" not in dict(layer.named_parameters(recurse=False)):
         raise LoraError(
-            f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
-            "PEFT knows more kinds of layers."
+            f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. Choose parts that are "
+            "linear layers, or use PEFT, which knows more kinds (GPT-2's Conv1D with fan_in_fan_out=True)."
         )
     shape = (layer.out_features, layer.in_features)
     if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != shape:

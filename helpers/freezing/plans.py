@@ -213,14 +213,70 @@ def _of_the_head(entry: Entry, trains: bool, parts: Anatomy) -> str:
     )
 
 
-COURSE_PLANS: dict[str, FreezePlan] = {
-    "full": FreezePlan.full(),
-    **{
-        name: FreezePlan.parse(freeze=name)
-        for name in ("attention", "attention+embeddings", "mlp", "mlp+embeddings", "embeddings", "first-half")
-    },
-    **{f"only-{name}": FreezePlan.parse(only=name) for name in ("attention", "mlp-out", "norms", "biases")},
+# --- the plans that have a name ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """A plan of the course or of the study, with its one name and its one colour.
+
+    Attributes:
+        key: what code, protocols and records call it.
+        title: for headings: what stays fixed or trains.
+        label: for figures and tables.
+        colour: of its lines in every figure, "#rrggbb".
+        plan: None where it depends on the model (every other block), or where matrices are inserted first (LoRA).
+        is_in_course: whether the notebooks offer it.
+    """
+
+    key: str
+    title: str
+    label: str
+    colour: str
+    plan: FreezePlan | None
+    is_in_course: bool
+
+
+def _freezes(key: str, label: str, colour: str) -> NamedPlan:
+    plan = FreezePlan.full() if key == "full" else FreezePlan.freeze(*key.split("+"))
+    return NamedPlan(key, plan.title, label, colour, plan, True)
+
+
+def _trains(name: str, label: str, colour: str, is_in_course: bool = True) -> NamedPlan:
+    plan = FreezePlan.only(name)
+    return NamedPlan(f"only-{name}", plan.title, label, colour, plan, is_in_course)
+
+
+# The first colours are those of Okabe and Ito (2008), the others of Tol's "muted" (2021), or near them.
+PLANS: dict[str, NamedPlan] = {
+    named.key: named
+    for named in (
+        _freezes("full", "full training", "#0072B2"),
+        _freezes("attention", "attention frozen", "#000000"),
+        _freezes("attention+embeddings", "main plan", "#D55E00"),
+        _freezes("mlp", "MLP frozen", "#882255"),
+        _freezes("mlp+embeddings", "MLP and embeddings frozen", "#332288"),
+        _freezes("embeddings", "embeddings frozen", "#117733"),
+        _freezes("first-half", "first half frozen", "#999933"),
+        _trains("attention", "attention alone", "#009E73"),
+        _trains("mlp-out", "MLP's output alone", "#CC79A7"),
+        _trains("norms", "norms alone", "#AA4499"),
+        _trains("biases", "biases alone", "#661100"),
+        _trains("mlp-in", "MLP's input alone", "#44AA99", False),
+        NamedPlan(
+            "only-mlp-alternate", "only every other MLP trains", "every other MLP", "#6699CC", None, False
+        ),
+        NamedPlan("lora-attention", "LoRA on attention", "LoRA on attention", "#E69F00", None, False),
+        NamedPlan("lora-mlp", "LoRA on the MLP", "LoRA on the MLP", "#56B4E9", None, False),
+        NamedPlan("lora", "LoRA on attention and the MLP", "LoRA", "#777777", None, False),
+    )
 }
+COURSE_PLANS: dict[str, FreezePlan] = {key: named.plan for key, named in PLANS.items() if named.is_in_course}
+
+
+def key_of(plan: FreezePlan) -> str:
+    """What records call a plan: its key in `PLANS`; its slug where it has none."""
+    return next((key for key, named in PLANS.items() if named.plan == plan), plan.slug)
 
 
 # --- the ledger --------------------------------------------------------------------

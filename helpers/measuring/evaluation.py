@@ -19,6 +19,7 @@ from torch import nn
 
 from helpers.measuring.intervals import Estimate, estimate
 from helpers.models import last_states, n_positions, next_token_logits, plain_trunk, token_losses
+from helpers.texts import begin_ids
 
 CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
 
@@ -104,12 +105,18 @@ def sample_windows(
     """Let the model write by itself; return its token ids, (n_windows, length), on the CPU.
 
     Args:
-        start: (tokens,) to begin every window with; None: the model's begin-of-text token.
+        start: (tokens,) to begin every window with; None: the model's begin-of-text token. A model needs a first
+            token to write from, also where its tokenizer puts none in front of a text (`texts.begin_ids`).
         temperature: 1 samples from the model's own distribution; lower is bolder.
 
     Raises:
-        ValueError: length is beyond the model's positions.
+        ValueError: length is beyond the model's positions, or a number that no sample can have.
     """
+    if n_windows < 1 or length < 1 or not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "
+            f"and {temperature}."
+        )
     limit = n_positions(model.config)
     if limit and length > limit:
         raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
@@ -118,33 +125,50 @@ def sample_windows(
     if start is None:
         start = torch.tensor([_begin_token(model.config)])
     ids = start.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
-    past = None  # keys and values of the tokens that were read
+    kept = {"use_cache": True}  # with the keys and values of the tokens that were read, once there are some
     unread = ids
     with evaluating(model):
         while ids.size(1) < length:
-            output = model(unread, past_key_values=past, use_cache=True)
-            past = output.past_key_values
+            output = model(unread, **kept)
             logits = output.logits[:, -1].float()  # (n_windows, vocab)
             probabilities = torch.softmax(logits / temperature, dim=-1)  # (n_windows, vocab)
             unread = torch.multinomial(probabilities, 1, generator=rng)  # (n_windows, 1)
             ids = torch.cat([ids, unread], dim=1)
+            past = getattr(output, "past_key_values", None)
+            if past is None:  # Mamba and its like keep another state: read the whole text again
+                kept = {"use_cache": False}
+                unread = ids
+            else:
+                kept = {"use_cache": True, "past_key_values": past}
     return ids.cpu()
 
 
 def _begin_token(config) -> int:
     """Return the id of the begin-of-text token, or else of the end-of-text token, or else 0."""
-    for token in (config.bos_token_id, config.eos_token_id):
-        if token is not None:
-            return token if isinstance(token, int) else token[0]
+    for found in (config.bos_token_id, config.eos_token_id):
+        candidates = found if isinstance(found, (list, tuple)) else [found]
+        for token in candidates:
+            if token is not None:
+                return token
     return 0
 
 
 def sample_text(
     model: nn.Module, tokenizer, prompt: str, n_tokens: int = 80, seed: int = 0, temperature: float = 0.8
 ) -> str:
-    """Return the prompt and how the model goes on with it."""
-    start = torch.tensor(tokenizer(prompt)["input_ids"])
-    ids = sample_windows(model, 1, len(start) + n_tokens, seed, start=start, temperature=temperature)
+    """Return the prompt and how the model goes on with it.
+
+    The prompt begins as a window of text does (`texts.begin_ids`), and no end mark stands behind it.
+    It goes on for ``n_tokens``, or to the model's last position.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    begin = begin_ids(tokenizer)
+    if ids[: len(begin)] != begin:
+        ids = [*begin, *ids]
+    start = torch.tensor(ids or [_begin_token(model.config)])
+    limit = n_positions(model.config) or len(start) + n_tokens
+    length = max(len(start), min(len(start) + n_tokens, limit))
+    ids = sample_windows(model, 1, length, seed, start=start, temperature=temperature)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
