@@ -1,4 +1,4 @@
-"""Record the runs behind the verdicts: one JSON file a run, under data/evidence/.
+"""Record the runs behind the verdicts: one JSON file a run under build/study1/, packed into data/evidence at the end.
 
     python -m helpers.study.runner --dry-run           what would run, and about how long
     python -m helpers.study.runner                     run what is missing; stop and go on at any time
@@ -34,6 +34,7 @@ from helpers.study.jobs import (
     REAL,
     ROOT,
     STAGES,
+    WORK,
     Job,
     Study,
     book_file,
@@ -47,7 +48,8 @@ from helpers.study.jobs import (
     tuning_job,
     tuning_jobs,
 )
-from helpers.study.protocol import ProtocolError, read_protocol
+from helpers.study.packing import drop, pack, unpack
+from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,
     choose_rates,
@@ -166,7 +168,6 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
     lab = laboratory(study, half_of(job))
     plan, prepare = plan_of(job.plan, lab.base.config)
     settings = settings_of(study, job)
-    name = job.plan if prepare or job.plan.startswith("only-mlp-") else None
     try:
         run = lab.run(
             plan,
@@ -174,7 +175,7 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
             settings,
             progress=False,
             forgetting=job.stage != "long",
-            name=name,
+            name=job.plan,
             prepare=(lambda model: prepare(model, job.seed)) if prepare else None,
         )
         entry = lab.record(run, tests=False) | after_run(study, lab, run, job)
@@ -182,7 +183,7 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
         entry = {
             "diverged": str(error),
             "model_hash": lab.model_hash,
-            "plan": name or plan.slug,
+            "plan": job.plan,
             "text": job.text,
             "seed": job.seed,
             "rate": job.rate,
@@ -378,7 +379,7 @@ def run_stage(study: Study, stage: str, n_processes: int) -> None:
         tune(study, other_plans(study), numbers["other_texts"], seeds["tuning"][:1], n_processes)
         choose_rates(study)
     jobs = [j for j in study.now(jobs_of(study, stage, chosen_rates(study))) if j.choice != "tuning"]
-    if untuned := sorted({f"{j.plan} on {j.text}" for j in jobs if j.rate <= 0}):
+    if untuned := sorted({f"{j.plan} on {j.text}" for j in jobs if j.rate is None}):
         raise SystemExit(
             f"No rate has been chosen yet for {', '.join(untuned)}. Run the stage 'tune' for them first, "
             "or leave them out with --plans and --texts."
@@ -435,7 +436,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", default="tiny", help="tiny (the miniature) or smollm2")
-    parser.add_argument("--folder", type=Path, default=EVIDENCE, help="where PROTOCOL.md is and results go")
+    parser.add_argument("--folder", type=Path, default=WORK, help="where run files go")
     parser.add_argument(
         "--books", type=Path, help="a folder with the real authors, e.g. alice.txt and poe.txt"
     )
@@ -453,12 +454,16 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     study = study_of(args)
     stages = args.stages or [s for s in STAGES if s in study.numbers["stages"]]
+    if args.folder == WORK:
+        unpack(EVIDENCE, WORK)
     print_plan(study, stages, args.processes)
     if args.dry_run:
         return 0
-    require_committed(args.folder / "PROTOCOL.md")
+    require_committed(page_of(args.folder))
     if args.start_over:
         start_over(study)
+        if args.folder == WORK:
+            drop(EVIDENCE, profiles.PROFILES[study.profile])
     model_hash = prepare(study)
     for stage in stages:
         if stage == "books" and study.books is None:
@@ -466,12 +471,20 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         refuse_stale(study, recorded_jobs(study), model_hash)
         run_stage(study, stage, args.processes)
+    if args.folder == WORK:
+        pack(WORK, EVIDENCE)
     return 0
+
+
+def page_of(folder: Path) -> Path:
+    """The protocol of a folder of run files: its own, or else the course's."""
+    own = folder / PAGE.name
+    return own if own.exists() or folder != WORK else PAGE
 
 
 def study_of(args) -> Study:
     try:
-        profile, protocol = profiles.current(args.profile), read_protocol(args.folder / "PROTOCOL.md")
+        profile, protocol = profiles.current(args.profile), read_protocol(page_of(args.folder))
         numbers = protocol[args.profile]
     except (profiles.ProfileError, ProtocolError) as error:
         raise SystemExit(str(error)) from error
@@ -508,7 +521,7 @@ def recorded_jobs(study: Study) -> list[Job]:
     A plan or text that the rates file does not name has no settings yet to compare with.
     """
     chosen, seeds = chosen_rates(study), study.numbers["seeds"]["tuning"]
-    jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.rate > 0]
+    jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.rate is not None]
     plans = [*study.numbers["deciding_plans"], *other_plans(study)]
     return jobs + [
         tuning_job(study, p, t, r, s)

@@ -5,7 +5,8 @@
 Trains the miniature on alice_style.txt and on edgar_style.txt, equally long and at one rate, and
 measures both on windows of the real books. Style is carried if each book is predicted better by the
 model tuned on its own manner: a paired difference over windows of two standard errors or more.
-Writes data/evidence/style.json. Exit code 1 where a difference is smaller than that.
+Writes style.json beside the run files of the study (`helpers.study.packing`). Exit code 1 where a difference is smaller
+than that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from helpers.freezing import FreezePlan
 from helpers.measuring import block_error, held_out_loss
 from helpers.models import load_model, load_tokenizer, weight_hash
 from helpers.session import machine_class
+from helpers.study.jobs import WORK
 from helpers.texts import load_corpus, read_text, tensor_of, windows
 from helpers.training import TrainSettings, fit
 
@@ -83,7 +85,7 @@ def main() -> int:
     parser.add_argument("--alice", type=Path, required=True, help="a real book of Carroll")
     parser.add_argument("--edgar", type=Path, required=True, help="real tales of Poe")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=profiles.DATA / "evidence" / "style.json")
+    parser.add_argument("--out", type=Path, default=WORK / "style.json")
     args = parser.parse_args()
     report = compare_on({"alice": args.alice, "edgar": args.edgar}, args.steps)
     for author, row in report["books"].items():
