@@ -19,18 +19,10 @@ from helpers.measuring.evaluation import (
     style_contrast,
 )
 from helpers.measuring.intervals import block_error, estimate
-from helpers.models.loading import build_model, mini_config
+from helpers.models.loading import build_model
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 
 
 def model(seed=1):

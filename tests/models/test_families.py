@@ -21,6 +21,7 @@ def test_a_common_family_is_right_or_refused(name):
     check(name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RARE)
 def test_a_rare_family_is_right_or_refused(name):
     """The complete matrix: about a second a family."""
