@@ -327,7 +327,7 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
         "machine": "a CPU",
         "versions": {"torch": "2", "transformers": "5"},
     }
-    found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs}
+    found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs, "flops": FLOPS}
     (tmp_path / "benchmark.json").write_text(json.dumps(found))
     answer = costs.engine(tmp_path)
     assert "takes 0.50 of the time and" in answer.sentence and "-50% time" in answer.title
