@@ -16,7 +16,7 @@ from types import MappingProxyType
 from helpers.files import read_json, write_text
 from helpers.measuring import rising
 
-REMEDY = "Restore it from the repository, or move it away and record it anew with `make evidence`."
+REMEDY = "Restore it from the repository, or move it away and record it anew with `course study first`."
 RUN_FIELDS = MappingProxyType({"plan": str, "text": str, "seed": int, "evaluations": list})
 
 

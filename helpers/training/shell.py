@@ -13,26 +13,31 @@ command goes on; with more --steps a finished run does. In several processes:
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import math
-import os
-import signal
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-if __name__ == "__main__":  # Ctrl-C while torch is being read, which takes seconds
+if __name__ == "__main__":  # before torch is read, so that --help need not wait for it
+    # Run as a script this file is another module than `helpers.training.shell`, whose errors the others know.
+    import signal
 
-    def stop_at_once(number, frame):
-        print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
-        os._exit(130)
+    from helpers.training.interrupts import stop_at_once
 
     signal.signal(signal.SIGINT, stop_at_once)
+    from helpers.training.command import alone, answer
+
+    def carry_out():
+        return importlib.import_module("helpers.training.shell").carry_out
+
+    code = answer(alone(carry_out), None, "python -m helpers.training.shell")
+    if "helpers.training.shell" in sys.modules:
+        importlib.import_module("helpers.training.processes").end(code)
+    sys.exit(code)
 
 import torch
 
@@ -58,6 +63,7 @@ from helpers.session import machine_class, versions
 from helpers.texts import Corpus, TextError, load_corpus, tensor_of
 from helpers.training import locks
 from helpers.training.checkpoints import CheckpointError
+from helpers.training.command import TrainWords, alone, answer, say
 from helpers.training.deltas import BaseRecord, DeltaError, base_record, save_delta
 from helpers.training.folders import (
     CHECKPOINTS,
@@ -70,7 +76,6 @@ from helpers.training.folders import (
 from helpers.training.loop import FitResult, fit
 from helpers.training.processes import (
     ProcessError,
-    end,
     from_all,
     is_main,
     join,
@@ -99,34 +104,6 @@ BAD_INPUT = (
 SAMPLE = 60  # tokens
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m helpers.training.shell",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--text", required=True, metavar="FILE", help="plain text, UTF-8")
-    p.add_argument(
-        "--out", required=True, metavar="RUN", help="folder for checkpoints, weights and report.json"
-    )
-    p.add_argument(
-        "--profile", help=f"{', '.join(profiles.PROFILES)} (default: gpt-neo with a GPU, else tiny)"
-    )
-    p.add_argument("--model", help="a model folder or hub name in place of the profile's")
-    way = p.add_mutually_exclusive_group()
-    way.add_argument("--freeze", metavar="WHAT", help="what stays fixed, e.g. attention+embeddings, or none")
-    way.add_argument("--only", metavar="WHAT", help="what trains, e.g. norms, attention, mlp-out")
-    p.add_argument("--steps", type=int, help="optimizer steps")
-    p.add_argument("--lr", type=float, help="learning rate")
-    p.add_argument("--seed", type=int, default=0, help="order of the text")
-    p.add_argument("--batch", type=int, help="windows a step")
-    p.add_argument("--micro-batch", type=int, help="windows at a time in memory")
-    p.add_argument("--length", type=int, help="tokens a window")
-    p.add_argument("--processes", type=int, help="refuse to start unless the launcher has made so many")
-    p.add_argument("--prompt", help="begin the sample with this (default: the first words of the test text)")
-    return p
-
-
 @dataclass
 class Setup:
     """Everything a run needs, checked before the first step."""
@@ -143,7 +120,7 @@ class Setup:
     mine: dict = field(default_factory=dict)  # what this run is, for its folder
 
 
-def prepare(args: argparse.Namespace) -> Setup:
+def prepare(args: TrainWords) -> Setup:
     """Check every input, cheapest first, then load the model. Raises the errors of `BAD_INPUT`; writes nothing."""
     require_words(args)
     profile = profiles.current(args.profile, args.model)
@@ -192,7 +169,7 @@ def prepare(args: argparse.Namespace) -> Setup:
     return setup
 
 
-def require_words(args: argparse.Namespace) -> None:
+def require_words(args: TrainWords) -> None:
     """Raises ProfileError where a word of the command cannot be a path, or is no text."""
     for name in ("text", "out", "model", "prompt", "profile", "freeze", "only"):
         word = getattr(args, name)
@@ -340,38 +317,32 @@ def in_every_process(work: Callable):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: done; 2: it could not be done, said in one line; 1: the proof failed; 130: interrupted."""
-    write_any_letter()
-    args = parser().parse_args(arguments)
+    """The command, as `python -m helpers.training.shell` runs it."""
+    return answer(alone(lambda: carry_out), arguments, "python -m helpers.training.shell")
+
+
+def carry_out(args: TrainWords) -> int:
+    """Exit code 0: done; 1: the proof failed; 130: interrupted; 2, in a process beside the main one: bad input.
+
+    Raises:
+        The errors of `BAD_INPUT`, in the main process; a ProcessError in each.
+    """
     try:
         report = report_of(args)
-        if is_main():
-            print(
-                f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}",
-                flush=True,
-            )
-        return 0 if report["proof_ok"] else 1
     except BAD_INPUT as error:
         if is_main() or isinstance(error, ProcessError):
-            say(f"error: {error}")
-        return 2
+            raise
+        return 2  # the main process says it for all
     except KeyboardInterrupt:
         if is_main():
             say(where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS)))
         return 130
-    except BrokenPipeError:  # as in `… | head`: nobody reads on
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
-        say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
-        return 2
-    except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
-        say(
-            f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
-            f"{kept_traceback()}"
-        )
-        return 2
+    if is_main():
+        print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
+    return 0 if report["proof_ok"] else 1
 
 
-def report_of(args: argparse.Namespace) -> dict:
+def report_of(args: TrainWords) -> dict:
     """Check, train and measure what the command asks for."""
     try:
         join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
@@ -382,40 +353,3 @@ def report_of(args: argparse.Namespace) -> dict:
     finally:
         if "\0" not in args.out:
             locks.give_back(args.out)
-
-
-# --- the terminal ------------------------------------------------------------------
-
-
-def write_any_letter() -> None:
-    """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def say(line: str) -> None:
-    """One line on stderr, whatever an error's own words hold."""
-    print(" ".join(line.split()), file=sys.stderr)
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0][:300]}" if words else type(error).__name__
-
-
-def kept_traceback() -> str:
-    """Write the traceback of the error in progress to a file of its own; says where, or that it could not."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix="helpers-train-", suffix=".txt")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(traceback.format_exc())
-    except OSError as error:
-        return f"Its traceback could not be written ({error})."
-    return f"Its traceback is in '{name}'."
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    end(main())
