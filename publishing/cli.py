@@ -211,7 +211,10 @@ def verdicts(
 @app.command(rich_help_panel=STUDY)
 def benchmark(
     pairs: Annotated[int, typer.Option(metavar="N", help="Repetitions of every pair.")] = 5,
-    file: Annotated[Path, typer.Option(metavar="FILE", show_default="data/evidence/benchmark.json")] = None,
+    file: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/benchmark.json"),
+    ] = None,
     shape: Shape = "125m",
     dry_run: DryRun = False,
     show: Show = False,
@@ -228,7 +231,9 @@ def benchmark(
 
 @app.command(rich_help_panel=STUDY)
 def memory(
-    file: Annotated[Path, typer.Option(metavar="FILE", show_default="data/evidence/memory.json")] = None,
+    file: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/memory.json")
+    ] = None,
     shape: Shape = "125m",
     constant: Annotated[
         bool, typer.Option("--constant", help="Only measure the allocator's constant.")
@@ -259,7 +264,9 @@ def style(
     alice: Annotated[Path, typer.Option(metavar="FILE", help="A real book of Carroll.")],
     edgar: Annotated[Path, typer.Option(metavar="FILE", help="Real tales of Poe.")],
     steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps.")] = 40,
-    out: Annotated[Path, typer.Option(metavar="FILE", show_default="data/evidence/style.json")] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/style.json")
+    ] = None,
 ) -> int:
     """Ask real books whether the course's texts carry style.
 

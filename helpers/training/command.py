@@ -223,10 +223,12 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
     """
     write_any_letter()
     try:
-        found = get_command(app).main(
-            sys.argv[1:] if arguments is None else arguments, prog_name=name, standalone_mode=False
-        )
-        return found if isinstance(found, int) else 0
+        command = get_command(app)
+        # Not its `main`, which has ends of its own for Ctrl-C and a closed pipe.
+        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as error:  # --help
+        return error.exit_code
     except USAGE_ERROR as error:
         return refused(error, name)
     except (KeyboardInterrupt, typer.Abort):
