@@ -7,13 +7,14 @@ import re
 import nbformat
 import pytest
 
+from helpers import lessons, results
 from helpers.lessons import predicting
 from helpers.profiles import ROOT
 from helpers.results import claims
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STUB = re.compile(r'^((?:claims\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
+STUB = re.compile(r'^((?:lessons\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
 KINDS = {
     "good": "0.5, 0.4, 0.6",
     "no range": "0.5",
@@ -64,7 +65,7 @@ def predictions_in(path) -> list[str]:
 def reveals_in(path) -> list[ast.Call]:
     trees = [ast.parse(source) for source in sources(path) if "reveal(" in source]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [call for call in calls if ast.unparse(call.func).removeprefix("claims.") == "reveal"]
+    return [call for call in calls if ast.unparse(call.func).removeprefix("lessons.") == "reveal"]
 
 
 def constant(node: ast.expr) -> str:
@@ -84,7 +85,7 @@ def test_every_prediction_is_a_stub_that_can_be_replaced(path):
         line
         for source in sources(path)
         for line in source.splitlines()
-        if re.match(r"\s*(claims\.)?predict\(", line)
+        if re.match(r"\s*(lessons\.)?predict\(", line)
     ]
     assert lines and all(STUB.match(line) for line in lines)
 
@@ -106,7 +107,7 @@ def test_what_is_predicted_is_revealed():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_prediction_of_the_course_and_every_reveal_runs(kind, fresh_clone, capsys):
-    space = {"claims": claims, "predict": predicting.predict}
+    space = {"lessons": lessons, "predict": predicting.predict}
     for path in BOOKS:
         for source in sources(path):
             lines = [stub.group() for stub in STUB.finditer(source)]
@@ -135,7 +136,7 @@ def test_the_ledger_counts_ranges_alone(source, kind, capsys):
     exec(predict_c4, {"predict": predicting.predict})  # noqa: S102
     claims.store(entry("C4"))
     capsys.readouterr()
-    exec(source, {"claims": claims, "newest": claims.load_claims()})  # noqa: S102 (the course's own text)
+    exec(source, {"lessons": lessons, "results": results, "newest": claims.load_claims()})  # noqa: S102 (the course's own text)
     said = capsys.readouterr().out
     assert said == ("your 80% ranges: 1 of 1 held\n" if kind in WITH_RANGE else "no predictions were noted\n")
 

@@ -405,7 +405,7 @@ def test_a_number_outside_its_band_fails_under_nbval(capsys, value):
 
 
 def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
-    source = "from helpers.results.claims import in_band\n_ = in_band('fall', 0.17, 0.1, 0.2, 'nats')"
+    source = "from helpers.lessons import in_band\n_ = in_band('fall', 0.17, 0.1, 0.2, 'nats')"
     stored = ["0.17, between 0.1 and 0.2", "0.12, between 0.1 and 0.2", "0.17, between 0.1 and 0.3"]
     cells = [
         nbformat.v4.new_code_cell(

@@ -391,6 +391,7 @@ def test_memory_seen_on_a_cpu_leaves_the_claim_untested_until_a_gpu_tests_it(tmp
     point = {"batch": 4, "length": 512}
     record = {
         "setting": {"device": "cpu"},
+        "times": [],
         "points": [
             point | {"plan": "full", "predicted": {"all": 200}, "measured": {"all": 210}},
             point | {"plan": "attention+embeddings", "predicted": {"all": 170}, "measured": {"all": 168}},

@@ -75,7 +75,7 @@ def evidence(slopes=None, own=None, seeds=5, level=0.12, table=(), **changes):
         for t in ("alice", "edgar")
         for s in range(seeds)
     ]
-    rates = {"matched_gain": {"alice": level, "edgar": level}, "table": list(table)}
+    rates = {"chosen": {}, "matched_gain": {"alice": level, "edgar": level}, "table": list(table)}
     return Evidence("a model", runs, [], rates, base=dict(BASE))
 
 
