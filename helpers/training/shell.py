@@ -44,7 +44,7 @@ import torch
 from helpers import profiles
 from helpers.costs import Budget, BudgetError, budget
 from helpers.freezing import FreezePlan, PlanError
-from helpers.measuring import Retention, held_out_loss, sample_text
+from helpers.measuring import CATASTROPHIC, Retention, evaluating, held_out_loss, sample_text, sample_windows
 from helpers.models import (
     AnatomyError,
     LossError,
@@ -55,6 +55,7 @@ from helpers.models import (
     load_model,
     load_tokenizer,
     n_positions,
+    require_next_token_model,
     require_weights,
     weight_hash,
 )
@@ -62,6 +63,7 @@ from helpers.profiles import ProfileError
 from helpers.session import machine_class, versions
 from helpers.texts import Corpus, TextError, load_corpus, tensor_of
 from helpers.training import locks
+from helpers.training.afterwards import apply, asked_share, judgement, measured_rewind
 from helpers.training.checkpoints import CheckpointError
 from helpers.training.command import TrainWords, alone, answer, say
 from helpers.training.deltas import BaseRecord, DeltaError, base_record, save_delta
@@ -82,7 +84,9 @@ from helpers.training.processes import (
     n_processes,
     require_processes,
 )
+from helpers.training.replay import Replay
 from helpers.training.reports import as_dict, delta_line, growth, median, peak_memory, print_report
+from helpers.training.rewinding import RewindError
 from helpers.training.runs import Run, TrainingError, TrainSettings, arithmetic
 
 BAD_INPUT = (
@@ -97,11 +101,34 @@ BAD_INPUT = (
     DeltaError,
     LossError,
     ProcessError,
+    RewindError,
     locks.LockError,
 )
 
 
 SAMPLE = 60  # tokens
+
+
+@dataclass(frozen=True)
+class PatientSettings(TrainSettings):
+    """Settings of a run that may end early.
+
+    Attributes:
+        patience: end when the held-out loss has not been lower for so many steps.
+    """
+
+    patience: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patience < 1:
+            raise TrainingError(f"--patience must be 1 step or more; found {self.patience}.")
+
+    def is_over(self, evaluations: list[dict]) -> bool:
+        if not evaluations:
+            return False
+        best = min(evaluations, key=lambda e: e["held_out_loss"])
+        return evaluations[-1]["step"] - best["step"] >= self.patience
 
 
 @dataclass
@@ -118,6 +145,8 @@ class Setup:
     out: Path
     memory_before: int | None  # bytes, before the model was loaded; None where the system does not tell
     mine: dict = field(default_factory=dict)  # what this run is, for its folder
+    replay_weight: float | None = None
+    rewind: str | None = None  # "auto" or a number, as it was asked for
 
 
 def prepare(args: TrainWords) -> Setup:
@@ -125,7 +154,10 @@ def prepare(args: TrainWords) -> Setup:
     require_words(args)
     profile = profiles.current(args.profile, args.model)
     plan = FreezePlan.parse(freeze=args.freeze, only=args.only)
-    settings = TrainSettings(
+    asked_share(args.rewind)
+    patience = {} if args.patience is None else {"patience": args.patience}
+    settings = (PatientSettings if patience else TrainSettings)(
+        **patience,
         n_steps=profile.n_steps if args.steps is None else args.steps,
         rate=args.lr
         if args.lr is not None
@@ -153,10 +185,13 @@ def prepare(args: TrainWords) -> Setup:
     require_intervals(corpus, length)
     require_batch(settings.batch, corpus)
     require_prompt(args.prompt, tokenizer, config)
-    at_a_time = min(settings.micro_batch or settings.batch, -(-settings.batch // n_processes()))
-    predicted = budget(config, plan, at_a_time, length)  # the plan meets the model here
+    predicted = budget(config, plan, at_a_time(settings), length)  # the plan meets the model here
     memory = peak_memory()
-    setup = Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
+    model = load_model(source)
+    with evaluating(model):
+        require_next_token_model(model, tensor_of(corpus.train)[:1, :16].to(next(model.parameters()).device))
+    setup = Setup(profile, model, tokenizer, corpus, plan, settings, predicted, out, memory)
+    setup.replay_weight, setup.rewind = args.replay, args.rewind
     setup.mine = {
         "text_sha256": corpus.sha256,
         "model_hash": weight_hash(setup.model),
@@ -164,9 +199,15 @@ def prepare(args: TrainWords) -> Setup:
         "length": length,
         **asdict(settings),
         "arithmetic": arithmetic(),
+        **({} if args.replay is None else {"replay": args.replay}),
     }
     refuse_other(out, setup.mine)
     return setup
+
+
+def at_a_time(settings: TrainSettings) -> int:
+    """Windows that one process has in memory at once."""
+    return min(settings.micro_batch or settings.batch, -(-settings.batch // n_processes()))
 
 
 def require_words(args: TrainWords) -> None:
@@ -241,6 +282,13 @@ def run(setup: Setup, prompt: str | None) -> dict:
             "damaged or overflow. Load it again from its source."
         )
     retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
+    replay = None
+    if setup.replay_weight is not None:  # on other windows than those that forgetting is measured on
+        own_text = sample_windows(model, setup.profile.retention_windows, test.size(1), seed=9012)
+        replay = Replay(model, own_text, setup.replay_weight, seed=setup.settings.seed)
+        setup.predicted = budget(
+            model.config, setup.plan, at_a_time(setup.settings), test.size(1), replay=replay.size
+        )
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     in_every_process(
@@ -254,12 +302,22 @@ def run(setup: Setup, prompt: str | None) -> dict:
         setup.settings,
         evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean},
         folder=setup.out / CHECKPOINTS,
+        replay=replay,
     )
     seconds = time.perf_counter() - began
     result.use_best(model)
     if not is_main():
         return {"proof_ok": result.proof.ok}  # the main process measures and writes for all
+    found = None
+    if setup.rewind or retention.forgetting(model).mean >= CATASTROPHIC:
+        dev_loss = result.history.evaluations[0]["held_out_loss"]  # of the base: step 0
+        found = measured_rewind(
+            model, retention, lambda m: held_out_loss(m, dev).mean, dev_loss, asked_share(setup.rewind)
+        )
+    if setup.rewind:
+        apply(model, retention, found)
     after, forgotten = held_out_loss(model, test), retention.forgetting(model)
+    n_taken = len(result.history.steps)
     report = {
         "plan": setup.plan.slug,
         "n_trainable": setup.predicted.n_trainable,
@@ -277,7 +335,12 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "seed": setup.settings.seed,
         "rate": setup.settings.rate,
         "n_steps": setup.settings.n_steps,
+        "steps_taken": n_taken,
         "best_step": result.best_step,
+        "patience": getattr(setup.settings, "patience", None),
+        "replay": replay and replay.identity,
+        "rewind": found.as_dict() if found and setup.rewind else None,
+        "judgement": judgement(result.best_step, n_taken, forgotten.mean, found, bool(setup.rewind)),
         "model_hash": base.weight_hash,
         "tuned_hash": weight_hash(model),
         "text": corpus.name,
@@ -295,6 +358,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     }
     write_report(setup.out, report)
     print_report(report, result, before, after, forgotten)
+    print(f"\n{report['judgement']}")
     return report
 
 
