@@ -8,11 +8,14 @@ TORCH_INDEX ?=
 CELL_SECONDS ?= 300
 ARGS ?=
 
-# Strict: each cell must print again what its notebook stores, within CELL_SECONDS.
-# That limit alone counts here: pytest's own one for tests is switched off.
-NBVAL = $(PY) -m pytest notebooks --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \
-	--nbval-cell-timeout=$(CELL_SECONDS) \
-	--nbval-kernel-startup-timeout=300 --timeout=0 -q
+# One run of pytest holds the tests and the notebooks, with WORKERS processes (pytest-xdist) of one thread each.
+# A file, a notebook too, stays with one worker; the longest file begins (tests/support/pace.py).
+# nbval is strict: each cell must print again what its notebook stores, within CELL_SECONDS.
+WORKERS ?= 2
+TESTS ?= tests notebooks
+PYTEST = $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+NBVAL = --nbval --nbval-current-env --nbval-sanitize-with=tests/nbval.cfg \
+	--nbval-cell-timeout=$(CELL_SECONDS) --nbval-kernel-startup-timeout=300
 
 .DEFAULT_GOAL := help
 .PHONY: help venv course lab test test-long lint
@@ -33,12 +36,11 @@ course: venv ## run the notebooks and show the claims table [NOTEBOOK=02_freezin
 lab: venv ## open the course in JupyterLab, in a working copy under build/lab [ARGS="--no-browser"]
 	@$(PY) -m publishing.cli lab $(ARGS)
 
-test: venv ## unit and property tests, then every notebook against its stored outputs
-	@$(PY) -m pytest tests
-	@$(NBVAL)
+test: venv ## the tests, and every notebook against its stored outputs [TESTS=notebooks: only those]
+	@$(PYTEST) $(TESTS) $(NBVAL) $(ARGS)
 
-test-long: venv ## the tests that take minutes, such as whole notebooks with real answers in them
-	@$(PY) -m pytest tests -m long --timeout=0
+test-long: venv ## the tests that take minutes, such as whole notebooks with answers in them [ARGS=--minutes=30]
+	@$(PYTEST) tests -m long --timeout=3600 $(ARGS)
 
 lint: venv ## check the style with ruff
 	@$(PY) -m ruff check .

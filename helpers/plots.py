@@ -6,6 +6,7 @@ Every function returns a matplotlib figure; `show` displays it with its alternat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,6 +26,7 @@ ROLE_COLOURS = {
     "head": COLOURS[4],
     "total": COLOURS[6],
 }
+NO_STYLES: Mapping[str, Mapping] = MappingProxyType({})
 GAIN, FORGETTING = "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token"
 
 
@@ -48,15 +50,8 @@ def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_r
 
 
 def _line(ax, x, y, index: int, label: str, **style) -> None:
-    ax.plot(
-        x,
-        y,
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)],
-        markersize=4,
-        label=label,
-        **style,
-    )
+    colour = {"color": COLOURS[index % len(COLOURS)]}
+    ax.plot(x, y, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label, **(colour | style))
 
 
 # --- counting ----------------------------------------------------------------------
@@ -228,28 +223,40 @@ def lines_of_runs(
     levels: Mapping[str, float],
     x: str = GAIN,
     y: str = FORGETTING.replace(", ", ",\n"),
+    styles: Mapping[str, Mapping] = NO_STYLES,
 ) -> Figure:
-    """One line a run, one colour a label, one panel a text: {text: {label: [(xs, ys), …]}}; a dashed line a level."""
+    """One line a run, one colour a label, one panel a text: {text: {label: [(xs, ys), …]}}; a dashed line a level.
+
+    ``styles``: label to matplotlib's options of its lines, such as its colour; a label without one takes the next.
+    """
     figure, row = _panels(panels, title, x, y)
     for ax, (text, paths) in zip(row, panels.items(), strict=True):
         for i, (label, runs) in enumerate(paths.items()):
             for k, (xs, ys) in enumerate(runs):
-                ax.plot(xs, ys, color=COLOURS[i], label=label if k == 0 else "_nolegend_", linewidth=1)
+                style = {"color": COLOURS[i % len(COLOURS)], **styles.get(label, {})}
+                ax.plot(xs, ys, label=label if k == 0 else "_nolegend_", linewidth=1, **style)
         if text in levels:
             ax.axvline(levels[text], color="#666666", linestyle="--", linewidth=1)
     row[0].legend(fontsize=8)
     return figure
 
 
-def forgetting_over_rates(panels: Mapping[str, Mapping[str, Mapping[float, float]]], title: str) -> Figure:
-    """Forgetting at one gain against the learning rate, a panel a text: {text: {label: {rate: forgetting}}}."""
+def forgetting_over_rates(
+    panels: Mapping[str, Mapping[str, Mapping[float, float]]],
+    title: str,
+    styles: Mapping[str, Mapping] = NO_STYLES,
+) -> Figure:
+    """Forgetting at one gain against the learning rate, a panel a text: {text: {label: {rate: forgetting}}}.
+
+    ``styles``: as in `lines_of_runs`.
+    """
     figure, row = _panels(
         panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats a token"
     )
     for ax, plans in zip(row, panels.values(), strict=True):
         for i, (label, by_rate) in enumerate(plans.items()):
             if by_rate:
-                _line(ax, *zip(*sorted(by_rate.items()), strict=True), i, label)
+                _line(ax, *zip(*sorted(by_rate.items()), strict=True), i, label, **styles.get(label, {}))
         rates = sorted({rate for by_rate in plans.values() for rate in by_rate})
         ax.set_xscale("log")
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)

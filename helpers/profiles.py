@@ -23,7 +23,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
-PROFILES = ("tiny", "gpt-neo", "smollm2", "smoke")
 PRECISIONS = ("float32", "auto")  # auto: bfloat16 where the GPU computes in it, else float32
 
 
@@ -43,7 +42,7 @@ class Profile:
     """One set of choices for the whole course.
 
     Attributes:
-        name: one of `PROFILES`.
+        name: its key in `PROFILES`.
         model: a folder, or a name on the model hub.
         model_name: the same for tables and file names.
         texts: "alice", "edgar" and "plain" to a file, or to books that must be downloaded.
@@ -60,6 +59,7 @@ class Profile:
         precision: "float32", or "auto" (see `PRECISIONS`).
         minutes: notebook to the minutes that its run is planned to take. A plan, not a measurement.
         note: one line that says why this profile was chosen.
+        rates_name: the record of its tuned rates in the first study; None where that did not study it.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Profile:
     precision: str
     minutes: dict[str, int]
     note: str
+    rates_name: str | None = None
 
 
 OWN_TEXTS = {
@@ -126,6 +127,19 @@ TINY = Profile(
     precision="float32",
     minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2),
     note="the shipped miniature on the CPU, no network needed",
+    rates_name="rates.json",
+)
+
+SMOKE = replace(
+    TINY,
+    name="smoke",
+    batch=2,
+    n_steps=4,
+    warmup=1,
+    retention_windows=4,
+    held_out_windows=4,
+    note="a few steps to see that everything runs, not to learn from",
+    rates_name=None,
 )
 
 GPT_NEO = Profile(
@@ -167,7 +181,25 @@ SMOLLM2 = Profile(
     precision="float32",
     minutes=_minutes(5, 1, 3, 1, 15, 10, 10, 5),
     note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one",
+    rates_name="rates-smollm2.json",
 )
+
+PROFILES: dict[str, Profile] = {p.name: p for p in (TINY, GPT_NEO, SMOLLM2, SMOKE)}
+STUDIED = {name: p for name, p in PROFILES.items() if p.rates_name}  # the bases of the first study
+
+
+SMOKE = replace(
+    TINY,
+    name="smoke",
+    batch=2,
+    n_steps=4,
+    warmup=1,
+    retention_windows=4,
+    held_out_windows=4,
+    note="a few steps to see that everything runs, not to learn from",
+)
+
+PROFILES = {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2, "smoke": SMOKE}
 
 
 def current(name: str | None = None, model: str | None = None) -> Profile:
@@ -196,17 +228,6 @@ def _named(name: str) -> Profile:
         near = difflib.get_close_matches(name.lower(), PROFILES, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ProfileError(f"Profile '{name}' is not known. Profiles: {', '.join(PROFILES)}.{hint}")
-    if name == "smoke":
-        return replace(
-            TINY,
-            name="smoke",
-            batch=2,
-            n_steps=4,
-            warmup=1,
-            retention_windows=4,
-            held_out_windows=4,
-            note="a few steps to see that everything runs, not to learn from",
-        )
     if name == "gpt-neo" and not torch.cuda.is_available():
         return replace(
             GPT_NEO,
@@ -214,7 +235,7 @@ def _named(name: str) -> Profile:
             batch=4,
             note=f"{GPT_NEO.note}, in shorter windows and smaller batches for lack of a GPU, and slow",
         )
-    return {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2}[name]
+    return PROFILES[name]
 
 
 def _why(argument: str | None, asked: str | None) -> str:

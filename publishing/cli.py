@@ -116,9 +116,7 @@ def first(
     profile: Annotated[str, typer.Option(metavar="NAME", help="tiny (the miniature) or smollm2.")] = "tiny",
     folder: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER", help="Holds PROTOCOL.md; results go there.", show_default="data/evidence"
-        ),
+        typer.Option(metavar="FOLDER", help="Where run files go.", show_default="build/, then packed"),
     ] = None,
     books: Books = None,
     stages: Annotated[
@@ -147,7 +145,7 @@ def first(
     from helpers.study import runner
 
     runner.record(
-        profile, folder or runner.EVIDENCE, books, stages, seeds, plans, texts, processes, dry_run, start_over
+        profile, folder or runner.WORK, books, stages, seeds, plans, texts, processes, dry_run, start_over
     )
 
 
@@ -213,7 +211,7 @@ def benchmark(
     pairs: Annotated[int, typer.Option(metavar="N", help="Repetitions of every pair.")] = 5,
     file: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/benchmark.json"),
+        typer.Option(metavar="FILE", help="Where to write.", show_default="build/, then packed"),
     ] = None,
     shape: Shape = "125m",
     dry_run: DryRun = False,
@@ -232,7 +230,7 @@ def benchmark(
 @app.command(rich_help_panel=STUDY)
 def memory(
     file: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/memory.json")
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/, then packed")
     ] = None,
     shape: Shape = "125m",
     constant: Annotated[
@@ -265,7 +263,7 @@ def style(
     edgar: Annotated[Path, typer.Option(metavar="FILE", help="Real tales of Poe.")],
     steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps.")] = 40,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/style.json")
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/")
     ] = None,
 ) -> int:
     """Ask real books whether the course's texts carry style.

@@ -185,7 +185,17 @@ def config_of(name: str):
     own_name = getattr(usual, "attribute_map", {})
     known = {*usual.to_dict(), "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"}
     shape = {own_name.get(k, k): v for k, v in SHAPE.items() if own_name.get(k, k) in known}
-    return AutoConfig.for_model(model_type, **shape | changes)
+    return AutoConfig.for_model(model_type, **_other_ids(usual, known), **shape | changes)
+
+
+def _other_ids(usual, known) -> dict[str, int]:
+    """Ids of a family's own marks (decoder start, separator, …) outside the small vocabulary: the end instead."""
+    ids = {
+        name: usual.to_dict().get(name) for name in known if name.endswith("_token_id") and name not in SHAPE
+    }
+    return {
+        name: SHAPE["eos_token_id"] for name, value in ids.items() if isinstance(value, int) and value >= 97
+    }
 
 
 def build(name: str) -> nn.Module:
@@ -320,13 +330,18 @@ def cell(check: Callable[[nn.Module], str], model: nn.Module) -> str:
     try:
         return check(model)
     except REFUSALS as error:
+        _say(model, check, error)
         return "refused" if len(str(error).splitlines()) == 1 else "refused in several lines"
     except AssertionError:
         return "wrong"
     except FAILURES as error:
-        where = f"{model.config.model_type}, {check.__name__}"
-        print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr)
+        _say(model, check, error)
         return "failed"
+
+
+def _say(model: nn.Module, check: Callable, error: Exception) -> None:
+    """Why a cell is no "yes", on stderr: a refusal must be a true one."""
+    print(f"{model.config.model_type}, {check.__name__}: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 def _with_gradients(model: nn.Module, loss_of: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, dict]:
@@ -365,6 +380,9 @@ each row.
 | delta | what was trained, saved and laid over the base again |
 | budget | memory and FLOPs, predicted from the config |
 | LoRA | beside the attention matrices: the logits stay |
+
+Budget "yes" says that a step can be run on shapes alone; tests/costs/test_budget.py measures for some families that
+the number is right. In a mixture of experts the groups of tokens together are all tokens, whatever the router says.
 
 Loss "in chunks": the logits are never all in memory. Loss "own logits": the family does more with its
 logits than one product, so its own forward makes them all.

@@ -17,6 +17,15 @@ __getattr__, __dir__, __all__ = face(
             "llama_2_70b_config",
             "llama_2_7b_config",
         ],
-        "step_cost": ["Budget", "BudgetError", "MIB", "ReplaySize", "budget", "compare"],
+        "step_cost": [
+            "Budget",
+            "BudgetError",
+            "MIB",
+            "NotPredicted",
+            "ReplaySize",
+            "budget",
+            "budget_or_reason",
+            "compare",
+        ],
     },
 )

@@ -72,6 +72,7 @@ class StepMeter(TorchDispatchMode):
         self._row_lengths = {self._vocabulary, row_length(self._vocabulary)}
         self._weights = {_key(p) for p in model.parameters()}
         self._trained = {tuple(p.shape) for p in model.parameters() if p.requires_grad}
+        self._trained |= {shape[1:] for shape in self._trained if len(shape) == 3}  # one expert of many
         for tensor in model.parameters():  # a tied one once
             self._see(tensor, "parameters")
             if tensor.requires_grad:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import masking_utils
+from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
 from helpers.freezing import FreezePlan
@@ -35,6 +36,10 @@ MOST_WINDOWS = 1024  # held in memory at a time; the loss walks them one by one,
 
 class BudgetError(ValueError):
     """A setting that no training step can have. The message says what to change."""
+
+
+class NotPredicted(BudgetError):
+    """A model that can be trained, but whose step cannot be run on shapes alone. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -139,28 +144,40 @@ def budget(
 
     Raises:
         BudgetError: batch or length below what a step needs, more windows at a time than any machine
-            holds, a length over the model's positions, an unknown loss, optimizer or dtype, or a
-            model whose shapes depend on the text (a mixture of experts).
+            holds, a length over the model's positions, an unknown loss, optimizer or dtype.
+        NotPredicted: the model's shapes depend on the text (some mixtures of experts): it can be
+            trained, and its cost cannot be told before.
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
     """
     check_step(config, batch, length, dtype, loss, optimizer)
     require_config(config)
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
-    with FakeTensorMode(), _never_packed():
-        model = _build(config, attention)
-        plan.apply(model, roles)
-        if checkpointing:
-            enable_checkpointing(model)
-        meter = StepMeter(model)
+    with FakeTensorMode(), _never_packed(), _experts_in_one():
         try:
+            model = _build(config, attention)
+            plan.apply(model, roles)
+            if checkpointing:
+                enable_checkpointing(model)
+            meter = StepMeter(model)
             _run_step(model, meter, batch, length, dtype, loss, replay)
         except RuntimeError as error:
-            raise BudgetError(
+            raise NotPredicted(
                 f"A step of this '{config.model_type}' model cannot be run on shapes alone "
                 f"({str(error).strip().splitlines()[0]}). Measure a step instead."
             ) from error
     return _summary(model, meter, plan, batch, length)
+
+
+def budget_or_reason(*args, **settings) -> tuple[Budget | None, str]:
+    """The `budget` and no words; or None and the one line that says why it is not predicted.
+
+    Such a model can be trained all the same. What cannot be trained raises, as `budget` does.
+    """
+    try:
+        return budget(*args, **settings), ""
+    except NotPredicted as error:
+        return None, f"Memory and time are not predicted. {error}"
 
 
 def compare(a: Budget, b: Budget) -> dict[str, float]:
@@ -221,6 +238,18 @@ def _never_packed():
     """Training windows are never packed. transformers looks at the position numbers to see that;
     here there are no numbers, and it would build masks for the general case."""
     return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+
+
+def _experts_in_one():
+    """A mixture of experts sorts its tokens by expert and multiplies each group by its expert's matrix. Together
+    the groups are all tokens, so one expert that takes them all has the shapes and FLOPs of the whole. PyTorch's
+    own grouped product runs on shapes in bfloat16 alone."""
+
+    def product(x, matrices, offs):  # (pairs, in), (experts, in, out) -> (pairs, out)
+        with torch.autocast("cpu", enabled=False):  # as PyTorch's own, which autocast does not know
+            return x.to(matrices.dtype) @ matrices[0]
+
+    return mock.patch.object(moe, "_grouped_mm", product)
 
 
 def _build(config, attention: str) -> nn.Module:

@@ -31,6 +31,7 @@ from helpers.models import (
 
 FORMAT = 2
 FILE_NAME = "adapter.safetensors"
+FACTORS = (".lora_A", ".lora_B")  # how the names of the two factors end
 LORA_PLAN = FreezePlan.only("lora")  # A and B train, the whole base stays fixed
 
 
@@ -43,65 +44,79 @@ class LoRALinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__(linear.in_features, linear.out_features, device="meta")
-        self.weight, self.bias = linear.weight, linear.bias  # not copies: names, ties and hashes stay
+        self.weight = linear.weight  # (out, in), not a copy: names, ties and hashes stay
+        self.bias = linear.bias  # (out,) or None
         A = nn.init.kaiming_uniform_(torch.empty(rank, linear.in_features), a=math.sqrt(5))
+        B = torch.zeros(linear.out_features, rank)
         self.lora_A = nn.Parameter(A.to(linear.weight))  # (r, in), random
-        self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))  # (out, r), zero
-        self.rank, self.alpha, self.kept = rank, alpha, None  # kept: W while the change is merged into it
+        self.lora_B = nn.Parameter(B.to(linear.weight))  # (out, r), zero: no change at first
+        self.rank = rank
+        self.alpha = alpha
+        self.kept = None  # W, while the change is merged into it
 
     def change(self) -> torch.Tensor:
-        return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in), of rank r at most
+        """Return (alpha / r) B A, what is added to W: of rank r at most."""
+        return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
-        return (
-            y if self.kept is not None else y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)
-        )
+        if self.kept is not None:  # merged: W has the change in it
+            return y
+        return y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)  # (batch, time, out)
 
 
 # --- which layers, how many parameters ---------------------------------------------
 
 
 def targets(parts: Anatomy, where: str) -> list[Entry]:
-    """The matrices that a selector of `helpers.freezing.selectors` takes, such as "attention", "q+v" or "mlp@0-5".
+    """Return the matrices that a selector takes, such as "attention", "q+v" or "mlp@0-5".
+
+    The selectors are those of `helpers.freezing.selectors`.
 
     Raises:
         PlanError: a selector that is not known or finds nothing; the message lists what there is.
         LoraError: it takes an embedding, a tensor with two names, or no matrix at all.
     """
-    names = frozenset().union(*(select(parts, selector) for selector in parse_selectors(where)))
-    found = [e for e in parts.entries if e.name in names and len(e.shape) > 1 and e.part != "lora"]
-    for entry in found:
+    names = frozenset()
+    for selector in parse_selectors(where):
+        names |= select(parts, selector)
+    chosen = [entry for entry in parts.entries if entry.name in names]
+    matrices = [entry for entry in chosen if len(entry.shape) > 1 and entry.part != "lora"]
+    for entry in matrices:
         if entry.role.endswith("_embedding") or entry.aliases:
             also = f", which is {', '.join(entry.aliases)} as well" if entry.aliases else ""
             raise LoraError(
                 f"'{where}' takes {entry.name}{also}. LoRA here is for linear layers with a weight of "
                 "their own: choose 'attention', 'mlp' or parts of them."
             )
-    if not found:
+    if not matrices:
         raise LoraError(
             f"'{where}' takes no matrix, only vectors: LoRA has nothing to factor there. Choose "
             "'attention', 'mlp' or parts of them."
         )
-    return found
+    return matrices
 
 
 def n_adapter_parameters(config, where: str, rank: int) -> int:
-    """Parameters of A and B over all target layers, from the config alone: r (in + out) a layer."""
-    return rank * sum(sum(entry.shape) for entry in targets(anatomy(build_on_meta(config)), where))
+    """Count the parameters of A and B over all target layers, from the config alone: r (in + out) a layer."""
+    parts = anatomy(build_on_meta(config))
+    n_in_and_out = sum(sum(entry.shape) for entry in targets(parts, where))
+    return rank * n_in_and_out
 
 
 def equal_ranks(config, where: str, other: str) -> tuple[int, int]:
-    """The smallest two ranks that give both places exactly as many parameters; multiples fit as well."""
-    n, m = (n_adapter_parameters(config, place, 1) for place in (where, other))
-    return m // math.gcd(n, m), n // math.gcd(n, m)
+    """Return the smallest two ranks that give both places exactly as many parameters; multiples fit as well."""
+    n = n_adapter_parameters(config, where, rank=1)
+    m = n_adapter_parameters(config, other, rank=1)
+    common = math.gcd(n, m)
+    return m // common, n // common
 
 
 # --- into a model and out of it ----------------------------------------------------
 
 
 def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0) -> list[str]:
-    """Put a `LoRALinear` in the place of each target layer; the names of these layers.
+    """Put a `LoRALinear` in the place of each target layer, and return the names of these layers.
 
     The model's output does not change (B is zero), and neither do its tensors' names.
     Freezing is left to a plan: `LORA_PLAN`.
@@ -113,28 +128,31 @@ def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0)
     Raises:
         LoraError: a rank or layer that does not fit. The model is then unchanged.
     """
-    entries = targets(anatomy(model), where)
-    layers = {entry.name.removesuffix(".weight"): _linear(model, entry, rank, alpha) for entry in entries}
+    linears = {}
+    for entry in targets(anatomy(model), where):
+        name = entry.name.removesuffix(".weight")
+        linears[name] = _linear(model, entry, rank, alpha)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = {name: LoRALinear(linear, rank, alpha) for name, linear in layers.items()}
-    for name, layer in made.items():
+        layers = {name: LoRALinear(linear, rank, alpha) for name, linear in linears.items()}
+    for name, layer in layers.items():
         _replace(model, name, layer)
     return list(layers)
 
 
 def layers_of(model: nn.Module) -> dict[str, LoRALinear]:
-    """The model's LoRA layers by name.
+    """Return the model's LoRA layers by name.
 
     Raises:
         LoraError: it has none.
     """
-    found = {name: module for name, module in named_modules(model).items() if isinstance(module, LoRALinear)}
-    if not found:
+    modules = named_modules(model)
+    layers = {name: module for name, module in modules.items() if isinstance(module, LoRALinear)}
+    if not layers:
         raise LoraError(
             "This model has no LoRA layer. Call insert(model, 'attention', rank=…, alpha=…) first."
         )
-    return found
+    return layers
 
 
 @torch.no_grad()
@@ -156,15 +174,17 @@ def unmerge(model: nn.Module) -> None:
 
 
 def unload(model: nn.Module) -> None:
-    """Plain linear layers again, with the weights as they are: with the change after `merge`, else without."""
+    """Put plain linear layers back, with the weights as they are: with the change after `merge`, else without."""
     for name, layer in layers_of(model).items():
-        linear = nn.Linear(layer.in_features, layer.out_features, device="meta").train(layer.training)
-        linear.weight, linear.bias = layer.weight, layer.bias
+        linear = nn.Linear(layer.in_features, layer.out_features, device="meta")
+        linear.train(layer.training)
+        linear.weight = layer.weight
+        linear.bias = layer.bias
         _replace(model, name, linear)
 
 
 def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linear:
-    """The layer of a target, if LoRA with these numbers fits it."""
+    """Return the layer of a target, if LoRA with these numbers fits it."""
     layer = named_modules(model)[entry.name.rpartition(".")[0]]
     if isinstance(layer, LoRALinear):
         raise LoraError(
@@ -172,13 +192,11 @@ def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linea
         )
     if not isinstance(layer, nn.Linear) or "weight" not in dict(layer.named_parameters(recurse=False)):
         raise LoraError(
-            f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. "
-            "PEFT knows more kinds of layers."
+            f"{entry.name} belongs to a {type(layer).__name__}; LoRA here is for nn.Linear. Choose parts that are "
+            "linear layers, or use PEFT, which knows more kinds (GPT-2's Conv1D with fan_in_fan_out=True)."
         )
-    if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != (
-        layer.out_features,
-        layer.in_features,
-    ):
+    shape = (layer.out_features, layer.in_features)
+    if not layer.weight.is_floating_point() or tuple(layer.weight.shape) != shape:
         raise LoraError(
             f"{entry.name} is packed ({str(layer.weight.dtype).removeprefix('torch.')}): its factors could "
             "not be made in its own type. Load the model in float32 or bfloat16."
@@ -194,6 +212,7 @@ def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linea
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of the one with this name."""
     parent, _, child = name.rpartition(".")
     setattr(named_modules(model)[parent], child, layer)
 
@@ -202,14 +221,12 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def base_hash(model: nn.Module) -> str:
-    """`models.weight_hash` of the model as it would be without LoRA."""
-    return tensors_hash(
-        [
-            (name, p)
-            for name, p in named_parameters(model)
-            if name.rpartition(".")[2] not in ("lora_A", "lora_B")
-        ]
-    )
+    """Return `models.weight_hash` of the model as it would be without LoRA."""
+    base = []
+    for name, parameter in named_parameters(model):
+        if not name.endswith(FACTORS):
+            base.append((name, parameter))
+    return tensors_hash(base)
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
@@ -220,16 +237,13 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     Raises:
         LoraError: no LoRA in the model, its change is merged into W, or the folder cannot be written.
     """
-    layers, folder = layers_of(model), Path(folder)
+    layers = layers_of(model)
+    folder = Path(folder)
     if any(layer.kept is not None for layer in layers.values()):
         raise LoraError(
             "The change is merged into the weights. Call unmerge(model) before you save the adapter."
         )
-    tensors = {
-        f"{name}.{factor}": getattr(layer, factor)
-        for name, layer in layers.items()
-        for factor in ("lora_A", "lora_B")
-    }
+    tensors = _factors(layers)
     record = {
         "format": FORMAT,
         "base": base_hash(model),
@@ -260,27 +274,32 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
             f"{base_hash(model)[:12]}…. Load the base that it belongs to."
         )
     parts = anatomy(model)
+    layers = {}
     with torch.random.fork_rng():  # a new layer starts at random: the caller's random state stays
-        made = {
-            name: LoRALinear(_linear(model, parts.entry(f"{name}.weight"), **numbers), **numbers)
-            for name, numbers in record["layers"].items()
-        }
-    _require_shapes(made, tensors, folder)
-    for name, layer in made.items():
+        for name, numbers in record["layers"].items():
+            linear = _linear(model, parts.entry(f"{name}.weight"), **numbers)
+            layers[name] = LoRALinear(linear, **numbers)
+    _require_shapes(layers, tensors, folder)
+    for name, layer in layers.items():
         layer.lora_A.data.copy_(tensors[f"{name}.lora_A"])
         layer.lora_B.data.copy_(tensors[f"{name}.lora_B"])
         _replace(model, name, layer)
 
 
+def _factors(layers: dict[str, LoRALinear]) -> dict[str, nn.Parameter]:
+    """Return A and B of each layer by name, as the file holds them."""
+    tensors = {}
+    for name, layer in layers.items():
+        tensors[f"{name}.lora_A"] = layer.lora_A
+        tensors[f"{name}.lora_B"] = layer.lora_B
+    return tensors
+
+
 def _require_shapes(
-    made: dict[str, LoRALinear], tensors: dict[str, torch.Tensor], folder: str | Path
+    layers: dict[str, LoRALinear], tensors: dict[str, torch.Tensor], folder: str | Path
 ) -> None:
     """Raise LoraError unless the file has both factors of each layer, in their shapes, and nothing else."""
-    wanted = {
-        f"{name}.{factor}": tuple(getattr(layer, factor).shape)
-        for name, layer in made.items()
-        for factor in ("lora_A", "lora_B")
-    }
+    wanted = {name: tuple(tensor.shape) for name, tensor in _factors(layers).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
@@ -291,6 +310,7 @@ def _require_shapes(
 
 
 def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Read an adapter: its record, and its tensors by name."""
     try:
         with safe_open(folder / FILE_NAME, framework="pt") as file:
             header = (file.metadata() or {}).get("adapter")
@@ -309,7 +329,7 @@ def _read(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
 
 def _older_record(folder: Path) -> dict:
-    """The record of an adapter of format 1, which stood in a file of its own."""
+    """Read the record of an adapter of format 1, which stood in a file of its own."""
     record = read_record(folder / "adapter.json", 1)
     if file_hash(folder / FILE_NAME) != record["sha256"]:
         raise ValueError(f"{FILE_NAME} does not belong to adapter.json")
@@ -317,4 +337,8 @@ def _older_record(folder: Path) -> dict:
 
 
 def _content_hash(tensors: dict[str, torch.Tensor]) -> str:
-    return record_hash({name: [str(t.dtype), list(t.shape), bytes_hash(t)] for name, t in tensors.items()})
+    """Hash type, shape and bytes of each tensor."""
+    contents = {}
+    for name, tensor in tensors.items():
+        contents[name] = [str(tensor.dtype), list(tensor.shape), bytes_hash(tensor)]
+    return record_hash(contents)

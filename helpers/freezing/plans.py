@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import nn
 
-from helpers.freezing.selectors import GROUPS, PlanError, canonical, file_id, select
+from helpers.freezing.selectors import PlanError, canonical, file_id, select
 from helpers.models import Anatomy, Entry, anatomy, named_parameters, unwrapped
 
 _MEMORY = "_requires_grad_before_plan"  # on the model, so that a deep copy can be undone as well
@@ -37,94 +37,98 @@ class FreezePlan:
 
     @classmethod
     def full(cls) -> FreezePlan:
-        """Nothing frozen."""
+        """Return the plan that freezes nothing."""
         return cls("freeze")
 
     @classmethod
     def freeze(cls, *selectors: str) -> FreezePlan:
-        """These stay fixed; everything else trains."""
+        """Return the plan in which these stay fixed and everything else trains."""
         if not selectors:
             raise PlanError("FreezePlan.freeze() names nothing: write FreezePlan.full() to freeze nothing.")
         return cls("freeze", selectors)
 
     @classmethod
     def only(cls, *selectors: str) -> FreezePlan:
-        """These train; everything else stays fixed."""
+        """Return the plan in which these train and everything else stays fixed."""
         return cls("only", selectors)
 
     @classmethod
     def parse(cls, freeze: str | None = None, only: str | None = None) -> FreezePlan:
-        """A plan from a shell's ``--freeze A+B`` or ``--only A+B``; ``--freeze none`` and neither freeze nothing."""
+        """Return the plan of a shell's ``--freeze A+B`` or ``--only A+B``; without either, nothing is frozen.
+
+        ``--freeze none`` freezes nothing as well.
+        """
         if freeze is not None and only is not None:
             raise PlanError(f"--freeze {freeze} and --only {only} together: give one of them.")
         if only is not None:
             return cls("only", (only,))
-        return cls.full() if freeze in (None, "none") else cls("freeze", (freeze,))
+        if freeze is None or freeze == "none":
+            return cls.full()
+        return cls("freeze", (freeze,))
 
     @property
     def slug(self) -> str:
-        """A name for files, different for different plans: "full", "freeze-attention+embeddings"."""
-        return file_id(f"{self.way}-{'+'.join(self.selectors)}") if self.selectors else "full"
+        """Return a name for files, another one for each plan: "full", "freeze-attention+embeddings"."""
+        if not self.selectors:
+            return "full"
+        return file_id(f"{self.way}-{'+'.join(self.selectors)}")
 
     @property
     def title(self) -> str:
-        """For headings: "attention+embeddings frozen", "only norms train", "nothing frozen"."""
+        """Return a heading: "attention+embeddings frozen", "only norms train", "nothing frozen"."""
         if not self.selectors:
             return "nothing frozen"
         names = "+".join(self.selectors)
-        verb = "train" if len(self.selectors) > 1 or names in GROUPS[:4] else "trains"  # "only norms train"
-        return f"{names} frozen" if self.way == "freeze" else f"only {names} {verb}"
+        if self.way == "freeze":
+            return f"{names} frozen"
+        is_plural = len(self.selectors) > 1 or names in ("embeddings", "norms", "blocks", "biases")
+        return f"only {names} train" if is_plural else f"only {names} trains"
 
     @property
     def code(self) -> str:
-        """The Python that makes this plan."""
+        """Return the Python that makes this plan."""
+        if not self.selectors:
+            return "FreezePlan.full()"
         names = ", ".join(f'"{name}"' for name in self.selectors)
-        return f"FreezePlan.{self.way}({names})" if names else "FreezePlan.full()"
+        return f"FreezePlan.{self.way}({names})"
 
     @property
     def flag(self) -> str:
-        """The same plan in a shell."""
-        return f"--{self.way} {shlex.quote('+'.join(self.selectors) or 'none')}"
+        """Return the option that gives this plan in a shell: "--freeze attention+embeddings"."""
+        names = "+".join(self.selectors) or "none"
+        return f"--{self.way} {shlex.quote(names)}"
 
     def label(self, anatomy: Anatomy) -> str:
-        """For tables, both directions: "freezes attention+embeddings | trains mlp+norm"."""
+        """Return both sides for a table: "freezes attention+embeddings | trains mlp+norm"."""
         return self.ledger(anatomy).label
 
     def trainable_names(self, anatomy: Anatomy) -> frozenset[str]:
-        """Names of the parameters that train in this model.
+        """Return the names of the parameters that train in this model.
 
         Raises:
             PlanError: a selector finds nothing here, or nothing is left to train.
         """
-        chosen = frozenset().union(*(select(anatomy, selector) for selector in self.selectors))
-        trainable = chosen if self.way == "only" else frozenset(anatomy.names()) - chosen
+        chosen = frozenset()
+        for selector in self.selectors:
+            chosen |= select(anatomy, selector)
+        if self.way == "only":
+            trainable = chosen
+        else:
+            trainable = frozenset(anatomy.names()) - chosen
         if not trainable:
             raise PlanError(f"{self.code} trains nothing: it freezes all {len(chosen)} tensors. Freeze less.")
         return trainable
 
     def ledger(self, anatomy: Anatomy) -> Ledger:
-        """What the plan does to a model of this anatomy, by role."""
-        names, rows = self.trainable_names(anatomy), []
-        for role, n in anatomy.counts().items():
-            entries = [e for e in anatomy.entries if e.role == role]
-            n_trainable = sum(e.n_parameters for e in entries if e.name in names)
-            rows.append(LedgerRow(role, len(entries), n, n_trainable, n / anatomy.n_parameters))
-        ties = tuple(
-            f"{', '.join(e.aliases)} is {e.name}: one tensor, counted once, "
-            f"{'trainable' if e.name in names else 'frozen'} as one"
-            for e in anatomy.entries
-            if e.aliases
-        )
-        vocabulary = {e.shape[0] for e in anatomy.entries if e.role == "token_embedding"}
-        heads = [
-            e for e in anatomy.entries if e.role == "head" and len(e.shape) > 1 and e.shape[0] in vocabulary
-        ]
-        return Ledger(
-            self, tuple(rows), ties + tuple(_of_the_head(e, e.name in names, anatomy) for e in heads)
-        )
+        """Return what the plan does to a model of this anatomy, role by role."""
+        trainable = self.trainable_names(anatomy)
+        rows = [_row(anatomy, role, trainable) for role in anatomy.counts()]
+        notes = [_of_a_tie(entry, entry.name in trainable) for entry in anatomy.entries if entry.aliases]
+        notes += [_of_the_head(entry, entry.name in trainable, anatomy) for entry in _own_heads(anatomy)]
+        return Ledger(self, tuple(rows), tuple(notes))
 
     def explain(self, model: nn.Module, roles: dict[str, str] | None = None) -> Ledger:
-        """The ledger of this plan on a model, which stays as it is (the meta device serves)."""
+        """Return the ledger of this plan on a model, which stays as it is (the meta device serves)."""
         return self.ledger(anatomy(model, roles))
 
     def apply(self, model: nn.Module, roles: dict[str, str] | None = None) -> Ledger:
@@ -140,7 +144,7 @@ class FreezePlan:
         names = self.trainable_names(parts)
         parameters = named_parameters(model)
         _require_trainable({name: p for name, p in parameters if name in names})
-        vars(unwrapped(model)).setdefault(_MEMORY, {name: p.requires_grad for name, p in parameters})
+        _remember(model, parameters)
         for name, parameter in parameters:
             parameter.requires_grad_(name in names)
             if name not in names:
@@ -156,38 +160,123 @@ def undo(model: nn.Module) -> None:
             parameter.requires_grad_(before[name])
 
 
+def _remember(model: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> None:
+    """Keep the flags of before the first plan on the model, for `undo`."""
+    flags = {name: parameter.requires_grad for name, parameter in parameters}
+    vars(unwrapped(model)).setdefault(_MEMORY, flags)
+
+
 def _require_trainable(parameters: dict[str, nn.Parameter]) -> None:
     """Raise PlanError where a tensor that should train holds whole numbers: it can have no gradient."""
-    odd = [
-        f"{name} ({str(p.dtype).removeprefix('torch.')})"
-        for name, p in parameters.items()
-        if not (p.is_floating_point() or p.is_complex())
-    ]
-    if odd:
-        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    whole = []
+    for name, parameter in parameters.items():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            whole.append(f"{name} ({kind})")
+    if whole:
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         raise PlanError(
-            f"The plan would train {', '.join(odd[:3])}{more}, which holds whole numbers and can have no "
+            f"The plan would train {', '.join(whole[:3])}{more}, which holds whole numbers and can have no "
             "gradient. Load the model in float32 or bfloat16, or freeze it; the model is unchanged."
         )
 
 
+def _row(parts: Anatomy, role: str, trainable: frozenset[str]) -> LedgerRow:
+    """Count the tensors and parameters of one role, and how many of them train."""
+    entries = [entry for entry in parts.entries if entry.role == role]
+    n_parameters = sum(entry.n_parameters for entry in entries)
+    n_trainable = sum(entry.n_parameters for entry in entries if entry.name in trainable)
+    share = n_parameters / parts.n_parameters
+    return LedgerRow(role, len(entries), n_parameters, n_trainable, share)
+
+
+def _own_heads(parts: Anatomy) -> list[Entry]:
+    """Return the head matrices that are not tied to the token embedding but speak of the same vocabulary."""
+    vocabulary = {entry.shape[0] for entry in parts.entries if entry.role == "token_embedding"}
+    matrices = [entry for entry in parts.entries if entry.role == "head" and len(entry.shape) > 1]
+    return [entry for entry in matrices if entry.shape[0] in vocabulary]
+
+
+def _of_a_tie(entry: Entry, trains: bool) -> str:
+    """Say that a tensor with several names is one, and trains or not as one."""
+    state = "trainable" if trains else "frozen"
+    return f"{', '.join(entry.aliases)} is {entry.name}: one tensor, counted once, {state} as one"
+
+
 def _of_the_head(entry: Entry, trains: bool, parts: Anatomy) -> str:
-    """What happens to a head of its own: a plan for embeddings does not reach it."""
+    """Say what happens to a head of its own: a plan for embeddings does not reach it."""
     share = entry.n_parameters / parts.n_parameters
+    state = "trainable" if trains else "frozen"
     return (
-        f"{entry.name} is a tensor of its own, not tied to the token embedding: {entry.n_parameters:,} parameters "
-        f"({share:.1%}), {'trainable' if trains else 'frozen'}"
+        f"{entry.name} is a tensor of its own, not tied to the token embedding: "
+        f"{entry.n_parameters:,} parameters ({share:.1%}), {state}"
     )
 
 
-COURSE_PLANS: dict[str, FreezePlan] = {
-    "full": FreezePlan.full(),
-    **{
-        name: FreezePlan.parse(freeze=name)
-        for name in ("attention", "attention+embeddings", "mlp", "mlp+embeddings", "embeddings", "first-half")
-    },
-    **{f"only-{name}": FreezePlan.parse(only=name) for name in ("attention", "mlp-out", "norms", "biases")},
+# --- the plans that have a name ----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """A plan of the course or of the study, with its one name and its one colour.
+
+    Attributes:
+        key: what code, protocols and records call it.
+        title: for headings: what stays fixed or trains.
+        label: for figures and tables.
+        colour: of its lines in every figure, "#rrggbb".
+        plan: None where it depends on the model (every other block), or where matrices are inserted first (LoRA).
+        is_in_course: whether the notebooks offer it.
+    """
+
+    key: str
+    title: str
+    label: str
+    colour: str
+    plan: FreezePlan | None
+    is_in_course: bool
+
+
+def _freezes(key: str, label: str, colour: str) -> NamedPlan:
+    plan = FreezePlan.full() if key == "full" else FreezePlan.freeze(*key.split("+"))
+    return NamedPlan(key, plan.title, label, colour, plan, True)
+
+
+def _trains(name: str, label: str, colour: str, is_in_course: bool = True) -> NamedPlan:
+    plan = FreezePlan.only(name)
+    return NamedPlan(f"only-{name}", plan.title, label, colour, plan, is_in_course)
+
+
+# The first colours are those of Okabe and Ito (2008), the others of Tol's "muted" (2021), or near them.
+PLANS: dict[str, NamedPlan] = {
+    named.key: named
+    for named in (
+        _freezes("full", "full training", "#0072B2"),
+        _freezes("attention", "attention frozen", "#000000"),
+        _freezes("attention+embeddings", "main plan", "#D55E00"),
+        _freezes("mlp", "MLP frozen", "#882255"),
+        _freezes("mlp+embeddings", "MLP and embeddings frozen", "#332288"),
+        _freezes("embeddings", "embeddings frozen", "#117733"),
+        _freezes("first-half", "first half frozen", "#999933"),
+        _trains("attention", "attention alone", "#009E73"),
+        _trains("mlp-out", "MLP's output alone", "#CC79A7"),
+        _trains("norms", "norms alone", "#AA4499"),
+        _trains("biases", "biases alone", "#661100"),
+        _trains("mlp-in", "MLP's input alone", "#44AA99", False),
+        NamedPlan(
+            "only-mlp-alternate", "only every other MLP trains", "every other MLP", "#6699CC", None, False
+        ),
+        NamedPlan("lora-attention", "LoRA on attention", "LoRA on attention", "#E69F00", None, False),
+        NamedPlan("lora-mlp", "LoRA on the MLP", "LoRA on the MLP", "#56B4E9", None, False),
+        NamedPlan("lora", "LoRA on attention and the MLP", "LoRA", "#777777", None, False),
+    )
 }
+COURSE_PLANS: dict[str, FreezePlan] = {key: named.plan for key, named in PLANS.items() if named.is_in_course}
+
+
+def key_of(plan: FreezePlan) -> str:
+    """What records call a plan: its key in `PLANS`; its slug where it has none."""
+    return next((key for key, named in PLANS.items() if named.plan == plan), plan.slug)
 
 
 # --- the ledger --------------------------------------------------------------------
@@ -205,8 +294,12 @@ class LedgerRow:
 
     @property
     def state(self) -> str:
-        """ "trainable", "frozen", or "mixed"."""
-        return {0: "frozen", self.n_parameters: "trainable"}.get(self.n_trainable, "mixed")
+        """Return "trainable", "frozen" or "mixed"."""
+        if self.n_trainable == 0:
+            return "frozen"
+        if self.n_trainable == self.n_parameters:
+            return "trainable"
+        return "mixed"
 
 
 @dataclass(frozen=True)
@@ -219,88 +312,77 @@ class Ledger:
 
     @property
     def n_parameters(self) -> int:
+        """Count the parameters of the model."""
         return sum(row.n_parameters for row in self.rows)
 
     @property
     def n_trainable(self) -> int:
+        """Count the parameters that train."""
         return sum(row.n_trainable for row in self.rows)
 
     @property
     def R(self) -> float:
+        """Return the share of the parameters that train, 0 to 1."""
         return self.n_trainable / self.n_parameters
 
     @property
     def freezes(self) -> str:
-        """Roles that stay fixed, "nothing" where there are none; "(part)" marks a role on both sides."""
+        """Return the roles that stay fixed, or "nothing"; "(part)" marks a role on both sides."""
         return self._side("frozen") or "nothing"
 
     @property
     def trains(self) -> str:
-        """Roles that train; "(part)" marks a role on both sides."""
+        """Return the roles that train; "(part)" marks a role on both sides."""
         return self._side("trainable")
 
     @property
     def label(self) -> str:
-        """For tables: "freezes attention+embeddings | trains mlp+norm"."""
+        """Return both sides for a table: "freezes attention+embeddings | trains mlp+norm"."""
         return f"freezes {self.freezes} | trains {self.trains}"
 
     def _side(self, state: str) -> str:
+        """Name the roles of one state, joined by "+"; the embeddings share one name where they share one state."""
         states = {row.role: row.state for row in self.rows}
         embeddings = [role for role in states if role.endswith("_embedding")]
         alike = len({states[role] for role in embeddings}) == 1
-        words = []
+        names = []
         for role in states:
-            word = "embeddings" if alike and role in embeddings else role
+            name = "embeddings" if alike and role in embeddings else role
             if states[role] == state:
-                words.append(word)
+                names.append(name)
             elif states[role] == "mixed":
-                words.append(f"{word} (part)")
-        return "+".join(dict.fromkeys(words))
+                names.append(f"{name} (part)")
+        return "+".join(dict.fromkeys(names))  # each once, in order
 
     def table(self) -> pd.DataFrame:
-        """One row per role: tensors, parameters, trainable, state, share (0 to 1)."""
-        return pd.DataFrame(
-            [
-                {
-                    "role": row.role,
-                    "tensors": row.n_tensors,
-                    "parameters": row.n_parameters,
-                    "trainable": row.n_trainable,
-                    "state": row.state,
-                    "share": row.share,
-                }
-                for row in self.rows
-            ]
-        ).set_index("role")
+        """Return one row for each role: tensors, parameters, trainable, state, share (0 to 1)."""
+        columns = {
+            "role": [row.role for row in self.rows],
+            "tensors": [row.n_tensors for row in self.rows],
+            "parameters": [row.n_parameters for row in self.rows],
+            "trainable": [row.n_trainable for row in self.rows],
+            "state": [row.state for row in self.rows],
+            "share": [row.share for row in self.rows],
+        }
+        return pd.DataFrame(columns).set_index("role")
 
     def __str__(self) -> str:
         line = "{:<18}  {:>7}  {:>13}  {:>13}  {:<9}  {:>6}".format
-        rows = [
-            line(r.role, r.n_tensors, f"{r.n_parameters:,}", f"{r.n_trainable:,}", r.state, f"{r.share:.1%}")
-            for r in self.rows
-        ]
-        return "\n".join(
-            [
-                line("role", "tensors", "parameters", "trainable", "state", "share"),
-                *rows,
-                line(
-                    "all",
-                    sum(r.n_tensors for r in self.rows),
-                    f"{self.n_parameters:,}",
-                    f"{self.n_trainable:,}",
-                    "",
-                    "100.0%",
-                ),
-                f"freezes: {self.freezes} | trains: {self.trains}",
-                f"R = {self.n_trainable:,} / {self.n_parameters:,} = {self.R:.4f}",
-                *self.ties,
-            ]
-        )
+        lines = [line("role", "tensors", "parameters", "trainable", "state", "share")]
+        for row in self.rows:
+            n_parameters = f"{row.n_parameters:,}"
+            n_trainable = f"{row.n_trainable:,}"
+            lines.append(
+                line(row.role, row.n_tensors, n_parameters, n_trainable, row.state, f"{row.share:.1%}")
+            )
+        n_tensors = sum(row.n_tensors for row in self.rows)
+        lines.append(line("all", n_tensors, f"{self.n_parameters:,}", f"{self.n_trainable:,}", "", "100.0%"))
+        lines.append(f"freezes: {self.freezes} | trains: {self.trains}")
+        lines.append(f"R = {self.n_trainable:,} / {self.n_parameters:,} = {self.R:.4f}")
+        return "\n".join([*lines, *self.ties])
 
     def _repr_html_(self) -> str:
-        styled = self.table().to_html(
-            formatters={"parameters": "{:,}".format, "trainable": "{:,}".format, "share": "{:.1%}".format}
-        )
-        return f"{styled}<p>{self.label}; R = {self.R:.4f}</p>" + "".join(
-            f"<p>{tie}</p>" for tie in self.ties
-        )
+        formatters = {"parameters": "{:,}".format, "trainable": "{:,}".format, "share": "{:.1%}".format}
+        table = self.table().to_html(formatters=formatters)
+        notes = [f"{self.label}; R = {self.R:.4f}", *self.ties]
+        return table + "".join(f"<p>{note}</p>" for note in notes)

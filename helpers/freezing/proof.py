@@ -74,6 +74,7 @@ class Proof:
 
     @property
     def ok(self) -> bool:
+        """Return whether nothing was found wrong."""
         return not self.problems
 
     def check(self) -> None:
@@ -98,16 +99,14 @@ def snapshot(model: nn.Module, optimizer=None) -> Snapshot:
     Args:
         optimizer: one or several, to remember the learning rates as they are now.
     """
-    held = _held(optimizer)
     parameters = dict(named_parameters(model))
-    rates = {name: float(held[id(p)][0]["lr"]) for name, p in parameters.items() if id(p) in held}
     tensors = parameters | dict(named_buffers(model))
     return Snapshot(
-        {name: tensor_hash(t) for name, t in tensors.items()},
-        frozenset(n for n, p in parameters.items() if not p.requires_grad),
-        rates,
-        {name: _kind(t) for name, t in tensors.items()},
-        _ties(model),
+        hashes={name: tensor_hash(tensor) for name, tensor in tensors.items()},
+        frozen=frozenset(name for name, parameter in parameters.items() if not parameter.requires_grad),
+        rates=_rates(parameters, optimizer),
+        kinds={name: _kind(tensor) for name, tensor in tensors.items()},
+        ties=_ties(model),
     )
 
 
@@ -131,128 +130,161 @@ def freezing_proof(
         plan: where given, what is frozen must be exactly what this plan freezes.
         roles: as for `anatomy`, only needed with a plan.
     """
-    held, parameters = _held(optimizer), dict(named_parameters(model))
+    held = _held(optimizer)
     caches = _caches(before, model)
+    parameters = dict(named_parameters(model))
     buffers = {name: tensor for name, tensor in named_buffers(model) if name not in caches}
     frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
     trainable = {name: p for name, p in parameters.items() if p.requires_grad}
-    moved = {n for n, t in (parameters | buffers).items() if tensor_hash(t) != before.hashes.get(n)}
-    problems = [
-        *_changed_names(before, parameters | buffers, caches),
-        *_changed_ties(before, model),
-        *_changed_kinds(before, trainable),
-        *_changed_flags(before, model, plan, roles),
-    ]
-    for name, tensor in (frozen | buffers).items():
-        kind = "frozen" if name in frozen else "a buffer"
-        problems += _moved_or_held(
-            f"{name} is {kind} but", tensor, name in moved and name in before.hashes, held
-        )
+    moved = _moved(before, parameters | buffers)
+
+    problems = _changed_names(before, parameters | buffers, caches)
+    problems += _changed_ties(before, model)
+    problems += _changed_kinds(before, trainable)
+    problems += _changed_flags(before, model)
+    problems += _flags_against_plan(model, plan, roles)
+    problems += _flags_on_modules(model)
+    for name, tensor in frozen.items():
+        problems += _moved_or_held(f"{name} is frozen but", tensor, name in moved, held)
+    for name, tensor in buffers.items():
+        problems += _moved_or_held(f"{name} is a buffer but", tensor, name in moved, held)
     if optimizer is not None:
-        problems += [
-            f"{name} is trainable and changed, but no optimizer holds it: it was replaced after the optimizer "
-            "was built, or other code changed it"
-            for name, p in trainable.items()
-            if name in moved and name in before.hashes and id(p) not in held
-        ]
+        problems += _moved_by_others(trainable, moved, held)
+
     notes = []
-    for name in (n for n in trainable if n not in moved):
-        reason, is_wrong = _why_unmoved(name, trainable[name], before, held, optimizer is not None)
-        (problems if is_wrong else notes).append(f"{name} is trainable but did not move: {reason}")
+    for name, tensor in trainable.items():
+        if name not in moved and name in before.hashes:
+            reason, is_wrong = _why_unmoved(name, tensor, before, held, optimizer is not None)
+            sentence = f"{name} is trainable but did not move: {reason}"
+            (problems if is_wrong else notes).append(sentence)
     return Proof(
-        tuple(problems),
-        len(frozen),
-        sum(p.numel() for p in frozen.values()),
-        len(buffers),
-        len(trainable),
-        len(trainable.keys() & moved),
-        tuple(notes),
+        problems=tuple(problems),
+        n_frozen_tensors=len(frozen),
+        n_frozen_parameters=sum(p.numel() for p in frozen.values()),
+        n_buffers=len(buffers),
+        n_trainable_tensors=len(trainable),
+        n_moved=sum(name in moved for name in trainable),
+        notes=tuple(notes),
     )
 
 
 def _held(optimizer) -> dict[int, tuple[dict, dict]]:
-    """id of each tensor that an optimizer holds, to its group and its state."""
-    several = optimizer if isinstance(optimizer, Iterable) else [optimizer] if optimizer is not None else []
-    return {
-        id(p): (group, one.state.get(p, {}))
-        for one in several
-        for group in one.param_groups
-        for p in group["params"]
-    }
+    """Return, by the id of each tensor that an optimizer holds, its group and its state."""
+    if optimizer is None:
+        return {}
+    held = {}
+    for one in optimizer if isinstance(optimizer, Iterable) else [optimizer]:
+        for group in one.param_groups:
+            for parameter in group["params"]:
+                held[id(parameter)] = (group, one.state.get(parameter, {}))
+    return held
+
+
+def _rates(parameters: dict[str, nn.Parameter], optimizer) -> dict[str, float]:
+    """Return the learning rate of each parameter that an optimizer holds."""
+    held = _held(optimizer)
+    rates = {}
+    for name, parameter in parameters.items():
+        if id(parameter) in held:
+            group, _ = held[id(parameter)]
+            rates[name] = float(group["lr"])
+    return rates
+
+
+def _moved(before: Snapshot, tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Return the names of the tensors whose bits are not those of the snapshot; a new one counts apart."""
+    known = {name: tensor for name, tensor in tensors.items() if name in before.hashes}
+    return {name for name, tensor in known.items() if tensor_hash(tensor) != before.hashes[name]}
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {'x'.join(map(str, tensor.shape))}"
+    """Return type and shape as text: "float32 50257x768"."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {'x'.join(map(str, tensor.shape))}"
 
 
 def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The first name of each tensor that has several, to all of them."""
+    """Return, by the first name of each tensor that has several, all of its names."""
     names: dict[int, list[str]] = {}
     for name, parameter in named_parameters(model, every_name=True):
         names.setdefault(id(parameter), []).append(name)
     return {several[0]: tuple(several) for several in names.values() if len(several) > 1}
 
 
-def _caches(before: Snapshot, model: nn.Module) -> frozenset[str]:
-    """Buffers that the model computes itself and computed anew: grown, dropped, or frequencies set for a length."""
-    found, computed = dict(named_buffers(model)), computed_buffers(model)
-    gone = {name for name in before.kinds if name in computed and name not in found}
-    return frozenset(
-        gone
-        | {
-            name
-            for name, tensor in found.items()
-            if name in computed and (before.kinds.get(name) != _kind(tensor) or name.endswith("inv_freq"))
-        }
-    )
+def _caches(before: Snapshot, model: nn.Module) -> set[str]:
+    """Return the buffers that the model computed anew: grown, dropped, or frequencies set for a length."""
+    now = dict(named_buffers(model))
+    caches = set()
+    for name in computed_buffers(model):
+        if name not in now:
+            is_anew = name in before.kinds
+        else:
+            is_anew = name.endswith("inv_freq") or before.kinds.get(name) != _kind(now[name])
+        if is_anew:
+            caches.add(name)
+    return caches
+
+
+def _changed_names(before: Snapshot, tensors: dict[str, torch.Tensor], caches: set[str]) -> list[str]:
+    """Find tensors that came or went: a head that lost its tie shows here."""
+    problems = []
+    for name in sorted((tensors.keys() ^ before.hashes.keys()) - caches):
+        state = "new" if name in tensors else "gone"
+        problems.append(f"{name} is {state} since the snapshot: was a tie made or broken?")
+    return problems
 
 
 def _changed_ties(before: Snapshot, model: nn.Module) -> list[str]:
-    """Tensors that share their memory with others than before, under names that are all still there."""
+    """Find tensors that share their memory with others than before, under names that are all still there."""
     now = _ties(model)
-    return [
-        f"{name} was one tensor with {', '.join(before.ties.get(name, (name, 'none'))[1:])} at the snapshot and is "
-        f"one with {', '.join(now.get(name, (name, 'none'))[1:])} now"
-        for name in sorted(before.ties.keys() | now)
-        if before.ties.get(name) != now.get(name) and name in before.hashes
-    ]
+    problems = []
+    for name in sorted(before.ties.keys() | now):
+        if before.ties.get(name) != now.get(name) and name in before.hashes:
+            once = ", ".join(before.ties.get(name, (name, "none"))[1:])
+            today = ", ".join(now.get(name, (name, "none"))[1:])
+            problems.append(f"{name} was one tensor with {once} at the snapshot and is one with {today} now")
+    return problems
 
 
 def _changed_kinds(before: Snapshot, trainable: dict[str, torch.Tensor]) -> list[str]:
-    """Trainable tensors of another type or shape: replaced, which no optimizer's step does."""
-    return [
-        f"{name} is trainable and was {before.kinds[name]} at the snapshot, {_kind(p)} now: a step changes neither "
-        "type nor shape"
-        for name, p in trainable.items()
-        if before.kinds.get(name, _kind(p)) != _kind(p)
-    ]
+    """Find trainable tensors of another type or shape: replaced, which no optimizer's step does."""
+    problems = []
+    for name, parameter in trainable.items():
+        kind = _kind(parameter)
+        if before.kinds.get(name, kind) != kind:
+            problems.append(
+                f"{name} is trainable and was {before.kinds[name]} at the snapshot, {kind} now: a step "
+                "changes neither type nor shape"
+            )
+    return problems
 
 
-def _changed_names(before: Snapshot, tensors: dict[str, torch.Tensor], caches: frozenset[str]) -> list[str]:
-    """Tensors that came or went: a head that lost its tie shows here."""
-    return [
-        f"{name} is {'new' if name in tensors else 'gone'} since the snapshot: was a tie made or broken?"
-        for name in sorted((tensors.keys() ^ before.hashes.keys()) - caches)
-    ]
+def _changed_flags(before: Snapshot, model: nn.Module) -> list[str]:
+    """Find parameters that were frozen at the snapshot and train now."""
+    trainable = [name for name, parameter in named_parameters(model) if parameter.requires_grad]
+    thawed = [name for name in trainable if name in before.frozen]
+    return [f"{name} was frozen at the snapshot and is trainable now" for name in thawed]
 
 
-def _changed_flags(before: Snapshot, model: nn.Module, plan: FreezePlan | None, roles) -> list[str]:
-    """Parameters that train although the plan, or the snapshot, has them frozen; and the reverse."""
-    flags = {name: p.requires_grad for name, p in named_parameters(model)}
-    problems = [
-        f"{name} was frozen at the snapshot and is trainable now"
-        for name in flags
-        if flags[name] and name in before.frozen
-    ]
-    if plan is not None:
-        wanted = plan.trainable_names(anatomy(model, roles))
-        problems += [
-            f"{name} is {'trainable' if flag else 'frozen'}, against the plan {plan.code}"
-            for name, flag in flags.items()
-            if flag != (name in wanted)
-        ]
+def _flags_against_plan(model: nn.Module, plan: FreezePlan | None, roles) -> list[str]:
+    """Find parameters that train although the plan freezes them, and the reverse."""
+    if plan is None:
+        return []
+    wanted = plan.trainable_names(anatomy(model, roles))
+    problems = []
+    for name, parameter in named_parameters(model):
+        if parameter.requires_grad != (name in wanted):
+            state = "trainable" if parameter.requires_grad else "frozen"
+            problems.append(f"{name} is {state}, against the plan {plan.code}")
+    return problems
+
+
+def _flags_on_modules(model: nn.Module) -> list[str]:
+    """Find modules whose attribute says False while their parameters train."""
+    problems = []
     for name, module in named_modules(model).items():
-        if vars(module).get("requires_grad") is False and any(p.requires_grad for p in module.parameters()):
+        says_frozen = vars(module).get("requires_grad") is False
+        if says_frozen and any(parameter.requires_grad for parameter in module.parameters()):
             problems.append(
                 f"{name or 'model'}.requires_grad = False set a module's plain attribute and froze "
                 "nothing: call requires_grad_(False)"
@@ -260,18 +292,22 @@ def _changed_flags(before: Snapshot, model: nn.Module, plan: FreezePlan | None, 
     return problems
 
 
+def _moved_by_others(trainable: dict[str, torch.Tensor], moved: set[str], held) -> list[str]:
+    """Find trainable tensors that changed although no optimizer holds them."""
+    without = [name for name, p in trainable.items() if name in moved and id(p) not in held]
+    return [
+        f"{name} is trainable and changed, but no optimizer holds it: it was replaced after the optimizer "
+        "was built, or other code changed it"
+        for name in without
+    ]
+
+
 def _moved_or_held(what: str, tensor: torch.Tensor, has_moved: bool, held) -> list[str]:
-    """What is wrong with one frozen tensor or buffer."""
+    """Say what is wrong with one frozen tensor or buffer: it moved, has a gradient, or is held."""
     group, state = held.get(id(tensor), (None, {}))
     problems = []
     if has_moved:
-        cause = (
-            "no optimizer holds it, so other code changed it"
-            if group is None
-            else f"the optimizer holds it, with weight decay {group.get('weight_decay', 0)} and "
-            f"{'momentum from earlier gradients' if _any_nonzero(state) else 'no momentum'}"
-        )
-        problems.append(f"{what} moved: {cause}")
+        problems.append(f"{what} moved: {_cause(group, state)}")
     if tensor.grad is not None:
         kind = "nonzero" if tensor.grad.any() else "all zeros, and zero is not absent"
         problems.append(f"{what} has a gradient ({kind}): set its .grad to None")
@@ -281,10 +317,18 @@ def _moved_or_held(what: str, tensor: torch.Tensor, has_moved: bool, held) -> li
     return problems
 
 
+def _cause(group: dict | None, state: dict) -> str:
+    """Say what can have moved a frozen tensor."""
+    if group is None:
+        return "no optimizer holds it, so other code changed it"
+    momentum = "momentum from earlier gradients" if _any_nonzero(state) else "no momentum"
+    return f"the optimizer holds it, with weight decay {group.get('weight_decay', 0)} and {momentum}"
+
+
 def _why_unmoved(
     name: str, tensor: torch.Tensor, before: Snapshot, held, has_optimizer: bool
 ) -> tuple[str, bool]:
-    """Why a trainable tensor kept its value, and whether that is wrong."""
+    """Say why a trainable tensor kept its value, and whether that is wrong."""
     if not has_optimizer:
         return "no optimizer was given, so its gradient is not known", False
     group, state = held.get(id(tensor), (None, {}))
@@ -292,19 +336,22 @@ def _why_unmoved(
         return "no optimizer holds it; build the optimizer after the plan is applied", True
     if not any((group["lr"], group.get("initial_lr"), before.rates.get(name))):
         return "its learning rate is 0", False
-    if _any_nonzero(state) or (tensor.grad is not None and tensor.grad.any()):
-        return (
-            f"it had a gradient and a rate, so the steps are too small for {tensor.dtype} or were never taken",
-            True,
-        )
+    has_gradient = tensor.grad is not None and bool(tensor.grad.any())
+    if has_gradient or _any_nonzero(state):
+        too_small = f"the steps are too small for {tensor.dtype} or were never taken"
+        return f"it had a gradient and a rate, so {too_small}", True
     return "no nonzero gradient was seen", False
 
 
 def _any_nonzero(state: dict) -> bool:
-    """Does an optimizer's state hold momentum? Its step count is none."""
-    return any(bool(v.any()) for key, v in state.items() if key != "step" and torch.is_tensor(v))
+    """Return whether an optimizer's state holds momentum; its step count is none."""
+    moments = [value for key, value in state.items() if key != "step" and torch.is_tensor(value)]
+    return any(bool(moment.any()) for moment in moments)
 
 
 def _listed(head: str, lines: tuple[str, ...], n: int = 10) -> str:
-    more = [f"… and {len(lines) - n} more"] if len(lines) > n else []
-    return "\n".join([head, *(f"  - {line}" for line in [*lines[:n], *more])])
+    """Put the first ``n`` lines below a head, and say how many more there are."""
+    shown = [f"  - {line}" for line in lines[:n]]
+    if len(lines) > n:
+        shown.append(f"  - … and {len(lines) - n} more")
+    return "\n".join([head, *shown])

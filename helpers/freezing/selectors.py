@@ -21,7 +21,7 @@ from helpers.models import ROLES, Anatomy, Entry, matches, starred
 
 GROUPS = ("embeddings", "norms", "blocks", "biases", "first-half")
 PARTS = ("q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate", "mlp-out", "router", "lora")
-WORDS = (*ROLES, *GROUPS, *PARTS)
+WORDS = (*ROLES, *GROUPS, *PARTS)  # every name that stands alone
 
 _FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv")}
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -29,7 +29,10 @@ _FORMS = "layers:0-5, attention@0-5, name:transformer.h.*.mlp.c_fc.weight"
 
 
 def _is_bias(entry: Entry) -> bool:
-    """A vector named "bias", or a tensor named "..._bias": a mixture keeps one row of it for each expert."""
+    """Return whether this is a vector named "bias", or a tensor named "..._bias".
+
+    A mixture of experts keeps one row of the latter for each expert.
+    """
     last = entry.name.split(".")[-1]
     return (last == "bias" and len(entry.shape) == 1) or last.endswith("_bias")
 
@@ -56,14 +59,18 @@ def parse_selectors(text: str) -> tuple[str, ...]:
     """
     if not isinstance(text, str):
         raise PlanError(f"A selector is text such as 'attention', found {text!r}.")
-    words = [word.strip() for word in text.split("+")]
-    for word in words:
-        _check_word(word, text)
-    return tuple("norms" + word[4:] if word.split("@")[0] == "norm" else word for word in words)
+    selectors = []
+    for part in text.split("+"):
+        selector = part.strip()
+        _check_word(selector, text)
+        if selector.split("@")[0] == "norm":
+            selector = "norms" + selector.removeprefix("norm")
+        selectors.append(selector)
+    return tuple(selectors)
 
 
 def select(anatomy: Anatomy, selector: str) -> frozenset[str]:
-    """Names of the parameters that one selector takes.
+    """Return the names of the parameters that one selector takes.
 
     Raises:
         PlanError: it takes none; the message lists what the model has, or the nearest names.
@@ -72,51 +79,70 @@ def select(anatomy: Anatomy, selector: str) -> frozenset[str]:
     if kind == "name" and rest:
         return _by_name(anatomy, rest)
     if kind == "layers":
-        low, high = _layer_range(anatomy, selector, rest)
-        return frozenset(e.name for e in anatomy.entries if e.layer is not None and low <= e.layer <= high)
+        return _names(_in_blocks(anatomy.entries, _layer_range(anatomy, selector, rest)))
     word, _, layers = selector.partition("@")
-    chosen = [e for e in anatomy.entries if _test(anatomy, word)(e)]
+    is_chosen = _test(anatomy, word)
+    chosen = [entry for entry in anatomy.entries if is_chosen(entry)]
     if not chosen:
         raise PlanError(_nothing(anatomy, word))
     if layers:
-        low, high = _layer_range(anatomy, selector, layers)
-        chosen = [e for e in chosen if e.layer is not None and low <= e.layer <= high]
+        chosen = _in_blocks(chosen, _layer_range(anatomy, selector, layers))
         if not chosen:
             raise PlanError(f"'{selector}' matches nothing: '{word}' has no parameter in these blocks.")
-    return frozenset(e.name for e in chosen)
+    return _names(chosen)
+
+
+def _in_blocks(entries: Iterable[Entry], blocks: range) -> list[Entry]:
+    """Return the entries that lie in these blocks."""
+    return [entry for entry in entries if entry.layer in blocks]
+
+
+def _names(entries: Iterable[Entry]) -> frozenset[str]:
+    """Return the names of these entries."""
+    return frozenset(entry.name for entry in entries)
 
 
 def canonical(selectors: Iterable[str]) -> tuple[str, ...]:
-    """Selectors checked, without repeats, and in one order (that of `WORDS`, then the patterns).
+    """Check selectors, and return each once, in one order (that of `WORDS`, then the patterns).
 
     Raises:
         PlanError: a selector is not known.
     """
+    if isinstance(selectors, str):
+        selectors = [selectors]
+    each_once = set()
+    for text in selectors:
+        each_once.update(parse_selectors(text))
+    return tuple(sorted(each_once, key=_order))
 
-    def order(selector: str) -> tuple[int, str]:
-        word = selector.split("@")[0]
-        return (WORDS.index(word) if word in WORDS else len(WORDS)), selector
 
-    selectors = [selectors] if isinstance(selectors, str) else selectors
-    return tuple(sorted({word for text in selectors for word in parse_selectors(text)}, key=order))
+def _order(selector: str) -> tuple[int, str]:
+    """Return the place of a selector among others: by `WORDS`, patterns last."""
+    word = selector.split("@")[0]
+    if word in WORDS:
+        return WORDS.index(word), selector
+    return len(WORDS), selector
 
 
 def file_id(text: str) -> str:
-    """A text as a file name; what had to be left out of it comes back as a short hash, so that ids differ."""
+    """Return a text as a file name; what had to be left out of it comes back as a short hash, so that ids differ."""
     safe = re.sub(r"[^\w+@.-]", "", text)
     if len(safe) <= 80 and "name:" not in text:
         return safe
-    return f"{safe[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    short_hash = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{safe[:60]}-{short_hash}"
 
 
 def _test(anatomy: Anatomy, word: str) -> Callable[[Entry], bool]:
+    """Return the test that says whether a role, group or part takes an entry."""
     if word == "first-half":
-        half = anatomy.n_layers // 2
-        return lambda e: _TESTS["embeddings"](e) or (e.layer is not None and e.layer < half)
+        first_half = range(anatomy.n_layers // 2)
+        return lambda e: _TESTS["embeddings"](e) or e.layer in first_half
     return _TESTS.get(word, lambda e: word in (e.role, e.part))
 
 
 def _check_word(word: str, text: str) -> None:
+    """Raise PlanError, with a hint, where a word of ``text`` is no selector."""
     kind, _, rest = word.partition(":")
     if kind == "name" and rest:
         return
@@ -133,6 +159,7 @@ def _check_word(word: str, text: str) -> None:
 
 
 def _hint(word: str) -> str:
+    """Guess what was meant: a sentence, or nothing."""
     layers = re.fullmatch(r"(?:layers?|blocks?|h)[.:@ ]?(\d+(?:-\d+)?)", word)
     if layers:
         return f" Did you mean 'layers:{layers[1]}'?"
@@ -145,14 +172,17 @@ def _hint(word: str) -> str:
 
 
 def _by_name(anatomy: Anatomy, pattern: str) -> frozenset[str]:
-    """A tied tensor is found under each of its names."""
-    hits = frozenset(
-        e.name for e in anatomy.entries if any(matches(pattern, n) for n in (e.name, *e.aliases))
-    )
-    if hits:
-        return hits
-    names = [n for e in anatomy.entries for n in (e.name, *e.aliases)]
-    if any(matches(f"{pattern}.**", n) for n in names):
+    """Return the names that a pattern matches; a tied tensor is found under each of its names."""
+    chosen = set()
+    names = []
+    for entry in anatomy.entries:
+        own_names = (entry.name, *entry.aliases)
+        names += own_names
+        if any(matches(pattern, name) for name in own_names):
+            chosen.add(entry.name)
+    if chosen:
+        return frozenset(chosen)
+    if any(matches(f"{pattern}.**", name) for name in names):
         raise PlanError(
             f"'name:{pattern}' matches no parameter: it names a module. "
             f"Write 'name:{pattern}.**' for everything in it."
@@ -163,27 +193,34 @@ def _by_name(anatomy: Anatomy, pattern: str) -> frozenset[str]:
     )
 
 
-def _layer_range(anatomy: Anatomy, selector: str, text: str) -> tuple[int, int]:
+def _layer_range(anatomy: Anatomy, selector: str, text: str) -> range:
+    """Return the blocks that "3" or "0-5" names.
+
+    Raises:
+        PlanError: it runs backwards, or past the last block.
+    """
     first, last = _RANGE.fullmatch(text).groups()
-    low, high = int(first), int(last or first)
+    low = int(first)
+    high = int(last or first)
     if low > high:
         raise PlanError(f"'{selector}' runs backwards: write the smaller block first, {high}-{low}.")
     if high >= anatomy.n_layers:
         raise PlanError(
             f"'{selector}' asks for block {high}: this model has blocks 0 to {anatomy.n_layers - 1}."
         )
-    return low, high
+    return range(low, high + 1)
 
 
 def _nothing(anatomy: Anatomy, word: str) -> str:
-    """Why a word finds nothing in this model, and what there is."""
-    fused = [e for e in anatomy.entries if e.part in _FUSED.get(word, ())]
+    """Say why a word finds nothing in this model, and what there is."""
+    parts_that_fuse_it = _FUSED.get(word, ())
+    fused = [entry for entry in anatomy.entries if entry.part in parts_that_fuse_it]
     if fused:
         return (
             f"'{word}' cannot be chosen alone: this model keeps q, k, v in fused tensors "
             f"({fused[0].name}). Choose 'qkv' or 'attention'."
         )
-    parts = list(dict.fromkeys(e.part for e in anatomy.entries if e.part in PARTS))
+    parts = dict.fromkeys(entry.part for entry in anatomy.entries if entry.part in PARTS)
     return (
         f"'{word}' matches nothing: this model has none. It has the roles {', '.join(anatomy.counts())} "
         f"and the parts {', '.join(parts)}."

@@ -48,7 +48,7 @@ def change_plan(
     roles: dict[str, str] | None = None,
     **settings,
 ) -> Change:
-    """Apply ``plan`` to a model in training, and bring its optimizer in line.
+    """Apply a plan to a model in training, and bring its optimizer in line.
 
     Tensors that train from here on become a new group, with the settings of the last group unless
     others are given. AdamW counts the steps of each tensor by itself, so a new one starts as in a
@@ -74,20 +74,41 @@ def change_plan(
             "made. Change the plan on the model inside, then wrap it again."
         )
     plan.apply(model, roles)  # drops the gradients of what is frozen
-    inner = getattr(optimizer, "optimizer", optimizer)
-    names = {p: n for n, p in model.named_parameters()}
-    held = [p for group in inner.param_groups for p in group["params"]]
-    refrozen = [p for p in held if not p.requires_grad]
-    known = {id(p) for p in held}
-    thawed = [p for p in names if p.requires_grad and id(p) not in known]
-    _forget(inner, refrozen)
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # the one inside accelerate's wrapper
+    parameters = {id(parameter): parameter for parameter in model.parameters()}
+    held = _held(optimizer)
+    refrozen = [parameter for parameter in held.values() if not parameter.requires_grad]
+    kept = [parameter for parameter in held.values() if parameter.requires_grad]
+    new = [parameter for key, parameter in parameters.items() if key not in held]
+    thawed = [parameter for parameter in new if parameter.requires_grad]
+    _forget(optimizer, refrozen)
     if thawed:
-        like = {
-            key: value for key, value in inner.param_groups[-1].items() if key not in ("params", "initial_lr")
-        }
-        inner.add_param_group({**like, **settings, "params": thawed})
-    kept = [names[p] for p in held if p.requires_grad]
-    return Change(tuple(names[p] for p in thawed), tuple(names[p] for p in refrozen), tuple(kept))
+        _add_group(optimizer, thawed, settings)
+    return Change(_names(model, thawed), _names(model, refrozen), _names(model, kept))
+
+
+def _held(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
+    """Return all tensors of an optimizer, by id."""
+    held = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            held[id(parameter)] = parameter
+    return held
+
+
+def _names(model: nn.Module, tensors: list[torch.Tensor]) -> tuple[str, ...]:
+    """Return the names of these parameters, in their order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return tuple(names[id(tensor)] for tensor in tensors)
+
+
+def _add_group(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor], settings: dict) -> None:
+    """Add a group with the settings of the last one, unless others are given."""
+    group = dict(optimizer.param_groups[-1])
+    group.pop("initial_lr", None)  # a scheduler's mark
+    group.update(settings)
+    group["params"] = tensors
+    optimizer.add_param_group(group)
 
 
 def _forget(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> None:
@@ -95,12 +116,12 @@ def _forget(optimizer: torch.optim.Optimizer, tensors: list[torch.Tensor]) -> No
     gone = {id(p) for p in tensors}
     for group in optimizer.param_groups:
         group["params"] = [p for p in group["params"] if id(p) not in gone]
-    for p in tensors:
-        optimizer.state.pop(p, None)
+    for tensor in tensors:
+        optimizer.state.pop(tensor, None)
 
 
 def layer_by_layer(model: nn.Module, roles: dict[str, str] | None = None) -> list[FreezePlan]:
-    """Plans for gradual unfreezing: first the last block alone, then the last two, and so on to all blocks.
+    """Return plans for gradual unfreezing: first the last block alone, then the last two, and so on to all blocks.
 
     What is outside the blocks stays frozen (Howard and Ruder 2018, arXiv 1801.06146, unfreeze from
     the last layer down; in their recipe the embedding comes last).

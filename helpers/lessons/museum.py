@@ -49,15 +49,16 @@ class Exhibit:
 
     @property
     def name(self) -> str:
+        """Return the name of the recipe."""
         return self.run.__name__
 
     @property
     def code(self) -> str:
-        """The recipe's source."""
+        """Return the recipe's source."""
         return inspect.getsource(self.run).rstrip()
 
     def promised(self, model: nn.Module) -> frozenset[str]:
-        """Names of the parameters that the title says stay fixed."""
+        """Return the names of the parameters that the title says stay fixed."""
         parts = anatomy(model)
         return frozenset(parts.names()) - self.plan.trainable_names(parts)
 
@@ -71,7 +72,7 @@ class Exhibit:
 def train(
     model: nn.Module, optimizer: Optimizer, batches: Batches, *, set_to_none: bool = False
 ) -> Optimizer:
-    """One optimizer step a batch, as a plain loop writes it.
+    """Take one optimizer step a batch, as a plain loop writes it.
 
     Args:
         batches: each (batch, time) token ids.
@@ -86,14 +87,14 @@ def train(
 
 
 def look(model: nn.Module, batch: torch.Tensor) -> float:
-    """Mean loss of a batch in nats a token; its gradients are left in ``.grad``."""
+    """Return the mean loss of a batch in nats a token; its gradients are left in ``.grad``."""
     loss, n_tokens = next_token_loss(model, batch)
     (loss / n_tokens).backward()
     return loss.item() / n_tokens
 
 
 def fitting(model: nn.Module, batches: Batches) -> tuple[nn.Module, list[torch.Tensor]]:
-    """A model and batches that the recipes fit: yours if it is a GPT-Neo, else the shipped miniature.
+    """Return a model and batches that the recipes fit: yours if it is a GPT-Neo, else the shipped miniature.
 
     The recipes ask what moves, not what is learned, so token ids of another vocabulary are folded into the
     miniature's (the remainder of the division by its size).
@@ -106,7 +107,8 @@ def fitting(model: nn.Module, batches: Batches) -> tuple[nn.Module, list[torch.T
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+    """Return the parameters that train."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 # --- the exhibits ------------------------------------------------------------------
@@ -121,8 +123,9 @@ def kept_without_clone(model, batches, frozen_now):
             kept[name] = parameter.data
     frozen_now()
     optimizer = train(model, AdamW(trainable(model), lr=RATE), batches)
-    change = max((model.get_parameter(name).data - kept[name]).abs().max() for name in kept)
-    print(f"its own check: largest change of an attention weight {change.item()}")
+    changes = [model.get_parameter(name).data - kept[name] for name in kept]
+    largest = max(change.abs().max().item() for change in changes)
+    print(f"its own check: largest change of an attention weight {largest}")
     return optimizer
 
 

@@ -76,7 +76,7 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
 
 
 def chosen(runs: Sequence[dict], plan: str, text: str, choice: str) -> list[dict]:
-    """The recorded runs of a plan (its slug) on a text, at its rate for a purpose ("keep", "learn", "tuning")."""
+    """The recorded runs of a plan on a text, at its rate for a purpose ("keep", "learn", "tuning")."""
     return [r for r in runs if r["plan"] == plan and r["text"] == text and choice in r["rate_choice"]]
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from helpers.measuring.intervals import Estimate, estimate
 from helpers.models import last_states, n_positions, next_token_logits, plain_trunk, token_losses
+from helpers.texts import begin_ids
 
 CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
 
@@ -27,20 +28,23 @@ CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
 
 
 def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> Estimate:
-    """Mean next-token loss in nats a token, with its interval over windows.
+    """Return the mean next-token loss in nats a token, with its interval over windows.
 
     Args:
         windows: (n, length) token ids without padding. The first token of a window is only read.
         batch: windows at a time; changes memory, not the result.
     """
+    means = []
     with evaluating(model):
-        rows = [token_losses(model, part.to(_device(model))).mean(1).cpu() for part in windows.split(batch)]
-    per_window = torch.cat(rows).double().numpy()
-    return estimate(per_window, windows.size(0) * (windows.size(1) - 1))
+        for part in windows.split(batch):
+            losses = token_losses(model, part.to(_device(model)))  # (windows, length - 1)
+            means.append(losses.mean(1).cpu())
+    per_window = torch.cat(means).double().numpy()  # (n,)
+    return estimate(per_window, _n_predicted(windows))
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b over the same windows: paired, so what makes a window hard cancels out.
+    """Return a - b over the same windows: paired, so what makes a window hard cancels out.
 
     Raises:
         ValueError: the two were not measured on equally many windows.
@@ -53,29 +57,36 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 
 def perplexity(loss: float) -> float:
-    """e^loss: the number of equally likely tokens that would be as hard to guess."""
+    """Return e^loss: the number of equally likely tokens that would be as hard to guess."""
     return float(np.exp(loss))
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool):
     """Put a model into train or eval mode for a block, then each of its parts back into the mode it had."""
-    found = {module: module.training for module in model.modules()}
+    modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:
         yield
     finally:
-        for module, was_training in found.items():
+        for module, was_training in modes.items():
             module.training = was_training
 
 
 def evaluating(model: nn.Module):
-    """``with evaluating(model):`` switches dropout off and back; it changes no requires_grad."""
+    """Switch dropout off for a block, ``with evaluating(model):``, and back; no requires_grad changes."""
     return in_mode(model, training=False)
 
 
 def _device(model: nn.Module) -> torch.device:
+    """Return where the model's parameters are."""
     return next(model.parameters()).device
+
+
+def _n_predicted(windows: torch.Tensor) -> int:
+    """Count the tokens to predict: the first one of each window is only read."""
+    n_windows, length = windows.shape
+    return n_windows * (length - 1)
 
 
 # --- text that the model writes ----------------------------------------------------
@@ -91,45 +102,73 @@ def sample_windows(
     start: torch.Tensor | None = None,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Token ids that the model writes itself: (n_windows, length), on the CPU.
+    """Let the model write by itself; return its token ids, (n_windows, length), on the CPU.
 
     Args:
-        start: (tokens,) to begin every window with; None: the model's begin-of-text token.
+        start: (tokens,) to begin every window with; None: the model's begin-of-text token. A model needs a first
+            token to write from, also where its tokenizer puts none in front of a text (`texts.begin_ids`).
         temperature: 1 samples from the model's own distribution; lower is bolder.
 
     Raises:
-        ValueError: length is beyond the model's positions.
+        ValueError: length is beyond the model's positions, or a number that no sample can have.
     """
+    if n_windows < 1 or length < 1 or not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "
+            f"and {temperature}."
+        )
     limit = n_positions(model.config)
     if limit and length > limit:
         raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
     device = _device(model)
-    dice = torch.Generator(device).manual_seed(seed)
-    first = torch.tensor([_begin_token(model.config)]) if start is None else start
-    ids = first.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
-    past, new = None, ids
+    rng = torch.Generator(device).manual_seed(seed)
+    if start is None:
+        start = torch.tensor([_begin_token(model.config)])
+    ids = start.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
+    kept = {"use_cache": True}  # with the keys and values of the tokens that were read, once there are some
+    unread = ids
     with evaluating(model):
         while ids.size(1) < length:
-            out = model(new, past_key_values=past, use_cache=True)
-            probs = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)  # (n_windows, vocab)
-            new, past = torch.multinomial(probs, 1, generator=dice), out.past_key_values
-            ids = torch.cat([ids, new], dim=1)
+            output = model(unread, **kept)
+            logits = output.logits[:, -1].float()  # (n_windows, vocab)
+            probabilities = torch.softmax(logits / temperature, dim=-1)  # (n_windows, vocab)
+            unread = torch.multinomial(probabilities, 1, generator=rng)  # (n_windows, 1)
+            ids = torch.cat([ids, unread], dim=1)
+            past = getattr(output, "past_key_values", None)
+            if past is None:  # Mamba and its like keep another state: read the whole text again
+                kept = {"use_cache": False}
+                unread = ids
+            else:
+                kept = {"use_cache": True, "past_key_values": past}
     return ids.cpu()
 
 
 def _begin_token(config) -> int:
-    for token in (config.bos_token_id, config.eos_token_id):
-        if token is not None:
-            return token if isinstance(token, int) else token[0]
+    """Return the id of the begin-of-text token, or else of the end-of-text token, or else 0."""
+    for found in (config.bos_token_id, config.eos_token_id):
+        candidates = found if isinstance(found, (list, tuple)) else [found]
+        for token in candidates:
+            if token is not None:
+                return token
     return 0
 
 
 def sample_text(
     model: nn.Module, tokenizer, prompt: str, n_tokens: int = 80, seed: int = 0, temperature: float = 0.8
 ) -> str:
-    """The prompt and how the model goes on with it."""
-    start = torch.tensor(tokenizer(prompt)["input_ids"])
-    ids = sample_windows(model, 1, len(start) + n_tokens, seed, start=start, temperature=temperature)
+    """Return the prompt and how the model goes on with it.
+
+    The prompt begins as a window of text does (`texts.begin_ids`), and no end mark stands behind it.
+    It goes on for ``n_tokens``, or to the model's last position.
+    """
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    begin = begin_ids(tokenizer)
+    if ids[: len(begin)] != begin:
+        ids = [*begin, *ids]
+    start = torch.tensor(ids or [_begin_token(model.config)])
+    limit = n_positions(model.config) or len(start) + n_tokens
+    length = max(len(start), min(len(start) + n_tokens, limit))
+    ids = sample_windows(model, 1, length, seed, start=start, temperature=temperature)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
@@ -137,7 +176,7 @@ def sample_text(
 
 
 class Retention:
-    """What a base model predicts on text of its own, to see later how much of it is gone.
+    """Keep what a base model predicts on text of its own, to see later how much of it is gone.
 
     Args:
         base: the untouched model; a copy is kept, so tuning it afterwards is safe.
@@ -156,54 +195,69 @@ class Retention:
 
     @classmethod
     def sampled_from(cls, base: nn.Module, n_windows: int, length: int, seed: int = 0) -> Retention:
-        """Retention on text that ``base`` samples at temperature 1."""
+        """Return the retention on text that ``base`` samples at temperature 1."""
         return cls(base, sample_windows(base, n_windows, length, seed))
 
     @property
     def text_hash(self) -> str:
+        """Return the SHA-256 of the windows."""
         return hashlib.sha256(self.windows.numpy().tobytes()).hexdigest()
 
     @torch.no_grad()
     def _of_base(self, part: torch.Tensor) -> torch.Tensor | None:
-        """Log-probabilities of the base. Where too large to keep, its last states, one matrix product away.
+        """Return what is kept of the base: its log-probabilities, (windows, length - 1, vocab).
 
-        None where both cannot be: then the base is asked again each time.
+        Where they are too large to keep, its last states, which are one matrix product away from them. None
+        where it has no such states: then the base is asked again each time.
         """
         if self._keeps_predictions:
             return log_probabilities(self.base, part)
         trunk = plain_trunk(self.base)
-        return None if trunk is None else last_states(trunk, part.to(_device(self.base)))
+        if trunk is None:
+            return None
+        return last_states(trunk, part.to(_device(self.base)))  # (windows, length - 1, width)
 
     def forgetting(self, model: nn.Module) -> Estimate:
-        """F = mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
+        """Return F, the mean over tokens of KL(base || tuned), in nats; 0 means that nothing changed.
 
         KL(p || q) = sum over the vocabulary of p * (ln p - ln q) (Kullback and Leibler 1951).
         The base stands first: a token that it finds likely and the tuned model does not costs most.
         """
+        parts = self.windows.split(self.BATCH)
+        means = []
         with evaluating(model):
-            rows = [
-                self._kl(kept, part, model)
-                for kept, part in zip(self._kept, self.windows.split(self.BATCH), strict=True)
-            ]
-        return estimate(torch.cat(rows).double().numpy(), self.windows.size(0) * (self.windows.size(1) - 1))
+            for kept, part in zip(self._kept, parts, strict=True):
+                means.append(self._kl(kept, part, model))
+        per_window = torch.cat(means).double().numpy()  # (n,)
+        return estimate(per_window, _n_predicted(self.windows))
 
     @torch.no_grad()
     def _kl(self, kept: torch.Tensor, part: torch.Tensor, model: nn.Module) -> torch.Tensor:
-        """Mean KL of each window: (windows,)."""
-        base = kept if self._keeps_predictions else log_probabilities(self.base, part, kept)
+        """Return the mean KL of each window, (windows,)."""
+        base = kept
+        if not self._keeps_predictions:
+            base = log_probabilities(self.base, part, kept)
         tuned = log_probabilities(model, part)  # (windows, length - 1, vocab)
-        return base.exp().mul_(base - tuned).sum(-1).mean(1).cpu()
+        terms = base.exp().mul_(base - tuned)  # p (ln p - ln q), in the memory of p
+        return terms.sum(-1).mean(1).cpu()
 
 
 def log_probabilities(
     model: nn.Module, windows: torch.Tensor, states: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Of each next token: (windows, length - 1, vocab). ``states``: the last ones, where they are known."""
-    ids, trunk = windows.to(_device(model)), plain_trunk(model)
+    """Return ln p of each next token, (windows, length - 1, vocab).
+
+    Args:
+        states: the last ones, where they are known: (windows, length - 1, width).
+    """
+    ids = windows.to(_device(model))
+    trunk = plain_trunk(model)
     if trunk is None:
         logits = next_token_logits(model, ids)
     else:
-        logits = model.get_output_embeddings()(last_states(trunk, ids) if states is None else states)
+        if states is None:
+            states = last_states(trunk, ids)
+        logits = model.get_output_embeddings()(states)
     return torch.log_softmax(logits.float(), dim=-1)
 
 
@@ -211,17 +265,15 @@ def log_probabilities(
 
 
 def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Tensor]) -> pd.DataFrame:
-    """Held-out loss of each model (rows) on each author's text (columns), in nats a token."""
-    return pd.DataFrame(
-        {
-            text: {name: held_out_loss(model, windows).mean for name, model in models.items()}
-            for text, windows in texts.items()
-        }
-    )
+    """Return the held-out loss of each model (rows) on each author's text (columns), in nats a token."""
+    columns = {}
+    for text, windows in texts.items():
+        columns[text] = {name: held_out_loss(model, windows).mean for name, model in models.items()}
+    return pd.DataFrame(columns)
 
 
 def style_contrast(on_a: Mapping[str, Estimate], on_b: Mapping[str, Estimate]) -> float:
-    """S = half of [L_b(A) - L_a(A)] + [L_a(B) - L_b(B)], in nats a token.
+    """Return S, half of [L_b(A) - L_a(A)] + [L_a(B) - L_b(B)], in nats a token.
 
     L_x(Y) is the loss of the model tuned on author x, on author Y's text. A gain that any
     story would bring appears in both terms of a bracket and cancels. 0: no style was learned.
@@ -230,4 +282,6 @@ def style_contrast(on_a: Mapping[str, Estimate], on_b: Mapping[str, Estimate]) -
         on_a: losses on author A's text, keys "a" (tuned on A) and "b" (tuned on B).
         on_b: the same on author B's text.
     """
-    return 0.5 * ((on_a["b"].mean - on_a["a"].mean) + (on_b["a"].mean - on_b["b"].mean))
+    gain_on_a = on_a["b"].mean - on_a["a"].mean
+    gain_on_b = on_b["a"].mean - on_b["b"].mean
+    return 0.5 * (gain_on_a + gain_on_b)

@@ -252,13 +252,24 @@ def require_files(source: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def require_fit(shape: nn.Module, stored: dict, source: str | Path) -> None:
-    """Raise ModelError where a config describes far more numbers than the files hold, or than memory does."""
+    """Raise ModelError where a config describes far more numbers than the files or memory hold, or other kinds."""
     n_parameters = sum(p.numel() for p in shape.parameters())
     n_stored = sum(math.prod(size) for _, size in stored.values())
     if stored and n_parameters > 2 * n_stored:
         raise ModelError(
             f"The config of '{source}' describes {n_parameters:,} parameters, its files hold "
             f"{n_stored:,} numbers. One of them belongs to another model, or config.json has no sizes."
+        )
+    parameters = {name for name, _ in shape.named_parameters(remove_duplicate=False)}
+    odd = [
+        name
+        for name, (kind, _) in stored.items()
+        if plain_name(name) in parameters and kind not in _WHOLE_FLOATS
+    ]
+    if odd:
+        raise ModelError(
+            f"The weights in '{source}' are not all in floating point: {counted(odd)}. Give the model in float32, "
+            "float16 or bfloat16."
         )
     require_memory(shape, f"'{source}'")
 

@@ -245,7 +245,7 @@ def convert(gguf: Path, out: Path, package: Package) -> str:
         PretrainedError: the number of parameters is wrong, or a weight is not finite.
     """
     model = de_quantised(gguf)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     tokenizer.chat_template, tokenizer.bos_token = None, "<|endoftext|>"
     model.config.bos_token_id = model.generation_config.bos_token_id = tokenizer.bos_token_id
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -267,7 +267,9 @@ def de_quantised(gguf: Path) -> nn.Module:
     transformers marks what it reads from GGUF as quantised and refuses to save it, although the
     weights are plain numbers by then. A new model of the same config carries no such mark.
     """
-    marked = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    marked = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     config = copy.deepcopy(marked.config)
     vars(config).pop("quantization_config", None)
     config.dtype = torch.float32

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
+from helpers.freezing import PLANS
 from helpers.measuring import (
     DEPENDS,
     EQUAL_SHARE,
@@ -51,14 +52,8 @@ from helpers.results.evidence import (
 from helpers.results.notes import numbers, said
 from helpers.results.verdicts import scoreboard
 
-LABELS = {
-    FULL: "full training",
-    MAIN: "main plan",
-    "only-attention": "attention alone",
-    "only-mlp-out": "MLP's output alone",
-    "lora-attention": "LoRA on attention",
-    "lora-mlp": "LoRA on the MLP",
-}
+LABELS = {key: named.label for key, named in PLANS.items()}
+STYLES = {named.label: {"color": named.colour} for named in PLANS.values()}  # of a plan's lines in a figure
 
 
 @dataclass(frozen=True)
@@ -195,7 +190,7 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         table=gap_table(evidence, DECIDING[1:], texts),
         alt=f"Forgetting against gain for {max(map(len, runs.values()))} plans on {' and '.join(texts)}, one line a "
         "run; the dashed line marks the gain at which the plans are compared",
-        draw=lambda: plots.lines_of_runs(paths, title, levels),
+        draw=lambda: plots.lines_of_runs(paths, title, levels, styles=STYLES),
     )
 
 
@@ -280,7 +275,7 @@ def rates(evidence: Evidence) -> Answer | None:
         protocol=evidence.rates.get("protocol"),
         table=rates_table(panels),
         alt="Forgetting at one gain against the learning rate, one line a plan, one panel a text",
-        draw=lambda: plots.forgetting_over_rates(panels, title),
+        draw=lambda: plots.forgetting_over_rates(panels, title, STYLES),
     )
 
 

@@ -51,7 +51,7 @@ def what_trains(_: Path) -> Answer:
 def engine(folder: Path) -> Answer | None:
     """Time and memory of the course's engine as a share of the Trainer's."""
     place = folder / study.BENCHMARK.name
-    if not place.exists():
+    if not study.is_recorded(place):
         return None
     found = study.read(place)
     setting, n_pairs = found["setting"], found["n_pairs"]
@@ -88,7 +88,7 @@ def commits(record: Mapping) -> str:
 def memory(folder: Path) -> Answer | None:
     """Peak memory by plan: what the budget predicts and what a process grew by."""
     place = folder / study.MEMORY.name
-    if not place.exists():
+    if not study.is_recorded(place):
         return None
     record = study.read(place)
     largest, setting = study.largest_setting(record), record["setting"]

@@ -8,7 +8,6 @@ A study that is still growing has fewer seeds, plans or texts: what is missing i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from helpers import measuring
-from helpers.freezing import COURSE_PLANS
 from helpers.measuring import (
     EQUAL_SHARE,
     SMALLEST_LOSS,
@@ -39,8 +37,8 @@ from helpers.measuring import (
     style_ratio,
     test_gain,
 )
-from helpers.profiles import DATA, SMOLLM2, TINY
-from helpers.study import read_record, read_runs
+from helpers.profiles import DATA, STUDIED
+from helpers.study import is_recorded, read_record, read_runs
 
 EVIDENCE = DATA / "evidence"
 AUTHORS = ("alice", "edgar")
@@ -49,10 +47,7 @@ BOOKS = ("poe", "fresh")  # texts so long that a run reads a part of them, once
 MAIN, ATTENTION, FULL = "attention+embeddings", "attention", "full"
 DECIDING = (FULL, MAIN, "only-attention", "only-mlp-out")
 BASES = "bases.json"
-RATES = {
-    TINY.model_name: "rates.json",
-    SMOLLM2.model_name: "rates-smollm2.json",
-}  # model to its table of rates
+RATES = {p.model_name: p.rates_name for p in STUDIED.values()}  # model to its table of rates
 MISSING = "no pairs of runs"  # how a reason begins where runs have not been recorded yet
 SHARES = (0.80, 0.65, 0.50, 0.35)  # of full training's best gain: the levels at which plans are compared
 TOP_SHARE = SHARES[0]  # the level g* in the table of rates
@@ -77,12 +72,12 @@ class Evidence:
     base: dict[str, list[float]] = field(default_factory=dict)
 
     def every(self, plan: str, text: str, choice: str) -> list[dict]:
-        """All runs of a plan by its course name, those that broke off too. The choice "long": its long runs."""
+        """All runs of a plan by its key, those that broke off too. The choice "long": its long runs."""
         runs = self.long if choice == "long" else self.runs
-        return chosen(runs, slug_of(plan), text, choice)
+        return chosen(runs, plan, text, choice)
 
     def of(self, plan: str, text: str, choice: str) -> list[dict]:
-        """The finished runs of a plan by its course name."""
+        """The finished runs of a plan by its key."""
         return [r for r in self.every(plan, text, choice) if "diverged" not in r]
 
     def n_diverged(self, *plans: str, choice: str = "learn", texts: Sequence[str] = AUTHORS) -> int:
@@ -121,9 +116,7 @@ class Evidence:
 def studied_models(folder: Path = EVIDENCE) -> list[str]:
     """The models with recorded runs and a table of rates; the miniature first."""
     return [
-        m
-        for m, rates in RATES.items()
-        if (folder / rates).exists() and any((folder / "runs" / m).rglob("*.json"))
+        m for m, rates in RATES.items() if is_recorded(folder / rates) and is_recorded(folder / "runs" / m)
     ]
 
 
@@ -141,7 +134,7 @@ def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
 
 def base_losses(place: Path, runs: Sequence[dict]) -> dict[str, list[float]]:
     """The losses of the base that these runs began from, by test text; none where it was not recorded."""
-    recorded = json.loads(place.read_text("utf-8")).values() if place.exists() else ()
+    recorded = read_record(place).values() if is_recorded(place) else ()
     own = {r["model_hash"] for r in runs}
     return next((entry["test_windows"] for entry in recorded if own == {entry["model_hash"]}), {})
 
@@ -243,13 +236,8 @@ def level_runs(evidence: Evidence, text: str) -> list[dict]:
 
 
 def tuning_runs(evidence: Evidence, plan: str, text: str) -> list[dict]:
-    """The finished tuning runs of a plan by its course name, at all its rates."""
-    return [r for r in chosen(evidence.tuning, slug_of(plan), text, "tuning") if "diverged" not in r]
-
-
-def slug_of(plan: str) -> str:
-    """What records call a plan."""
-    return COURSE_PLANS[plan].slug if plan in COURSE_PLANS else plan
+    """The finished tuning runs of a plan by its key, at all its rates."""
+    return [r for r in chosen(evidence.tuning, plan, text, "tuning") if "diverged" not in r]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from helpers import plots
 from helpers.measuring import curve, n_levelled
-from helpers.results.answers import LABELS, Answer, of_runs, verdict
+from helpers.results.answers import LABELS, STYLES, Answer, of_runs, verdict
 from helpers.results.evidence import AUTHORS, FULL, MAIN, Evidence
 
 KINDS = {"training probe": "train_loss", "dev text": "held_out_loss"}
@@ -31,6 +31,11 @@ def convergence(evidence: Evidence) -> Answer | None:
         }
         for t, _ in runs
     }
+    styles = {
+        f"{LABELS[p]}, {kind}": STYLES[LABELS[p]] | {"linestyle": line}
+        for p in plans
+        for kind, line in zip(KINDS, ("-", ":"), strict=True)
+    }
     best = np.median([r["best_step"] for r in every])
     title = (
         f"Within {n_steps} steps: the dev loss is least after {best:.0f} steps (median of {len(every)} runs)\n"
@@ -43,7 +48,7 @@ def convergence(evidence: Evidence) -> Answer | None:
         title=title,
         sentence=f"Within {n_steps} steps, {words}. {verdict(evidence, 'C8')}.",
         alt=f"Loss on the training probe and on the dev text over {n_steps} steps, one line a run and kind of text",
-        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats a token)"),
+        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats a token)", styles),
     )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from helpers import plots
 from helpers.measuring import frontier
-from helpers.results.answers import LABELS, Answer, markdown, of_runs, rate_in_words
+from helpers.results.answers import LABELS, STYLES, Answer, markdown, of_runs, rate_in_words
 from helpers.results.claims import two_digits
 from helpers.results.evidence import (
     AUTHORS,
@@ -125,5 +125,5 @@ def lora(evidence: Evidence) -> Answer | None:
         ),
         alt=f"Forgetting against gain on {text} for LoRA and for plans without new matrices, each at its gentlest "
         "rate, one line a run",
-        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level}),
+        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level}, styles=STYLES),
     )

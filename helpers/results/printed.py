@@ -40,7 +40,7 @@ PAIRS = (
     ("only-attention", "only-mlp-alternate"),
     ("lora-attention", "lora-mlp"),
 )
-MODELS = {"tiny": profiles.TINY.model_name, "smollm2": profiles.SMOLLM2.model_name}
+MODELS = {name: p.model_name for name, p in profiles.STUDIED.items()}
 
 
 def forgetting_lines(evidence: Evidence) -> list[str]:

@@ -19,7 +19,7 @@ from helpers.results import (
     lever_answers as levers,
 )
 
-RUNS = "the runs under `data/evidence/runs`"
+RUNS = "the runs in `data/evidence/study1-*.parquet`"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ QUESTIONS = (
         "How much does the learning rate change forgetting?",
         answers.rates,
         True,
-        "the tables of rates (`data/evidence/rates*.json`)",
+        "the tables of rates (`data/evidence/rates.parquet`)",
         "course study first",
         "forgetting is read at one gain, 80% of full training's best. A rate that does not get there has no point "
         "and an empty cell. These are tuning runs: they chose the rates, and decide nothing else.",
@@ -148,7 +148,7 @@ QUESTIONS = (
         "Does the loss settle?",
         long_runs.convergence,
         True,
-        "the runs under `data/evidence/long`",
+        "the long runs in `data/evidence/study1-*.parquet`",
         "course study first",
         "each line is one long run. *Levelled off*: a curve that falls to a limit, fitted to the first three "
         "quarters, predicts the rest. A finite run proves no limit. Where the dev loss rises while the probe's "
@@ -169,7 +169,7 @@ QUESTIONS = (
         "What do a step's time and memory come to, against the Trainer?",
         costs.engine,
         False,
-        "`data/evidence/benchmark.json`",
+        "`data/evidence/benchmark.parquet`",
         "course benchmark",
         "left of zero: less than Hugging Face's Trainer as it comes, with the same plan and the same batch. Each "
         "pair was measured one after the other on one machine, in processes of their own.",
@@ -179,7 +179,7 @@ QUESTIONS = (
         "Does a plan need the memory that the budget predicts?",
         costs.memory,
         False,
-        "`data/evidence/memory.json`",
+        "`data/evidence/memory.parquet`",
         "course memory",
         "for each plan the upper bar is predicted from the config alone, the hatched one measured as the growth "
         "of a process. The table has shares of full training's, as measured.",

@@ -1,12 +1,12 @@
 """The second study's records, typed: what one run trained, and what each of its models lost by window of text.
 
-runs = read_study_runs("build/study2/runs/gpt-neo-mini")
+runs = read_study_runs("build/study2/runs/gpt-neo-mini")            the run files, under way
+runs = read_study_runs("data/evidence/study2/runs/gpt-neo-mini")    rows of data/evidence/study2-gpt-neo-mini.parquet
 runs[0].path("rewound", "B")           a `frontiers.Path`
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
@@ -14,6 +14,7 @@ from pathlib import Path as File
 import numpy as np
 
 from helpers.measuring import CAP, DIVERGED, PATIENCE, ComparisonError, Path
+from helpers.study import read_rows
 
 STOPPED, REWOUND = "stopped", "rewound"  # methods; "rewound attention" rewinds one role
 ALL_ROLES = "all"
@@ -114,8 +115,12 @@ class StudyRun:
 
 
 def read_study_runs(folder: str | File) -> list[StudyRun]:
-    """All records under a folder, sorted by path."""
-    return [study_run(json.loads(p.read_text("utf-8"))) for p in sorted(File(folder).rglob("*.json"))]
+    """All records under a folder, sorted by path: files, or rows of a Parquet file above (`study.read_rows`).
+
+    Raises:
+        RecordError: a file that is damaged, or no record of a run.
+    """
+    return [study_run(record) for record in read_rows(folder).values()]
 
 
 def study_run(record: Mapping) -> StudyRun:

@@ -243,9 +243,9 @@ def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
     for model in studied_models(folder):
         for entry in scoreboard(read_evidence(model, folder)):
             found.setdefault(entry["claim"], []).append(entry)
-    if (folder / study.BENCHMARK.name).exists():
+    if study.is_recorded(folder / study.BENCHMARK.name):
         found["C12"] = step_time(study.read(folder / study.BENCHMARK.name))
-    if (folder / study.MEMORY.name).exists():
+    if study.is_recorded(folder / study.MEMORY.name):
         found["C11"] = peak_memory(study.read(folder / study.MEMORY.name))
     return {claim: found[claim] for claim in CLAIMS if found.get(claim)}
 

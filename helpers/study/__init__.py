@@ -19,7 +19,9 @@ __getattr__, __dir__, __all__ = face(
             "time_verdict",
         ],
         "protocol": ["PAGE", "Protocol", "read_protocol"],
-        "records": ["read_record", "read_runs"],
+        "packing": ["pack", "unpack"],
+        "records": ["RunRecord", "is_recorded", "read_record", "read_rows", "read_runs"],
+        "tables": ["stored"],
     },
     modules=["laboratory"],
 )

@@ -1,4 +1,4 @@
-"""Record what the untouched bases lose on every test text of the study: data/evidence/bases.json.
+"""Record what the untouched bases lose on every test text of the study: bases.json beside the run files.
 
     course study bases --books FOLDER      the miniature, and SmolLM2 where it was fetched
 
@@ -20,7 +20,7 @@ from helpers.study import runner as record_evidence
 from helpers.study.protocol import read_protocol
 from helpers.study.records import rounded, write_record
 
-PLACE = record_evidence.EVIDENCE / "bases.json"
+PLACE = record_evidence.WORK / "bases.json"
 
 
 def base_losses(profile_name: str, books: Path | None) -> dict:

@@ -30,15 +30,15 @@ from pathlib import Path
 
 from helpers.study.fresh_process import (
     EXACT,
-    ROOT,
     STATUS,
     config_of,
     continued,
     measured_apart,
     resident_bytes,
 )
+from helpers.study.jobs import WORK
 
-FILE = ROOT / "data" / "evidence" / "benchmark.json"
+FILE = WORK / "benchmark.json"
 REAL = {"batch": 4, "length": 512}
 SMALL = {"batch": 2, "length": 32}
 N_STEPS, WARM_UP = 3, 1

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.profiles import PROFILES
 from helpers.study.protocol import Protocol, ProtocolError
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = ROOT / "data" / "evidence"
+WORK = ROOT / "build" / "study1"  # run files of a study that is under way; not in git
 STAGES = ("tune", "main", "books", "others", "long")
 AUTHORS = ("alice", "edgar")
 FULL = "full"  # what the other plans are compared with, and whose gain sets the level
@@ -27,7 +29,7 @@ class Job:
     plan: str
     text: str
     seed: int
-    rate: float
+    rate: float | None  # None before the tuning: it is not known yet
     choice: str  # "tuning", "keep", "learn", "keep and learn" or "long"
     path: Path
 
@@ -50,7 +52,7 @@ class Study:
 
     @property
     def rates_file(self) -> Path:
-        return self.folder / ("rates.json" if self.profile == "tiny" else f"rates-{self.profile}.json")
+        return self.folder / PROFILES[self.profile].rates_name
 
     def place(self, kind: str) -> Path:
         return self.folder / kind / self.model_name
@@ -107,8 +109,8 @@ def main_jobs(
         for choice in choices:
             for plan in plans:
                 for text in texts:
-                    own = (chosen or {}).get(plan, {}).get(rate_of or text, {"keep": 0.0, "learn": -1.0})
-                    both = own["keep"] == own["learn"] and len(choices) > 1
+                    own = (chosen or {}).get(plan, {}).get(rate_of or text)
+                    both = own is not None and own["keep"] == own["learn"] and len(choices) > 1
                     if choice == "learn" and both:
                         continue
                     if choice == "learn" and seed >= study.numbers["seeds"].get("learn", n_seeds):
@@ -120,7 +122,7 @@ def main_jobs(
                             plan,
                             text,
                             seed,
-                            own[choice],
+                            own and own[choice],
                             "keep and learn" if both else choice,
                             study.place("runs") / plan / text / name,
                         )
@@ -137,7 +139,7 @@ def long_jobs(study: Study, chosen: dict | None) -> list[Job]:
             plan,
             text,
             seed,
-            (chosen or {}).get(plan, {}).get(text, {"learn": 0.0})["learn"],
+            (chosen or {}).get(plan, {}).get(text, {}).get("learn"),
             "long",
             study.place("long") / plan / text / f"{seed}.json",
         )
@@ -186,12 +188,10 @@ def book_file(folder: Path | None, words: tuple[str, ...]) -> Path | None:
 
 def plan_of(name: str, config):
     """A plan of the study by name: (FreezePlan, what to do with the model first or None)."""
-    from helpers.freezing import COURSE_PLANS, FreezePlan
+    from helpers.freezing import PLANS, FreezePlan
 
-    if name in COURSE_PLANS:
-        return COURSE_PLANS[name], None
-    if name == "only-mlp-in":
-        return FreezePlan.only("mlp-in"), None
+    if name in PLANS and PLANS[name].plan is not None:
+        return PLANS[name].plan, None
     if name == "only-mlp-alternate":
         return FreezePlan.only(*(f"mlp@{i}" for i in range(0, config.num_hidden_layers, 2))), None
     if name.startswith("lora-"):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers.freezing import FreezePlan
+from helpers.freezing import FreezePlan, key_of
 from helpers.measuring import Retention, held_out_loss, norm_summary, spikes
 from helpers.models import anatomy, weight_hash
 from helpers.session import code_commit, machine_class, versions
@@ -142,7 +142,7 @@ class Laboratory:
 
         Args:
             forgetting: measure it at each evaluation.
-            name: what records call the plan; None takes its slug.
+            name: what records call the plan; None takes its key.
             prepare: called with the copy before the plan is applied, e.g. to insert LoRA.
 
         Raises:
@@ -169,7 +169,7 @@ class Laboratory:
             )
         except NotFinite as error:
             raise Diverged(str(error), settings, seen) from error
-        return StudyRun(plan, author, settings, model, result, name or plan.slug)
+        return StudyRun(plan, author, settings, model, result, name or key_of(plan))
 
     def test_texts(self) -> dict[str, torch.Tensor]:
         """Every text that a finished run is tested on: (windows, length) each."""

@@ -1,6 +1,6 @@
 """What the engine and the plans cost, as measured: the two evidence files, and what they say.
 
-`helpers/study/benchmark.py` writes data/evidence/benchmark.json, `helpers/study/memory.py` memory.json.
+`helpers/study/benchmark.py` measures the one, `helpers/study/memory.py` the other.
 Everything published about them is computed here.
 """
 
@@ -17,9 +17,11 @@ import pandas as pd
 from helpers.costs import MIB, Budget
 from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, decide, paired_interval
 from helpers.profiles import ROOT
-from helpers.study.records import REMEDY, RecordError, read_record
+from helpers.study.records import REMEDY, RecordError, is_recorded, read_record
 
-BENCHMARK, MEMORY = (ROOT / "data" / "evidence" / name for name in ("benchmark.json", "memory.json"))
+BENCHMARK, MEMORY = (
+    ROOT / "data" / "evidence" / name for name in ("benchmark.json", "memory.json")
+)  # the records' paths: rows of benchmark.parquet and memory.parquet
 PLANS = {
     "main": "attention+embeddings",
     "full": "full",
@@ -52,7 +54,7 @@ def read(path: Path) -> dict:
         BenchmarkError: it is not there, is damaged, or is of another form.
     """
     script = "course benchmark" if path.name == BENCHMARK.name else "course memory"
-    if not path.exists():
+    if not is_recorded(path):
         raise BenchmarkError(f"There is no '{path.name}' yet. Make it with: {script}")
     try:
         return read_record(path, FIELDS.get(path.name, {}))

@@ -26,15 +26,15 @@ from pathlib import Path
 
 from helpers.study.fresh_process import (
     EXACT,
-    ROOT,
     STATUS,
     config_of,
     continued,
     measured_apart,
     resident_bytes,
 )
+from helpers.study.jobs import WORK
 
-FILE = ROOT / "data" / "evidence" / "memory.json"
+FILE = WORK / "memory.json"
 BATCHES, LENGTHS = (1, 4), (128, 512)
 SMALL_LENGTHS = (16, 32)
 TIME_AT = {"125m": (4, 512), "small": (2, 32)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
 from helpers.files import write_json
 from helpers.study.jobs import (
     AUTHORS,
@@ -11,7 +14,26 @@ from helpers.study.jobs import (
     other_plans,
     tuning_job,
 )
-from helpers.study.records import RUN_FIELDS, read_record
+from helpers.study.records import RunRecord, read_record, read_run
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One line of the table of rates: what the tuning runs of a plan on a text did at a rate.
+
+    Attributes:
+        n_seeds, n_reach: tuning runs, and how many of them reached the level of equal learning.
+        best_gain: mean of their best gains, nats a token.
+        forgetting_at_level: mean, nats a token; None where a run missed the level.
+    """
+
+    plan: str
+    text: str
+    rate: float
+    n_seeds: int
+    n_reach: int
+    best_gain: float
+    forgetting_at_level: float | None
 
 
 def tried_rates(study: Study, plan: str, text: str, seeds: list[int]) -> list[float]:
@@ -26,30 +48,30 @@ def is_tuned(study: Study, plan: str, text: str, seeds: list[int]) -> bool:
     return set(grid_of(study, plan)) <= set(tried_rates(study, plan, text, seeds))
 
 
-def tuned(study: Study, plan: str, text: str, rate: float, seeds: list[int]) -> list[dict]:
+def tuned(study: Study, plan: str, text: str, rate: float, seeds: list[int]) -> list[RunRecord]:
     paths = [tuning_job(study, plan, text, rate, s).path for s in seeds]
-    return [read_record(p, RUN_FIELDS) for p in paths]
+    return [read_run(p) for p in paths]
 
 
-def row_of(study: Study, plan: str, text: str, rate: float, seeds: list[int], level: float) -> dict:
+def row_of(study: Study, plan: str, text: str, rate: float, seeds: list[int], level: float) -> Rate:
     """One line of the rate table: means over the tuning seeds; no forgetting where a seed misses the level.
 
     A run that diverged gained nothing, and has not reached the level.
     """
     from helpers.measuring import forgetting_at, frontier
 
-    runs = [r["evaluations"] for r in tuned(study, plan, text, rate, seeds) if "diverged" not in r]
+    runs = [r.evaluations for r in tuned(study, plan, text, rate, seeds) if r.is_finished]
     at_level = [forgetting_at(e, level) for e in runs] + [None] * (len(seeds) - len(runs))
     reach = [f for f in at_level if f is not None]
-    return {
-        "plan": plan,
-        "text": text,
-        "rate": rate,
-        "n_seeds": len(seeds),
-        "n_reach": len(reach),
-        "best_gain": round(sum(float(frontier(e)[0][-1]) for e in runs) / len(seeds), 5),
-        "forgetting_at_level": round(sum(reach) / len(reach), 6) if len(reach) == len(seeds) else None,
-    }
+    return Rate(
+        plan,
+        text,
+        rate,
+        n_seeds=len(seeds),
+        n_reach=len(reach),
+        best_gain=round(sum(float(frontier(e)[0][-1]) for e in runs) / len(seeds), 5),
+        forgetting_at_level=round(sum(reach) / len(reach), 6) if len(reach) == len(seeds) else None,
+    )
 
 
 def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
@@ -58,7 +80,7 @@ def matched_gain_of(study: Study, text: str, seeds: list[int]) -> float:
     rows = [row_of(study, FULL, text, r, seeds, 0.0) for r in tried_rates(study, FULL, text, seeds)]
     if not rows:
         raise untuned_level(text)
-    return share * max(row["best_gain"] for row in rows)
+    return share * max(row.best_gain for row in rows)
 
 
 def untuned_level(text: str) -> SystemExit:
@@ -68,11 +90,11 @@ def untuned_level(text: str) -> SystemExit:
     )
 
 
-def choose(rows: list[dict]) -> dict[str, float]:
+def choose(rows: Sequence[Rate]) -> dict[str, float]:
     """The two rates of a plan: *learn* gains most, *keep* forgets least at the level."""
-    learn = max(rows, key=lambda r: r["best_gain"])["rate"]
-    reaching = [r for r in rows if r["forgetting_at_level"] is not None]
-    keep = min(reaching, key=lambda r: r["forgetting_at_level"])["rate"] if reaching else learn
+    learn = max(rows, key=lambda r: r.best_gain).rate
+    reaching = [r for r in rows if r.forgetting_at_level is not None]
+    keep = min(reaching, key=lambda r: r.forgetting_at_level).rate if reaching else learn
     return {"keep": keep, "learn": learn}
 
 
@@ -113,21 +135,21 @@ def choose_rates(study: Study) -> dict:
         "seeds": seeds,
         "protocol": study.protocol.sha256,
         "chosen": chosen,
-        "table": table,
+        "table": [asdict(row) for row in table],
     }
     write_json(study.rates_file, record)
     return record
 
 
-def smallest(study: Study, table: list[dict], chosen: dict) -> dict[str, float]:
+def smallest(study: Study, table: Sequence[Rate], chosen: dict) -> dict[str, float]:
     """The smallest difference in forgetting that counts, by text: a number from now on."""
     rules, found = study.protocol["decisions"], {}
     for text, rates in chosen[FULL].items():
-        own = next(r for r in table if (r["plan"], r["text"], r["rate"]) == (FULL, text, rates["keep"]))
+        own = next(r for r in table if (r.plan, r.text, r.rate) == (FULL, text, rates["keep"]))
         found[text] = round(
             max(
                 rules["smallest_forgetting"],
-                rules["smallest_forgetting_share"] * (own["forgetting_at_level"] or 0),
+                rules["smallest_forgetting_share"] * (own.forgetting_at_level or 0),
             ),
             5,
         )

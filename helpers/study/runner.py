@@ -1,4 +1,4 @@
-"""Record the runs behind the verdicts: one JSON file a run, under data/evidence/.
+"""Record the runs behind the verdicts: one JSON file a run under build/study1/, packed into data/evidence at the end.
 
     course study first --dry-run           what would run, and about how long
     course study first                     run what is missing; stop and go on at any time
@@ -32,6 +32,7 @@ from helpers.study.jobs import (
     REAL,
     ROOT,
     STAGES,
+    WORK,
     Job,
     Study,
     book_file,
@@ -45,7 +46,8 @@ from helpers.study.jobs import (
     tuning_job,
     tuning_jobs,
 )
-from helpers.study.protocol import ProtocolError, read_protocol
+from helpers.study.packing import drop, pack, unpack
+from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,
     choose_rates,
@@ -164,7 +166,6 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
     lab = laboratory(study, half_of(job))
     plan, prepare = plan_of(job.plan, lab.base.config)
     settings = settings_of(study, job)
-    name = job.plan if prepare or job.plan.startswith("only-mlp-") else None
     try:
         run = lab.run(
             plan,
@@ -172,7 +173,7 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
             settings,
             progress=False,
             forgetting=job.stage != "long",
-            name=name,
+            name=job.plan,
             prepare=(lambda model: prepare(model, job.seed)) if prepare else None,
         )
         entry = lab.record(run, tests=False) | after_run(study, lab, run, job)
@@ -180,7 +181,7 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
         entry = {
             "diverged": str(error),
             "model_hash": lab.model_hash,
-            "plan": name or plan.slug,
+            "plan": job.plan,
             "text": job.text,
             "seed": job.seed,
             "rate": job.rate,
@@ -376,7 +377,7 @@ def run_stage(study: Study, stage: str, n_processes: int) -> None:
         tune(study, other_plans(study), numbers["other_texts"], seeds["tuning"][:1], n_processes)
         choose_rates(study)
     jobs = [j for j in study.now(jobs_of(study, stage, chosen_rates(study))) if j.choice != "tuning"]
-    if untuned := sorted({f"{j.plan} on {j.text}" for j in jobs if j.rate <= 0}):
+    if untuned := sorted({f"{j.plan} on {j.text}" for j in jobs if j.rate is None}):
         raise SystemExit(
             f"No rate has been chosen yet for {', '.join(untuned)}. Run the stage 'tune' for them first, "
             "or leave them out with --plans and --texts."
@@ -430,7 +431,7 @@ def print_plan(study: Study, stages: Iterable[str], n_processes: int) -> float:
 
 def record(
     profile: str = "tiny",
-    folder: Path = EVIDENCE,
+    folder: Path = WORK,
     books: Path | None = None,
     stages: Sequence[str] = (),
     n_seeds: int | None = None,
@@ -443,7 +444,7 @@ def record(
     """Say what would run, then run what is missing.
 
     Args:
-        folder: where PROTOCOL.md is and results go.
+        folder: where run files go; PROTOCOL.md may lie there.
         books: a folder with the real authors; None leaves the stage out.
         stages, plans, texts: only these now; none for all.
         n_seeds: at most so many main seeds.
@@ -455,12 +456,16 @@ def record(
     study = study_of(profile, folder, books, plans, texts, n_seeds)
     require_known("stage", stages, STAGES)
     stages = stages or [s for s in STAGES if s in study.numbers["stages"]]
+    if folder == WORK:
+        unpack(EVIDENCE, WORK)
     print_plan(study, stages, n_processes)
     if dry_run:
         return
-    require_committed(folder / "PROTOCOL.md")
+    require_committed(page_of(folder))
     if anew:
         start_over(study)
+        if folder == WORK:
+            drop(EVIDENCE, profiles.PROFILES[study.profile])
     model_hash = prepare(study)
     for stage in stages:
         if stage == "books" and study.books is None:
@@ -468,6 +473,14 @@ def record(
             continue
         refuse_stale(study, recorded_jobs(study), model_hash)
         run_stage(study, stage, n_processes)
+    if folder == WORK:
+        pack(WORK, EVIDENCE)
+
+
+def page_of(folder: Path) -> Path:
+    """The protocol of a folder of run files: its own, or else the course's."""
+    own = folder / PAGE.name
+    return own if own.exists() or folder != WORK else PAGE
 
 
 def require_known(what: str, asked: Iterable[str], known: Iterable[str]) -> None:
@@ -489,7 +502,7 @@ def study_of(
     Raises:
         ProfileError, ProtocolError: the protocol has no such profile, text or plan.
     """
-    profile, protocol = profiles.current(profile_name), read_protocol(folder / "PROTOCOL.md")
+    profile, protocol = profiles.current(profile_name), read_protocol(page_of(folder))
     numbers = protocol[profile_name]
     require_known("text", texts, AUTHORS)
     known = [*numbers["deciding_plans"], *numbers["other_plans"]]
@@ -518,7 +531,7 @@ def recorded_jobs(study: Study) -> list[Job]:
     A plan or text that the rates file does not name has no settings yet to compare with.
     """
     chosen, seeds = chosen_rates(study), study.numbers["seeds"]["tuning"]
-    jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.rate > 0]
+    jobs = [j for stage in STAGES for j in jobs_of(study, stage, chosen) if j.rate is not None]
     plans = [*study.numbers["deciding_plans"], *other_plans(study)]
     return jobs + [
         tuning_job(study, p, t, r, s)

@@ -5,7 +5,8 @@
 Trains the miniature on alice_style.txt and on edgar_style.txt, equally long and at one rate, and
 measures both on windows of the real books. Style is carried if each book is predicted better by the
 model tuned on its own manner: a paired difference over windows of two standard errors or more.
-Writes data/evidence/style.json. Exit code 1 where a difference is smaller than that.
+Writes style.json beside the run files of the study (`helpers.study.packing`). Exit code 1 where a difference is smaller
+than that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from helpers.freezing import FreezePlan
 from helpers.measuring import block_error, held_out_loss
 from helpers.models import load_model, load_tokenizer, weight_hash
 from helpers.session import machine_class
+from helpers.study.jobs import WORK
 from helpers.texts import load_corpus, read_text, tensor_of, windows
 from helpers.training import TrainSettings, fit
 
@@ -74,9 +76,7 @@ def compare_on(books: dict[str, Path], steps: int) -> dict:
     return report
 
 
-def write(
-    alice: Path, edgar: Path, steps: int = 40, out: Path = profiles.DATA / "evidence" / "style.json"
-) -> bool:
+def write(alice: Path, edgar: Path, steps: int = 40, out: Path = WORK / "style.json") -> bool:
     """Compare on a real book of each author, print and keep what was found.
 
     Returns:

@@ -243,12 +243,26 @@ def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
 # --- windows -----------------------------------------------------------------------
 
 
+def begin_ids(tokenizer) -> list[int]:
+    """What a tokenizer itself puts in front of every text: ``[]``, or the id of its begin mark, such as ``<s>``.
+
+    The one rule for marks, in text windows and in samples: each begins as the tokenizer begins a text, so a
+    model that has always read a begin mark reads one here. No end mark is ever put behind a text: after it
+    another document would begin. (Where the tokenizer adds nothing, text that the model writes still needs
+    a first token: `sample_windows` takes the config's begin token.)
+    """
+    plain, marked = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+    places = range(len(marked) - len(plain) + 1)
+    return list(marked[: next((i for i in places if marked[i : i + len(plain)] == plain), 0)])
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text ready for training. Each part is a Dataset with ``input_ids`` of (windows, length).
 
     ``share_used`` is the share of the file's characters that stand in windows: a licence and the
     tails of the parts do not. ``share_changed`` is the share that the tokenizer cannot give back.
+    ``begin`` is the mark with which each window begins, or "" (see `begin_ids`).
     """
 
     name: str
@@ -261,6 +275,7 @@ class Corpus:
     length: int
     share_used: float
     share_changed: float
+    begin: str = ""
 
     @property
     def n_tokens(self) -> dict[str, int]:
@@ -273,13 +288,16 @@ class Corpus:
 
     @property
     def shares(self) -> str:
-        """What share of the file is used, and what share of that the tokenizer changes, in words."""
+        """In words: what share of the file is used, what share of that the tokenizer changes, how a window begins."""
         changed = (
             f"; the tokenizer changes {self.share_changed:.2%} of the characters"
             if self.share_changed
             else ""
         )
-        return f"{self.share_used:.1%} of the file is used{changed}"
+        begin = (
+            f"; each window begins with {self.begin}, as a text does for this tokenizer" if self.begin else ""
+        )
+        return f"{self.share_used:.1%} of the file is used{changed}{begin}"
 
 
 def load_corpus(
@@ -316,11 +334,14 @@ def load_corpus(
         length=length,
         share_used=in_windows / len(whole),
         share_changed=changed / len(book),
+        begin=tokenizer.decode(begin_ids(tokenizer)),
     )
 
 
 def windows(tokenizer, text: str, length: int, what: str = "The text") -> Dataset:
     """Cut a text into windows of ``length`` tokens that do not overlap; the tail is dropped.
+
+    Each begins with the mark that the tokenizer puts in front of a text, where it has one (`begin_ids`).
 
     Returns:
         A Dataset in torch format, column ``input_ids``: (windows, length), int64.
@@ -352,14 +373,23 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
             f"{what} would lose {n_changed / len(text):.0%} of its characters: the tokenizer does not give "
             f"back {examples}. Give a text in a script that it knows, or a model with another tokenizer."
         )
-    n_windows = len(ids) // length
+    begin = begin_ids(tokenizer)
+    room = length - len(begin)  # for the text's own tokens
+    if room < 1:
+        raise TextError(
+            f"A window of {length} tokens has no room for text: the tokenizer begins each with {len(begin)} of its "
+            "own. Give a larger length."
+        )
+    n_windows = len(ids) // room
     if n_windows == 0:
         raise TextError(
-            f"{what} is too short for one window: found {len(ids)} tokens, need {length}. "
+            f"{what} is too short for one window: found {len(ids)} tokens, need {room}. "
             "Give a longer text, or a smaller length."
         )
-    tail = tokenizer.decode(ids[n_windows * length :])
-    rows = ids[: n_windows * length].reshape(n_windows, length)  # (windows, length)
+    tail = tokenizer.decode(ids[n_windows * room :])
+    rows = ids[: n_windows * room].reshape(n_windows, room)
+    marks = np.tile(np.array(begin, dtype=np.int64), (n_windows, 1))  # (windows, marks)
+    rows = np.concatenate([marks, rows], axis=1)  # (windows, length)
     return _Cut(Dataset.from_dict({"input_ids": rows}).with_format("torch"), len(text) - len(tail), n_changed)
 
 

@@ -71,6 +71,7 @@ class FitResult:
     device_peak_bytes: int | None
 
     def use_best(self, model: nn.Module) -> None:
+        """Put the weights with the lowest held-out loss into the model."""
         put(model, self.best)
 
 
@@ -114,26 +115,14 @@ def fit(
     with evaluating(model):
         require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
     plan.apply(model)
-    # To start over with less on a GPU that is full; kept beside it, in the host's memory.
-    start = {n: p.detach().cpu() for n, p in model.named_parameters() if p.requires_grad and p.is_cuda}
+    start = _on_the_gpu(model)
     micro = settings.micro_batch or settings.batch
     while True:
         try:
             with in_mode(model, training=True):
                 return train(model, plan, windows, settings, micro, evaluate, folder, progress, replay)
         except torch.cuda.OutOfMemoryError as error:
-            if (
-                n_processes() > 1
-            ):  # the others are in the middle of a step, and cannot start over with this one
-                raise ProcessError(
-                    f"A GPU is full with {micro} windows at a time. Start again with a smaller "
-                    "micro_batch; the result is the same."
-                ) from error
-            if micro == 1:
-                raise TrainingError(
-                    "The GPU is full even with one window at a time. Use shorter windows, a plan "
-                    "that trains less, or a smaller model."
-                ) from error
+            _require_room_for_less(micro, error)
             micro = micro // 2
             print(
                 f"GPU memory ran out: going on with {micro} windows at a time instead of {2 * micro}. "
@@ -151,15 +140,40 @@ def fit(
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
 
 
+def _on_the_gpu(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copy what trains on a GPU into the host's memory, to start over with less where the GPU is full."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.detach().cpu() for name, p in trainable.items() if p.is_cuda}
+
+
+def _require_room_for_less(micro: int, error: Exception) -> None:
+    """Stop where a full GPU cannot be helped with a smaller micro-batch.
+
+    Raises:
+        ProcessError: the other processes are in the middle of a step, and cannot start over with this one.
+        TrainingError: there is one window at a time already.
+    """
+    if n_processes() > 1:
+        raise ProcessError(
+            f"A GPU is full with {micro} windows at a time. Start again with a smaller "
+            "micro_batch; the result is the same."
+        ) from error
+    if micro == 1:
+        raise TrainingError(
+            "The GPU is full even with one window at a time. Use shorter windows, a plan "
+            "that trains less, or a smaller model."
+        ) from error
+
+
 def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay=None) -> FitResult:
-    """The loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
+    """Run the loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
     accelerator = join(next(model.parameters()).device)
+    device = accelerator.device
     set_seed(settings.seed, device_specific=True)
     run = Run(model, plan, windows, settings, folder, replay)
-    before, optimizer = snapshot(model), build_optimizer(model, settings)
-    loss_of, optimizer = accelerator.prepare(
-        TokenLoss(model), optimizer
-    )  # frozen first, wrapped for DDP then
+    before = snapshot(model)
+    optimizer = build_optimizer(model, settings)
+    loss_of, optimizer = accelerator.prepare(TokenLoss(model), optimizer)  # after the freeze
     run.resume(optimizer)
     require_one_step(run.step, folder)
     run.evaluate(evaluate)
@@ -170,19 +184,13 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
         set_rate(optimizer, settings.rate_at(step))
         rows = batch_rows(len(windows), settings.batch, step, settings.seed)
         n_tokens = len(rows) * (windows.size(1) - 1)  # of all processes together
-        batch = windows[own_share(rows, accelerator)].to(accelerator.device)
+        batch = windows[own_share(rows, accelerator)].to(device)  # (own windows, time)
         drift = replay.add_gradient(loss_of, step, micro, settings.precision, accelerator) if replay else None
         loss = 0.0
-        for part in in_parts(
-            batch, micro, accelerator, loss_of
-        ):  # small parts give the gradient of the whole
-            with torch.autocast(
-                accelerator.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"
-            ):
-                total = loss_of(part)
-            accelerator.backward(
-                total * accelerator.num_processes / n_tokens
-            )  # DDP takes the mean of processes
+        for part in in_parts(batch, micro, accelerator, loss_of):  # their gradients add up
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                total = loss_of(part)  # a sum over tokens
+            accelerator.backward(total * accelerator.num_processes / n_tokens)  # DDP takes the mean
             loss += total.item() / n_tokens
         loss = sum_over_processes(accelerator, loss)
         norms = gradient_norms(model, run.parts)
@@ -194,21 +202,16 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
         run.note(loss, norms, time.perf_counter() - began, drift)
         run.evaluate(evaluate)
         run.save(optimizer)
-    return FitResult(
-        run.history,
-        run.best,
-        run.best_step,
-        freezing_proof(before, model, optimizer, plan),
-        n_tokens=run.step * settings.batch * (windows.size(1) - 1),
-        device_peak_bytes=peak_bytes(),
-    )
+    proof = freezing_proof(before, model, optimizer, plan)
+    n_tokens = run.step * settings.batch * (windows.size(1) - 1)
+    return FitResult(run.history, run.best, run.best_step, proof, n_tokens, peak_bytes())
 
 
 # --- what the loop calls -----------------------------------------------------------
 
 
 class TokenLoss(nn.Module):
-    """The sum of a batch's token losses as a module, because DDP and FSDP wrap a module and watch its ``forward``.
+    """Sum a batch's token losses, as a module, because DDP and FSDP wrap a module and watch its ``forward``.
 
     It adds no parameter; the model inside stays the caller's own.
     """
@@ -218,54 +221,54 @@ class TokenLoss(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, base_of: Callable | None = None) -> torch.Tensor:
-        """The sum of next-token losses; with ``base_of`` that of KL(base || model), as `divergence_loss` has it."""
+        """Return the sum of next-token losses; with ``base_of`` that of KL(base || model), see `divergence_loss`."""
         if base_of is not None:
             return divergence_loss(self.model, input_ids, base_of)
         return next_token_loss(self.model, input_ids)[0]
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters only: a frozen one never meets decay or momentum."""
+    """Build AdamW over the trainable parameters only: a frozen one never meets decay or momentum."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(trainable, lr=settings.rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def set_rate(optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def gradient_norms(model: nn.Module, parts: Anatomy) -> dict[str, float]:
-    """Euclidean norm of the gradient, by role and in all ("total"); roles without one are absent."""
+    """Return the Euclidean norm of the gradient, by role and in all ("total"); roles without one are absent."""
     squares: dict[str, float] = {}
     for entry in parts.entries:
-        grad = model.get_parameter(entry.name).grad
-        if grad is not None:
-            rows = torch.linalg.vector_norm(grad, dim=-1)  # one number a row; grad.double() would copy it all
-            squares[entry.role] = squares.get(entry.role, 0.0) + rows.double().square().sum().item()
+        gradient = model.get_parameter(entry.name).grad
+        if gradient is not None:
+            rows = torch.linalg.vector_norm(
+                gradient, dim=-1
+            )  # one number a row: no copy of it all in float64
+            square = rows.double().square().sum().item()
+            squares[entry.role] = squares.get(entry.role, 0.0) + square
     squares["total"] = sum(squares.values())
-    return {role: math.sqrt(s) for role, s in squares.items()}
+    return {role: math.sqrt(square) for role, square in squares.items()}
 
 
 def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSettings, folder) -> None:
-    """Stops before the weights are touched.
+    """Stop before the weights are touched.
 
     Raises:
         NotFinite: with the step, the likely cause and what is left.
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    cause = (
-        f"the rate {settings.rate:g} is too high"
-        if settings.rate > 1e-3
-        else "a number overflowed: check the text, the starting weights and the precision"
-    )
+    cause = "a number overflowed: check the text, the starting weights and the precision"
+    if settings.rate > 1e-3:
+        cause = f"the rate {settings.rate:g} is too high"
+    left = "No checkpoint was kept."
     saved = checkpoints.load_checkpoint(folder) if folder else None
-    left = (
-        f"The last good checkpoint is step {saved.step} in '{folder}'."
-        if saved
-        else "No checkpoint was kept."
-    )
+    if saved:
+        left = f"The last good checkpoint is step {saved.step} in '{folder}'."
     raise NotFinite(
         f"At step {step} the loss is {loss} and the gradient norm {norm}. Most likely {cause}. "
         f"{left} Try a third of the rate."
@@ -273,18 +276,19 @@ def stop_if_not_finite(loss: float, norm: float, step: int, settings: TrainSetti
 
 
 def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this."""
+    """Return whether a Jupyter kernel runs this."""
     ipython = sys.modules.get("IPython")
     return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
 def progress_bar(run: Run, show: bool):
-    """The steps that are left; beside them loss and tokens a second, written to stderr, in a notebook to stdout.
+    """Return the steps that are left, as a bar with loss and tokens a second: on stderr, in a notebook on stdout.
 
     Jupyter shows stderr as an alarm, in red. A bar that was taken away would leave an empty red line there.
     tqdm's own widget would stand in the saved notebook as a broken one, and it does not read TQDM_DISABLE.
     """
     steps = range(run.step, run.settings.n_steps)
+    hidden = {} if show and is_main() else {"disable": True}  # shown: TQDM_DISABLE may still hide it
     bar = tqdm(
         steps,
         initial=run.step,
@@ -294,12 +298,14 @@ def progress_bar(run: Run, show: bool):
         leave=False,
         mininterval=0.5,
         file=sys.stdout if in_notebook() else sys.stderr,
-        **({} if show and is_main() else {"disable": True}),
-    )  # else TQDM_DISABLE says
+        **hidden,
+    )
     run.bar = bar
     return bar
 
 
 def peak_bytes() -> int | None:
-    """Most memory that the GPU's allocator held; None on a CPU."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    """Return the most memory that the GPU's allocator held; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.max_memory_allocated()

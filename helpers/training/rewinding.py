@@ -11,7 +11,6 @@ The straight line between base and tuned weights is that of WiSE-FT (Wortsman an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,13 +40,12 @@ class Choice:
 
     @property
     def gain_kept(self) -> float:
-        """Gain at the chosen share as a part of the best gain; 0.0 where nothing was gained."""
-        best = self.base_loss - min(self.losses.values())
-        return (
-            (self.base_loss - self.losses[self.share]) / best
-            if self.share in self.losses and best > 0
-            else 0.0
-        )
+        """Return the gain at the chosen share as a part of the best gain; 0.0 where nothing was gained."""
+        best_gain = self.base_loss - min(self.losses.values())
+        if self.share not in self.losses or not best_gain > 0:
+            return 0.0
+        gain = self.base_loss - self.losses[self.share]
+        return gain / best_gain
 
 
 def rewind(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | None = None) -> None:
@@ -83,7 +81,7 @@ def rewound(
     model: nn.Module, base: Base, share: Share, roles: dict[str, str] | None = None
 ) -> Iterator[nn.Module]:
     """``with rewound(model, base, 0.4):`` rewinds for a while; the tuned weights come back, bit for bit."""
-    names = _values(model, anatomy(model, roles), base)
+    names = _values(model, anatomy(model, roles), base)  # those that may differ
     tuned = {name: model.get_parameter(name).detach().clone() for name in names}
     try:
         rewind(model, base, share, roles)
@@ -127,36 +125,36 @@ def choose_share(
             losses[share] = float(loss_of(model))
     if not losses:
         raise RewindError("There is no share to try. Give at least one number from 0 to 1.")
-    best = base_loss - min(losses.values())
-    if not best > 0:
+    best_gain = base_loss - min(losses.values())
+    if not best_gain > 0:
         return Choice(0.0, losses, base_loss)
-    share = min(share for share, loss in losses.items() if base_loss - loss >= keep * best)
-    return Choice(share, losses, base_loss)
+    good = [share for share, loss in losses.items() if base_loss - loss >= keep * best_gain]
+    return Choice(min(good), losses, base_loss)
 
 
 # --- checked first, changed then -----------------------------------------------------
 
 
 def _between(base: torch.Tensor, tuned: torch.Tensor, share: float) -> torch.Tensor:
-    """base + share * (tuned - base); the ends are the tensors themselves."""
-    if share in (0.0, 1.0):
-        return base if share == 0.0 else tuned
+    """Return base + share * (tuned - base); the ends are the tensors themselves."""
+    if share == 0.0:
+        return base
+    if share == 1.0:
+        return tuned
     work = torch.promote_types(tuned.dtype, torch.float32)
     return torch.lerp(base.to(work), tuned.to(work), share).to(tuned.dtype)
 
 
 def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Tensor]:
-    """The base's value of each tensor that may differ, by the tensor's first name.
+    """Return the base's value of each tensor that may differ, by the tensor's first name.
 
     Raises:
         RewindError: see `rewind`.
     """
     given = dict(base.named_parameters()) if isinstance(base, nn.Module) else base
-    buffers, first_names = (
-        dict(model.named_buffers()),
-        {n: e.name for e in parts.entries for n in (e.name, *e.aliases)},
-    )
-    found: dict[str, torch.Tensor] = {}
+    buffers = dict(model.named_buffers())
+    first_names = _first_names(parts)
+    values: dict[str, torch.Tensor] = {}
     for name, value in given.items():
         if name in buffers:
             raise RewindError(
@@ -170,16 +168,26 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
             )
         first = first_names[name]
         _require_alike(name, value.detach(), model.get_parameter(first))
-        if first in found and not torch.equal(found[first], value):
+        if first in values and not torch.equal(values[first], value):
             raise RewindError(
                 f"'{name}' and '{first}' are one tensor in the model, and the base has two values "
                 "for it. Give one of the two."
             )
-        found[first] = value.detach()
-    return found
+        values[first] = value.detach()
+    return values
+
+
+def _first_names(parts: Anatomy) -> dict[str, str]:
+    """Return, for each name of a tensor, the first one: a tied tensor has several."""
+    first_names = {}
+    for entry in parts.entries:
+        for name in (entry.name, *entry.aliases):
+            first_names[name] = entry.name
+    return first_names
 
 
 def _require_alike(name: str, value: torch.Tensor, tuned: torch.Tensor) -> None:
+    """Raise RewindError unless both are of one floating type and of one shape."""
     if not (value.is_floating_point() and tuned.is_floating_point()):
         raise RewindError(
             f"'{name}' holds whole numbers ({value.dtype} in the base, {tuned.dtype} in the model): "
@@ -193,7 +201,7 @@ def _require_alike(name: str, value: torch.Tensor, tuned: torch.Tensor) -> None:
 
 
 def shares_of(parts: Anatomy, share: Share) -> dict[str, float]:
-    """The share of each tensor by name; one that is absent stays tuned.
+    """Return the share of each tensor by name; one that is absent stays tuned.
 
     Raises:
         RewindError: a share outside 0 to 1, or two selectors that take one tensor.
@@ -203,7 +211,9 @@ def shares_of(parts: Anatomy, share: Share) -> dict[str, float]:
         return dict.fromkeys(parts.names(), _checked(share, "The share"))
     shares: dict[str, float] = {}
     for selector, number in share.items():
-        names = frozenset().union(*(select(parts, one) for one in parse_selectors(selector)))
+        names = frozenset()
+        for one in parse_selectors(selector):
+            names |= select(parts, one)
         twice = sorted(names & shares.keys())
         if twice:
             raise RewindError(
@@ -215,11 +225,8 @@ def shares_of(parts: Anatomy, share: Share) -> dict[str, float]:
 
 
 def _checked(share: float, what: str) -> float:
-    if (
-        isinstance(share, bool)
-        or not isinstance(share, int | float)
-        or not math.isfinite(share)
-        or not 0 <= share <= 1
-    ):
+    """Return a share as a float, or raise RewindError."""
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not is_number or not 0 <= share <= 1:  # NaN is not in any range
         raise RewindError(f"{what} must be a number from 0 (base) to 1 (tuned); found {share!r}.")
     return float(share)

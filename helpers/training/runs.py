@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from dataclasses import asdict, dataclass, field
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -71,25 +71,32 @@ class TrainSettings:
             value = getattr(self, name)
             if not isinstance(value, Integral) or not 1 <= value <= MAX_COUNT:
                 raise TrainingError(
-                    f"{name} must be a whole number, 1 or more and at most {MAX_COUNT:,}; found {value}."
+                    f"{name} must be a whole number, 1 or more and at most {MAX_COUNT:,}; found {value!r}."
                 )
+        for name in ("rate", "warmup", "weight_decay"):
+            _require_number(name, getattr(self, name))
+        for name in ("clip", "micro_batch"):
+            if getattr(self, name) is not None:
+                _require_number(name, getattr(self, name))
         for name in ("warmup", "weight_decay", "clip"):
             if not (0 <= (value := getattr(self, name) or 0) and math.isfinite(value)):
                 raise TrainingError(f"{name} must be 0 or more, and finite; found {value}.")
         if not isinstance(self.seed, Integral) or not 0 <= self.seed <= 2**32 - n_processes():
             raise TrainingError(
                 f"The seed must be a whole number from 0 to {2**32 - n_processes()}; found "
-                f"{self.seed}. Any small number will do."
+                f"{self.seed!r}. Any small number will do."
             )
         if not (math.isfinite(self.rate) and 0 < self.rate <= MAX_RATE):
             raise TrainingError(
                 f"The learning rate must be above 0 and at most {MAX_RATE:g}; found {self.rate:g}. "
                 "Usual values are 3e-5 to 1e-3."
             )
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise TrainingError(f"micro_batch must be 1 or more; found {self.micro_batch}.")
+        if self.micro_batch is not None and not (
+            isinstance(self.micro_batch, Integral) and self.micro_batch >= 1
+        ):
+            raise TrainingError(f"micro_batch must be 1 or more, and whole; found {self.micro_batch}.")
         if self.precision not in ("float32", "bfloat16"):
-            raise TrainingError(f"Precision '{self.precision}' is not known. Choose float32 or bfloat16.")
+            raise TrainingError(f"Precision {self.precision!r} is not known. Choose float32 or bfloat16.")
 
     def rate_at(self, step: int) -> float:
         return self.rate * min(1.0, (step + 1) / self.warmup) if self.warmup else self.rate
@@ -103,6 +110,16 @@ class TrainSettings:
     def is_over(self, evaluations: list[dict]) -> bool:
         """Whether to stop before ``n_steps``. Never here; the study's settings have a rule for it."""
         return False
+
+
+def _require_number(name: str, value) -> None:
+    """Raise TrainingError for what is no number, or a whole number too large to compute with."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or not (isinstance(value, float) or abs(value) <= 10**18)
+    ):
+        raise TrainingError(f"{name} must be a number; found {str(value)[:40]!r}.")
 
 
 @dataclass

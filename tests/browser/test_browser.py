@@ -78,7 +78,7 @@ def test_what_cannot_be_tested_is_a_failure_in_ci_and_a_skip_elsewhere(setting, 
 def test_ci_asks_for_everything_and_knows_the_browsers_that_the_tests_know():
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     assert tuple(re.search(r"for name in (.*); do", script)[1].split()) == lab.BROWSERS
-    assert re.search(r"^export COURSE_REQUIRE_ALL=1\n(?:.*\n)*make test", script, re.MULTILINE)
+    assert re.search(r"^export COURSE_REQUIRE_ALL=1\n(?:.*\n)*bounded make test ", script, re.MULTILINE)
 
 
 # --- open, run, run again ----------------------------------------------------------

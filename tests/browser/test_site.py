@@ -24,10 +24,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SHOTS = ROOT / "build" / "screenshots"
 THEMES = ("light", "dark")
 WIDTHS = (1280, 800, 400)
+AT_REST = "Promise.all(document.getAnimations().map(one => one.finished))"  # colours fade from theme to theme
 UNFOLD = "document.querySelectorAll('details').forEach(part => part.open = true)"
 CPU_SECONDS = 240  # two minutes on two idle cores
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the site, the browser reads every page twice
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the site, another one for axe on every page
 
 
 def needed(*packages: str) -> None:
@@ -286,42 +287,71 @@ def test_no_page_names_a_script_style_or_picture_elsewhere(pages, site):
 # --- in a browser ------------------------------------------------------------------
 
 
-def findings(page, rules: dict) -> list[str]:
-    """What axe finds serious or critical on a page, with the first places of each."""
-    from axe_playwright_python.sync_playwright import Axe
+@pytest.fixture(scope="module")
+def visits(pages, browser, address):
+    """Every page, opened once: what axe finds in each theme, how wide it is, what it asked for."""
+    from support.accessible import findings
 
-    found = Axe().run(page, options={"resultTypes": ["violations"], **rules}).response["violations"]
-    return [
-        f"{finding['id']} ({finding['impact']}), {len(finding['nodes'])} places: "
-        f"{[node['html'][:120] for node in finding['nodes'][:3]]}"
-        for finding in found
-        if finding["impact"] in ("serious", "critical")
-    ]
-
-
-# The dark theme changes colours alone.
-@pytest.mark.parametrize(
-    ("theme", "rules"),
-    [("light", {}), ("dark", {"runOnly": ["color-contrast", "link-in-text-block"]})],
-    ids=THEMES,
-)
-def test_every_page_is_accessible(theme, rules, pages, open_page):
-    found = []
+    found, asked = {}, []
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme="light")
+    page.on("request", lambda request: asked.append(request.url))
     for name in pages:
-        page = open_page(name, theme)
+        page.goto(urljoin(address, name))
         page.evaluate(UNFOLD)
-        found += [f"{name}: {finding}" for finding in findings(page, rules)]
-        page.context.close()
+        # The dark theme changes colours alone.
+        for theme, rules in (("light", None), ("dark", ["link-in-text-block"])):
+            page.emulate_media(color_scheme=theme)
+            page.evaluate(AT_REST)
+            found[name, theme] = findings(page, rules)
+        page.emulate_media(color_scheme="light")
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 900})
+            found[name, width] = page.evaluate("document.documentElement.scrollWidth")
+        page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    page.close()
+    return found, asked
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_page_is_accessible(theme, pages, visits):
+    found = [f"{name}: {finding}" for name in pages for finding in visits[0][name, theme]]
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_page_is_wider_than_the_screen(width, pages, open_page):
-    for name in pages:
-        page = open_page(name, width=width)
-        page.evaluate(UNFOLD)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        page.context.close()
+def test_no_page_is_wider_than_the_screen(width, pages, visits):
+    wider = {name: visits[0][name, width] for name in pages if visits[0][name, width] > width}
+    assert not wider
+
+
+def test_no_page_asks_for_anything_beyond_this_machine(visits, address):
+    assert visits[1] and not [url for url in visits[1] if not url.startswith((address, "data:"))]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_one_pale_word_among_thousands_is_found(theme, open_page):
+    from support.accessible import findings
+
+    page = open_page("notebooks/02_freezing.html", theme)
+    ground = {"light": "#eeeeee", "dark": "#222222"}[theme]
+    page.evaluate(
+        """colour => {
+      const words = [...document.querySelectorAll("article pre span")];
+      const word = words.findLast(one => one.textContent.trim().length > 5);
+      word.style.color = colour;
+    }""",
+        ground,
+    )
+    (finding,) = findings(page, ["link-in-text-block"])
+    assert finding.startswith("color-contrast (serious), 1 places")
+
+
+def test_a_picture_without_words_is_found(open_page):
+    from support.accessible import findings
+
+    page = open_page("verdicts.html")
+    page.evaluate("document.querySelector('article').append(new Image())")
+    assert [finding for finding in findings(page) if finding.startswith("image-alt")]
 
 
 def test_search_finds_a_word(open_page):
@@ -356,7 +386,7 @@ def test_the_watch_sees_a_page_that_asks_elsewhere(browser):
     asked = []
     page = browser.new_page()
     page.on("request", lambda request: asked.append(request.url))
-    page.set_content('<img src="https://example.org/picture.png" alt="">')
-    page.wait_for_timeout(200)
+    with page.expect_request("https://example.org/*"):
+        page.set_content('<img src="https://example.org/picture.png" alt="">')
     page.close()
     assert "https://example.org/picture.png" in asked

@@ -1,5 +1,7 @@
 """What a plan costs, predicted from the config: the published numbers, and against what PyTorch really does."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,10 +18,11 @@ from transformers import (
     MixtralConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen3MoeConfig,
 )
 
 from helpers.costs.meter import KINDS
-from helpers.costs.step_cost import MIB, BudgetError, ReplaySize, budget, compare, measured
+from helpers.costs.step_cost import MIB, BudgetError, ReplaySize, budget, budget_or_reason, compare, measured
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
@@ -441,10 +444,57 @@ def test_a_plan_that_the_model_cannot_follow_is_the_plans_error():
         budget(LLAMA, FreezePlan.only("biases"), 2, 32)
 
 
-def test_a_mixture_of_experts_says_that_it_cannot_be_predicted():
-    config = MixtralConfig(
+MIXTURES = {
+    "mixtral": MixtralConfig(
         **SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2, num_local_experts=4
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SMALL,
+        hidden_size=64,
+        intermediate_size=160,
+        num_key_value_heads=2,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=48,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", ["full", "attention", "mlp+embeddings", "only-norms"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_of_experts_costs_what_is_predicted(family, plan):
+    """Which expert a token goes to changes no shape: together the groups are all tokens."""
+    config, plan = MIXTURES[family], COURSE_PLANS[plan]
+    found = budget(config, plan, 4, 48)
+    assert found.bytes["activations"] == pytest.approx(saved_by_autograd(config, plan, 4, 48), rel=0.001)
+    assert found.peak_bytes == pytest.approx(allocated_at_peak(config, plan, 4, 48), rel=0.001)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_the_flops_of_a_mixture_are_those_of_the_experts_at_work(family):
+    config, n_tokens = MIXTURES[family], 4 * 48
+    parts = anatomy(build_on_meta(config))
+    at_work = sum(
+        entry.n_parameters * (config.num_experts_per_tok / config.num_experts if len(entry.shape) == 3 else 1)
+        for entry in parts.entries
+        if len(entry.shape) > 1 and entry.role in ("attention", "mlp")
     )
+    everything = budget(config, FULL, 4, 48).flops.backward_weight
+    head = budget(config, FreezePlan.only("head"), 4, 48).flops.backward_weight
+    assert everything - head == 2 * at_work * n_tokens
+
+
+def test_a_model_whose_shapes_depend_on_the_text_says_that_it_is_not_predicted():
+    config = copy.deepcopy(MIXTURES["mixtral"])
     config._experts_implementation = "eager"
     with pytest.raises(BudgetError, match="'mixtral' model cannot be run on shapes alone"):
         budget(config, FULL, 2, 32)
+    found, reason = budget_or_reason(config, FULL, 2, 32)
+    assert found is None
+    assert reason.startswith("Memory and time are not predicted. A step of this 'mixtral' model")
+    assert "\n" not in reason
+    with pytest.raises(BudgetError, match="batch must be a whole number"):
+        budget_or_reason(config, FULL, 0, 32)
+    assert budget_or_reason(LLAMA, FULL, 2, 32) == (budget(LLAMA, FULL, 2, 32), "")

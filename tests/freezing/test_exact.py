@@ -9,17 +9,9 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 from helpers.freezing.plans import FreezePlan
 from helpers.models.loading import build_model, mini_config
 from helpers.models.losses import IGNORE, next_token_loss, shifted_labels
+from support import tiny
 
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=96,
-    window_size=8,
-    max_position_embeddings=40,
-    attention_types=[[["global", "local"], 1]],
-)
+SHAPE = tiny.SHAPE | {"hidden_size": 48, "intermediate_size": 96, "max_position_embeddings": 40}
 PLANS = {"trained head": FreezePlan.full(), "frozen head": FreezePlan.freeze("attention", "embeddings")}
 LARGEST = {torch.float32: 1e-5, torch.float64: 1e-10}  # of a difference, relative to what is compared
 LENGTHS = {"under the window": [7, 7, 7], "over the window": [30, 30, 30], "unequal": [30, 5, 17]}

@@ -18,6 +18,7 @@ from helpers.freezing.proof import FreezingError, freezing_proof, snapshot
 from helpers.freezing.selectors import GROUPS, PARTS, WORDS, PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
 from helpers.models.roles import ROLES, AnatomyError, anatomy
+from support import tiny
 from support.families import FAMILIES, family, with_adapters
 
 BIG = anatomy(build_on_meta(gpt_neo_125m_config()))
@@ -451,15 +452,12 @@ def test_the_words_of_selectors_are_all_tried_above():
 
 def build_tiny(seed: int = 0, **changes):
     """A GPT-Neo of two blocks that trains in milliseconds."""
-    shape = {
+    shape = tiny.SHAPE | {
         "hidden_size": 16,
-        "num_layers": 2,
         "num_heads": 2,
         "intermediate_size": 32,
         "vocab_size": 40,
-        "window_size": 8,
         "max_position_embeddings": 16,
-        "attention_types": [[["global", "local"], 1]],
     }
     return build_model(mini_config(**{**shape, **changes}), seed)
 

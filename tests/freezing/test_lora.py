@@ -27,23 +27,15 @@ from helpers.freezing.lora import (
 )
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError
-from helpers.models.loading import build_model, gpt_neo_125m_config, mini_config, weight_hash
+from helpers.models.loading import build_model, gpt_neo_125m_config, weight_hash
 from helpers.models.losses import next_token_loss
 from helpers.models.roles import anatomy
 from helpers.training.loop import fit
 from helpers.training.runs import TrainSettings
+from support import tiny
 from support.families import family
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 IDS = torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(0))
 
 

@@ -7,19 +7,11 @@ from torch.nn.parallel import DistributedDataParallel
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.freezing.unfreezing import UnfreezingError, change_plan, layer_by_layer
-from helpers.models.loading import build_model, mini_config
+from helpers.models.loading import build_model
 from helpers.models.losses import next_token_loss
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=4,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 2]],
-)
+CONFIG = tiny.config(num_layers=4, attention_types=[[["global", "local"], 2]])
 IDS = torch.randint(97, (4, 24), generator=torch.Generator().manual_seed(0))
 LAST, LAST_TWO = FreezePlan.only("layers:3"), FreezePlan.only("layers:2-3")
 

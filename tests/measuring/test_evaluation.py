@@ -19,18 +19,10 @@ from helpers.measuring.evaluation import (
     style_contrast,
 )
 from helpers.measuring.intervals import block_error, estimate
-from helpers.models.loading import build_model, mini_config
+from helpers.models.loading import build_model
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 
 
 def model(seed=1):
@@ -159,12 +151,31 @@ def test_the_author_matrix_has_models_in_rows_and_texts_in_columns():
     assert list(table.index) == ["x", "y"] and list(table.columns) == ["t"]
 
 
-def test_a_sample_begins_with_its_prompt():
-    class Words:
-        def __call__(self, prompt):
-            return {"input_ids": [5, 6, 7]}
+@pytest.mark.parametrize("begin, end", [([], []), ([8], []), ([], [9]), ([8], [9])])
+def test_a_sample_begins_as_a_text_does_and_goes_on_with_its_prompt(begin, end):
+    class Numbers:
+        """Reads and writes ids as numbers; adds its marks where it is asked to."""
+
+        def __call__(self, prompt, add_special_tokens=True):
+            ids = [5] if prompt == "a" else [int(word) for word in prompt.split()]
+            return {"input_ids": [*begin, *ids, *end] if add_special_tokens else ids}
 
         def decode(self, ids, skip_special_tokens):
             return " ".join(str(int(i)) for i in ids)
 
-    assert sample_text(model(), Words(), "any", n_tokens=4).startswith("5 6 7 ")
+    def ids(prompt):
+        return [int(word) for word in sample_text(model(), Numbers(), prompt, n_tokens=4).split()]
+
+    assert ids("5 6 7")[:-4] == [*begin, 5, 6, 7]
+    assert ids("8 5 6 7")[:-4] == [8, 5, 6, 7], "a mark that is there is not put there again"
+    assert ids("")[:-4] == (begin or [model().config.bos_token_id])
+    assert len(ids("5 " * 22)) == 24, "it ends at the model's last position"
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 5, 1.0), (1, 0, 1.0), (1, 5, 0.0), (1, 5, -1.0), (1, 5, float("nan"))]
+)
+def test_a_sample_that_cannot_be_is_refused(numbers):
+    n_windows, length, temperature = numbers
+    with pytest.raises(ValueError, match="A sample needs"):
+        sample_windows(model(), n_windows, length, seed=0, temperature=temperature)

@@ -17,19 +17,11 @@ from helpers.measuring.probes import (
     swap_losses,
     with_change,
 )
-from helpers.models.loading import build_model, load_tokenizer, mini_config
+from helpers.models.loading import build_model, load_tokenizer
 from helpers.profiles import TINY
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=60,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=64,
-    window_size=16,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config(vocab_size=60, max_position_embeddings=64, window_size=16)
 
 
 def text(n=6, length=40, seed=0):

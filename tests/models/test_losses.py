@@ -9,7 +9,7 @@ from transformers import BertConfig, CohereConfig, GPT2Config, LlamaConfig, Mixt
 
 from helpers.freezing.lora import insert
 from helpers.models import losses
-from helpers.models.loading import build_model, enable_checkpointing, mini_config
+from helpers.models.loading import build_model, enable_checkpointing
 from helpers.models.losses import (
     IGNORE,
     LossError,
@@ -18,17 +18,9 @@ from helpers.models.losses import (
     shifted_labels,
     token_losses,
 )
+from support import tiny
 
-MINI = mini_config(
-    vocab_size=97,
-    hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=96,
-    max_position_embeddings=40,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+MINI = tiny.config(hidden_size=48, intermediate_size=96, max_position_embeddings=40)
 FAMILIES = {
     "gpt_neo": MINI,
     "llama_untied": LlamaConfig(

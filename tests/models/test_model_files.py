@@ -34,7 +34,7 @@ SHAPE = IDS | {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-MINI = Path(__file__).parent.parent / "data" / "gpt-neo-mini"
+MINI = Path(__file__).parents[2] / "data" / "gpt-neo-mini"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 12\n"
 UP = "model.layers.0.mlp.up_proj.weight"
 

@@ -19,17 +19,9 @@ from helpers.models.loading import (
 )
 from helpers.models.losses import next_token_loss
 from helpers.models.model_files import ModelError, n_positions
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=96,
-    max_position_embeddings=40,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config(hidden_size=48, intermediate_size=96, max_position_embeddings=40)
 
 
 def pair(dtype=torch.float32):

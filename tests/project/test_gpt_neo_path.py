@@ -16,10 +16,13 @@ from helpers.texts.downloads import text_path
 from helpers.training import shell as train
 
 SHARED = ROOT.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    not (SHARED / "gpt2-tokenizer").is_dir(),
-    reason="needs GPT-2's tokenizer and the real books, which are not part of the project",
-)
+pytestmark = [
+    pytest.mark.long,  # test_smollm2 takes the same path with a small model
+    pytest.mark.skipif(
+        not (SHARED / "gpt2-tokenizer").is_dir(),
+        reason="needs GPT-2's tokenizer and the real books, which are not part of the project",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -509,6 +509,7 @@ def test_the_command_trains_this_profile(small, tmp_path, capsys):
 # --- the real weights --------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not (FETCHED / pretrained.RECORD).is_file(), reason="SmolLM2 is not fetched: course model"
 )

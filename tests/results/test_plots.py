@@ -1,5 +1,7 @@
 """Pictures: what a colour means, and where a legend stands."""
 
+import re
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -7,9 +9,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from helpers import plots
+from helpers.freezing.plans import COURSE_PLANS, PLANS
+from helpers.profiles import DATA, TINY
+from helpers.results import answers, long_runs, lora_study
+from helpers.results.evidence import read_evidence
 
 
 @pytest.fixture(autouse=True)
@@ -53,3 +59,46 @@ def test_the_legend_of_the_intervals_covers_no_point():
     figure = plots.intervals(ROWS, "title", "difference", smallest=0.01)
     figure.canvas.draw()
     assert figure.legends[0].get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+
+
+# --- plans -------------------------------------------------------------------------
+
+
+def test_every_plan_has_one_key_one_label_and_a_colour_of_its_own():
+    assert all(key == named.key for key, named in PLANS.items())
+    for what in ("label", "colour", "title"):
+        assert len({getattr(named, what) for named in PLANS.values()}) == len(PLANS)
+    assert {to_rgb(named.colour) for named in PLANS.values()}.isdisjoint({(1.0, 1.0, 1.0)})
+    assert list(COURSE_PLANS) == [key for key, named in PLANS.items() if named.is_in_course]
+
+
+def test_the_study_and_the_course_name_no_plan_that_the_registry_lacks():
+    for page in ("PROTOCOL.md", "PROTOCOL-2.md"):
+        text = (DATA / "evidence" / page).read_text("utf-8")
+        named = {
+            name
+            for line in re.findall(r"^\w*plans = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+            for name in re.findall(r'"([^"]+)"', line)
+        }
+        assert named and named <= set(PLANS), named - set(PLANS)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return read_evidence(TINY.model_name)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [answers.forgetting, answers.rates, lora_study.lora, long_runs.convergence],
+    ids=lambda a: a.__name__,
+)
+def test_a_plan_has_its_colour_in_every_figure_of_the_results(recorded, answer):
+    drawn = {}
+    for ax in answer(recorded).draw().axes:
+        for line in ax.get_lines():
+            drawn.setdefault(str(line.get_label()).partition(", ")[0], set()).add(to_hex(line.get_color()))
+    colours = {named.label: named.colour.lower() for named in PLANS.values()}
+    found = {label: own for label, own in drawn.items() if label in colours}
+    assert len(found) >= 2
+    assert found == {label: {colours[label]} for label in found}

@@ -50,7 +50,7 @@ def entries_of(found, claim):
 def change(found, plan, edit):
     """Edit every record of a plan in place."""
     for run in found.runs:
-        if run["plan"] == findings.slug_of(plan):
+        if run["plan"] == plan:
             edit(run)
     return found
 
@@ -205,14 +205,13 @@ def test_the_smallest_difference_comes_from_the_windows_that_decide():
 def test_attention_alone_has_a_line_of_its_own_and_stays_exploratory():
     found = evidence({MAIN: 0.8})
     assert [e["part"] for e in entries_of(found, "C10")] == ["attention and embeddings frozen"]
-    slug = findings.slug_of("attention")
     found.runs.extend(
         a_run(np.random.default_rng(s), "attention", t, s, 0.25) for t in ("alice", "edgar") for s in range(5)
     )
-    assert any(r["plan"] == slug for r in found.runs)
+    assert any(r["plan"] == "attention" for r in found.runs)
     main, alone = entries_of(found, "C10")
     assert (main["verdict"], alone["verdict"]) == (FAILS, IN_PART) and alone["part"] == "attention frozen"
-    found.runs[:] = [r for r in found.runs if r["plan"] != slug or r["text"] == "alice"]
+    found.runs[:] = [r for r in found.runs if r["plan"] != "attention" or r["text"] == "alice"]
     alone = entries_of(found, "C10")[1]
     assert alone["verdict"] == IN_PART and "no pairs of runs on 'edgar' yet" in alone["note"]
 
@@ -250,7 +249,7 @@ def test_rates_that_differ_because_one_plan_missed_the_level_are_named_and_limit
     change(found, FULL, lambda r: r.update(rate=1e-5))
     assert not forgetting_finding(found, MAIN, FULL, "alice").limits, "it did reach the level at 1e-5"
     for run in found.tuning:
-        if run["plan"] == findings.slug_of(MAIN) and run["rate"] == 1e-5:
+        if run["plan"] == MAIN and run["rate"] == 1e-5:
             run["evaluations"] = [e for e in run["evaluations"] if e["gain"] < 0.08]
     (limit,) = forgetting_finding(found, MAIN, FULL, "alice").limits
     assert (

@@ -8,7 +8,7 @@ from helpers.models.loading import load_model, weight_hash
 from helpers.profiles import ROOT, TINY
 from helpers.results.claims import CLAIMS, on_models
 from helpers.results.verdicts import published
-from helpers.study.records import read_runs
+from helpers.study.records import read_record, read_runs
 from publishing import readme as refresh_readme
 from publishing.badges import repository
 
@@ -60,13 +60,13 @@ def test_a_new_miniature_would_make_the_evidence_stale():
     assert runs and all(r["model_hash"] == mini for r in runs), (
         "record the evidence again: course study first"
     )
-    style = json.loads((ROOT / "data" / "evidence" / "style.json").read_text("utf-8"))
+    style = read_record(ROOT / "data" / "evidence" / "style.json")
     assert style["model_hash"] == mini
 
 
 def test_at_least_three_seeds_and_every_proof_passed():
     runs = read_runs(RUNS)
-    for plan in ("full", "freeze-attention+embeddings", "only-attention", "only-mlp-out"):
+    for plan in ("full", "attention+embeddings", "only-attention", "only-mlp-out"):
         for text in ("alice", "edgar"):
             own = [r for r in runs if r["plan"] == plan and r["text"] == text and "keep" in r["rate_choice"]]
             assert len({r["seed"] for r in own}) >= 3, (plan, text)

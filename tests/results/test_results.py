@@ -29,6 +29,7 @@ from helpers.results.questions import QUESTIONS
 from helpers.results.verdicts import step_time
 from helpers.study import benchmark
 from helpers.study import measured_costs as benchmarks
+from helpers.study.packing import unpack
 from helpers.study.protocol import read_protocol
 from support.costs import FLOPS, pretend
 from support.records import PLANS, a_long_run, a_run, evidence
@@ -366,7 +367,8 @@ def place(tmp_path):
 
 
 def test_fewer_seeds_make_other_pages_and_a_picture_is_drawn_only_when_its_numbers_change(place, capsys):
-    results, folder = place / "results", place / "evidence"
+    results, folder = place / "results", place / "files"
+    unpack(EVIDENCE, folder)
     write_results.write(results, folder)
     assert "drawn" not in capsys.readouterr().out
     for path in (folder / "runs").rglob("2*.json"):

@@ -1,4 +1,4 @@
-"""Every notebook in a room like Colab's (tests/support/colab_room.py): an empty folder, no repository, Colab's versions.
+"""Every notebook in a room like Colab's (tests/support/colab_room.py): an empty folder, Colab's versions.
 
 The course is served from here at the address that the set-up cells fetch from. pip has no index, so a cell that
 installed anything would fail.
@@ -36,7 +36,7 @@ pytestmark = [
 ]
 CELL_SECONDS = 900
 POWER_CUT = """import os, signal
-from helpers import checkpoints
+from helpers.training import checkpoints
 save = checkpoints.save_checkpoint
 
 def save_and_die(folder, step, *rest, **more):
@@ -277,7 +277,7 @@ def shelf(tmp_path):
 
 
 COMPLETE = (
-    "import sys, pathlib; from helpers import packages; print(packages.complete(pathlib.Path(sys.argv[1])))"
+    "import sys, pathlib; from helpers import session; print(session.complete(pathlib.Path(sys.argv[1])))"
 )
 
 

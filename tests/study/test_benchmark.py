@@ -14,6 +14,7 @@ from helpers.study import benchmark
 from helpers.study import measured_costs as benchmarks
 from helpers.study import memory as measure_memory
 from helpers.study.measured_costs import BENCHMARK, MEMORY, BenchmarkError
+from helpers.study.records import is_recorded
 from support.commands import course
 from support.costs import FLOPS, pretend
 
@@ -238,7 +239,7 @@ def test_a_file_that_is_not_there_says_how_it_is_made(tmp_path):
 # --- the files that are part of the project ----------------------------------------
 
 
-@pytest.mark.skipif(not BENCHMARK.exists(), reason="the benchmark was not recorded yet")
+@pytest.mark.skipif(not is_recorded(BENCHMARK), reason="the benchmark was not recorded yet")
 def test_the_recorded_benchmark_says_what_its_pairs_say():
     record = benchmarks.read(BENCHMARK)
     again = benchmarks.summary(record["pairs"], record["flops"])
@@ -251,7 +252,7 @@ def test_the_recorded_benchmark_says_what_its_pairs_say():
     assert all(p["commit"] for p in record["pairs"])
 
 
-@pytest.mark.skipif(not MEMORY.exists(), reason="memory was not recorded yet")
+@pytest.mark.skipif(not is_recorded(MEMORY), reason="memory was not recorded yet")
 def test_the_recorded_memory_was_predicted_by_this_very_budget():
     record = benchmarks.read(MEMORY)
     assert len(record["points"]) == 4 * len(COURSE_PLANS)

@@ -17,6 +17,7 @@ from helpers.profiles import DATA, ROOT, TINY
 from helpers.study import runner as evidence
 from helpers.study.laboratory import StudySettings
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
+from helpers.study.rates import Rate
 from helpers.study.records import rounded, slim, write_record
 from support.commands import course
 
@@ -168,9 +169,9 @@ def test_an_optimum_at_the_edge_extends_the_grid_and_stops_at_the_limit():
 
 def test_keep_forgets_least_among_the_rates_that_reach_the_level():
     rows = [
-        {"rate": 1e-5, "best_gain": 0.05, "forgetting_at_level": None},
-        {"rate": 3e-5, "best_gain": 0.12, "forgetting_at_level": 0.04},
-        {"rate": 1e-4, "best_gain": 0.14, "forgetting_at_level": 0.06},
+        Rate("full", "alice", 1e-5, 2, 0, best_gain=0.05, forgetting_at_level=None),
+        Rate("full", "alice", 3e-5, 2, 2, best_gain=0.12, forgetting_at_level=0.04),
+        Rate("full", "alice", 1e-4, 2, 2, best_gain=0.14, forgetting_at_level=0.06),
     ]
     assert evidence.choose(rows) == {"keep": 3e-5, "learn": 1e-4}
     assert evidence.choose(rows[:1]) == {"keep": 1e-5, "learn": 1e-5}
@@ -415,7 +416,7 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
 def test_a_worker_ignores_ctrl_c_as_its_study_does_in_the_background(ignored, code):
     before = "SIG_IGN" if ignored else "SIG_DFL"
     worker = (
-        f"import os, signal; from helpers import workers; signal.signal(signal.SIGINT, signal.{before}); "
+        f"import os, signal; from helpers.study import workers; signal.signal(signal.SIGINT, signal.{before}); "
         "workers.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)"
     )
     done = subprocess.run(
@@ -552,7 +553,7 @@ def test_a_run_that_diverges_is_recorded_as_one_that_did_not_reach_the_level(sma
     assert "diverged" in run and run["test_windows"] == {} and run["evaluations"][0]["step"] == 0
     assert json.loads(lora.read_text())["plan"] == "lora-mlp", "under its own name, as a finished run"
     row = evidence.row_of(study, "full", "alice", 1.0, [900], 0.0)
-    assert (row["n_reach"], row["best_gain"], row["forgetting_at_level"]) == (0, 0, None)
+    assert (row.n_reach, row.best_gain, row.forgetting_at_level) == (0, 0, None)
 
 
 def test_real_books_are_a_second_test_and_no_window_of_them_is_trained_on(small_study, tmp_path):

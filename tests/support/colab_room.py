@@ -63,36 +63,43 @@ def colab_packages() -> dict[str, str]:
 
 
 def room_python(place: Path = ROOT / "build" / "colab-room") -> Path:
-    """The room's Python; built where it is not there yet, or was built for something else.
+    """The room's Python, kept from run to run; built where it is not there yet, or was built for something else.
+
+    Two workers may ask at once: one builds, the other waits.
 
     Raises:
         RoomError: pip could not get the packages.
     """
-    python, stamp = place / "bin" / "python", place / "built-for"
-    wanted = (
-        hashlib.sha256(PACKAGES.read_bytes()).hexdigest() + f"\n{place}\n{sys.version}\n{torch.__version__}\n"
-    )
-    if not (stamp.is_file() and stamp.read_text("utf-8") == wanted):
-        shutil.rmtree(place, ignore_errors=True)
-        place.parent.mkdir(exist_ok=True)
-        run(sys.executable, "-m", "venv", str(place))
-        lines = [f"{name}=={version}" for name, version in colab_packages().items() if name != "torch"]
-        run(
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--disable-pip-version-check",
-            "--no-input",
-            *lines,
-        )
-        borrow_torch(site_packages(place))
-        stamp.write_text(wanted, "utf-8")
-    return python
+    import fcntl  # not on Windows, where these tests skip
+
+    place.parent.mkdir(exist_ok=True)
+    with open(place.with_name(f"{place.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, or its process ends
+        if not is_built(place):
+            build_room(place)
+    return place / "bin" / "python"
+
+
+def built_for(place: Path) -> str:
+    """What a room depends on: Colab's versions, its folder, this Python and this torch."""
+    packages = hashlib.sha256(PACKAGES.read_bytes()).hexdigest()
+    return f"{packages}\n{place}\n{sys.version}\n{torch.__version__}\n"
+
+
+def is_built(place: Path) -> bool:
+    """Whether a whole room is there that fits; a build that was broken off leaves no stamp."""
+    stamp = place / "built-for"
+    return stamp.is_file() and stamp.read_text("utf-8") == built_for(place)
+
+
+def build_room(place: Path) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    run(sys.executable, "-m", "venv", str(place))
+    options = ["-q", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
+    lines = [f"{name}=={version}" for name, version in colab_packages().items() if name != "torch"]
+    run(str(place / "bin" / "python"), "-m", "pip", "install", *options, *lines)
+    borrow_torch(site_packages(place))
+    (place / "built-for").write_text(built_for(place), "utf-8")
 
 
 def site_packages(place: Path) -> Path:

@@ -4,6 +4,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from helpers.models.loading import build_on_meta
+from support import tiny
 
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 SMALL = ENDS | {
@@ -17,15 +18,13 @@ SMALL = ENDS | {
 GROUPED = SMALL | {"num_key_value_heads": 1}
 FAMILIES = {
     "gpt_neo": ENDS
+    | tiny.SHAPE
     | {
         "hidden_size": 16,
-        "num_layers": 2,
         "num_heads": 2,
         "intermediate_size": 24,
         "vocab_size": 64,
         "max_position_embeddings": 32,
-        "window_size": 8,
-        "attention_types": [[["global", "local"], 1]],
     },
     "llama": GROUPED,
     "gpt2": ENDS

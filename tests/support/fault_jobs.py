@@ -17,7 +17,7 @@ import torch
 
 from helpers import files
 from helpers.freezing.plans import FreezePlan
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.training import locks, runs
 from helpers.training import shell as train
 from helpers.training.checkpoints import CheckpointError
@@ -25,17 +25,9 @@ from helpers.training.deltas import save_delta
 from helpers.training.locks import LockError
 from helpers.training.loop import fit
 from helpers.training.runs import TrainingError, TrainSettings
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 MAIN = FreezePlan.freeze("attention", "embeddings")
 NOBODY = 65_534
 

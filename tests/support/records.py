@@ -2,11 +2,7 @@
 
 import numpy as np
 
-from helpers.freezing.plans import COURSE_PLANS
-from helpers.results.evidence import (
-    Evidence,
-    slug_of,
-)
+from helpers.results.evidence import Evidence
 
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 TESTS = {"alice": 28, "edgar": 23, "plain": 24, "carroll": 100, "poe": 100}
@@ -48,7 +44,7 @@ def a_run(rng, plan, text, seed, slope=0.5, own=0.10, loss=3.4, top=0.15, plain=
         for role, share in (("attention", 0.3), ("mlp", 0.5), ("all", 1.0))
     }
     return {
-        "plan": slug_of(plan),
+        "plan": plan,
         "text": text,
         "seed": seed,
         "rate_choice": "keep and learn",
@@ -88,7 +84,7 @@ def a_long_run(seed, falls=True, levels=True):
         {"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)
     ]
     return {
-        "plan": COURSE_PLANS["attention+embeddings"].slug,
+        "plan": "attention+embeddings",
         "text": "alice",
         "seed": seed,
         "rate_choice": "long",

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from helpers.freezing.plans import FreezePlan
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.models.losses import next_token_loss
 from helpers.training import loop as training
 from helpers.training.loop import TokenLoss, fit
@@ -19,19 +19,11 @@ from helpers.training.processes import join, means_lost_process
 from helpers.training.replay import Replay
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 from helpers.training.sharding import held_here, shard, whole
+from support import tiny
 
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
-CONFIG = mini_config(**SHAPE)
-DROPOUT = mini_config(**SHAPE, resid_dropout=0.1)
+SHAPE = tiny.SHAPE
+CONFIG = tiny.config()
+DROPOUT = tiny.config(resid_dropout=0.1)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 WINDOWS = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 N_STEPS, RATE = 4, 1e-3

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from helpers.models.loading import load_tokenizer
 from helpers.profiles import DATA, Gutenberg
 from helpers.texts import corpora, downloads
-from helpers.texts.corpora import chapters, load_corpus, read_text, split_text, tensor_of, windows
+from helpers.texts.corpora import begin_ids, chapters, load_corpus, read_text, split_text, tensor_of, windows
 from helpers.texts.downloads import (
     DownloadError,
     TextError,
@@ -34,17 +34,19 @@ from helpers.texts.downloads import (
 )
 
 
-def byte_tokenizer():
+def byte_tokenizer(template="$A"):
     """Every byte of a text is one token, so that counts can be worked out by hand.
 
-    Like Llama's, it puts a start token before each text, if asked to.
+    Args:
+        template: what it makes of a text: "Z $A" puts a begin mark in front of it, as Llama's does, "$A Y" an end
+            mark behind it.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.TemplateProcessing(
-        single="Z $A", special_tokens=[("Z", alphabet.index("Z"))]
+        single=template, special_tokens=[(mark, alphabet.index(mark)) for mark in "ZY"]
     )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=16)
 
@@ -361,6 +363,26 @@ def test_exactly_one_window_is_enough():
         windows(TOKENIZER, "x" * 15, 16)
 
 
+@pytest.mark.parametrize(
+    "template, n_marks", [("$A", 0), ("$A Y", 0), ("Z $A", 1), ("Z $A Y", 1), ("Z Z $A", 2)]
+)
+def test_every_window_begins_as_the_tokenizer_begins_a_text_and_none_ends(template, n_marks, tmp_path):
+    tokenizer, text = byte_tokenizer(template), "".join(chr(97 + i % 26) for i in range(70))
+    assert tokenizer.decode(begin_ids(tokenizer)) == "Z" * n_marks
+    rows = tensor_of(windows(tokenizer, text, 16))
+    assert rows.shape == (70 // (16 - n_marks), 16)
+    assert all(tokenizer.decode(row[:n_marks]) == "Z" * n_marks for row in rows)
+    assert tokenizer.decode(rows[:, n_marks:].flatten()) == text[: len(rows) * (16 - n_marks)]
+    corpus = load_corpus(write(tmp_path / "t.txt", book(8)), tokenizer, 16)
+    said = f"; each window begins with {'Z' * n_marks}, as a text does for this tokenizer"
+    assert str(corpus).endswith(said if n_marks else "of the file is used")
+
+
+def test_a_window_that_the_marks_fill_is_refused():
+    with pytest.raises(TextError, match="2 tokens has no room for text"):
+        windows(byte_tokenizer("Z Z $A"), "x" * 100, 2)
+
+
 @pytest.mark.parametrize("length", [1, 0, -5])
 def test_a_window_must_have_something_to_predict(length):
     with pytest.raises(TextError, match=f"A window of {length} tokens"):
@@ -468,7 +490,7 @@ def test_reading_a_long_text_takes_at_most_twenty_bytes_a_character(tmp_path):
     path = write(tmp_path / "long.txt", sentence * (n // len(sentence)))
     program = f"""
 import resource
-from helpers.corpora import load_corpus
+from helpers.texts import load_corpus
 from helpers.models import load_tokenizer
 tokenizer = load_tokenizer({str(DATA / "gpt-neo-mini")!r})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -28,19 +28,11 @@ from helpers.training.deltas import (
     save_delta,
     tokenizer_hash,
 )
+from support import tiny
 from support.families import FAMILIES
 
 MAIN = FreezePlan.freeze("attention", "embeddings")
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 24,
-    "window_size": 8,
-    "attention_types": [[["global", "local"], 1]],
-}
+SHAPE = tiny.SHAPE | {"hidden_size": 16, "num_heads": 2, "intermediate_size": 24}
 
 
 def small(seed=1, **changes):

@@ -24,7 +24,7 @@ from support import two_processes
 pytestmark = pytest.mark.timeout(
     900
 )  # seconds: a busy machine imports PyTorch slowly, and here three times over
-SCRIPT = str(ROOT / "tests" / "two_processes.py")
+SCRIPT = two_processes.__file__
 BOUND = 90  # seconds in which a process must notice that another is lost: half is the launcher's own patience
 
 
@@ -33,6 +33,7 @@ def launch(*script) -> subprocess.Popen:
     return subprocess.Popen(
         launch_command(2, *map(str, script)),
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

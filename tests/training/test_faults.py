@@ -28,7 +28,7 @@ if "forkserver" not in multiprocessing.get_all_start_methods():
     pytest.skip("this system cannot fork, and the faults need many processes", allow_module_level=True)
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["__main__", "fault_jobs", "helpers.training.shell"])
+PROCESSES.set_forkserver_preload(["__main__", "helpers.training.shell"])
 PATIENCE = 120  # seconds; only a hanging process waits so long
 KILLED = -9
 

@@ -6,23 +6,15 @@ from torch.nn import functional as F
 
 from helpers.freezing.plans import FreezePlan
 from helpers.measuring.evaluation import Retention, sample_windows
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.models.losses import CHUNK, divergence_loss
 from helpers.training.loop import fit
 from helpers.training.replay import Replay
 from helpers.training.runs import TrainingError, TrainSettings
+from support import tiny
 
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
-CONFIG = mini_config(**SHAPE)
+SHAPE = tiny.SHAPE
+CONFIG = tiny.config()
 TEXT = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 MAIN = FreezePlan.freeze("attention", "embeddings")
 LIMITS = {"predictions": 10**9, "hidden states": 0}

@@ -8,21 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from helpers import files
 from helpers.freezing.plans import FreezePlan
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.training import checkpoints, runs
 from helpers.training.loop import fit
 from helpers.training.runs import TrainingError, TrainSettings
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 MAIN = FreezePlan.freeze("attention", "embeddings")
 WINDOWS = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 USUAL = {"n_steps": 4, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}

@@ -6,21 +6,13 @@ from torch import nn
 
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError, select
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.models.roles import anatomy
 from helpers.training.deltas import load_delta, save_delta
 from helpers.training.rewinding import GRID, RewindError, choose_share, rewind, rewound
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 EMBEDDING = "transformer.wte.weight"  # the head is tied to it
 
 

@@ -14,23 +14,15 @@ from transformers import BertConfig, GPT2Config
 from helpers.costs.step_cost import budget
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError
-from helpers.models.loading import build_model, enable_checkpointing, mini_config, weight_hash
+from helpers.models.loading import build_model, enable_checkpointing, weight_hash
 from helpers.models.losses import LossError, next_token_loss
 from helpers.training import loop as training
 from helpers.training import runs
 from helpers.training.loop import build_optimizer, fit
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
+from support import tiny
 
-CONFIG = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-)
+CONFIG = tiny.config()
 MAIN = FreezePlan.freeze("attention", "embeddings")
 
 
@@ -309,19 +301,7 @@ def test_a_kernel_is_a_notebook_and_a_terminal_is_not(monkeypatch):
 
 # --- one mode ------------------------------------------------------------------------
 
-WITH_DROPOUT = mini_config(
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=24,
-    window_size=8,
-    attention_types=[[["global", "local"], 1]],
-    resid_dropout=0.2,
-    attention_dropout=0.1,
-    embed_dropout=0.1,
-)
+WITH_DROPOUT = tiny.config(resid_dropout=0.2, attention_dropout=0.1, embed_dropout=0.1)
 
 
 def in_eval_mode(config=WITH_DROPOUT):

@@ -22,6 +22,8 @@ from helpers.lessons.widgets.frame import STYLE, Frame, control
 from helpers.measuring import evaluating
 from helpers.models import ModelError, n_positions
 
+__all__ = ["block_explorer"]
+
 MAP_SIDE = 400  # pixels
 HIDDEN = "#bbbbbb"
 MOST_TOKENS = 512  # twice the 125M's window; in a longer passage the points get too small to see

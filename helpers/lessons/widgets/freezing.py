@@ -21,6 +21,8 @@ from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html, tic
 from helpers.models import Anatomy, anatomy, build_on_meta
 from helpers.plots import COLOURS
 
+__all__ = ["freeze_designer"]
+
 RESULT, LEDGER, RATIO, CODE, COST = (
     f"freeze-designer-{part}" for part in ("result", "ledger", "ratio", "code", "cost")
 )

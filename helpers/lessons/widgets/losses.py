@@ -20,6 +20,8 @@ from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html, tic
 from helpers.plots import COLOURS
 from helpers.study import read_runs
 
+__all__ = ["loss_explorer"]
+
 # --- Line charts as SVG text: drawn in a few milliseconds, where matplotlib takes a tenth of a second ---
 
 

@@ -19,6 +19,8 @@ from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html
 from helpers.models import Anatomy, anatomy, build_on_meta, n_positions
 from helpers.plots import COLOURS
 
+__all__ = ["memory_planner"]
+
 CARDS = ("T4", "L4", "A100 40")
 PRECISIONS = {"float32": torch.float32, "bfloat16 (autocast)": torch.bfloat16}
 WITHOUT_BFLOAT16 = ("T4",)

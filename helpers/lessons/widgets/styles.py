@@ -18,6 +18,8 @@ from helpers.lessons.widgets.frame import STYLE, Frame, control
 from helpers.measuring import evaluating
 from helpers.models import ModelError, n_positions
 
+__all__ = ["style_mixer"]
+
 FIRST_TOKENS = 24  # of the text that is there before the reader asks for more
 
 

@@ -1,0 +1,149 @@
+"""Pack the run files of a study into the Parquet files of the evidence, and unpack them again.
+
+    python -m helpers.study.packing                        build/study1 -> data/evidence
+    python -m helpers.study.packing --unpack               data/evidence -> build/study1, to go on with the study
+    python -m helpers.study.packing --folder build/study2  the second study
+
+While a study is under way a record is one JSON file, under build/ and outside git; a run that is killed leaves
+the others whole. Equal records give equal bytes: rows are sorted, nothing tells the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from helpers.profiles import Profile
+from helpers.study.jobs import EVIDENCE, WORK
+from helpers.study.records import RecordError, read_record, write_record
+from helpers.study.tables import read_table, table_of, tables_in, write_table
+
+SMALL = ("bases", "style", "benchmark", "memory")
+SECOND = "study2"
+WINDOWS = "windows.safetensors"  # under retention/MODEL/, beside the run files of either study
+
+
+def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
+    """Write the Parquet files of what lies in a folder of run files; those of other records stay as they are.
+
+    Args:
+        folder: holds runs/, tuning/, long/ with MODEL/PLAN/TEXT/NAME.json, rates*.json and the small files.
+        replaces: whether records that the evidence has and the folder has not may go.
+
+    Returns:
+        The files written.
+
+    Raises:
+        RecordError: a file that is damaged, of another form, or missing beside the evidence. Nothing is written.
+    """
+    folder, evidence = Path(folder), Path(evidence)
+    found: dict[str, dict[str, dict]] = {}
+    for path in record_files(folder):
+        record = read_record(path)
+        name, file = place_of(path.relative_to(folder), record)
+        found.setdefault(name, {})[file] = record
+    for name, records in found.items():
+        place = evidence / f"{name}.parquet"
+        lost = sorted(set(read_table(place)) - set(records)) if place.exists() and not replaces else []
+        if lost:
+            raise RecordError(
+                f"'{place}' holds {len(lost)} records that are not in '{folder}', such as {lost[0]}. "
+                "Unpack first (--unpack), or give --replace to drop them."
+            )
+    made = {evidence / f"{name}.parquet": table_of(name, records) for name, records in sorted(found.items())}
+    evidence.mkdir(parents=True, exist_ok=True)
+    for place, table in made.items():
+        write_table(place, table)
+    study = SECOND if any(name.startswith(SECOND) for name in found) else ""
+    for path in folder.glob(f"retention/*/{WINDOWS}"):
+        copy(path, evidence / path.parent.relative_to(folder) / kept_windows(study))
+    return list(made)
+
+
+def unpack(evidence: Path, folder: Path, study: str = "") -> list[str]:
+    """Write the records of the evidence as files. One that is there already stays as it is.
+
+    Args:
+        study: "study2" for the runs of the second study alone; "" for all others.
+
+    Returns:
+        The paths of the files written, under the folder.
+    """
+    written = []
+    for table in tables_in(Path(evidence)):
+        if (table.stem.partition("-")[0] == SECOND) != (study == SECOND):
+            continue
+        for file, record in read_table(table).items():
+            place = Path(folder) / file.removeprefix(f"{SECOND}/")
+            if not place.exists():
+                write_record(place, record)
+                written.append(place)
+    for path in Path(evidence).glob(f"retention/*/{kept_windows(study)}"):
+        place = Path(folder) / path.parent.relative_to(evidence) / WINDOWS
+        if not place.exists():
+            copy(path, place)
+    return [p.relative_to(folder).as_posix() for p in written]
+
+
+def drop(evidence: Path, profile: Profile) -> None:
+    """Delete what the evidence holds of the first study of a profile: its runs, its windows, its rates."""
+    (evidence / f"study1-{profile.model_name}.parquet").unlink(missing_ok=True)
+    (evidence / "retention" / profile.model_name / "windows.safetensors").unlink(missing_ok=True)
+    place = evidence / "rates.parquet"
+    if place.exists():
+        kept = read_table(place, lambda file: file != profile.rates_name)
+        write_table(place, table_of(place.stem, kept))
+
+
+def record_files(folder: Path) -> list[Path]:
+    """The files of a folder that are records."""
+    runs = [p for kind in ("runs", "tuning", "long") for p in (folder / kind).rglob("*.json")]
+    small = [folder / f"{name}.json" for name in SMALL]
+    return sorted([*runs, *folder.glob("rates*.json"), *(p for p in small if p.exists())])
+
+
+def place_of(path: Path, record: dict) -> tuple[str, str]:
+    """(name of the Parquet file, path of the record in it) of a file under the folder of run files."""
+    if len(path.parts) == 1:
+        return ("rates" if path.stem.startswith("rates") else path.stem), path.name
+    model = path.parts[1]
+    if "retention_hashes" in record:
+        return f"{SECOND}-{model}", f"{SECOND}/{path.as_posix()}"
+    return f"study1-{model}", path.as_posix()
+
+
+def kept_windows(study: str) -> str:
+    """What the evidence calls a study's windows: those of the second study hold part C, and stand beside the first's."""
+    return f"{SECOND}.safetensors" if study == SECOND else WINDOWS
+
+
+def copy(path: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, place)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=WORK, help="where the run files are")
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="where the Parquet files are")
+    parser.add_argument("--unpack", action="store_true", help="the other way round")
+    parser.add_argument("--replace", action="store_true", help="drop records that the folder does not have")
+    args = parser.parse_args(arguments)
+    if args.unpack:
+        study = SECOND if args.folder.name == SECOND else ""
+        print(f"{len(unpack(args.evidence, args.folder, study))} records written under '{args.folder}'")
+        return 0
+    for path in pack(args.folder, args.evidence, args.replace):
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RecordError as error:
+        sys.exit(f"error: {error}")
