@@ -94,7 +94,7 @@ def judgement(best_step: int, last_step: int, forgetting: float, found: Rewound 
         learned = f"The held-out loss was lowest at step {best_step} of {last_step}; those weights are kept."
     size = "catastrophic, by the study's protocol" if forgetting >= CATASTROPHIC else "not catastrophic"
     forgot = f"The model forgot {forgetting:.2f} nats per token: {size} ({CATASTROPHIC:g} or more)."
-    if found is None:
+    if found is None or best_step == 0:
         return f"{learned} {forgot}"
     measured = (
         f"{found.forgetting_before.mean:.2f} to {found.forgetting_after.mean:.2f} nats per token, and "
