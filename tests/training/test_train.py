@@ -225,6 +225,9 @@ def test_a_disk_that_fills_while_saving_is_said_and_exits_with_2(tmp_path):
 # --- ending early, replay and rewinding ------------------------------------------------
 
 
+ALICE = ROOT / "data" / "alice_style.txt"
+
+
 def report_of(place):
     return json.loads((place / "report.json").read_text("utf-8"))
 
@@ -254,15 +257,17 @@ def test_patience_ends_a_run_and_belongs_to_what_the_run_is(tmp_path, capsys):
 def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(tmp_path, capsys):
     arguments = [
         "--text",
-        TEXT,
+        ALICE,
         "--out",
         tmp_path / "run",
         "--profile",
         "smoke",
         "--steps",
         "10",
+        "--batch",
+        "8",
         "--lr",
-        "3e-3",
+        "3e-4",
     ]
     assert call(capsys, *arguments)[0] == 0
     whole = report_of(tmp_path / "run")
@@ -285,7 +290,7 @@ def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(tmp_path, capsy
 
 
 def test_replay_forgets_less_and_belongs_to_what_the_run_is(tmp_path, capsys):
-    arguments = ["--text", TEXT, "--profile", "smoke", "--steps", "10", "--lr", "3e-3"]
+    arguments = ["--text", ALICE, "--profile", "smoke", "--steps", "10", "--batch", "8", "--lr", "3e-4"]
     assert call(capsys, *arguments, "--out", tmp_path / "without")[0] == 0
     assert call(capsys, *arguments, "--out", tmp_path / "with", "--replay", "3")[0] == 0
     without, with_it = report_of(tmp_path / "without"), report_of(tmp_path / "with")
