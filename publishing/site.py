@@ -40,6 +40,20 @@ NAVIGATION = {
     "Results": ("verdicts", "results/README", "results/*"),
     "Beside the lessons": ("docs/glossary", "your_own", "docs/*", "CONTRIBUTING"),
 }
+# The living pages are plain HTML in publishing/static/mini, and need the miniature's own files beside them.
+MINI = PurePosixPath("_static/mini")
+MODEL_FILES = ("model.safetensors", "tokenizer.json", "config.json")
+MINI_LIMIT = 12_000_000  # bytes of all that the living pages can load
+TRY_IT = f"""
+## Try it now
+
+The course's model runs in these pages. Nothing is installed, and nothing leaves your browser.
+
+- <a href="{MINI}/freeze.html">Freeze it yourself</a>: click the parts of the model, and see what training still costs.
+- <a href="{MINI}/forget.html">What does it forget?</a> Base, tuned and rewound models write side by side.
+- <a href="{MINI}/equal.html">Equal steps or equal gain?</a> Drag the level, and see the order of plans turn.
+
+"""
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?")
 
@@ -82,6 +96,12 @@ def sources(root: Path) -> dict[str, str]:
     ]
     pages = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files}
     return readme_pages((root / "README.md").read_text(encoding="utf-8")) | pages
+
+
+def with_living_pages(front: str) -> str:
+    """The front page with its links to the living pages, before its first section."""
+    start, heading, rest = front.partition("\n## ")
+    return start + TRY_IT + heading.lstrip() + rest
 
 
 def navigation(pages: Iterable[str]) -> str:
@@ -202,7 +222,7 @@ def lay_out(root: Path, folder: Path) -> int:
     pages = sources(root)
     links = Links(root, pages)
     texts = {page: page_text(page, text, links) for page, text in pages.items()}
-    texts["index.md"] += navigation(pages)
+    texts["index.md"] = with_living_pages(texts["index.md"]) + navigation(pages)
     for page, text in texts.items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(text, encoding="utf-8")
@@ -210,6 +230,28 @@ def lay_out(root: Path, folder: Path) -> int:
         (folder / picture).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / picture, folder / picture)
     return len(pages)
+
+
+def add_model(root: Path, out: Path) -> int:
+    """Copy the miniature's files to where the living pages look for them.
+
+    Returns:
+        Bytes of all files of the living pages.
+
+    Raises:
+        SiteError: together they are larger than `MINI_LIMIT`.
+    """
+    folder = out / MINI / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in MODEL_FILES:
+        shutil.copy(root / "data" / "gpt-neo-mini" / name, folder / name)
+    n_bytes = sum(path.stat().st_size for path in (out / MINI).rglob("*") if path.is_file())
+    if n_bytes > MINI_LIMIT:
+        raise SiteError(
+            f"The living pages have {n_bytes:,} bytes, more than {MINI_LIMIT:,}. Make the deltas smaller: "
+            "publishing/page_deltas.py."
+        )
+    return n_bytes
 
 
 def build(root: Path, out: Path) -> tuple[int, int]:
@@ -247,6 +289,7 @@ def build(root: Path, out: Path) -> tuple[int, int]:
         [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     )  # for publishing/conf.py
     status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
+    add_model(root, out)
     return n_pages, status
 
 

@@ -1,5 +1,7 @@
 """How the pages of the site are made from those of the repository, before Sphinx reads them."""
 
+import re
+
 import nbformat
 import pytest
 
@@ -115,6 +117,16 @@ def test_every_page_stands_once_in_the_navigation():
     for name in names[1:]:
         assert lines.count(name.rpartition(".")[0]) == 1, name
     assert lines.index("docs/glossary") < lines.index("docs/zebra")
+
+
+def test_the_front_page_leads_to_every_living_page_before_its_first_section():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    front = build_site.with_living_pages(build_site.readme_pages(readme)["index.md"])
+    assert front.index("## Try it now") < front.index("## The course") and "\n## The course\n" in front
+    linked = re.findall(r'href="_static/(mini/[^"]+)"', front)
+    assert sorted(linked) == sorted(
+        f"mini/{path.name}" for path in (ROOT / "publishing/static/mini").glob("*.html")
+    )
 
 
 def test_a_formula_that_would_be_shown_as_text_is_refused():

@@ -1,0 +1,95 @@
+// What all living pages do: follow the site's light or dark, load the model, and say so when they cannot.
+
+import { Model, readSafetensors } from "./model.js";
+import { Tokenizer } from "./tokenizer.js";
+
+const THEMES = { auto: "light dark", light: "light", dark: "dark" };
+
+/** The button that goes through auto, light and dark; the choice is the one of the site's other pages. */
+function followTheme() {
+  const button = document.querySelector(".theme");
+  const show = (theme) => {
+    document.documentElement.style.colorScheme = THEMES[theme];
+    button.textContent = `Colours: ${theme}`;
+  };
+  const kept = () => (localStorage.getItem("theme") in THEMES ? localStorage.getItem("theme") : "auto");
+  button.addEventListener("click", () => {
+    const names = Object.keys(THEMES);
+    localStorage.setItem("theme", names[(names.indexOf(kept()) + 1) % names.length]);
+    show(kept());
+  });
+  show(kept());
+}
+
+/** Start a page: the still picture goes, what runs comes. An error is shown in words. */
+export async function start(run) {
+  followTheme();
+  const status = document.getElementById("status");
+  try {
+    await run();
+    document.body.classList.add("runs");
+    status.textContent = "";
+  } catch (error) {
+    status.textContent = `This page could not start: ${error.message}`;
+    throw error;
+  }
+}
+
+async function loaded(name) {
+  const answer = await fetch(new URL(`data/${name}`, import.meta.url));
+  if (!answer.ok) throw new Error(`${name} did not load (${answer.status}). Build the site again: make site.`);
+  return answer;
+}
+
+export async function loadJson(name) {
+  return (await loaded(name)).json();
+}
+
+export async function loadTensors(name) {
+  return readSafetensors(await (await loaded(name)).arrayBuffer());
+}
+
+/** The miniature's weights, config and tokenizer. */
+export async function loadBase() {
+  const [weights, config, json] = await Promise.all([
+    loadTensors("model.safetensors"), loadJson("config.json"), loadJson("tokenizer.json")]);
+  return { weights, config, model: new Model(weights, config), tokenizer: new Tokenizer(json) };
+}
+
+// --- small helps -------------------------------------------------------------------
+
+export const byId = (id) => document.getElementById(id);
+
+/** An HTML element with attributes and children (elements or text). */
+export function element(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+/** The same in SVG. */
+export function shape(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function filled(part, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) part.setAttribute(name, value);
+  part.append(...children);
+  return part;
+}
+
+/** Buttons of which one is pressed. choose(value) is called with the value of a button that is clicked. */
+export function choices(box, options, choose) {
+  const press = (wanted) => {
+    for (const button of box.children) button.setAttribute("aria-pressed", button.value === wanted);
+  };
+  for (const { value, label } of options) {
+    const button = element("button", { type: "button", value, "aria-pressed": false }, label);
+    button.addEventListener("click", () => {
+      press(value);
+      choose(value);
+    });
+    box.append(button);
+  }
+  return press;
+}
+
+export const whole = (n) => n.toLocaleString("en");
