@@ -266,6 +266,8 @@ def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(tmp_path, capsy
         "10",
         "--batch",
         "8",
+        "--batch",
+        "8",
         "--lr",
         "3e-4",
     ]
