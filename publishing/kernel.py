@@ -1,6 +1,6 @@
 """Run a notebook, cell by cell, in this very Python.
 
-Shared by `make course`, `make notebooks` and the tests, so that a cell sees the same
+Shared by `make course`, `course notebooks` and the tests, so that a cell sees the same
 environment in all three.
 """
 

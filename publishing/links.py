@@ -1,6 +1,6 @@
 """Ask each external address of the course whether it still answers, and write down when it did.
 
-    python -m publishing.links        (needs a network)
+    course links        (needs a network)
 
 The addresses, and the day when each last answered, stand in docs/external_links.toml. A new address
 is added as "not checked yet", one that the course no longer has is taken out. Exit code 1: an address
@@ -14,7 +14,6 @@ import datetime
 import http.client
 import json
 import re
-import sys
 import tomllib
 import urllib.error
 import urllib.request
@@ -105,12 +104,9 @@ def check(root: Path, today: str) -> list[str]:
     return failures
 
 
-def main() -> int:
+def check_all() -> bool:
+    """Ask every address of the course, and say which did not answer; whether all did."""
     failures = check(ROOT, datetime.date.today().isoformat())
     n_addresses = len(read_list(ROOT))
     print("\n".join([*failures, f"{n_addresses - len(failures)} of {n_addresses} addresses answered."]))
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return not failures

@@ -1,8 +1,8 @@
 """Write the parts of README.md that come from somewhere else: lessons, verdicts and measured costs.
 
-    python -m publishing.readme            write them into README.md
-    python -m publishing.readme --record   first write data/evidence/claims.json anew (make results)
-    python -m publishing.readme --check    exit code 1 where README.md is not up to date
+    course results            write data/evidence/claims.json anew, then README.md and results/
+    course results --readme   README.md alone, from what is recorded
+    course results --check    change nothing; exit code 1 where something is not up to date
 
 The lessons come from the first cell of each notebook, the verdicts from data/evidence/claims.json. That file
 holds the study's verdicts, as `helpers.results.verdicts` computes them from the records, and beside them what the
@@ -12,10 +12,8 @@ picture is written by helpers/results/pages.py.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 from helpers import profiles, results
@@ -96,22 +94,15 @@ def record() -> None:
     print(claims_table(entries))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    parser.add_argument("--record", action="store_true", help="first write the verdicts anew")
-    args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    if args.check:
-        return 0 if rendered(text) == text else 1
-    if args.record:
+def write(anew: bool = False) -> None:
+    """Bring README.md up to date; with ``anew`` the verdicts first."""
+    if anew:
         record()
-    readme.write_text(rendered(text), encoding="utf-8")
-    return 0
+    readme = ROOT / "README.md"
+    readme.write_text(rendered(readme.read_text("utf-8")), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def is_current() -> bool:
+    """Whether README.md says what it would be given now."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    return rendered(text) == text

@@ -1,6 +1,6 @@
 """Run the notebooks and write their outputs into the files that are committed.
 
-    python -m publishing.refresh [02_freezing ...]        (make notebooks [NOTEBOOK=02_freezing])
+    course notebooks [02_freezing ...]
 
 A notebook is written only when every one of its cells has run; a failing one stays as it
 was, and the exit code is 1. What changes from run to run without meaning anything (timings,
@@ -10,15 +10,14 @@ which cells now say something else.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
-from publishing.run import ROOT, CourseError, lessons
+from publishing.run import ROOT, lessons
 
 # Stored outputs are those of the miniature, on any machine.
 SETTINGS = KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny"}
@@ -95,19 +94,11 @@ def refresh(path: Path) -> bool:
     return True
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Run the notebooks and keep their outputs in place.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="only these, such as 02_freezing")
-    parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
-    options = parser.parse_args(arguments)
-    try:
-        paths = [path for name in options.names or [""] for path in lessons(options.folder.resolve(), name)]
-    except CourseError as error:
-        print(error, file=sys.stderr)
-        return 2
-    refreshed = [refresh(path) for path in paths]  # a failing one does not keep the others back
-    return 0 if all(refreshed) else 1
+def refresh_all(names: Sequence[str] = (), folder: Path = ROOT / "notebooks") -> bool:
+    """Run the named notebooks, or all; whether each ran to its end. A failing one does not keep the others back.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        CourseError: there is no such notebook.
+    """
+    paths = [path for name in names or [""] for path in lessons(folder.resolve(), name)]
+    return all([refresh(path) for path in paths])

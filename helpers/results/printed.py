@@ -1,7 +1,7 @@
 """Print the verdicts of the study from its recorded runs, and what stands beside them.
 
-    python -m helpers.results.printed                         every model that was studied
-    python -m helpers.results.printed --profile smollm2       one of them
+    course study verdicts                         every model that was studied
+    course study verdicts --profile smollm2       one of them
 
 These are the verdicts that README, results/ and notebook 05 show. The claims that no run is about (counts,
 memory) come from the notebooks; publishing/readme.py puts both together.
@@ -9,15 +9,13 @@ memory) come from the notebooks; publishing/readme.py puts both together.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from helpers import profiles
 from helpers.measuring import overfitted_from
-from helpers.results.claims import made
+from helpers.results.claims import ClaimError, made
 from helpers.results.evidence import (
     AUTHORS,
     BOOKS,
@@ -111,25 +109,20 @@ def fitting_lines(evidence: Evidence) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--profile", choices=tuple(MODELS), help="only this model")
-    parser.add_argument("--folder", type=Path, default=EVIDENCE)
-    args = parser.parse_args(arguments)
-    models = [
-        m
-        for m in studied_models(args.folder)
-        if args.profile in (None, *(p for p in MODELS if MODELS[p] == m))
-    ]
+def show(profile: str | None = None, folder: Path = EVIDENCE) -> None:
+    """Print the verdicts of every model that was studied, or of one.
+
+    Raises:
+        ClaimError: there are no records.
+    """
+    models = [m for m in studied_models(folder) if profile in (None, *(p for p in MODELS if MODELS[p] == m))]
     if not models:
-        raise SystemExit(
-            f"No recorded runs{f' of {MODELS[args.profile]}' if args.profile else ''} in '{args.folder}'. "
-            "Record them: make evidence."
+        raise ClaimError(
+            f"No recorded runs{f' of {MODELS.get(profile, profile)}' if profile else ''} in '{folder}'. "
+            "Record them: course study first."
         )
     for model in models:
-        evidence = read_evidence(model, args.folder)
+        evidence = read_evidence(model, folder)
         print(f"{model}, {len(evidence.runs)} runs")
         print(scoreboard_table([made(**entry) for entry in scoreboard(evidence)]))
         for title, lines in (
@@ -138,8 +131,3 @@ def main(arguments: list[str] | None = None) -> int:
             ("Fitting", fitting_lines(evidence)),
         ):
             print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -67,7 +67,7 @@ QUESTIONS = (
         levers.levers,
         True,
         RUNS,
-        "make evidence",
+        "course study first",
         "a factor is forgetting with the first over forgetting with the second; the picture shows it minus 1, so "
         "that 0 is no change. The rate: tuning runs, both at 80% of full training's best gain. Stopping: each run "
         "at its best gain, and at 80% of that; this alone is not at equal gain. The plan: pairs of runs at equal "
@@ -80,7 +80,7 @@ QUESTIONS = (
         answers.forgetting,
         True,
         RUNS,
-        "make evidence",
+        "course study first",
         "each line is one run, from the base at (0, 0) to its best gain. At one gain, lower is better. Plans are "
         "compared in pairs with the same seed, at the dashed line; between evaluations a line is read by a "
         "monotone curve. " + BOTH_AXES + WORDS + UNLIKE.strip(),
@@ -91,7 +91,7 @@ QUESTIONS = (
         across_models.forgetting_by_model,
         False,
         RUNS,
-        'make evidence ARGS="--profile smollm2"',
+        "course study first --profile smollm2",
         "left of zero the main plan forgets less than full training, on that model and text. The models differ in "
         "many things at once, so the picture cannot say why they differ, or agree. Two models are no sample of "
         "models.",
@@ -102,7 +102,7 @@ QUESTIONS = (
         answers.forgetting_in_one_pass,
         True,
         RUNS,
-        'make evidence ARGS="--books FOLDER"',
+        "course study first --books FOLDER",
         "as in the first question, on a real author's book. Where a run read less than 100% of it, no window came "
         "twice: then nothing seen here comes from learning a short text by heart. The rates are those of the "
         "course's own text in that manner. These runs are described and decide nothing.",
@@ -113,7 +113,7 @@ QUESTIONS = (
         answers.rates,
         True,
         "the tables of rates (`data/evidence/rates.parquet`)",
-        "make evidence",
+        "course study first",
         "forgetting is read at one gain, 80% of full training's best. A rate that does not get there has no point "
         "and an empty cell. These are tuning runs: they chose the rates, and decide nothing else.",
     ),
@@ -123,7 +123,7 @@ QUESTIONS = (
         answers.quality,
         True,
         RUNS,
-        "make evidence",
+        "course study first",
         "the gain is the base's test loss minus that of the tuned model, with the weights of the best dev loss. "
         "Each row of the picture is a plan's gain over full training's, minus 1, over pairs with the same seed. "
         "Right of zero: it gained more. *As much gained* holds where the 90% interval of the share lies above "
@@ -136,7 +136,7 @@ QUESTIONS = (
         answers.style,
         True,
         RUNS,
-        "make evidence",
+        "course study first",
         "read down a column: the text stays, the models change. Style contrast is the mean over both authors of "
         "how much better the model tuned on an author is than the one tuned on the other; what helps with any "
         "story drops out. It grows with the gain, so a plan that learned less has less of it. At equal gain: the "
@@ -149,7 +149,7 @@ QUESTIONS = (
         long_runs.convergence,
         True,
         "the long runs in `data/evidence/study1-*.parquet`",
-        "make evidence",
+        "course study first",
         "each line is one long run. *Levelled off*: a curve that falls to a limit, fitted to the first three "
         "quarters, predicts the rest. A finite run proves no limit. Where the dev loss rises while the probe's "
         "still falls, the run learns its text by heart.",
@@ -160,7 +160,7 @@ QUESTIONS = (
         costs.what_trains,
         False,
         "the config of GPT-Neo 125M",
-        "make results",
+        "course results",
         "a plan's name says what it freezes, or what alone it trains. The tied head is the token embedding, and "
         "counts once.",
     ),
@@ -170,7 +170,7 @@ QUESTIONS = (
         costs.engine,
         False,
         "`data/evidence/benchmark.parquet`",
-        "make benchmark",
+        "course benchmark",
         "left of zero: less than Hugging Face's Trainer as it comes, with the same plan and the same batch. Each "
         "pair was measured one after the other on one machine, in processes of their own.",
     ),
@@ -180,7 +180,7 @@ QUESTIONS = (
         costs.memory,
         False,
         "`data/evidence/memory.parquet`",
-        "python -m helpers.study.memory",
+        "course memory",
         "for each plan the upper bar is predicted from the config alone, the hatched one measured as the growth "
         "of a process. The table has shares of full training's, as measured.",
     ),
@@ -190,7 +190,7 @@ QUESTIONS = (
         other_plans.every_plan,
         True,
         RUNS,
-        "make evidence",
+        "course study first",
         "each row is one plan against full training on one text, over pairs with the same seed. A plan's name "
         "says what it freezes, or what alone it trains. Left of zero: it forgets less. The row says at which "
         "share of full training's best gain both were read: rows with different shares are not to be compared "
@@ -207,7 +207,7 @@ QUESTIONS = (
         lora_study.lora,
         True,
         RUNS,
-        "make evidence",
+        "course study first",
         "on one text. Lines are tuning runs at the rate that forgets least at this gain, for each plan: no rate "
         "of the LoRA plans got to 80% of full training's gain, so all are read at the highest share that every "
         "rate tried reached. A best gain is that of the main runs at the rate that gains most. These runs are "

@@ -1,6 +1,6 @@
 """Record what the untouched bases lose on every test text of the study: bases.json beside the run files.
 
-    python -m helpers.study.bases --books FOLDER      the miniature, and SmolLM2 where it was fetched
+    course study bases --books FOLDER      the miniature, and SmolLM2 where it was fetched
 
 A test loss says little without the loss before any training: the gain of a run is the difference of the two.
 Windows and settings are those of the study's runs (`record_evidence.py`). An entry is written over by a new one of
@@ -9,9 +9,8 @@ the same model; the other models' stay.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from helpers import profiles
@@ -42,21 +41,11 @@ def base_losses(profile_name: str, books: Path | None) -> dict:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--books", type=Path, help="folder with the real authors' books")
-    parser.add_argument("--profile", choices=("tiny", "smollm2"), nargs="+", default=["tiny"])
-    args = parser.parse_args(arguments)
-    for name in args.profile:
-        entry = base_losses(name, args.books)
+def write(profile_names: Sequence[str] = ("tiny",), books: Path | None = None) -> None:
+    """Measure and keep the losses of these bases; with ``books`` on the real authors as well."""
+    for name in profile_names:
+        entry = base_losses(name, books)
         known = json.loads(PLACE.read_text("utf-8")) if PLACE.exists() else {}
         write_record(PLACE, known | {profiles.current(name).model_name: entry})
         means = {text: round(sum(losses) / len(losses), 3) for text, losses in entry["test_windows"].items()}
         print(f"{name}: {means}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

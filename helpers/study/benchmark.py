@@ -1,8 +1,8 @@
 """Time and memory of a training step: the course's engine beside Hugging Face's Trainer.
 
-    python -m helpers.study.benchmark --dry-run     what would run, and about how long      (make benchmark ARGS=--dry-run)
-    python -m helpers.study.benchmark               measure what is missing; stop and go on at any time
-    python -m helpers.study.benchmark --show        the numbers so far
+    course benchmark --dry-run     what would run, and about how long      (course benchmark --dry-run)
+    course benchmark               measure what is missing; stop and go on at any time
+    course benchmark --show        the numbers so far
 
 GPT-Neo 125M with random weights, batch 4 x 512, float32. Every measurement is a process of its own: one
 step to warm up, then three that count (their median). Its memory is the peak of the whole process (VmHWM),
@@ -21,7 +21,6 @@ each step asks the system for all its pages anew.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -181,7 +180,7 @@ def start(engine: str, plan: str, shape: str) -> dict:
     environment = EXACT if engine.endswith("(exact allocator)") else {}
     return measured_apart(
         "helpers.study.benchmark",
-        ["--shape", shape, "--one", engine, plan],
+        [engine, plan, shape],
         environment,
         f"of '{engine}' ({plan})",
     )
@@ -268,40 +267,37 @@ def minutes(groups) -> float:
     return (sum(SECONDS[name] for name in names) + n_rates * SECONDS["sgemm"]) / 60
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pairs", type=int, default=5, help="repetitions of every pair")
-    parser.add_argument("--file", type=Path, default=FILE)
-    parser.add_argument(
-        "--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
-    parser.add_argument("--show", action="store_true", help="only print the numbers so far")
-    parser.add_argument("--one", nargs=2, metavar=("ENGINE", "PLAN"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(*args.one, args.shape)))
-        return
+def record(
+    n_pairs: int = 5, file: Path = FILE, shape: str = "125m", dry_run: bool = False, show: bool = False
+) -> None:
+    """Measure what is missing, pair by pair; the file is whole at any moment. Then print the numbers so far.
+
+    Args:
+        shape: "125m", or "small" for tests.
+        dry_run: only say what would run.
+        show: only print.
+
+    Raises:
+        SystemExit: a measurement failed, or the file was measured elsewhere.
+    """
     from helpers.study.records import write_record
 
-    record = continued(args.file, identity(args.shape), pairs=[])
-    missing = [g for g in wanted_groups(args.pairs) if not is_there(record["pairs"], *g)]
-    if not args.show:
+    found = continued(file, identity(shape), pairs=[])
+    missing = [g for g in wanted_groups(n_pairs) if not is_there(found["pairs"], *g)]
+    if not show:
         print(
-            f"{args.pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "
+            f"{n_pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "
             "on two idle cores",
             flush=True,
         )
-    for repetition, plan, engines in [] if args.dry_run or args.show else missing:
-        record["pairs"].append(measure_group(plan, engines, repetition, args.shape))
-        record = finish(record, args.shape)
-        write_record(args.file, record)
-    for name, value in record.items():
+    for repetition, plan, engines in [] if dry_run or show else missing:
+        found["pairs"].append(measure_group(plan, engines, repetition, shape))
+        found = finish(found, shape)
+        write_record(file, found)
+    for name, value in found.items():
         if isinstance(value, (int, float)):
-            print(f"{name:<38} {value} {record['intervals'].get(name, '')}")
+            print(f"{name:<38} {value} {found['intervals'].get(name, '')}")
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the fresh process of one measurement
+    print(json.dumps(measure(*sys.argv[1:])))

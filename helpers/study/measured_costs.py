@@ -53,7 +53,7 @@ def read(path: Path) -> dict:
     Raises:
         BenchmarkError: it is not there, is damaged, or is of another form.
     """
-    script = "make benchmark" if path.name == BENCHMARK.name else "python -m helpers.study.memory"
+    script = "course benchmark" if path.name == BENCHMARK.name else "course memory"
     if not is_recorded(path):
         raise BenchmarkError(f"There is no '{path.name}' yet. Make it with: {script}")
     try:

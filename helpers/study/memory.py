@@ -1,8 +1,8 @@
 """Predicted against measured: the peak memory of every plan, and the time of its step.
 
-    python -m helpers.study.memory --dry-run     what would run, and about how long
-    python -m helpers.study.memory               measure what is missing; stop and go on at any time
-    python -m helpers.study.memory --show        the table so far
+    course memory --dry-run     what would run, and about how long
+    course memory               measure what is missing; stop and go on at any time
+    course memory --show        the table so far
 
 GPT-Neo 125M with random weights, every course plan x batch {1, 4} x length {128, 512}, float32. Each point is a
 process of its own that builds the model and takes two steps (AdamW's moments come with the first). Its size is
@@ -20,8 +20,8 @@ Step times: plans against full training in one process, in pairs right after eac
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 from helpers.study.fresh_process import (
@@ -203,62 +203,54 @@ def show(record: dict) -> None:
         print(time_table(record).to_string())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--file", type=Path, default=FILE)
-    parser.add_argument(
-        "--shape", choices=("125m", "small"), default="125m", help="small: seconds, for tests"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
-    parser.add_argument("--show", action="store_true", help="only print the tables so far")
-    parser.add_argument("--constant", action="store_true", help="only measure the allocator's constant")
-    parser.add_argument("--point", nargs=3, metavar=("PLAN", "BATCH", "LENGTH"), help=argparse.SUPPRESS)
-    parser.add_argument("--times", nargs="+", metavar="PLAN", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.point:
-        print(json.dumps(measure_point(args.point[0], args.shape, int(args.point[1]), int(args.point[2]))))
-    elif args.times:
-        print(json.dumps(measure_times(args.times, args.shape)))
-    elif args.constant:
-        grown = start("--shape", "small", "--point", "full", "1", "16")["growth_bytes"]
-        print(f"A model of almost no size grows the process by {grown / 2**20:.1f} MiB.")
-    else:
-        collect(args)
+def measured_here(what: str, shape: str, *words: str):
+    """One measurement in this very process: "point" PLAN BATCH LENGTH, or "times" PLAN."""
+    if what == "times":
+        return measure_times(list(words), shape)
+    return measure_point(words[0], shape, int(words[1]), int(words[2]))
 
 
-def collect(args) -> None:
-    """Measure what is missing, point by point; the file is whole at any moment."""
+def allocator_constant() -> float:
+    """MiB by which a model of almost no size makes a process grow."""
+    return start("point", "small", "full", "1", "16")["growth_bytes"] / 2**20
+
+
+def collect(file: Path = FILE, shape: str = "125m", dry_run: bool = False, only_show: bool = False) -> None:
+    """Measure what is missing, point by point; the file is whole at any moment. Then print the tables so far.
+
+    Args:
+        shape: "125m", or "small" for tests.
+        dry_run: only say what would run.
+        only_show: only print.
+
+    Raises:
+        SystemExit: a measurement failed, or the file was measured elsewhere.
+    """
     from helpers.freezing import COURSE_PLANS
     from helpers.session import code_commit
     from helpers.study.records import write_record
 
-    record = continued(args.file, identity(args.shape), commit=code_commit(), points=[], times=[])
+    record = continued(file, identity(shape), commit=code_commit(), points=[], times=[])
     there = {(p["plan"], p["batch"], p["length"]) for p in record["points"]}
-    missing = [p for p in points(args.shape) if p not in there]
+    missing = [p for p in points(shape) if p not in there]
     untimed = [
         name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}
     ]
-    if args.dry_run or not args.show:
-        told = (
-            f", about {minutes(missing, untimed):.0f} minutes on two idle cores"
-            if args.shape == "125m"
-            else ""
-        )
+    if dry_run or not only_show:
+        told = f", about {minutes(missing, untimed):.0f} minutes on two idle cores" if shape == "125m" else ""
         print(f"{len(missing)} points and {len(untimed)} step times are missing{told}", flush=True)
-    for plan, batch, length in [] if args.dry_run or args.show else missing:
-        found = start("--shape", args.shape, "--point", plan, str(batch), str(length))
+    for plan, batch, length in [] if dry_run or only_show else missing:
+        found = start("point", shape, plan, str(batch), str(length))
         record["points"].append(
-            add_prediction({"plan": plan, "batch": batch, "length": length} | found, args.shape)
+            add_prediction({"plan": plan, "batch": batch, "length": length} | found, shape)
         )
-        write_record(args.file, record)
+        write_record(file, record)
         print(f"  {plan:<22} {batch} x {length:<4} ratio {record['points'][-1]['ratio']:.3f}", flush=True)
-    for plan in [] if args.dry_run or args.show else untimed:
-        record["times"] += start("--shape", args.shape, "--times", plan)
-        write_record(args.file, record)
+    for plan in [] if dry_run or only_show else untimed:
+        record["times"] += start("times", shape, plan)
+        write_record(file, record)
     show(record)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the fresh process of one measurement
+    print(json.dumps(measured_here(*sys.argv[1:])))

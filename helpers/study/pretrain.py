@@ -1,7 +1,7 @@
 """Train the miniature GPT-Neo from plain text files.
 
-    python -m helpers.study.pretrain BOOKS... --out RUN --steps 8000
-    python -m helpers.study.pretrain BOOKS... --out RUN --steps 8000 --export data/gpt-neo-mini
+    course pretrain BOOKS... --out RUN --steps 8000
+    course pretrain BOOKS... --out RUN --steps 8000 --export data/gpt-neo-mini
 
 A file is one book, or many: `name.txt` (or `.txt.xz`) with `name.manifest.json`
 beside it, a list of {"title", "year", "offset", "bytes"}. Stopped at any moment,
@@ -10,12 +10,11 @@ functions of the step alone, all else is in the checkpoint. The step count may b
 changed until the decay begins. A finished run can be taken further with the rate
 raised again, as in WSD-S (Wen et al. 2024, "Understanding warmup-stable-decay"):
 
-    python -m helpers.study.pretrain BOOKS... --out RUN --steps 14000 --again-from 8000
+    course pretrain BOOKS... --out RUN --steps 14000 --again-from 8000
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import lzma
 import math
@@ -365,42 +364,3 @@ All published before 1931, in the public domain in the United States. None by Le
 
 {books}
 """  # noqa: E501 (a table row is one line)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("texts", nargs="+", help="plain text files, or .txt.xz")
-    parser.add_argument("--out", required=True, help="run folder: tokens, checkpoints, log")
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=16, help="windows of 256 tokens a step")
-    parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--warmup", type=int, default=100, help="steps")
-    parser.add_argument("--decay", type=float, default=0.4, help="share of the steps at the end")
-    parser.add_argument(
-        "--again-from",
-        type=int,
-        default=0,
-        metavar="STEP",
-        help="a finished run's step: the rate is raised again there, and the schedule counts from there",
-    )
-    parser.add_argument("--held-out", type=int, default=40, help="segments of 1,280 tokens")
-    parser.add_argument("--evaluate-every", type=int, default=500, help="steps")
-    parser.add_argument("--save-every", type=float, default=4, help="minutes")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument(
-        "--bfloat16",
-        action="store_true",
-        help="matrix products in bfloat16: twice the speed "
-        "where the processor has it (avx512_bf16 or amx_bf16 in lscpu), half the speed elsewhere",
-    )
-    parser.add_argument("--export", metavar="FOLDER", help="when trained, write the model there")
-    args = parser.parse_args()
-    train(args)
-    if args.export:
-        export(Path(args.out), Path(args.export))
-
-
-if __name__ == "__main__":
-    main()

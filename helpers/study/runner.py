@@ -1,10 +1,10 @@
 """Record the runs behind the verdicts: one JSON file a run under build/study1/, packed into data/evidence at the end.
 
-    python -m helpers.study.runner --dry-run           what would run, and about how long
-    python -m helpers.study.runner                     run what is missing; stop and go on at any time
-    python -m helpers.study.runner --books FOLDER      with the real authors as a second test
-    python -m helpers.study.runner --profile smollm2   the same study on the real pretrained model
-    python -m helpers.study.runner --texts alice --plans full attention+embeddings      a part of it first
+    course study first --dry-run           what would run, and about how long
+    course study first                     run what is missing; stop and go on at any time
+    course study first --books FOLDER      with the real authors as a second test
+    course study first --profile smollm2   the same study on the real pretrained model
+    course study first --texts alice --plans full attention+embeddings      a part of it first
 
 Every number comes from data/evidence/PROTOCOL.md, which must be committed before the first run. Each file
 stores the hash of that page and of the model. A file that was made with another one is named, and nothing
@@ -16,13 +16,11 @@ stopped early still holds whole pairs. Two processes with one thread each.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import copy
 import subprocess
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -431,38 +429,42 @@ def print_plan(study: Study, stages: Iterable[str], n_processes: int) -> float:
     return total
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--profile", default="tiny", help="tiny (the miniature) or smollm2")
-    parser.add_argument("--folder", type=Path, default=WORK, help="where run files go")
-    parser.add_argument(
-        "--books", type=Path, help="a folder with the real authors, e.g. alice.txt and poe.txt"
-    )
-    parser.add_argument("--stages", nargs="+", choices=STAGES, help="only these")
-    parser.add_argument(
-        "--seeds", type=int, help="at most so many main seeds (the protocol says how many in all)"
-    )
-    parser.add_argument("--plans", nargs="+", default=[], help="only these plans now; the others later")
-    parser.add_argument("--texts", nargs="+", default=[], choices=AUTHORS, help="only these texts now")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
-    parser.add_argument(
-        "--start-over", action="store_true", help="first delete this model's recorded evidence"
-    )
-    args = parser.parse_args(arguments)
-    study = study_of(args)
-    stages = args.stages or [s for s in STAGES if s in study.numbers["stages"]]
-    if args.folder == WORK:
+def record(
+    profile: str = "tiny",
+    folder: Path = WORK,
+    books: Path | None = None,
+    stages: Sequence[str] = (),
+    n_seeds: int | None = None,
+    plans: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    n_processes: int = 2,
+    dry_run: bool = False,
+    anew: bool = False,
+) -> None:
+    """Say what would run, then run what is missing.
+
+    Args:
+        folder: where run files go; PROTOCOL.md may lie there.
+        books: a folder with the real authors; None leaves the stage out.
+        stages, plans, texts: only these now; none for all.
+        n_seeds: at most so many main seeds.
+        anew: first delete this model's records.
+
+    Raises:
+        SystemExit, ProtocolError, RecordError: the study cannot start or go on.
+    """
+    study = study_of(profile, folder, books, plans, texts, n_seeds)
+    require_known("stage", stages, STAGES)
+    stages = stages or [s for s in STAGES if s in study.numbers["stages"]]
+    if folder == WORK:
         unpack(EVIDENCE, WORK)
-    print_plan(study, stages, args.processes)
-    if args.dry_run:
-        return 0
-    require_committed(page_of(args.folder))
-    if args.start_over:
+    print_plan(study, stages, n_processes)
+    if dry_run:
+        return
+    require_committed(page_of(folder))
+    if anew:
         start_over(study)
-        if args.folder == WORK:
+        if folder == WORK:
             drop(EVIDENCE, profiles.PROFILES[study.profile])
     model_hash = prepare(study)
     for stage in stages:
@@ -470,10 +472,9 @@ def main(arguments: list[str] | None = None) -> int:
             print("Stage books: left out, no --books FOLDER")
             continue
         refuse_stale(study, recorded_jobs(study), model_hash)
-        run_stage(study, stage, args.processes)
-    if args.folder == WORK:
+        run_stage(study, stage, n_processes)
+    if folder == WORK:
         pack(WORK, EVIDENCE)
-    return 0
 
 
 def page_of(folder: Path) -> Path:
@@ -482,27 +483,36 @@ def page_of(folder: Path) -> Path:
     return own if own.exists() or folder != WORK else PAGE
 
 
-def study_of(args) -> Study:
-    try:
-        profile, protocol = profiles.current(args.profile), read_protocol(page_of(args.folder))
-        numbers = protocol[args.profile]
-    except (profiles.ProfileError, ProtocolError) as error:
-        raise SystemExit(str(error)) from error
-    study = Study(
-        args.profile,
-        profile.model_name,
-        args.folder,
-        args.books,
-        protocol,
-        tuple(args.plans),
-        tuple(args.texts),
-    )
+def require_known(what: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ProtocolError where a word is none of those that are known."""
+    if unknown := [word for word in asked if word not in known]:
+        raise ProtocolError(f"The study has no {what} '{unknown[0]}'. It has: {', '.join(known)}.")
+
+
+def study_of(
+    profile_name: str,
+    folder: Path,
+    books: Path | None,
+    plans: Sequence[str],
+    texts: Sequence[str],
+    n_seeds: int | None,
+) -> Study:
+    """The study of one model, as its protocol has it.
+
+    Raises:
+        ProfileError, ProtocolError: the protocol has no such profile, text or plan.
+    """
+    profile, protocol = profiles.current(profile_name), read_protocol(page_of(folder))
+    numbers = protocol[profile_name]
+    require_known("text", texts, AUTHORS)
     known = [*numbers["deciding_plans"], *numbers["other_plans"]]
-    if unknown := [p for p in args.plans if p not in known]:
-        raise SystemExit(f"The study of this profile has no plan '{unknown[0]}'. It has: {', '.join(known)}.")
-    if args.seeds:
-        numbers["seeds"]["main"] = min(args.seeds, numbers["seeds"]["main"])
-    return study
+    if unknown := [p for p in plans if p not in known]:
+        raise ProtocolError(
+            f"The study of this profile has no plan '{unknown[0]}'. It has: {', '.join(known)}."
+        )
+    if n_seeds:
+        numbers["seeds"]["main"] = min(n_seeds, numbers["seeds"]["main"])
+    return Study(profile_name, profile.model_name, folder, books, protocol, tuple(plans), tuple(texts))
 
 
 def prepare(study: Study) -> str:
@@ -531,10 +541,3 @@ def recorded_jobs(study: Study) -> list[Job]:
         for r in study.protocol["decisions"]["ladder"]
         if r not in grid_of(study, p)
     ]
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RecordError as error:
-        sys.exit(f"error: {error}")

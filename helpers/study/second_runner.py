@@ -1,10 +1,10 @@
 """Record the runs of the second study: one JSON file a run, under build/study2/runs/.
 
-    python -m helpers.study.second_runner --dry-run            how many runs there are, and about how long they take
-    python -m helpers.study.second_runner                      make what is missing; stop and go on at any time
-    python -m helpers.study.second_runner --workers 1          one process, for a busy machine
-    python -m helpers.study.second_runner --profile smollm2    one base only
-    python -m helpers.study.second_runner --stages first       a part of the order only
+    course study second --dry-run            how many runs there are, and about how long they take
+    course study second                      make what is missing; stop and go on at any time
+    course study second --workers 1          one process, for a busy machine
+    course study second --profile smollm2    one base only
+    course study second --stages first       a part of the order only
 
 Every number comes from data/evidence/PROTOCOL-2.md, which must be committed before the first run. Each record
 stores the hash of that page and of the base. A record that was made with another one is named, and nothing runs
@@ -13,15 +13,13 @@ until it is out of the way. Workers have one thread each and stand back behind e
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import json
-import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from helpers.profiles import ProfileError
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.runner import require_committed
 from helpers.study.workers import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
@@ -29,42 +27,43 @@ from helpers.study.workers import cancelled_by_ctrl_c, executor, stopped_by_ctrl
 NICENESS = 10
 
 
-def main(arguments: list[str] | None = None) -> int:
+def record(
+    profile_names: Sequence[str] = (),
+    stages: Sequence[str] = (),
+    n_workers: int = 2,
+    page: Path | None = None,
+    folder: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Say what would run, then make the runs that are missing.
+
+    Args:
+        profile_names, stages: only these sections and parts of the order; none for all.
+        n_workers: processes with one thread each; 0 for none beside this one.
+        page: the protocol; None for the second study's own.
+        folder: where to write; None for build/study2.
+
+    Raises:
+        SystemExit, ProtocolError, ProfileError, StudyError: the study cannot start or go on.
+    """
     from helpers.study import second_study
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--profile", nargs="+", default=[], help="only these sections of the protocol: tiny, smollm2"
-    )
-    parser.add_argument("--stages", nargs="+", default=[], help="only these parts of the order")
-    parser.add_argument(
-        "--workers", type=int, default=2, help="processes with one thread each; 0: none beside this one"
-    )
-    parser.add_argument("--page", type=Path, default=second_study.PAGE, help="the protocol")
-    parser.add_argument("--folder", type=Path, help="where to write (build/study2)")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would run")
-    args = parser.parse_args(arguments)
-    try:
-        protocol = read_protocol(args.page)
-        studies = [
-            second_study.open_study(p, protocol, args.folder and args.folder.resolve())
-            for p in args.profile or protocol["study"]["profiles"]
-        ]
-        queue = queue_of(studies, args.stages)
-        print_plan(queue, args.workers)
-        if args.dry_run:
-            return 0
-        require_committed(args.page)
-        require_fresh(studies)
-    except (ProtocolError, ProfileError, second_study.StudyError) as error:
-        raise SystemExit(str(error)) from error
-    run_all([(s, j) for s, j in queue if not s.record_path(j).exists()], args.workers)
-    return 0
+    page = page or second_study.PAGE
+    protocol = read_protocol(page)
+    studies = [
+        second_study.open_study(name, protocol, folder and folder.resolve())
+        for name in profile_names or protocol["study"]["profiles"]
+    ]
+    queue = queue_of(studies, stages)
+    print_plan(queue, n_workers)
+    if dry_run:
+        return
+    require_committed(page)
+    require_fresh(studies)
+    run_all([(s, j) for s, j in queue if not s.record_path(j).exists()], n_workers)
 
 
-def queue_of(studies: list, stages: list[str]) -> list[tuple]:
+def queue_of(studies: list, stages: Sequence[str]) -> list[tuple]:
     """(study, job) in order: a stage of each base in turn, before the next stage begins."""
     from helpers.study.second_study import jobs_of
 
@@ -167,7 +166,3 @@ def print_plan(queue: list[tuple], n_workers: int) -> float:
         f"{n_workers} workers"
     )
     return sum(hours.values())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

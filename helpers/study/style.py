@@ -1,6 +1,6 @@
 """Do the course's texts carry style, not only topic? Ask the real authors.
 
-    python -m helpers.study.style --alice ALICE.txt --edgar POE.txt
+    course style --alice ALICE.txt --edgar POE.txt
 
 Trains the miniature on alice_style.txt and on edgar_style.txt, equally long and at one rate, and
 measures both on windows of the real books. Style is carried if each book is predicted better by the
@@ -11,9 +11,7 @@ than that.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import sys
 from pathlib import Path
 
 import torch
@@ -78,22 +76,15 @@ def compare_on(books: dict[str, Path], steps: int) -> dict:
     return report
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--alice", type=Path, required=True, help="a real book of Carroll")
-    parser.add_argument("--edgar", type=Path, required=True, help="real tales of Poe")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=WORK / "style.json")
-    args = parser.parse_args()
-    report = compare_on({"alice": args.alice, "edgar": args.edgar}, args.steps)
+def write(alice: Path, edgar: Path, steps: int = 40, out: Path = WORK / "style.json") -> bool:
+    """Compare on a real book of each author, print and keep what was found.
+
+    Returns:
+        Whether each difference is two standard errors or more.
+    """
+    report = compare_on({"alice": alice, "edgar": edgar}, steps)
     for author, row in report["books"].items():
         print(f"{author}: " + ", ".join(f"{k} {v}" for k, v in row.items()))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, report)
-    return 0 if all(row["standard_errors"] >= 2 for row in report["books"].values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, report)
+    return all(row["standard_errors"] >= 2 for row in report["books"].values())

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-REMEDY = "Restore it from the repository, or move it away and record it anew with `make evidence`."
+REMEDY = "Restore it from the repository, or move it away and record it anew with `course study first`."
 DEPTH = 6  # a record lies at most so many folders below its Parquet file
 
 

@@ -13,33 +13,38 @@ command goes on; with more --steps a finished run does. In several processes:
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import math
-import os
-import signal
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-if __name__ == "__main__":  # Ctrl-C while torch is being read, which takes seconds
+if __name__ == "__main__":  # before torch is read, so that --help need not wait for it
+    # Run as a script this file is another module than `helpers.training.shell`, whose errors the others know.
+    import signal
 
-    def stop_at_once(number, frame):
-        print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
-        os._exit(130)
+    from helpers.training.interrupts import stop_at_once
 
     signal.signal(signal.SIGINT, stop_at_once)
+    from helpers.training.command import alone, answer
+
+    def carry_out():
+        return importlib.import_module("helpers.training.shell").carry_out
+
+    code = answer(alone(carry_out), None, "python -m helpers.training.shell")
+    if "helpers.training.shell" in sys.modules:
+        importlib.import_module("helpers.training.processes").end(code)
+    sys.exit(code)
 
 import torch
 
 from helpers import profiles
 from helpers.costs import Budget, BudgetError, budget
 from helpers.freezing import FreezePlan, PlanError
-from helpers.measuring import Retention, held_out_loss, sample_text
+from helpers.measuring import CATASTROPHIC, Retention, evaluating, held_out_loss, sample_text, sample_windows
 from helpers.models import (
     AnatomyError,
     LossError,
@@ -50,6 +55,7 @@ from helpers.models import (
     load_model,
     load_tokenizer,
     n_positions,
+    require_next_token_model,
     require_weights,
     weight_hash,
 )
@@ -57,7 +63,9 @@ from helpers.profiles import ProfileError
 from helpers.session import machine_class, versions
 from helpers.texts import Corpus, TextError, load_corpus, tensor_of
 from helpers.training import locks
+from helpers.training.afterwards import apply, asked_share, judgement, measured_rewind
 from helpers.training.checkpoints import CheckpointError
+from helpers.training.command import TrainWords, alone, answer, say
 from helpers.training.deltas import BaseRecord, DeltaError, base_record, save_delta
 from helpers.training.folders import (
     CHECKPOINTS,
@@ -70,14 +78,15 @@ from helpers.training.folders import (
 from helpers.training.loop import FitResult, fit
 from helpers.training.processes import (
     ProcessError,
-    end,
     from_all,
     is_main,
     join,
     n_processes,
     require_processes,
 )
+from helpers.training.replay import Replay
 from helpers.training.reports import as_dict, delta_line, growth, median, peak_memory, print_report
+from helpers.training.rewinding import RewindError
 from helpers.training.runs import Run, TrainingError, TrainSettings, arithmetic
 
 BAD_INPUT = (
@@ -92,6 +101,7 @@ BAD_INPUT = (
     DeltaError,
     LossError,
     ProcessError,
+    RewindError,
     locks.LockError,
 )
 
@@ -99,32 +109,26 @@ BAD_INPUT = (
 SAMPLE = 60  # tokens
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m helpers.training.shell",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--text", required=True, metavar="FILE", help="plain text, UTF-8")
-    p.add_argument(
-        "--out", required=True, metavar="RUN", help="folder for checkpoints, weights and report.json"
-    )
-    p.add_argument(
-        "--profile", help=f"{', '.join(profiles.PROFILES)} (default: gpt-neo with a GPU, else tiny)"
-    )
-    p.add_argument("--model", help="a model folder or hub name in place of the profile's")
-    way = p.add_mutually_exclusive_group()
-    way.add_argument("--freeze", metavar="WHAT", help="what stays fixed, e.g. attention+embeddings, or none")
-    way.add_argument("--only", metavar="WHAT", help="what trains, e.g. norms, attention, mlp-out")
-    p.add_argument("--steps", type=int, help="optimizer steps")
-    p.add_argument("--lr", type=float, help="learning rate")
-    p.add_argument("--seed", type=int, default=0, help="order of the text")
-    p.add_argument("--batch", type=int, help="windows a step")
-    p.add_argument("--micro-batch", type=int, help="windows at a time in memory")
-    p.add_argument("--length", type=int, help="tokens a window")
-    p.add_argument("--processes", type=int, help="refuse to start unless the launcher has made so many")
-    p.add_argument("--prompt", help="begin the sample with this (default: the first words of the test text)")
-    return p
+@dataclass(frozen=True)
+class PatientSettings(TrainSettings):
+    """Settings of a run that may end early.
+
+    Attributes:
+        patience: end when the held-out loss has not been lower for so many steps.
+    """
+
+    patience: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.patience < 1:
+            raise TrainingError(f"--patience must be 1 step or more; found {self.patience}.")
+
+    def is_over(self, evaluations: list[dict]) -> bool:
+        if not evaluations:
+            return False
+        best = min(evaluations, key=lambda e: e["held_out_loss"])
+        return evaluations[-1]["step"] - best["step"] >= self.patience
 
 
 @dataclass
@@ -141,14 +145,19 @@ class Setup:
     out: Path
     memory_before: int | None  # bytes, before the model was loaded; None where the system does not tell
     mine: dict = field(default_factory=dict)  # what this run is, for its folder
+    replay_weight: float | None = None
+    rewind: str | None = None  # "auto" or a number, as it was asked for
 
 
-def prepare(args: argparse.Namespace) -> Setup:
+def prepare(args: TrainWords) -> Setup:
     """Check every input, cheapest first, then load the model. Raises the errors of `BAD_INPUT`; writes nothing."""
     require_words(args)
     profile = profiles.current(args.profile, args.model)
     plan = FreezePlan.parse(freeze=args.freeze, only=args.only)
-    settings = TrainSettings(
+    asked_share(args.rewind)
+    patience = {} if args.patience is None else {"patience": args.patience}
+    settings = (PatientSettings if patience else TrainSettings)(
+        **patience,
         n_steps=profile.n_steps if args.steps is None else args.steps,
         rate=args.lr
         if args.lr is not None
@@ -176,10 +185,13 @@ def prepare(args: argparse.Namespace) -> Setup:
     require_intervals(corpus, length)
     require_batch(settings.batch, corpus)
     require_prompt(args.prompt, tokenizer, config)
-    at_a_time = min(settings.micro_batch or settings.batch, -(-settings.batch // n_processes()))
-    predicted = budget(config, plan, at_a_time, length)  # the plan meets the model here
+    predicted = budget(config, plan, at_a_time(settings), length)  # the plan meets the model here
     memory = peak_memory()
-    setup = Setup(profile, load_model(source), tokenizer, corpus, plan, settings, predicted, out, memory)
+    model = load_model(source)
+    with evaluating(model):
+        require_next_token_model(model, tensor_of(corpus.train)[:1, :16].to(next(model.parameters()).device))
+    setup = Setup(profile, model, tokenizer, corpus, plan, settings, predicted, out, memory)
+    setup.replay_weight, setup.rewind = args.replay, args.rewind
     setup.mine = {
         "text_sha256": corpus.sha256,
         "model_hash": weight_hash(setup.model),
@@ -187,12 +199,18 @@ def prepare(args: argparse.Namespace) -> Setup:
         "length": length,
         **asdict(settings),
         "arithmetic": arithmetic(),
+        **({} if args.replay is None else {"replay": args.replay}),
     }
     refuse_other(out, setup.mine)
     return setup
 
 
-def require_words(args: argparse.Namespace) -> None:
+def at_a_time(settings: TrainSettings) -> int:
+    """Windows that one process has in memory at once."""
+    return min(settings.micro_batch or settings.batch, -(-settings.batch // n_processes()))
+
+
+def require_words(args: TrainWords) -> None:
     """Raises ProfileError where a word of the command cannot be a path, or is no text."""
     for name in ("text", "out", "model", "prompt", "profile", "freeze", "only"):
         word = getattr(args, name)
@@ -264,6 +282,13 @@ def run(setup: Setup, prompt: str | None) -> dict:
             "damaged or overflow. Load it again from its source."
         )
     retention = Retention.sampled_from(model, setup.profile.retention_windows, test.size(1), seed=1234)
+    replay = None
+    if setup.replay_weight is not None:  # on other windows than those that forgetting is measured on
+        own_text = sample_windows(model, setup.profile.retention_windows, test.size(1), seed=9012)
+        replay = Replay(model, own_text, setup.replay_weight, seed=setup.settings.seed)
+        setup.predicted = budget(
+            model.config, setup.plan, at_a_time(setup.settings), test.size(1), replay=replay.size
+        )
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     in_every_process(
@@ -277,12 +302,22 @@ def run(setup: Setup, prompt: str | None) -> dict:
         setup.settings,
         evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean},
         folder=setup.out / CHECKPOINTS,
+        replay=replay,
     )
     seconds = time.perf_counter() - began
     result.use_best(model)
     if not is_main():
         return {"proof_ok": result.proof.ok}  # the main process measures and writes for all
+    found = None
+    if setup.rewind or retention.forgetting(model).mean >= CATASTROPHIC:
+        dev_loss = result.history.evaluations[0]["held_out_loss"]  # of the base: step 0
+        found = measured_rewind(
+            model, retention, lambda m: held_out_loss(m, dev).mean, dev_loss, asked_share(setup.rewind)
+        )
+    if setup.rewind:
+        apply(model, retention, found)
     after, forgotten = held_out_loss(model, test), retention.forgetting(model)
+    n_taken = len(result.history.steps)
     report = {
         "plan": setup.plan.slug,
         "n_trainable": setup.predicted.n_trainable,
@@ -300,7 +335,12 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "seed": setup.settings.seed,
         "rate": setup.settings.rate,
         "n_steps": setup.settings.n_steps,
+        "steps_taken": n_taken,
         "best_step": result.best_step,
+        "patience": getattr(setup.settings, "patience", None),
+        "replay": replay and replay.identity,
+        "rewind": found.as_dict() if found and setup.rewind else None,
+        "judgement": judgement(result.best_step, n_taken, forgotten.mean, found, bool(setup.rewind)),
         "model_hash": base.weight_hash,
         "tuned_hash": weight_hash(model),
         "text": corpus.name,
@@ -318,6 +358,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     }
     write_report(setup.out, report)
     print_report(report, result, before, after, forgotten)
+    print(f"\n{report['judgement']}")
     return report
 
 
@@ -340,38 +381,32 @@ def in_every_process(work: Callable):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0: done; 2: it could not be done, said in one line; 1: the proof failed; 130: interrupted."""
-    write_any_letter()
-    args = parser().parse_args(arguments)
+    """The command, as `python -m helpers.training.shell` runs it."""
+    return answer(alone(lambda: carry_out), arguments, "python -m helpers.training.shell")
+
+
+def carry_out(args: TrainWords) -> int:
+    """Exit code 0: done; 1: the proof failed; 130: interrupted; 2, in a process beside the main one: bad input.
+
+    Raises:
+        The errors of `BAD_INPUT`, in the main process; a ProcessError in each.
+    """
     try:
         report = report_of(args)
-        if is_main():
-            print(
-                f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}",
-                flush=True,
-            )
-        return 0 if report["proof_ok"] else 1
     except BAD_INPUT as error:
         if is_main() or isinstance(error, ProcessError):
-            say(f"error: {error}")
-        return 2
+            raise
+        return 2  # the main process says it for all
     except KeyboardInterrupt:
         if is_main():
             say(where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS)))
         return 130
-    except BrokenPipeError:  # as in `… | head`: nobody reads on
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
-        say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
-        return 2
-    except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
-        say(
-            f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
-            f"{kept_traceback()}"
-        )
-        return 2
+    if is_main():
+        print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
+    return 0 if report["proof_ok"] else 1
 
 
-def report_of(args: argparse.Namespace) -> dict:
+def report_of(args: TrainWords) -> dict:
     """Check, train and measure what the command asks for."""
     try:
         join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
@@ -382,40 +417,3 @@ def report_of(args: argparse.Namespace) -> dict:
     finally:
         if "\0" not in args.out:
             locks.give_back(args.out)
-
-
-# --- the terminal ------------------------------------------------------------------
-
-
-def write_any_letter() -> None:
-    """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def say(line: str) -> None:
-    """One line on stderr, whatever an error's own words hold."""
-    print(" ".join(line.split()), file=sys.stderr)
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says."""
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0][:300]}" if words else type(error).__name__
-
-
-def kept_traceback() -> str:
-    """Write the traceback of the error in progress to a file of its own; says where, or that it could not."""
-    try:
-        descriptor, name = tempfile.mkstemp(prefix="helpers-train-", suffix=".txt")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(traceback.format_exc())
-    except OSError as error:
-        return f"Its traceback could not be written ({error})."
-    return f"Its traceback is in '{name}'."
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    end(main())

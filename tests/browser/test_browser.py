@@ -1,6 +1,6 @@
 """The course in JupyterLab, in a real browser, as a learner meets it.
 
-One JupyterLab for the file, started as `make lab` starts it. Notebooks 00 and 02 are run there once; most tests
+One JupyterLab for the file, started as `course lab` starts it. Notebooks 00 and 02 are run there once; most tests
 look at those two pages. Screenshots go to ``build/screenshots``, to be looked at.
 """
 

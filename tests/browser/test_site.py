@@ -258,7 +258,7 @@ def test_every_external_link_is_in_the_list(pages):
     seen, slug = check_links.read_list(ROOT), badges.repository()
     used = {link for name, page in pages.items() for link in links_of(page, name) if link.startswith("http")}
     unknown = {link for link in used if not check_links.is_own(link, slug)} - set(seen)
-    assert not unknown, "run python -m publishing.links"
+    assert not unknown, "run course links"
 
 
 def test_a_link_into_the_repository_names_a_file_of_it(pages):

@@ -155,7 +155,7 @@ Frame({"number": number}, {"said": 20}, answer, lambda: (Figure(figsize=(2, 1)),
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """A notebook of one widget, run as `make course` and `make notebooks` run it; and its path."""
+    """A notebook of one widget, run as `make course` and `course notebooks` run it; and its path."""
     folder = tmp_path_factory.mktemp("widget")
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     settings = KERNEL_SETTINGS | {"PYTHONPATH": str(ROOT)}

@@ -164,7 +164,7 @@ def test_a_run_that_diverged_leaves_a_gap():
 
 
 def test_a_folder_without_runs_and_a_mixed_one_are_refused(tmp_path, folder):
-    with pytest.raises(RunsError, match="make evidence"):
+    with pytest.raises(RunsError, match="course study first"):
         loss_explorer(tmp_path / "nothing")
     (folder / "other.json").write_text(json.dumps(run(model_hash="b")))
     with pytest.raises(RunsError, match="2 models"):

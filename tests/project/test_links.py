@@ -25,7 +25,7 @@ def small_course(folder):
 
 
 def test_every_external_address_is_in_the_list():
-    assert set(check_links.read_list(ROOT)) == check_links.external(ROOT), "run python -m publishing.links"
+    assert set(check_links.read_list(ROOT)) == check_links.external(ROOT), "run course links"
 
 
 def test_the_list_says_when_each_was_seen():

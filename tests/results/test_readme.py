@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_lessons_and_verdicts_are_up_to_date():
-    assert refresh_readme.rendered(README) == README, "run: python -m publishing.readme"
+    assert refresh_readme.rendered(README) == README, "run: course results --readme"
 
 
 def test_every_notebook_has_a_row_and_a_badge_that_opens_it():
@@ -51,13 +51,15 @@ def test_the_recorded_verdicts_are_of_the_shipped_miniature():
 
 def test_the_recorded_verdicts_are_those_of_the_scoreboard():
     entries = json.loads(refresh_readme.RECORDED.read_text("utf-8"))
-    assert published(entries) == entries, "the evidence says something else by now; run: make results"
+    assert published(entries) == entries, "the evidence says something else by now; run: course results"
 
 
 def test_a_new_miniature_would_make_the_evidence_stale():
     runs = read_runs(RUNS)
     mini = weight_hash(load_model(TINY.model, device="cpu"))
-    assert runs and all(r["model_hash"] == mini for r in runs), "record the evidence again: make evidence"
+    assert runs and all(r["model_hash"] == mini for r in runs), (
+        "record the evidence again: course study first"
+    )
     style = read_record(ROOT / "data" / "evidence" / "style.json")
     assert style["model_hash"] == mini
 

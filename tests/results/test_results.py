@@ -39,7 +39,7 @@ PICTURES = sorted(write_results.RESULTS.glob("*.png"))
 
 
 def test_pages_and_pictures_are_up_to_date():
-    assert not write_results.differences(), "run: make results"
+    assert not write_results.differences(), "run: course results"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -391,7 +391,7 @@ def test_without_any_evidence_the_index_says_what_would_record_it(place):
     (place / "empty").mkdir()
     write_results.write(place / "results", place / "empty")
     said = (place / "results" / "README.md").read_text()
-    assert "Not recorded yet: `make evidence`." in said and "`make benchmark`" in said
+    assert "Not recorded yet: `course study first`." in said and "`course benchmark`" in said
 
 
 def test_the_date_of_the_protocol_is_kept_for_copies_without_a_history(place, monkeypatch):

@@ -9,8 +9,7 @@ import pytest
 
 from helpers.measuring.comparison import forgetting_at, forgetting_without_blocks
 from helpers.measuring.decisions import FAILS, FEW, HOLDS, IN_PART, UNDECIDED, UNTESTED
-from helpers.results import printed as print_scoreboard
-from helpers.results.claims import made, on_models, record
+from helpers.results.claims import ClaimError, made, on_models, record
 from helpers.results.evidence import (
     Evidence,
     forgetting_findings,
@@ -20,6 +19,7 @@ from helpers.results.evidence import (
 )
 from helpers.results.notes import weakest
 from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
+from support.commands import course
 from support.records import a_long_run, a_run, evidence
 
 
@@ -274,7 +274,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_script_prints_what_the_records_say_and_the_entries_can_be_recorded(folder, capsys):
     place = folder(evidence({"attention+embeddings": 0.25}))
-    assert print_scoreboard.main(["--folder", str(place)]) == 0
+    assert course("study", "verdicts", "--folder", place) == 0
     said = capsys.readouterr().out
     assert "| C10 |" in said and "**holds**" in said and "of 5 runs reach the level" in said
     found = read_evidence("gpt-neo-mini", place)
@@ -285,8 +285,8 @@ def test_the_script_prints_what_the_records_say_and_the_entries_can_be_recorded(
 
 
 def test_without_records_the_script_says_how_to_get_them(tmp_path):
-    with pytest.raises(SystemExit, match="make evidence"):
-        print_scoreboard.main(["--folder", str(tmp_path)])
+    with pytest.raises(ClaimError, match="course study first"):
+        course("study", "verdicts", "--folder", tmp_path)
 
 
 # --- a study that is still growing -------------------------------------------------

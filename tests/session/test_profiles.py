@@ -128,7 +128,7 @@ def test_smollm2_on_real_books_says_that_they_may_have_been_seen(fetched, monkey
 def test_smollm2_that_was_not_fetched_says_what_to_run_and_how_large_it_is(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     with pytest.raises(
-        ProfileError, match="Run 'make smollm2'.*93 MB.*542 MB.*COURSE_PROFILE=tiny works without it"
+        ProfileError, match="Run 'course model'.*93 MB.*542 MB.*COURSE_PROFILE=tiny works without it"
     ):
         current("smollm2")
 

@@ -54,7 +54,7 @@ def colab(monkeypatch):
 def test_every_notebook_opens_with_the_same_set_up_cell(book):
     first = code_cells(nbformat.read(book, as_version=4))[0]
     assert first.source == badges.set_up_cell(badges.repository(), badges.revision()), (
-        "run: make badges REPO=…"
+        "run: course badges --repo …"
     )
     assert len(first.source.splitlines()) <= 4
     assert first.metadata.tags == ["nbval-ignore-output"] and first.metadata.reason

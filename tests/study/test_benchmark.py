@@ -15,6 +15,7 @@ from helpers.study import measured_costs as benchmarks
 from helpers.study import memory as measure_memory
 from helpers.study.measured_costs import BENCHMARK, MEMORY, BenchmarkError
 from helpers.study.records import is_recorded
+from support.commands import course
 from support.costs import FLOPS, pretend
 
 
@@ -59,8 +60,7 @@ def test_engines_that_compute_another_loss_are_no_pair():
 
 def run_benchmark(monkeypatch, file, *arguments, run=pretend):
     monkeypatch.setattr(benchmark.measure_group, "__defaults__", (run,))
-    monkeypatch.setattr("sys.argv", ["benchmark.py", "--shape", "small", "--file", str(file), *arguments])
-    benchmark.main()
+    course("benchmark", "--shape", "small", "--file", file, *arguments)
 
 
 def test_a_benchmark_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
@@ -193,12 +193,11 @@ def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypat
         "add_prediction",
         lambda p, shape: p | {"predicted": point_of_main["predicted"], "ratio": 1.0},
     )
-    monkeypatch.setattr("sys.argv", ["measure_memory.py", "--shape", "small", "--file", str(file)])
     with pytest.raises(SystemExit):
-        measure_memory.main()
+        course("memory", "--shape", "small", "--file", file)
     n_before = len(json.loads(file.read_text())["points"])
     hurdle.append("gone")
-    measure_memory.main()
+    course("memory", "--shape", "small", "--file", file)
     record = json.loads(file.read_text())
     assert 0 < n_before < len(record["points"]) == 4 * len(COURSE_PLANS)
     assert {t["plan"] for t in record["times"]} == set(COURSE_PLANS) - {"full"}
@@ -233,7 +232,7 @@ def test_the_time_claim_needs_more_than_one_pair_and_a_gain_that_counts():
 
 
 def test_a_file_that_is_not_there_says_how_it_is_made(tmp_path):
-    with pytest.raises(BenchmarkError, match="make benchmark"):
+    with pytest.raises(BenchmarkError, match="course benchmark"):
         benchmarks.read(tmp_path / "benchmark.json")
 
 

@@ -19,6 +19,7 @@ from helpers.study.laboratory import StudySettings
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import Rate
 from helpers.study.records import rounded, slim, write_record
+from support.commands import course
 
 SMALL = """# A small study
 
@@ -109,7 +110,7 @@ def small_study(tmp_path, small_model, monkeypatch):
 
 
 def record(folder, *more):
-    return evidence.main(["--folder", str(folder), "--processes", "0", *map(str, more)])
+    return course("study", "first", "--folder", folder, "--processes", "0", *more)
 
 
 def files(folder):
@@ -333,7 +334,7 @@ def test_each_model_trains_in_the_precision_that_the_page_names():
 
 
 def test_a_plan_that_the_study_does_not_have_is_named(small_study):
-    with pytest.raises(SystemExit, match="no plan 'ful'. It has: full"):
+    with pytest.raises(ProtocolError, match="no plan 'ful'. It has: full"):
         record(small_study, "--plans", "ful")
 
 

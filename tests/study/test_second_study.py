@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from helpers.models.loading import build_model, load_model, load_tokenizer, mini_config, weight_hash
 from helpers.profiles import ROOT, TINY
-from helpers.study import second_runner as script
 from helpers.study import second_study
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.second_study import Job, StudyError, do, jobs_of, open_study, prepare, settings_of
 from helpers.training.deltas import load_delta
+from support.commands import course
 
 PAGE = """# A small study
 
@@ -307,7 +307,7 @@ def test_windows_of_another_base_are_refused(study, tmp_path):
 
 
 def record(page, tmp_path, *more):
-    return script.main(["--page", str(page), "--folder", str(tmp_path / "study2"), "--workers", "0", *more])
+    return course("study", "second", "--page", page, "--folder", tmp_path / "study2", "--workers", "0", *more)
 
 
 def test_a_dry_run_says_how_many_and_how_long_and_makes_nothing(page, tmp_path, capsys):
@@ -348,7 +348,9 @@ def test_a_study_that_was_killed_goes_on(page, tmp_path, small_model):
     command = [
         sys.executable,
         "-m",
-        "helpers.study.second_runner",
+        "publishing.cli",
+        "study",
+        "second",
         "--page",
         page,
         "--folder",

@@ -1,4 +1,4 @@
-"""A JupyterLab of its own, started as `make lab` starts it, and a learner's hands in it.
+"""A JupyterLab of its own, started as `course lab` starts it, and a learner's hands in it.
 
 What tests/browser/test_browser.py is written with. Nothing here waits for a fixed time: each step waits for what a
 reader would wait for, such as the number that appears beside a cell when it has run.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -77,12 +76,17 @@ class Lab:
     Attributes:
         url: address with a closing slash.
         token: what the address must carry.
-        folder: holds ``notebooks``, a copy that may be changed.
+        folder: holds its settings, and the build folder with the working copy of the notebooks.
     """
 
     url: str
     token: str
     folder: Path
+
+    @property
+    def copies(self) -> Path:
+        """The working copy of the notebooks."""
+        return self.folder / "build" / "lab"
 
     def address(self, name: str, workspace: str = "") -> str:
         """Of a notebook. A workspace of its own keeps the tabs of other notebooks closed."""
@@ -95,17 +99,6 @@ class Lab:
         return set(noted.read_text("utf-8").split()) if noted.exists() else set()
 
 
-def make_lab() -> tuple[dict[str, str], list[str]]:
-    """What `make lab` runs: its environment variables, and its arguments after ``python -m``."""
-    text = (ROOT / "Makefile").read_text("utf-8")
-    line = re.search(r"^\t@(.*)\$\(PY\) -m (jupyterlab .*)\$\(ARGS\)$", text, re.MULTILINE)
-    if line is None:
-        raise LabError(
-            "The Makefile has no line for `make lab` any more: bring tests/support/lab.py up to date."
-        )
-    return dict(word.split("=", 1) for word in shlex.split(line[1])), shlex.split(line[2])
-
-
 def environment(folder: Path) -> dict[str, str]:
     """A reader's, with nothing of this machine's Jupyter settings, and not offline: the lab must ask for nothing."""
     taken = {name for name in os.environ if name.startswith(("JUPYTER", "IPYTHON"))}
@@ -116,7 +109,6 @@ def environment(folder: Path) -> dict[str, str]:
     return (
         kept
         | places
-        | make_lab()[0]
         | {
             "IPYTHONDIR": str(folder / "ipython"),
             "COURSE_BUILD": str(folder / "build"),
@@ -128,10 +120,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def furnish(folder: Path) -> None:
-    """Copy the notebooks, JupyterLab saves them by itself; write settings, and what notes the hosts."""
-    shutil.copytree(
-        ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
-    )
+    """Write settings, and what notes the hosts."""
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH, "utf-8")
     for name, values in SETTINGS.items():
@@ -143,7 +132,7 @@ def furnish(folder: Path) -> None:
 
 @contextmanager
 def running_lab(folder: Path) -> Iterator[Lab]:
-    """JupyterLab over a copy of the notebooks, with this very Python, on a free port.
+    """`course lab` with this very Python, on a free port.
 
     Raises:
         LabError: it ended, or did not answer in time.
@@ -157,7 +146,7 @@ def running_lab(folder: Path) -> Iterator[Lab]:
         options.append("--allow-root")  # containers of CI
     with open(folder / "lab.log", "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *make_lab()[1], *options],
+            [sys.executable, "-m", "publishing.cli", "lab", *options],
             cwd=folder,
             env=environment(folder),
             stdout=log,
@@ -217,7 +206,7 @@ class NotebookPage:
 
     def __init__(self, lab: Lab, context: BrowserContext, name: str, workspace: str = ""):
         self.lab, self.name, self.seen = lab, name, Seen()
-        self.cells = json.loads((lab.folder / "notebooks" / f"{name}.ipynb").read_text("utf-8"))["cells"]
+        self.cells = json.loads((lab.copies / f"{name}.ipynb").read_text("utf-8"))["cells"]
         self.page: Page = context.new_page()
         self.page.set_default_timeout(1000 * SECONDS_FOR_A_STEP)
         self.page.on("request", self.seen.request)

@@ -8,10 +8,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from transformers import BertConfig, BertLMHeadModel
 
+from helpers.measuring import Estimate
 from helpers.models.loading import load_model, load_tokenizer, weight_hash
 from helpers.profiles import ROOT, TINY
+from helpers.training import afterwards
 from helpers.training import shell as train
 from helpers.training.deltas import load_delta
 
@@ -216,3 +220,142 @@ def test_a_disk_that_fills_while_saving_is_said_and_exits_with_2(tmp_path):
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: Could not save") and "run" in last and "Traceback" not in done.stderr
+
+
+# --- ending early, replay and rewinding ------------------------------------------------
+
+
+ALICE = ROOT / "data" / "alice_style.txt"
+
+
+def report_of(place):
+    return json.loads((place / "report.json").read_text("utf-8"))
+
+
+def test_patience_ends_a_run_and_belongs_to_what_the_run_is(tmp_path, capsys):
+    arguments = [
+        "--text",
+        TEXT,
+        "--out",
+        tmp_path / "run",
+        "--profile",
+        "smoke",
+        "--steps",
+        "60",
+        "--lr",
+        "0.5",
+    ]
+    assert call(capsys, *arguments, "--patience", "10")[0] == 0
+    report = report_of(tmp_path / "run")
+    assert report["patience"] == 10 and report["steps_taken"] == report["best_step"] + 10 < 60
+    code, said = call(capsys, *arguments, "--patience", "20")
+    assert code == 2 and "patience" in said.err
+    code, said = call(capsys, *arguments[:2], "--out", tmp_path / "other", *QUICK, "--patience", "0")
+    assert code == 2 and "--patience must be 1 step or more; found 0" in said.err
+
+
+def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(tmp_path, capsys):
+    arguments = [
+        "--text",
+        ALICE,
+        "--out",
+        tmp_path / "run",
+        "--profile",
+        "smoke",
+        "--steps",
+        "10",
+        "--batch",
+        "8",
+        "--batch",
+        "8",
+        "--lr",
+        "3e-4",
+    ]
+    assert call(capsys, *arguments)[0] == 0
+    whole = report_of(tmp_path / "run")
+    assert whole["rewind"] is None
+    code, said = call(capsys, *arguments, "--rewind", "auto")
+    report = report_of(tmp_path / "run")
+    found = report["rewind"]
+    assert code == 0 and 0 < found["share"] < 1 and found["gain_kept"] >= 0.9
+    assert found["forgetting_before"] == pytest.approx(whole["forgetting"]["mean"])
+    assert (
+        found["forgetting_after"] == pytest.approx(report["forgetting"]["mean"]) != found["forgetting_before"]
+    )
+    assert f"Rewinding to {found['share']:g} took forgetting from" in said.out
+    tuned = load_delta(tmp_path / "run" / "delta.safetensors", load_model(TINY.model))
+    assert weight_hash(tuned) == report["tuned_hash"] != whole["tuned_hash"]
+    assert call(capsys, *arguments, "--rewind", "0")[0] == 0
+    assert report_of(tmp_path / "run")["tuned_hash"] == report["model_hash"]
+    assert call(capsys, *arguments, "--rewind", "1")[0] == 0
+    assert report_of(tmp_path / "run")["tuned_hash"] == whole["tuned_hash"]
+
+
+def test_replay_forgets_less_and_belongs_to_what_the_run_is(tmp_path, capsys):
+    arguments = ["--text", ALICE, "--profile", "smoke", "--steps", "10", "--batch", "8", "--lr", "3e-4"]
+    assert call(capsys, *arguments, "--out", tmp_path / "without")[0] == 0
+    assert call(capsys, *arguments, "--out", tmp_path / "with", "--replay", "3")[0] == 0
+    without, with_it = report_of(tmp_path / "without"), report_of(tmp_path / "with")
+    assert with_it["replay"]["weight"] == 3 and without["replay"] is None
+    assert with_it["forgetting"]["mean"] < without["forgetting"]["mean"]
+    assert with_it["predicted_peak_bytes"] > without["predicted_peak_bytes"]
+    code, said = call(capsys, *arguments, "--out", tmp_path / "with", "--replay", "1")
+    assert code == 2 and "replay 3.0 there, 1.0 here" in said.err
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--rewind", "half"], "auto, or a number"),
+        (["--rewind", "1.5"], "auto, or a number"),
+        (["--rewind", "nan"], "auto, or a number"),
+        (["--replay", "0"], "above 0"),
+        (["--replay", "inf"], "above 0"),
+        (["--patience", "-1"], "1 step or more"),
+    ],
+)
+def test_a_lever_that_cannot_be_is_one_line_and_leaves_no_folder(words, expected, tmp_path, capsys):
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK, *words)
+    assert code == 2 and len(said.err.strip().splitlines()) == 1 and expected in said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_is_refused_before_the_folder_is_taken(tmp_path, capsys):
+    config = BertConfig(
+        vocab_size=4096, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path / "encoder")
+    load_tokenizer(TINY.model).save_pretrained(tmp_path / "encoder")
+    code, said = call(
+        capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK, "--model", tmp_path / "encoder"
+    )
+    lines = [line for line in said.err.strip().splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and "next token" in lines[0], said.err
+    assert not (tmp_path / "run").exists()
+
+
+def rewound_to(share, before, after, kept):
+    said = [Estimate(value, value, value, 1, 31, np.array([value])) for value in (before, after)]
+    return afterwards.Rewound(share, kept, {1.0: 3.0}, *said)
+
+
+@pytest.mark.parametrize(
+    "numbers, words",
+    [
+        ((0, 20, 0.1, None, False), ["did not help", "0.10 nats per token: not catastrophic"]),
+        ((20, 20, 0.1, None, False), ["still falling at the last step"]),
+        ((10, 20, 0.6, None, False), ["lowest at step 10 of 20", "0.60 nats per token: catastrophic"]),
+        (
+            (10, 20, 0.6, rewound_to(0.4, 0.6, 0.2, 0.93), False),
+            ["--rewind 0.4 takes forgetting from 0.60 to 0.20 nats per token, and 93% of the gain stays"],
+        ),
+        (
+            (10, 20, 0.2, rewound_to(0.4, 0.6, 0.2, 0.93), True),
+            ["Rewinding to 0.4 took forgetting from 0.60"],
+        ),
+    ],
+)
+def test_the_closing_sentence_says_only_what_was_measured(numbers, words):
+    said = afterwards.judgement(*numbers)
+    assert all(word in said for word in words), said
+    assert ("rewind" in said.lower()) == (numbers[3] is not None)

@@ -250,7 +250,7 @@ def runs_of_one_model(folder: str | Path) -> list[dict]:
     """The recorded runs of a folder. Runs of two models do not belong into one picture."""
     runs = read_runs(folder)
     if not runs:
-        raise RunsError(f"There is no recorded run in '{folder}'. Record some with 'make evidence'.")
+        raise RunsError(f"There is no recorded run in '{folder}'. Record some with 'course study first'.")
     n_models = len({run["model_hash"] for run in runs})
     if n_models > 1:
         raise RunsError(f"The runs in '{folder}' are of {n_models} models. Give the folder of one of them.")

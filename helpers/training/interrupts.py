@@ -1,0 +1,29 @@
+"""Ctrl-C while torch is being read, which takes seconds: the end, and one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def stop_at_once(number, frame) -> None:
+    """What a signal calls: nothing was done yet, so there is nothing to tidy."""
+    print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+@contextmanager
+def ctrl_c_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the program without a word of Python's; afterwards it is a KeyboardInterrupt, as always."""
+    try:
+        before = signal.signal(signal.SIGINT, stop_at_once)
+    except ValueError:  # not in the main thread, where nobody's Ctrl-C arrives
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is stop_at_once else before)

