@@ -262,9 +262,7 @@ def style(
     alice: Annotated[Path, typer.Option(metavar="FILE", help="A real book of Carroll.")],
     edgar: Annotated[Path, typer.Option(metavar="FILE", help="Real tales of Poe.")],
     steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps.")] = 40,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/")
-    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/")] = None,
 ) -> int:
     """Ask real books whether the course's texts carry style.
 
