@@ -11,9 +11,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from conftest import require_or_skip
 from support import lab
 from support.lab import ROOT, NotebookPage
+from support.needs import require_or_skip
 
 SHOTS = ROOT / "build" / "screenshots"
 BOOKS = ("00_start_here", "02_freezing")

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_site import SHOTS, THEMES, QuietHandler, browser  # noqa: F401 (browser is a fixture)
 
 from helpers.freezing import COURSE_PLANS, FreezePlan
 from helpers.models import anatomy, load_model, load_tokenizer
@@ -24,6 +23,7 @@ from helpers.texts import split_text
 from publishing import page_deltas, page_records
 from publishing import site as build_site
 from support.accessible import findings
+from support.served import SHOTS, THEMES, QuietHandler
 
 STATIC = Path(page_deltas.OUT).parents[1]
 PAGES = ("freeze", "forget", "equal")

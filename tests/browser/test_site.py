@@ -8,34 +8,24 @@ import http.server
 import os
 import re
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
 
-from conftest import require_or_skip
 from publishing import badges
 from publishing import links as check_links
+from support.served import SHOTS, THEMES, QuietHandler, needed
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SHOTS = ROOT / "build" / "screenshots"
-THEMES = ("light", "dark")
 WIDTHS = (1280, 800, 400)
 AT_REST = "Promise.all(document.getAnimations().map(one => one.finished))"  # colours fade from theme to theme
 UNFOLD = "document.querySelectorAll('details').forEach(part => part.open = true)"
 CPU_SECONDS = 240  # two minutes on two idle cores
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for the site, another one for axe on every page
-
-
-def needed(*packages: str) -> None:
-    """End the test where a package is missing."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        require_or_skip(f"not installed: {', '.join(missing)}. `make venv` brings them.")
 
 
 def cpu_seconds() -> float:
@@ -84,27 +74,6 @@ def address(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
         server.shutdown()
-
-
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        """Say nothing."""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    needed("playwright", "axe_playwright_python")
-    from playwright.sync_api import sync_playwright
-
-    from support import lab
-
-    path = lab.chromium()
-    if path is None:
-        require_or_skip("no browser here: install Chromium, on Debian with `apt-get install chromium`")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 from scipy.special import stdtrit
-from test_results import with_tuning
 
 from helpers.measuring import decisions
 from helpers.measuring.comparison import (
@@ -38,7 +37,7 @@ from helpers.results import evidence as findings
 from helpers.results.claims import about, made, number_of, on_models, two_digits
 from helpers.results.evidence import forgetting_finding, forgetting_gap, quality_finding, rise_on_plain
 from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
-from support.records import a_run, evidence
+from support.records import a_run, evidence, with_tuning
 
 MAIN, FULL = "attention+embeddings", "full"
 

@@ -6,7 +6,6 @@ import re
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from helpers.profiles import ROOT
@@ -32,7 +31,7 @@ from helpers.study import measured_costs as benchmarks
 from helpers.study.packing import unpack
 from helpers.study.protocol import read_protocol
 from support.costs import FLOPS, pretend
-from support.records import PLANS, a_long_run, a_run, evidence
+from support.records import PLANS, a_long_run, evidence, with_tuning
 
 PAGES = sorted(write_results.RESULTS.glob("*.md"))
 PICTURES = sorted(write_results.RESULTS.glob("*.png"))
@@ -193,35 +192,6 @@ def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did()
     assert "main plan: the loss on the training probe levelled off in 2 of 3 runs" in answer.sentence
     assert "within 640 steps" in answer.title.lower() and "C8: *not decided*" in answer.sentence
     answer.draw()
-
-
-def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
-    """The evidence with a tuning run of each plan at two rates on alice; the lower rate forgets half as much.
-
-    Args:
-        tops: plan to its best gain, for plans that never get to the level of 0.12.
-    """
-    rng = np.random.default_rng(1)
-    for plan in plans:
-        for rate, factor in zip(rates, (0.5, 1.0), strict=True):
-            top = (tops or {}).get(plan, 0.15)
-            run = a_run(rng, plan, "alice", 900, factor * (slopes or {}).get(plan, 0.5), top=top)
-            found.tuning.append(
-                run
-                | {
-                    "rate": rate,
-                    "rate_choice": "tuning",
-                    "n_trainable": 10,
-                    "machine": "a CPU",
-                    "commit": "c" * 40,
-                    "protocol": "p" * 64,
-                }
-            )
-            at_level = factor * 0.06 if top > 0.12 else None
-            found.rates["table"].append(
-                {"plan": plan, "text": "alice", "rate": rate, "n_seeds": 1, "forgetting_at_level": at_level}
-            )
-    return found
 
 
 def runs_like(found, plan, other, **changes):

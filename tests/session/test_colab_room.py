@@ -15,7 +15,6 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import require_or_skip
 from helpers.profiles import NOTEBOOKS, ROOT
 from helpers.session import WANTS_GPU
 from publishing.kernel import Failure, code_cells, run_notebook
@@ -29,6 +28,7 @@ from support.colab_room import (
     settings_of,
     write_stub,
 )
+from support.needs import require_or_skip
 
 pytestmark = [
     pytest.mark.timeout(1800),
