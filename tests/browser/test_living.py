@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from helpers.freezing import COURSE_PLANS, FreezePlan
 from helpers.models import anatomy, load_model, load_tokenizer
-from helpers.texts import split_text
+from helpers.texts.corpora import split_text
 from publishing import page_deltas, page_records
 from publishing import site as build_site
 from support.accessible import findings
