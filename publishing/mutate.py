@@ -294,7 +294,7 @@ def near_tests(path: str, root: Path) -> tuple[Path, ...]:
     if not every:
         raise MutationError(f"{path} has no tests: there is no {folder.relative_to(root)}/test_*.py.")
     found = near or (every if in_a_room else [])
-    return tuple(sorted(found, key=lambda test: (parts[-1] not in test.stem, test.stat().st_size)))
+    return tuple(sorted(found, key=lambda test: (parts[-1] not in test.stem, test.stat().st_size, test.name)))
 
 
 def _imports(test: Path, module: str, names: set[str]) -> bool:

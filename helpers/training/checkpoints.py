@@ -33,7 +33,7 @@ FORMAT = 1
 TENSORS, STATE = "tensors.safetensors", "state.json"
 _STEP = re.compile(r"step-(\d{8,})")
 _PARTIAL = re.compile(r"\.partial-\d{8,}-\d+")
-_HALF_WRITTEN = re.compile(r"\.state\.json\.\d+")
+_HALF_WRITTEN = re.compile(r"\.state\.json\.\d+|\.tmp[A-Za-z0-9]{6}")  # ours; safetensors' own
 
 
 class CheckpointError(RuntimeError):

@@ -232,7 +232,9 @@ def test_the_peak_is_the_allocators_for_other_families(family):
 
 def test_the_peak_is_the_allocators_where_the_model_itself_makes_all_logits():
     """Cohere scales them, so its loss is not taken in chunks, and the prediction knows it."""
-    config = CohereConfig(**SMALL, hidden_size=64, intermediate_size=160, num_key_value_heads=2)
+    config = CohereConfig(
+        **SMALL, bos_token_id=1, eos_token_id=2, hidden_size=64, intermediate_size=160, num_key_value_heads=2
+    )
     found = budget(config, FULL, 4, 48).peak_bytes
     assert found == pytest.approx(allocated_at_peak(config, FULL, 4, 48), rel=0.005)
 

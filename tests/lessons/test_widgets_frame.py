@@ -147,7 +147,7 @@ def test_other_controls_are_fitted_before_the_answer():
 CELL = """\
 import ipywidgets
 from matplotlib.figure import Figure
-from helpers.widgets_frame import Frame, control
+from helpers.lessons.widgets.frame import Frame, control
 number = control(ipywidgets.IntSlider, "Number", "is shown", value=3)
 answer = lambda number: [("said", str(number))]
 Frame({"number": number}, {"said": 20}, answer, lambda: (Figure(figsize=(2, 1)), f"The number {number.value}."))"""

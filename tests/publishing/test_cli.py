@@ -109,7 +109,7 @@ BAD = {
     "no such option": (["run", "--wings"], "--wings"),
     "a word too many": (["site", "now"], "now"),
     "no value": (["run", "--notebook"], "--notebook"),
-    "no number": (["benchmark", "--pairs", "many"], "many"),
+    "no number": (["benchmark", "--pairs", "many"], "--pairs"),
     "a missing option": (["train", "--out", "run"], "--text"),
     "no such notebook": (["run", "--notebook", "99"], "'99' is not known"),
     "no such notebook to store": (["notebooks", "99"], "'99' is not known"),

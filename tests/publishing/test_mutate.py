@@ -214,7 +214,7 @@ def test_the_tests_of_a_file_are_those_of_its_room_that_import_it(house):
     (house / "tests/room/test_other.py").write_text("from tiny.room.other import x\n", "utf-8")
     (house / "tests/room/test_face.py").write_text("from tiny.room import larger\n", "utf-8")
     names = [test.name for test in near_tests("tiny/room/numbers.py", house)]
-    assert names == ["test_face.py", "test_numbers.py"]
+    assert names == ["test_numbers.py", "test_face.py"], "its namesake first"
 
 
 def test_a_path_that_is_not_there_or_has_no_tests_is_said(house, capsys):

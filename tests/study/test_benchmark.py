@@ -172,7 +172,7 @@ def test_every_plan_is_measured_at_both_batches_and_lengths():
 
 def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     def pretend_point(*arguments):
-        if "--times" in arguments:
+        if arguments[0] == "times":
             return [
                 {
                     "plan": arguments[-1],
@@ -182,7 +182,7 @@ def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypat
                     "predicted_ratio": 0.9,
                 }
             ]
-        if arguments[3] == "only-norms" and arguments[4:] == ("4", "32") and not hurdle:
+        if arguments[2] == "only-norms" and arguments[3:] == ("4", "32") and not hurdle:
             raise SystemExit("stopped")
         return {"before_bytes": 1, "growth_bytes": 60 * MIB, "measured": point_of_main["measured"]}
 

@@ -24,7 +24,8 @@ def command(out, steps=12):
     return [
         sys.executable,
         "-m",
-        "helpers.study.pretrain",
+        "publishing.cli",
+        "pretrain",
         str(TEXT),
         "--out",
         str(out),

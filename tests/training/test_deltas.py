@@ -428,7 +428,7 @@ def test_a_disk_that_fills_leaves_the_older_delta_whole(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(DeltaError, match="Could not save.*No space left.*intact"):
         save_delta(trained(base, MAIN, seed=5), MAIN, base, tmp_path)
     assert same(load_delta(place, base), model)

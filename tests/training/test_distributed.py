@@ -350,7 +350,7 @@ def test_processes_end_their_group_before_python_ends(tmp_path):
     script = tmp_path / "ends.py"
     script.write_text(
         "import atexit, os, pathlib, sys, torch\nimport torch.distributed as dist\n"
-        "from helpers import processes\n"
+        "from helpers.training import processes\n"
         "said = pathlib.Path(sys.argv[1]) / os.environ['RANK']\n"
         "atexit.register(lambda: said.write_text(str(dist.is_initialized())))\n"  # after join's own
         "processes.join(torch.device('cpu'))\ndist.all_reduce(torch.ones(9), async_op=True)\n"
@@ -360,7 +360,7 @@ def test_processes_end_their_group_before_python_ends(tmp_path):
 
 
 MARKED = """import atexit, os, sys, torch
-from helpers import processes
+from helpers.training import processes
 to = os.open(os.path.join(sys.argv[1], os.environ.get("RANK", "alone")), os.O_CREAT | os.O_WRONLY)
 class Kept:
     def __del__(self, write=os.write, to=to):
