@@ -50,6 +50,7 @@ def record(
 
     page = page or second_study.PAGE
     protocol = read_protocol(page)
+    require_stages(stages, protocol["study"]["order"])  # before a model is looked for
     studies = [
         second_study.open_study(name, protocol, folder and folder.resolve())
         for name in profile_names or protocol["study"]["profiles"]
@@ -63,13 +64,18 @@ def record(
     run_all([(s, j) for s, j in queue if not s.record_path(j).exists()], n_workers)
 
 
+def require_stages(stages: Sequence[str], order: Sequence[str]) -> None:
+    """Raises ProtocolError where a stage is not one of the protocol's order."""
+    if unknown := sorted(set(stages) - set(order)):
+        raise ProtocolError(f"The protocol's order has no '{unknown[0]}'. It has: {', '.join(order)}.")
+
+
 def queue_of(studies: list, stages: Sequence[str]) -> list[tuple]:
     """(study, job) in order: a stage of each base in turn, before the next stage begins."""
     from helpers.study.second_study import jobs_of
 
     order = studies[0].rules["order"]
-    if unknown := sorted(set(stages) - set(order)):
-        raise ProtocolError(f"The protocol's order has no '{unknown[0]}'. It has: {', '.join(order)}.")
+    require_stages(stages, order)
     return [(s, j) for name in order if name in (stages or order) for s in studies for j in jobs_of(s, name)]
 
 
