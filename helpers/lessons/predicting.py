@@ -12,7 +12,7 @@ import pandas as pd
 from helpers.files import keep, read_kept
 from helpers.lessons.reading import finite
 from helpers.profiles import build_dir
-from helpers.results import CLAIMS, ClaimError, _is_number
+from helpers.results import CLAIMS, ClaimError, is_number
 
 
 def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> None:
@@ -115,16 +115,12 @@ def _readable(found: Any) -> dict[str, dict]:
 
 
 def _is_prediction(entry: Any) -> bool:
-    if (
-        not isinstance(entry, dict)
-        or set(entry) != {"value", "low", "high"}
-        or not _is_number(entry["value"])
-    ):
+    if not isinstance(entry, dict) or set(entry) != {"value", "low", "high"} or not is_number(entry["value"]):
         return False
     low, high = entry["low"], entry["high"]
     if low is None and high is None:
         return True
-    return _is_number(low) and _is_number(high) and low <= entry["value"] <= high
+    return is_number(low) and is_number(high) and low <= entry["value"] <= high
 
 
 def _has_range(entry: Mapping) -> bool:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = face(
         "claims": [
             "CLAIMS",
             "ClaimError",
-            "_is_number",
+            "is_number",
             "about",
             "claims_table",
             "load_claims",

@@ -224,11 +224,11 @@ def _is_verdict(row: Any) -> bool:
     if not isinstance(row, dict) or row.get("verdict") not in VERDICTS or type(row.get("n_seeds")) is not int:
         return False
     texts = all(isinstance(row.get(key), str) for key in ("unit", "model", "model_hash", "source", "note"))
-    numbers = all(row.get(key) is None or _is_number(row[key]) for key in ("value", "low", "high"))
+    numbers = all(row.get(key) is None or is_number(row[key]) for key in ("value", "low", "high"))
     return texts and numbers and (row.get("value") is not None or row["verdict"] in (UNTESTED, UNDECIDED))
 
 
-def _is_number(found: Any) -> bool:
+def is_number(found: Any) -> bool:
     """Whether something read from JSON is a number that can be shown: no truth value, no NaN, no infinity."""
     return type(found) in (int, float) and abs(found) <= sys.float_info.max
 
