@@ -157,7 +157,7 @@ def enable_checkpointing(model: nn.Module, use_reentrant: bool = False) -> None:
     network is then gone through backward. Here that is taken back, so that a frozen prefix stays free.
 
     ``use_reentrant=True`` is PyTorch's older way. It loses the gradient of a block whose input
-    needs none, as under frozen embeddings; notebook 07 shows it.
+    needs none, as under frozen embeddings; notebook 08 shows it.
     """
     # transformers renamed it within version 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
