@@ -30,7 +30,7 @@ def test_a_link_to_readme_leads_to_the_front_page(links):
 def test_a_link_to_a_section_of_readme_finds_it_on_its_new_page(links):
     text = "[a](../README.md#what-the-course-found) [b](../README.md#your-own-model-in-five-lines)"
     expected = "[a](../verdicts.md) [b](../your_own.md#your-own-model-in-five-lines)"
-    assert links.rewritten(text, "results/forgetting.md") == expected
+    assert links.rewritten(text, "results/README.md") == expected
     assert links.rewritten("[a](#what-the-course-found)", "index.md") == "[a](verdicts.md)"
 
 
@@ -61,8 +61,8 @@ def test_a_badge_becomes_a_local_picture_and_keeps_its_address(links):
 
 
 def test_a_picture_that_a_page_shows_comes_along(links):
-    links.rewritten("![Forgetting](results/forgetting.png)", "index.md")
-    assert {path.name for path in links.pictures} == {"colab-badge.svg", "forgetting.png"}
+    links.rewritten("![Forgetting](results/forgetting.svg)", "index.md")
+    assert {path.name for path in links.pictures} == {"colab-badge.svg", "forgetting.svg"}
 
 
 def cell_with_pictures(*texts: str) -> nbformat.NotebookNode:
@@ -119,14 +119,41 @@ def test_every_page_stands_once_in_the_navigation():
     assert lines.index("docs/glossary") < lines.index("docs/zebra")
 
 
-def test_the_front_page_leads_to_every_living_page_before_its_first_section():
+@pytest.fixture
+def front():
     readme = (ROOT / "README.md").read_text("utf-8")
-    front = build_site.with_living_pages(build_site.readme_pages(readme)["index.md"])
-    assert front.index("## Try it now") < front.index("## The course") and "\n## The course\n" in front
-    linked = re.findall(r'href="_static/(mini/[^"]+)"', front)
+    return build_site.readme_pages(build_site.of_the_site(readme, badges.repository(ROOT)))
+
+
+def test_the_front_page_leads_to_every_living_page_before_its_first_section(front):
+    first = front["index.md"].partition("\n## ")[0]
+    linked = re.findall(r'<a href="_static/(mini/[^"]+)">', first)
     assert sorted(linked) == sorted(
         f"mini/{path.name}" for path in (ROOT / "publishing/static/mini").glob("*.html")
     )
+
+
+def test_the_claims_are_cards_on_the_site_and_folded_in_readme(front):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    block = build_site.CLAIMS.search(readme)[0]
+    outside = readme.replace(block, "")
+    assert (
+        block.count("<details>") == 2 and "**does not hold**" in block and "**does not hold**" not in outside
+    )
+    assert 'class="claims"' in front["verdicts.md"] and "| C10 |" not in front["verdicts.md"]
+
+
+def test_a_picture_for_two_themes_becomes_two_pictures_of_which_one_is_shown(links):
+    readme = (
+        '<picture><source media="(x)" srcset="docs/a-dark.svg">'
+        '<img src="docs/a-light.svg" width="9" alt="It&#x27;s."></picture>'
+    )
+    text = links.rewritten(readme, "index.md")
+    assert re.findall(r"{image} (\S+)\n:class: (\S+)\n:alt: (.+)\n", text) == [
+        ("docs/a-light.svg", "only-light", "It's."),
+        ("docs/a-dark.svg", "only-dark", "It's."),
+    ]
+    assert {"a-light.svg", "a-dark.svg"} < {path.name for path in links.pictures}
 
 
 def test_a_formula_that_would_be_shown_as_text_is_refused():
