@@ -125,11 +125,13 @@ def folded(summary: str, *parts: str) -> list[str]:
 
 
 def tables(found: Answers) -> list[str]:
-    """The tables of all models as one; where they have other columns, one each."""
+    """The tables of all models as one; where a model has several, or other columns, each under its name."""
     lines = {model: answer.table.splitlines() for model, answer in found.items() if answer.table}
-    heads = {tuple(own[:2]) for own in lines.values()}
-    if len(lines) < 2 or len(heads) > 1:
+    if len(lines) < 2:
         return ["\n".join(own) for own in lines.values()]
+    heads = {tuple(own[:2]) for own in lines.values()}
+    if len(heads) > 1 or any("" in own for own in lines.values()):
+        return [part for model, own in lines.items() for part in (f"**{model}**", "\n".join(own))]
     ((head, rule),) = heads
     rows = [f"| {model} {row}" for model, own in lines.items() for row in own[2:]]
     return ["\n".join([f"| model {head}", f"| --- {rule}", *rows])]
@@ -139,7 +141,7 @@ def protocol_line(answer: Answer, known: dict) -> str:
     if answer.protocol is None:
         return ""
     day = f" of {known['date']}" if known.get("date") and known["sha256"] == answer.protocol else ""
-    return f" Protocol `{answer.protocol[:12]}`{day}: [the page](../data/evidence/PROTOCOL.md)."
+    return f" Protocol `{answer.protocol[:12]}`{day}: [the page](../data/evidence/{answer.page})."
 
 
 def page(pages: Mapping[Question, Answers], known: dict) -> str:

@@ -47,6 +47,8 @@ def test_every_question_is_answered_in_order_with_one_picture_and_says_what_it_r
     sections = PAGE.split("\n## ")[1:]
     assert [section.partition("\n")[0] for section in sections] == [q.asks for q in QUESTIONS]
     for section in sections:
+        if "Not recorded yet: `course " in section:
+            continue
         open_part, *folds = section.split("<details>")
         assert re.search(r"^\*\*.+\.\*\*$", open_part, re.MULTILINE), "an answer in one sentence"
         ((alt, target),) = re.findall(r"!\[(.*?)\]\((.+?)\)", open_part)
@@ -83,6 +85,13 @@ def test_tables_of_two_models_become_one_with_a_column_for_the_model():
     assert [row.split(" | ")[0] for row in rows] == ["| small"] * n_own + ["| large"] * n_own
     (alone,) = write_results.tables({"small": answer})
     assert alone == answer.table
+    two = dataclasses.replace(answer, table=f"{answer.table}\n\n{answer.table}")
+    assert write_results.tables({"small": two, "large": answer}) == [
+        "**small**",
+        two.table,
+        "**large**",
+        answer.table,
+    ]
 
 
 # --- other evidence ----------------------------------------------------------------
