@@ -212,6 +212,8 @@ def page_text(page: str, text: str, links: Links) -> str:
             cell.source = links.rewritten(cell.source, page)
         elif cell.cell_type == "code":
             described(cell, page)
+            if cell.metadata.get("jupyter", {}).get("outputs_hidden"):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-output"]
     return nbformat.writes(book)
 
 

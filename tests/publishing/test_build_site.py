@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from publishing import badges
+from publishing import badges, refresh
 from publishing import site as build_site
 from publishing.mathml import FormulaError, mathml
 from publishing.site import ROOT, Links, SiteError
@@ -165,3 +165,51 @@ def test_a_formula_that_would_be_shown_as_text_is_refused():
 
 def test_an_underscore_in_words_is_shown_as_one():
     assert "head_dim" in mathml(r"\sqrt{\text{head\_dim}}", "inline")
+
+
+# --- outputs that answer a prediction ----------------------------------------------
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_stored_reveal_is_open_before_its_prediction_was_made(book):
+    cells = nbformat.read(book, as_version=4).cells
+    folded = {c.id for c in cells if c.metadata.get("jupyter", {}).get("outputs_hidden")}
+    assert folded == {c.id for c in refresh.answered(cells)}, f"run: course notebooks {book.stem}"
+    shown = [c.id for c in cells if c.cell_type == "code" and "reveal(" in c.source and c.outputs]
+    assert shown and set(shown) <= folded or "reveal(" not in book.read_text("utf-8")
+    assert all(c.metadata.collapsed for c in cells if c.id in folded), "Colab reads this one"
+
+
+def test_an_answer_begins_after_the_question_and_a_far_one_folds_alone():
+    def cell(source, **metadata):
+        out = [nbformat.v4.new_output("stream", text="0.5")]
+        return nbformat.v4.new_code_cell(source, outputs=out, metadata=metadata)
+
+    ask, tell, verdict = cell('predict("C4", None)'), cell('reveal("C4", R)'), cell('record("C4")')
+    work, exercise = cell("print(R)"), cell("check(1)", exercise="03a")
+    near = [cell("before"), ask, work, exercise, tell, verdict, cell("after")]
+    assert refresh.answered(near) == [work, tell, verdict]
+    far = [ask, *(cell("print(R)") for _ in range(refresh.FAR)), tell]
+    assert refresh.answered(far) == [tell]
+    elsewhere = [work, tell]
+    assert refresh.answered(elsewhere) == [tell]
+
+
+def test_counting_is_predicted_before_any_count_is_shown():
+    cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    asked = next(i for i, c in enumerate(cells) if c.cell_type == "code" and 'predict("C4"' in c.source)
+    assert 'predict("C5"' in cells[asked].source
+    for cell in cells[: asked + 1]:
+        said = cell.source + "".join(str(output) for output in cell.get("outputs", []))
+        assert not re.search(
+            r"\bR = |FreezePlan|trainable", said.replace("from helpers.freezing import FreezePlan", "")
+        )
+
+
+def test_a_folded_output_is_folded_on_the_site(links):
+    cell = nbformat.v4.new_code_cell("reveal()", metadata={"jupyter": {"outputs_hidden": True}})
+    page = nbformat.writes(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("x")]))
+    one, other = nbformat.reads(build_site.page_text("notebooks/02_freezing.ipynb", page, links), 4).cells
+    assert one.metadata.tags == ["hide-output"] and "tags" not in other.metadata
