@@ -272,6 +272,23 @@ def memory(
     measured.collect(file or measured.FILE, known_shape(shape), dry_run, show)
 
 
+@app.command(rich_help_panel=STUDY)
+def guard(
+    pairs: Annotated[int, typer.Option(metavar="N", help="An even number of pairs.")] = 20,
+    show: Show = False,
+) -> None:
+    """Measure what a freeze guard adds to a step.
+
+    The miniature, in pairs with the guard and without; about five minutes. Writes data/evidence/guard.json.
+    """
+    from helpers.study import guard_cost
+
+    if show:
+        guard_cost.show()
+    else:
+        guard_cost.record(pairs)
+
+
 def known_shape(shape: str) -> str:
     if shape not in ("125m", "small"):
         raise typer.BadParameter(f"Shape '{shape}' is not known. Choose 125m or small.")

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = face(
         ],
         "command": ["answer", "say", "train_command"],
         "deltas": ["DeltaError", "base_record", "load_delta", "save_delta"],
+        "guard": ["FreezeGuard"],
         "loop": ["FitResult", "NotFinite", "TokenLoss", "build_optimizer", "fit", "set_rate", "train"],
         "processes": ["from_all", "is_main", "join", "launch", "n_processes", "own_share"],
         "replay": ["Replay"],
