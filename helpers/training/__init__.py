@@ -5,6 +5,7 @@ from helpers import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "adapters": ["export_delta", "export_merged", "export_peft", "import_peft"],
         "checkpoints": [
             "Checkpoint",
             "load_checkpoint",
