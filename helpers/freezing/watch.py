@@ -74,10 +74,12 @@ class Watch:
         marks = _marks(self.model)
         held = _held(self.optimizer)
         odd = {name for name in marks.keys() | self._marks if marks.get(name) != self._marks.get(name)}
+        is_due = sampled and step > 0 and step % self.every == 0
+        by_hash = self._of_other_bytes() if is_due else set()
         when = f"step {step}"
-        if sampled and not odd and step and step % self.every == 0:
-            odd = self._of_other_bytes()
+        if by_hash - odd:
             when = f"step {step}, by a sampled check, the last one was at step {step - self.every}"
+        odd |= by_hash
         if not odd and held == self._held:
             return
         problems = broken(self.before, self.model, self.optimizer, odd)

@@ -363,6 +363,21 @@ def test_one_number_that_was_written_past_autograd_is_found_in_its_turn_or_at_th
         train(guard, adam(model), one_number)
 
 
+def test_a_harmless_write_in_each_step_hides_no_other_write():
+    model = small()
+    guard = FreezeGuard(model, MAIN, every=EVERY)
+    guard.watch(adam(model))
+    with pytest.raises(
+        FreezingError, match=f"^Stopped at step 4, by a sampled check.*{re.escape(Q)} is frozen"
+    ):
+        for step in range(1, N_STEPS):
+            with torch.no_grad():
+                model.get_parameter(WTE).mul_(1)
+            if step == FAULT:
+                data_write(model, None)
+            guard.step()
+
+
 def test_a_failed_loop_keeps_its_own_error():
     model = small()
     with pytest.raises(ZeroDivisionError), FreezeGuard(model, MAIN):
