@@ -8,6 +8,7 @@ line and exit code 2 (`helpers.training.command.answer`). What builds the enviro
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -94,6 +95,52 @@ def progress() -> None:
 # --- your own ----------------------------------------------------------------------
 
 app.command("train", rich_help_panel=OWN)(train_command(carry_out))
+
+
+@app.command(rich_help_panel=OWN)
+def compare(
+    text: Annotated[str, typer.Option(metavar="FILE", help="Plain text, UTF-8.")],
+    minutes: Annotated[float, typer.Option(metavar="N", help="How long it may take.")] = 20.0,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A model folder or hub name.", show_default="the profile's")
+    ] = None,
+    memory: Annotated[
+        str,
+        typer.Option(metavar="SIZE", help="Leave out what needs more, e.g. 8GB.", show_default="no limit"),
+    ] = None,
+    keep: Annotated[
+        float,
+        typer.Option(
+            metavar="NATS",
+            help="At most so much forgetting, per token; take the greatest gain within it.",
+            show_default="the least forgetting at 80% of full training's gain",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Order of the text.")] = 0,
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="Windows a step.", show_default="the profile's")
+    ] = None,
+    length: Annotated[
+        int, typer.Option(metavar="N", help="Tokens a window.", show_default="the profile's")
+    ] = None,
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Where to write.", show_default="under build/compare/")
+    ] = None,
+) -> int:
+    """Ask which weights to train, and how to keep what the model knew.
+
+    Probes your model and text with a few recipes: a plan, a rate, and a method
+    (stopped or rewound, with replay or without). The better half goes on, and
+    then half of those. Prints a table, one sentence with intervals, the command
+    for the choice, and what it could not find out.
+
+    Stopped at any moment, the same command goes on.
+    """
+    began = time.monotonic()  # what is imported now takes some seconds: they count
+    from helpers.study import answering, comparing
+
+    words = comparing.CompareWords(text, minutes, model, memory, keep, seed, batch, length, out)
+    return answering.carry_out(words, time.monotonic, began)
 
 
 @app.command(rich_help_panel=OWN)

@@ -142,7 +142,7 @@ class Measured:
     for many studies at once.
 
     Attributes:
-        errors: standard errors; the first is over seeds, NaN where there is one pair.
+        errors: standard errors; the first is over seeds, NaN where there is one pair, absent where seeds are left out.
         dfs: degrees of freedom of each.
     """
 
@@ -224,14 +224,19 @@ class Readings:
         """(...): whether every run has it, whichever window is left out."""
         return ~(np.isnan(self.by_dev).any((-1, -2)) | np.isnan(self.by_retention).any((-1, -2)))
 
-    def measured(self) -> Measured:
-        """The mean over runs: its spread over seeds, and the jackknife's errors of both kinds of windows."""
+    def measured(self, with_seeds: bool = True) -> Measured:
+        """The mean over runs: its spread over seeds, and the jackknife's errors of both kinds of windows.
+
+        Args:
+            with_seeds: False leaves the seeds out, as one run alone must: then the interval holds the windows only.
+        """
         runs = self.by_dev[..., 0]
         n = runs.shape[-1]
         seed = runs.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.full(runs.shape[:-1], np.nan)
         dev, retention = (jackknife(a.mean(-2)[..., 1:]) for a in (self.by_dev, self.by_retention))
         dfs = (n - 1, self.by_dev.shape[-1] - 2, self.by_retention.shape[-1] - 2)
-        return Measured(runs.mean(-1), (seed, dev, retention), dfs, n)
+        first = 0 if with_seeds else 1
+        return Measured(runs.mean(-1), (seed, dev, retention)[first:], dfs[first:], n)
 
 
 def jackknife(left_out: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ __getattr__, __dir__, __all__ = face(
             "restore_optimizer",
             "save_checkpoint",
         ],
-        "command": ["answer", "say", "train_command"],
+        "command": ["TrainWords", "answer", "say", "train_command"],
         "deltas": ["DeltaError", "base_record", "load_delta", "save_delta"],
         "guard": ["FreezeGuard"],
         "loop": ["FitResult", "NotFinite", "TokenLoss", "build_optimizer", "fit", "set_rate", "train"],
@@ -24,5 +24,5 @@ __getattr__, __dir__, __all__ = face(
         "sharding": ["held_by_each", "shard", "whole"],
         "runs": ["TrainSettings", "TrainingError", "batch_rows"],
     },
-    modules=["checkpoints"],
+    modules=["checkpoints", "locks", "shell"],
 )

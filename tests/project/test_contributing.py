@@ -43,6 +43,7 @@ def greet() -> None:
     """Greet."""
 ''',
     "text": 'OWN_TEXTS["viet"] = DATA / "viet_tales.txt"',
+    "recipe": 'CANDIDATES = (*CANDIDATES, Candidate("mlp", 1e-4))',
 }
 
 # Asked in the copy; each line shows that the course sees the new thing.
@@ -92,6 +93,10 @@ from helpers import profiles
 from helpers.texts import read_text
 seen = len(read_text(profiles.current("tiny").texts["viet"])) > 1000
 """,
+    "recipe": """
+from helpers.study import recipes
+seen = recipes.CANDIDATES[-1].title
+""",
 }
 
 SEEN = {
@@ -104,10 +109,11 @@ SEEN = {
     "widget": 2,
     "command": True,
     "text": True,
+    "recipe": "mlp frozen, 0.0001",
 }
 
 
-def test_the_page_names_a_place_for_each_of_the_nine():
+def test_the_page_names_a_place_for_each_of_the_ten():
     assert set(ROWS) == set(ADDED) == set(ASKED) == set(SEEN)
     missing = [path for path in ROWS.values() if not (ROOT / path).exists()]
     assert set(missing) <= {"publishing/cli.py"}
@@ -146,7 +152,7 @@ def answers_in(course) -> dict:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> tuple[dict, dict]:
-    """What a copy of the course says before and after the nine were added, each in its one file."""
+    """What a copy of the course says before and after the ten were added, each in its one file."""
     course = tmp_path_factory.mktemp("course")
     for name in ("helpers", "publishing"):
         shutil.copytree(ROOT / name, course / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -18,7 +18,7 @@ from publishing.cli import app, main
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = {
     "Take the course": {"run", "lab", "progress"},
-    "Your own text and model": {"train", "model", "export"},
+    "Your own text and model": {"train", "compare", "model", "export"},
     "The study": {"benchmark", "memory", "guard", "style", "pretrain", "study"},
     "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "lock"},
 }
@@ -127,6 +127,9 @@ BAD = {
     "damaged run files": (["study", "pack", "--folder", "{folder}/none"], "none"),
     "no such family": (["families", "teapot"], "teapot"),
     "no such book": (["style", "--alice", "{folder}/a.txt", "--edgar", "{folder}/b.txt"], "a.txt"),
+    "no such text to compare on": (["compare", "--text", "{folder}/a.txt", "--out", "{folder}/c"], "a.txt"),
+    "no time": (["compare", "--text", "{folder}/a.txt", "--minutes", "0"], "--minutes must be"),
+    "no memory": (["compare", "--text", "{folder}/a.txt", "--memory", "much"], "--memory must be"),
     "no such text to train on": (["train", "--text", "{folder}/a.txt", "--out", "{folder}/run"], "a.txt"),
 }
 
