@@ -259,6 +259,30 @@ def second(
 
 
 @study.command()
+def hits(
+    minutes: Annotated[
+        float, typer.Option(metavar="N", help="Begin no case later.", show_default="no limit")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/hits")
+    ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Only write data/evidence/hits.json and docs/compare.md.")
+    ] = False,
+) -> None:
+    """Hold the answers of course compare to a full sweep.
+
+    Stopped at any moment, the same command goes on.
+    """
+    from helpers.study import hits as cases
+
+    if pack:
+        cases.pack(folder)
+    else:
+        cases.record(folder, minutes)
+
+
+@study.command()
 def bases(
     profile: Annotated[
         list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="tiny")
