@@ -486,6 +486,31 @@ def mutate(
 
 
 @app.command(rich_help_panel=KEEP)
+def drift(
+    colab: Annotated[
+        Path, typer.Option(metavar="FILE", help="Colab's newest pip-freeze.txt.", show_default="none")
+    ] = None,
+    canary: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="An environment of the newest versions.", show_default="none"),
+    ] = None,
+    control: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="That of the lock.", show_default=".venv")
+    ] = ROOT / ".venv",
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
+    ] = ROOT / "notebooks",
+) -> int:
+    """Try the newest packages, and name the library that breaks a notebook.
+
+    Writes build/drift/report.md. Exit code 1: something no longer fits.
+    """
+    from publishing import drift as drifts
+
+    return drifts.carry_out(colab, canary, control, folder)
+
+
+@app.command(rich_help_panel=KEEP)
 def lock(
     held: Annotated[
         list[str],

@@ -20,7 +20,7 @@ PANELS = {
     "Take the course": {"run", "lab", "progress"},
     "Your own text and model": {"train", "model"},
     "The study": {"benchmark", "memory", "style", "pretrain", "study"},
-    "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "lock"},
+    "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "drift", "lock"},
 }
 
 
@@ -124,6 +124,9 @@ BAD = {
     "no version": (["badges", "--version", "two words"], "'two words' is not a version"),
     "nothing to set": (["badges"], "--repo"),
     "nothing to mutate": (["mutate", "{folder}/none"], "There is no"),
+    "nothing to compare": (["drift"], "--colab"),
+    "no list of Colab's": (["drift", "--colab", "{folder}/none"], "pip-freeze.txt"),
+    "no canary": (["drift", "--canary", "{folder}/none"], "python -m venv"),
     "damaged run files": (["study", "pack", "--folder", "{folder}/none"], "none"),
     "no such family": (["families", "teapot"], "teapot"),
     "no such book": (["style", "--alice", "{folder}/a.txt", "--edgar", "{folder}/b.txt"], "a.txt"),
