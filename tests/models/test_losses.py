@@ -330,7 +330,9 @@ def test_the_chunked_divergence_is_the_plain_one_in_value_and_in_every_gradient(
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(10)
     ids = torch.randint(97, (3, 12), generator=torch.Generator().manual_seed(1))
-    log_p = torch.log_softmax(torch.randn(33, 97, generator=torch.Generator().manual_seed(2)).double() * 3, -1)
+    log_p = torch.log_softmax(
+        torch.randn(33, 97, generator=torch.Generator().manual_seed(2)).double() * 3, -1
+    )
     logits = model(ids).logits[:, :-1].flatten(0, 1)
     plain = F.kl_div(torch.log_softmax(logits, -1), log_p, log_target=True, reduction="sum")
     names = [n for n, _ in model.named_parameters()]
