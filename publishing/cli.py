@@ -272,6 +272,34 @@ def memory(
     measured.collect(file or measured.FILE, known_shape(shape), dry_run, show)
 
 
+@app.command(rich_help_panel=STUDY)
+def gpu(
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cuda; or cpu: a stand-in, which measures nothing.")
+    ] = "cuda",
+    shape: Shape = "125m",
+    minutes: Annotated[float, typer.Option(metavar="N", min=0, help="The limit; it is kept.")] = 9.0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Runs of SmolLM2 side by side on the card.")
+    ] = 4,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/card")
+    ] = None,
+    dry_run: DryRun = False,
+    show: Show = False,
+) -> int:
+    """Measure on one graphics card what a CPU cannot tell.
+
+    Memory and time of every plan, C11, the training of notebook 04, runs of SmolLM2. Stopped at any moment, the same
+    command goes on.
+    """
+    if device not in ("cuda", "cpu"):
+        raise typer.BadParameter(f"Device '{device}' is not known. Choose cuda or cpu.")
+    from helpers.study import card
+
+    return card.carry_out(device, known_shape(shape), minutes, workers, folder, dry_run, show)
+
+
 def known_shape(shape: str) -> str:
     if shape not in ("125m", "small"):
         raise typer.BadParameter(f"Shape '{shape}' is not known. Choose 125m or small.")
