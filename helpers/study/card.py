@@ -7,7 +7,7 @@
 
 Four things, on GPT-Neo 125M with random weights unless it says something else:
 
-- costs: peak memory and the time of a step, each plan in float32, in bfloat16 (autocast), and with its frozen weights
+- costs: peak memory and the time of a step, each plan in float32, in bfloat16 (autocast), and with its frozen matrices
   kept in bfloat16, at 8 x 512 tokens; beside full training of the same precision, in pairs right after each other;
 - C11: the peak of full training and of the main plan at five sizes, in float32;
 - training: what notebook 04 trains and how, on CUDA: loss, proof, checkpoint, interruption;
@@ -139,17 +139,25 @@ def identity(shape: str) -> dict:
 def work_through(order: Order, process: str, seconds: float) -> None:
     """Measure the missing parts of a process; a part begins only where it is expected to end in time.
 
+    A part that fails, for want of memory or of a record, is said and stays missing; the others go on.
+
     Raises:
-        CardError: a part that cannot be made, or a folder with parts of another machine.
+        CardError: a part failed, the card's run differs from the CPU's, or the folder has parts of another machine.
     """
     ends, longest, setting = time.monotonic() + seconds, dict(SECONDS), identity(order.shape)
+    failed = []
     require_same(order, setting)
     for part in missing(order, PROCESSES[process]):
         began = time.monotonic()
         if began + longest[part.kind] > ends:
             print(f"  {part.name}: no time left", flush=True)
             return
-        result = MEASURE[part.kind](order, *part.words)
+        try:
+            result = MEASURE[part.kind](order, *part.words)
+        except RuntimeError as error:
+            print(f"  {part.name}: FAILED {type(error).__name__}: {error}", flush=True)
+            failed.append(part.name)
+            continue
         took = time.monotonic() - began
         longest[part.kind] = max(longest[part.kind], took)
         write_record(
@@ -162,6 +170,8 @@ def work_through(order: Order, process: str, seconds: float) -> None:
             },
         )
         print(f"  {part.name}: {took:.1f} s", flush=True)
+    if failed:
+        raise CardError(f"{len(failed)} parts failed, the others are there: {', '.join(failed)}")
     if process == CELLS:
         make_cells(order, results(order, "check")[0])
 

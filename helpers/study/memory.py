@@ -48,7 +48,7 @@ SECONDS_OF_STEP = {
     (4, 512): 5.5,
 }  # of full training, two idle cores
 SECONDS_TO_START = 12
-FROZEN = "frozen in bfloat16"  # a precision: autocast in bfloat16, and the frozen weights are kept in it
+FROZEN = "frozen in bfloat16"  # a precision: autocast in bfloat16, and the frozen matrices are kept in it
 
 
 # --- in a process of its own -------------------------------------------------------
@@ -78,7 +78,7 @@ def trained(plan, shape: str, batch: int, length: int, precision: str = "float32
     """A model under a plan: a function that takes one step, and the optimizer.
 
     Args:
-        precision: "float32"; "bfloat16" for autocast; `FROZEN` to keep the frozen weights in it as well.
+        precision: "float32"; "bfloat16" for autocast; `FROZEN` to keep the frozen matrices in it as well.
         base: a model of this shape to begin with a copy of; None builds one.
     """
     import torch
@@ -93,8 +93,10 @@ def trained(plan, shape: str, batch: int, length: int, precision: str = "float32
     model = (build_model(config) if base is None else copy.deepcopy(base)).train().to(device)
     plan.apply(model)
     if precision == FROZEN:
-        for parameter in (p for p in model.parameters() if not p.requires_grad):
-            parameter.data = parameter.data.bfloat16()
+        for parameter in (p for p in model.parameters() if not p.requires_grad and p.ndim > 1):
+            parameter.data = (
+                parameter.data.bfloat16()
+            )  # a LayerNorm takes no mixture of types, so vectors stay
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def step() -> None:

@@ -25,7 +25,7 @@ from helpers.study.card import (
 )
 from helpers.study.fresh_process import config_of
 from helpers.study.jobs import EVIDENCE
-from helpers.study.memory import FROZEN
+from helpers.study.memory import FROZEN, trained
 from helpers.study.on_card import CardError, Order, event_seconds, make_cells, measure_check, measure_training
 from helpers.study.packing import pack
 from helpers.study.protocol import read_protocol
@@ -33,7 +33,7 @@ from helpers.study.records import is_recorded, read_record, write_record
 from support.commands import course
 from support.small_study import save_base, write_page
 
-FEW = {name: COURSE_PLANS[name] for name in ("full", "attention+embeddings")}
+FEW = {name: COURSE_PLANS[name] for name in ("full", "attention+embeddings", "only-biases")}
 
 
 @pytest.fixture
@@ -82,6 +82,20 @@ def test_a_stopped_run_goes_on_and_each_part_is_whole(order, monkeypatch, capsys
     )
     for part in parts("small", PROCESSES["costs"]):
         assert read_json(part.path(order))["result"]["words"] == list(part.words)
+
+
+def test_a_part_that_fails_is_said_and_the_others_go_on(order, monkeypatch, capsys):
+    def failing(order, precision, plan):
+        if (precision, plan) == ("bfloat16", "full"):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return {}
+
+    monkeypatch.setitem(card.MEASURE, "costs", failing)
+    monkeypatch.setitem(card.MEASURE, "c11", lambda order, *words: {})
+    with pytest.raises(CardError, match="1 parts failed, the others are there: costs-bfloat16-full"):
+        work_through(order, "costs", 100)
+    assert [part.name for part in missing(order, PROCESSES["costs"])] == ["costs-bfloat16-full"]
+    assert "FAILED OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
 
 
 def test_a_part_begins_only_where_it_is_expected_to_end(order, monkeypatch, capsys):
@@ -156,17 +170,31 @@ def test_a_step_on_a_card_is_timed_by_its_events(monkeypatch):
     assert said == ["wait", "record", "step", "record", "wait"]
 
 
+@pytest.mark.parametrize("precision", card.PRECISIONS)
+def test_frozen_matrices_are_kept_in_bfloat16_where_that_is_asked_for(precision):
+    class Seen:
+        def apply(self, model):
+            self.model = model
+            COURSE_PLANS["attention+embeddings"].apply(model)
+
+    seen = Seen()
+    step, _ = trained(seen, "small", 2, 32, precision, on_card.base_of("small"))
+    step()
+    for parameter in seen.model.parameters():
+        is_half = precision == FROZEN and not parameter.requires_grad and parameter.ndim > 1
+        assert parameter.dtype == (torch.bfloat16 if is_half else torch.float32)
+    assert all(p.dtype == torch.float32 for p in on_card.base_of("small").parameters()), "the base is copied"
+
+
 def test_the_stand_in_measures_and_reports_and_is_no_evidence(order, capsys):
     for process in ("costs", "training"):
         work_through(order, process, 1000)
     found = report(order)
-    assert {(p["precision"], p["plan"]) for p in found["costs"]} == {
-        ("float32", "full"),
-        ("float32", "attention+embeddings"),
-        ("bfloat16", "full"),
-        ("bfloat16", "attention+embeddings"),
-        (FROZEN, "attention+embeddings"),
-    }
+    assert [(p["precision"], p["plan"]) for p in found["costs"]] == [
+        *(("float32", plan) for plan in FEW),
+        *(("bfloat16", plan) for plan in FEW),
+        *((FROZEN, plan) for plan in FEW if plan != "full"),
+    ]
     for point in found["costs"]:
         assert len(point["seconds"]) == len(point["full_seconds"]) == 2 and min(point["seconds"]) > 0
         assert sum(point["measured"].values()) == point["growth_bytes"] and "ratio" not in point
