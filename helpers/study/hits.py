@@ -283,6 +283,8 @@ intervals do not hold. Machine: {machines}.
 | --- | --- | --- | --- |
 {said}
 
+The last two are what somebody does who does not ask: full training, at the gentlest rate that was tried here.
+
 Forgetting at equal gain on the test text, nats per token. "Chosen" is the answer, with its interval; the other numbers
 are of the sweep, at the gain that the answer names ({LEVEL:.0%} of the best of full training in the comparison).
 
@@ -329,8 +331,8 @@ QUESTIONS = {  # to the words and the share of the cases that was hoped for
     "covers": ("the interval of the answer holds the sweep's number", 0.9),
     "covers the difference": ("so does that of the difference from full training, stopped", 0.9),
     "near the best": ("the chosen recipe forgets at most a tenth more than the best of the sweep", 1.0),
-    "better than full, stopped": ("it forgets no more than full training at the gentlest rate, stopped", 1.0),
-    "better than full, rewound": ("it forgets no more than the same, rewound", 1.0),
+    "better than full, stopped": (f"it forgets no more than {always(STOPPED)}", 1.0),
+    "better than full, rewound": (f"it forgets no more than {always(REWOUND)}", 1.0),
 }
 
 
