@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = face(
             "llama_2_7b_config",
         ],
         "step_cost": [
+            "BottomSize",
             "Budget",
             "BudgetError",
             "MIB",

@@ -8,6 +8,7 @@ autograd keeps under a plan is not guessed: PyTorch itself decides it, as it wil
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -19,7 +20,7 @@ from transformers import masking_utils
 from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
-from helpers.freezing import FreezePlan
+from helpers.freezing import BottomError, FreezePlan, frozen_blocks, skipping
 from helpers.models import (
     base_predictions,
     build_model,
@@ -57,6 +58,19 @@ class ReplaySize:
     batch: int = 4
     length: int = 256
     keeps_predictions: bool = False
+
+
+@dataclass(frozen=True)
+class BottomSize:
+    """How much of a frozen bottom is kept (`freezing.find_bottom`).
+
+    Attributes:
+        n_tokens: of all different windows that are read.
+        in_memory: else a file holds it, and it takes no memory that the system cannot have back.
+    """
+
+    n_tokens: int
+    in_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +138,7 @@ def budget(
     roles: dict[str, str] | None = None,
     checkpointing: bool = False,
     replay: ReplaySize | None = None,
+    bottom: BottomSize | None = None,
 ) -> Budget:
     """Predict bytes and FLOPs of one training step from the config: no weights, no data.
 
@@ -141,10 +156,13 @@ def budget(
             pass (Chen and others 2016, arXiv 1604.06174). Its second forward pass is counted under
             ``flops.backward_input``.
         replay: adds its pass forward and backward to the step, and what it keeps to the buffers.
+        bottom: leaves the frozen blocks at the start out of the step, and adds their kept output to the buffers.
+            A model that has dropout is not trained so, which a config alone does not show.
 
     Raises:
         BudgetError: batch or length below what a step needs, more windows at a time than any machine
-            holds, a length over the model's positions, an unknown loss, optimizer or dtype.
+            holds, a length over the model's positions, an unknown loss, optimizer or dtype; a bottom where
+            none is frozen.
         NotPredicted: the model's shapes depend on the text (some mixtures of experts): it can be
             trained, and its cost cannot be told before.
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
@@ -160,7 +178,10 @@ def budget(
             if checkpointing:
                 enable_checkpointing(model)
             meter = StepMeter(model)
-            _run_step(model, meter, batch, length, dtype, loss, replay)
+            skip = _skipped(model, meter, bottom)
+            _run_step(model, meter, batch, length, dtype, loss, replay, skip)
+        except BottomError as error:
+            raise BudgetError(str(error)) from error
         except RuntimeError as error:
             raise NotPredicted(
                 f"A step of this '{config.model_type}' model cannot be run on shapes alone "
@@ -260,7 +281,7 @@ def _build(config, attention: str) -> nn.Module:
     return build_model(config, attention=attention).train()
 
 
-def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: ReplaySize | None) -> None:
+def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: ReplaySize | None, skip) -> None:
     """The training loop's step, in its order."""
     kept, head = _kept(model, meter, replay)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -270,7 +291,7 @@ def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: Repla
         meter.enter("forward")
         if replay is not None:
             ids = torch.zeros(replay.batch, replay.length, dtype=torch.long)
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            with skip(*ids.shape), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
                 base_of = base_predictions(kept[torch.arange(replay.batch)].flatten(0, 1), head)
                 total = divergence_loss(model, ids, base_of)
             meter.enter("backward")
@@ -278,7 +299,7 @@ def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: Repla
             del base_of, total
             meter.enter("forward")
         ids = torch.zeros(batch, length, dtype=torch.long)  # (batch, time)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        with skip(*ids.shape), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
             if loss == "chunked":
                 total, _ = next_token_loss(model, ids)
             else:
@@ -286,6 +307,22 @@ def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: Repla
         meter.enter("backward")
         total.backward()
         adamw.step()
+
+
+def _skipped(model, meter: StepMeter, bottom: BottomSize | None):
+    """What leaves the frozen bottom out while windows of a shape are read; what is kept of it counts as buffers."""
+    if bottom is None:
+        return lambda batch, length: nullcontext()
+    blocks = frozen_blocks(model, torch.zeros(1, 2, dtype=torch.long))
+    kept = torch.empty(bottom.n_tokens if bottom.in_memory else 0, blocks[-1].width)
+    meter.hold([kept])
+
+    @contextmanager
+    def skip(batch: int, length: int):
+        with skipping(blocks, kept.new_empty(batch, length, blocks[-1].width)):
+            yield
+
+    return skip
 
 
 def _kept(model, meter: StepMeter, replay: ReplaySize | None):

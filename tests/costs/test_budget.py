@@ -1,6 +1,7 @@
 """What a plan costs, predicted from the config: the published numbers, and against what PyTorch really does."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -22,7 +23,17 @@ from transformers import (
 )
 
 from helpers.costs.meter import KINDS
-from helpers.costs.step_cost import MIB, BudgetError, ReplaySize, budget, budget_or_reason, compare, measured
+from helpers.costs.step_cost import (
+    MIB,
+    BottomSize,
+    BudgetError,
+    ReplaySize,
+    budget,
+    budget_or_reason,
+    compare,
+    measured,
+)
+from helpers.freezing.bottom import find_bottom
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
@@ -175,19 +186,23 @@ def test_activations_are_right_for_every_family(family):
     assert found == pytest.approx(saved_by_autograd(FAMILIES[family], plan, 4, 48), rel=0.01)
 
 
-def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None):
+def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None, keeps_bottom=False):
     """Parameters, buffers and moments, and the most that PyTorch's profiler saw allocated on top in one step."""
     model = build_model(config).train()
     replay = replay_of(model)
     plan.apply(model)
     adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    ids = torch.ones(batch, length, dtype=torch.long)
+    ids = torch.arange(batch * length).reshape(batch, length) % config.vocab_size
+    bottom = find_bottom(model, ids, ids.numel()) if keeps_bottom else None
 
     def step():
         if replay is not None:
             rows = [i % replay.size.n_windows for i in range(replay.batch)]
             divergence_loss(model, replay.windows[rows], replay.base_of(rows)).backward()
-        next_token_loss(model, ids)[0].backward()
+        with bottom.reading(ids) if bottom else nullcontext():
+            total = next_token_loss(model, ids)[0]
+        total.backward()
+        del total
         adamw.step()
         adamw.zero_grad()
 
@@ -207,7 +222,7 @@ def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None)
         *model.buffers(),
         *(t for state in adamw.state.values() for t in state.values()),
     ]
-    now = peak = sum(t.nbytes for t in held) + (replay.n_bytes if replay else 0)
+    now = peak = sum(t.nbytes for t in held) + sum(kept.n_bytes for kept in (replay, bottom) if kept)
     for _, size in sorted(events, key=lambda event: event[0]):
         now += size
         peak = max(peak, now)
@@ -257,6 +272,40 @@ def test_the_peak_with_a_replay_is_the_allocators(plan, limit, windows, length):
     assert found.peak_bytes == pytest.approx(allocated, rel=0.005)
     alone = budget(config, COURSE_PLANS[plan], 8, 64)
     assert found.bytes["buffers"] - alone.bytes["buffers"] == made[0].n_bytes
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+@pytest.mark.parametrize("plan", ["first-half", "last"])
+def test_the_peak_with_a_kept_bottom_is_the_allocators(family, plan):
+    last = FreezePlan.only(f"layers:{FAMILIES[family].num_hidden_layers - 1}")
+    plan = {"last": last, "first-half": COURSE_PLANS["first-half"]}[plan]
+    found = budget(FAMILIES[family], plan, 4, 48, bottom=BottomSize(4 * 48))
+    allocated = allocated_at_peak(FAMILIES[family], plan, 4, 48, keeps_bottom=True)
+    assert found.peak_bytes == pytest.approx(allocated, rel=0.005)
+    alone, in_a_file = (
+        budget(FAMILIES[family], plan, 4, 48, bottom=bottom) for bottom in (None, BottomSize(4 * 48, False))
+    )
+    n_bytes = 4 * 4 * 48 * FAMILIES[family].hidden_size
+    assert found.bytes["buffers"] - n_bytes == alone.bytes["buffers"] == in_a_file.bytes["buffers"]
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama", "opt"])
+def test_flops_with_a_kept_bottom_are_those_of_pytorchs_counter(family):
+    config, plan = copy.deepcopy(FAMILIES[family]), COURSE_PLANS["first-half"]
+    config.dropout = 0.0  # OPT's
+    found = budget(config, plan, 3, 40, attention="eager", loss="whole", bottom=BottomSize(3 * 40)).flops
+    model, ids = build_model(config, attention="eager").train(), torch.ones(3, 40, dtype=torch.long)
+    plan.apply(model)
+    bottom = find_bottom(model, ids, ids.numel())
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter, bottom.reading(ids):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert found.step == counter.get_total_flops()
+
+
+def test_a_bottom_that_trains_has_no_budget():
+    with pytest.raises(BudgetError, match=r"transformer\.wte\.weight trains"):
+        budget(NEO, FULL, 4, 48, bottom=BottomSize(100))
 
 
 def test_a_frozen_prefix_keeps_nothing():
