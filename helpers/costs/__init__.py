@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "closed_form": ["is_quick", "predictor"],
+        "meter": ["allocated_at_most"],
         "scaling": [
             "BFLOAT16",
             "DEVICES",
@@ -21,6 +22,7 @@ __getattr__, __dir__, __all__ = face(
             "BottomSize",
             "Budget",
             "BudgetError",
+            "LoraSize",
             "MIB",
             "NotPredicted",
             "ReplaySize",

@@ -36,9 +36,10 @@ class BottomError(ValueError):
 
 @dataclass(frozen=True)
 class FrozenBlock:
-    """A frozen block, and how it gives its output: of this width, in a tuple of so many places, or plainly (0)."""
+    """A frozen block, and its output: numbers of this type and width, in a tuple of so many places, or plainly (0)."""
 
     module: nn.Module
+    dtype: torch.dtype
     width: int
     n_places: int
 
@@ -187,7 +188,10 @@ def frozen_blocks(model: nn.Module, input_ids: torch.Tensor) -> list[FrozenBlock
             "bits of a window's output depend on its neighbours."
         )
     bottom = zip(modules, turns[:n_frozen], strict=False)
-    return [FrozenBlock(module, turn.states.size(-1), _n_places(turn.out)) for module, turn in bottom]
+    return [
+        FrozenBlock(module, turn.states.dtype, turn.states.size(-1), _n_places(turn.out))
+        for module, turn in bottom
+    ]
 
 
 @contextmanager

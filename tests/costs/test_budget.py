@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._C._profiler import _EventType
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -22,11 +21,12 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from helpers.costs.meter import KINDS
+from helpers.costs.meter import KINDS, allocated_at_most
 from helpers.costs.step_cost import (
     MIB,
     BottomSize,
     BudgetError,
+    LoraSize,
     ReplaySize,
     budget,
     budget_or_reason,
@@ -34,6 +34,7 @@ from helpers.costs.step_cost import (
     measured,
 )
 from helpers.freezing.bottom import find_bottom
+from helpers.freezing.lora import LORA_PLAN, insert
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
@@ -207,26 +208,13 @@ def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None,
         adamw.zero_grad()
 
     step()  # makes the moments
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
-        step()
-    events, todo = [], list(profile.profiler.kineto_results.experimental_event_tree())
-    while todo:
-        event = todo.pop()
-        todo.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            events.append((event.start_time_ns, event.extra_fields.alloc_size))
     held = [
         *model.parameters(),
         *model.buffers(),
         *(t for state in adamw.state.values() for t in state.values()),
     ]
-    now = peak = sum(t.nbytes for t in held) + sum(kept.n_bytes for kept in (replay, bottom) if kept)
-    for _, size in sorted(events, key=lambda event: event[0]):
-        now += size
-        peak = max(peak, now)
-    return peak
+    stand = sum(t.nbytes for t in held) + sum(kept.n_bytes for kept in (replay, bottom) if kept)
+    return stand + allocated_at_most(step)
 
 
 @pytest.mark.parametrize("plan", ["full", "attention+embeddings", "first-half", "only-norms"])
@@ -301,6 +289,53 @@ def test_flops_with_a_kept_bottom_are_those_of_pytorchs_counter(family):
         with FlopCounterMode(display=False) as counter, bottom.reading(ids):
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     assert found.step == counter.get_total_flops()
+
+
+def test_parts_of_a_step_add_up_and_the_gradients_stay():
+    one, two, five = (budget(NEO, MAIN, 2, 48, n_parts=n) for n in (1, 2, 5))
+    for term in ("forward", "backward_input", "backward_weight"):
+        assert [getattr(b.flops, term) / getattr(one.flops, term) for b in (two, five)] == [2, 5]
+    assert one.at_peak["gradients"] < two.at_peak["gradients"] == two.bytes["gradients"]
+    assert two.at_peak == five.at_peak
+    replay = ReplaySize(4, 2, 48)
+    alone, with_it = (budget(NEO, MAIN, 2, 48, n_parts=3, replay=r).flops.step for r in (None, replay))
+    assert with_it - alone == budget(NEO, MAIN, 2, 48, replay=replay).flops.step - one.flops.step
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+def test_flops_of_lora_are_those_of_pytorchs_counter(family):
+    config, ids = FAMILIES[family], torch.ones(3, 40, dtype=torch.long)
+    found = budget(config, LORA_PLAN, 3, 40, attention="eager", loss="whole", lora=LoraSize("q+v", 4)).flops
+    model = build_model(config, attention="eager").train()
+    insert(model, "q+v", rank=4, alpha=8)
+    LORA_PLAN.apply(model)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert found.step == counter.get_total_flops()
+
+
+def test_frozen_weights_in_bfloat16_take_half():
+    whole, half = (
+        budget(NEO, MAIN, 2, 48, dtype=torch.bfloat16, frozen_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    n_frozen = whole.n_parameters - whole.n_trainable
+    assert whole.bytes["parameters"] - half.bytes["parameters"] == 2 * n_frozen
+    assert (half.n_trainable, half.flops) == (whole.n_trainable, whole.flops)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"n_parts": 0}, "1 part or more"),
+        ({"n_parts": True}, "1 part or more"),
+        ({"frozen_dtype": torch.float16}, "is not known"),
+        ({"frozen_dtype": torch.bfloat16}, "dtype=torch.bfloat16 as well"),
+    ],
+)
+def test_settings_that_no_step_can_have_are_refused(wrong, words):
+    with pytest.raises(BudgetError, match=words):
+        budget(NEO, MAIN, 2, 48, **wrong)
 
 
 def test_a_bottom_that_trains_has_no_budget():
@@ -544,7 +579,7 @@ def test_a_model_whose_shapes_depend_on_the_text_says_that_it_is_not_predicted()
         budget(config, FULL, 2, 32)
     found, reason = budget_or_reason(config, FULL, 2, 32)
     assert found is None
-    assert reason.startswith("Memory and time are not predicted. A step of this 'mixtral' model")
+    assert reason.startswith("A step of this 'mixtral' model cannot be run on shapes alone")
     assert "\n" not in reason
     with pytest.raises(BudgetError, match="batch must be a whole number"):
         budget_or_reason(config, FULL, 0, 32)
