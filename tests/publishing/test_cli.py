@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PANELS = {
     "Take the course": {"run", "lab", "progress"},
     "Your own text and model": {"train", "model"},
-    "The study": {"benchmark", "memory", "style", "pretrain", "study"},
+    "The study": {"benchmark", "costs", "memory", "style", "pretrain", "study"},
     "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "lock"},
 }
 
