@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "closed_form": ["is_quick", "predictor"],
         "meter": ["allocated_at_most"],
+        "reasons": ["CostReasons", "explain_cost"],
         "scaling": [
             "BFLOAT16",
             "DEVICES",
