@@ -100,8 +100,8 @@ NOTEBOOKS = (
     "03_parameter_ratios",
     "04_training",
     "05_loss_and_forgetting",
-    "06_lora",
-    "07_scaling_up",
+    "07_lora",
+    "08_scaling_up",
 )
 
 

@@ -84,9 +84,9 @@ RULES = (
         "to choose between this and LoRA",
         "C15",
         "partial fine-tuning: no new matrices, no latency, and stable over rates",
-        "look which part of the claim you need: extra matrices, latency and stability got different verdicts in 06",
-        "do not choose by latency or stability: decide by file size and memory, in notebook 06's table",
-        "make notebook 06's table for your model; this was not decided",
+        "look which part of the claim you need: extra matrices, latency and stability got different verdicts in 07",
+        "do not choose by latency or stability: decide by file size and memory, in notebook 07's table",
+        "make notebook 07's table for your model; this was not decided",
     ),
 )
 

@@ -68,7 +68,7 @@ CLAIMS = {
             "Training the MLP is enough for style; attention holds grammar, the MLP facts.",
             "05_loss_and_forgetting",
         ),
-        Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "06_lora"),
+        Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "07_lora"),
     )
 }
 

@@ -108,7 +108,7 @@ def test_merging_gives_pefts_merged_weights():
 
 @peft_speaks
 def test_modules_to_save_unties_the_head_and_ours_does_not():
-    """The fact that notebook 06 teaches; if PEFT changes it, the page must change too."""
+    """The fact that notebook 07 teaches; if PEFT changes it, the page must change too."""
     twin = get_peft_model(
         build_model(CONFIG, seed=1), LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["wte"])
     )

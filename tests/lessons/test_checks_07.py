@@ -1,202 +1,228 @@
-"""Notebook 07's checks: right answers in every form, and a name for each usual mistake."""
+"""The exercises of 07_lora: right answers in every form, and each mistake by its message."""
 
-import numpy as np
+import math
+
 import pytest
 import torch
 
+from helpers.freezing import lora
 from helpers.lessons.checks import reply_to
-from support.replies import assert_wrong
+from helpers.lessons.exercises.nb07 import N_IN, N_OUT, RANK, SWEEP
+from helpers.measuring.curves import width
+from helpers.models.loading import gpt_neo_125m_config
 
 
 @pytest.mark.parametrize("name", ["07a", "07b", "07c", "07d"])
-def test_an_untouched_stub_is_not_attempted(name):
-    reply = reply_to(name, ...)
-    assert reply.ok is None and "not attempted yet" in reply.message
+def test_an_untouched_stub_is_not_attempted_yet(name):
+    assert reply_to(name, ...).ok is None
+
+
+def said(name, answer):
+    reply = reply_to(name, answer)
+    assert reply.ok is False, reply.message
+    return reply.message
 
 
 # --- 07a ---------------------------------------------------------------------------
 
 
+def factors(a, b):
+    return lambda rank, n_in, n_out: (a(rank, n_in), b(n_out, rank))
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        ["norms", "1 block"],
-        {"1 block", "norms"},
-        ("norms", "1 block"),
-        "norms, 1 block",
-        ["only-norms", "1 Block"],
-        {"norms": 1, "1 block": 2},
+        factors(torch.randn, torch.zeros),
+        factors(torch.rand, torch.zeros),
+        factors(torch.zeros, torch.randn),
+        lambda rank, n_in, n_out: [torch.nn.Parameter(torch.randn(rank, n_in)), torch.zeros(n_out, rank)],
     ],
 )
-def test_the_two_plans_pass_in_every_form(answer):
-    assert reply_to("07a", answer).ok is True
+def test_one_random_and_one_zero_is_right(answer):
+    assert reply_to("07a", answer).ok
 
 
 @pytest.mark.parametrize(
-    ("answer", "what"),
+    "answer, words",
     [
-        ([], "with 4 bytes"),
-        (["norms", "1 block", "2 blocks"], "left out the activations"),
-        (["norms", "1 block", "2 blocks", "4 blocks"], "two moments"),
-        (["norms", "1 block", "2 blocks", "4 blocks", "mlp-out"], "weights only"),
-        (["norms", "1 block", "2 blocks", "4 blocks", "mlp-out", "full"], "nothing else"),
-        (["norms"], "too few: look again at 1 block"),
-        (["norms", "1 block", "full"], "too many: look again at full"),
-        (["lora"], "the plans are called"),
-        (3, "cannot be read"),
+        (factors(torch.zeros, torch.zeros), "no gradient, ever"),
+        (factors(torch.randn, torch.randn), "jumps before step 1"),
+        (factors(torch.ones, torch.zeros), "rank 1, not 3"),
+        (factors(torch.zeros, torch.ones), "columns of B"),
+        (lambda r, i, o: (torch.randn(i, r), torch.zeros(r, o)), "turned round"),
+        (lambda r, i, o: (torch.randn(r, o), torch.zeros(i, r)), "B (n_out, rank)"),
+        (lambda r, i, o: torch.randn(r, i), "two tensors"),
+        (torch.zeros(2, 2), "function is asked for"),
+        (lambda rank: None, "stopped with TypeError"),
     ],
 )
-def test_what_was_not_counted_is_named(answer, what):
-    assert_wrong("07a", answer, what)
+def test_each_mistake_about_the_start_is_named(answer, words):
+    assert words in said("07a", answer)
 
 
 # --- 07b ---------------------------------------------------------------------------
 
 
-def share(n_rows, process, n):
-    return list(range(process, n_rows, n))
+@pytest.mark.parametrize("answer", [8, 8.0, "8", torch.tensor(8), [8]])
+def test_the_rank_of_equal_size_is_right_in_every_form(answer):
+    assert reply_to("07b", answer).ok
 
 
-def scaled(nats, n_here, n_all, n):
-    return nats * n / n_all
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        (share, scaled),
-        [share, scaled],
-        (lambda r, p, n: np.array_split(np.arange(r), n)[p], scaled),
-        (share, lambda *a: torch.tensor(scaled(*a))),
-    ],
-)
-def test_a_right_pair_passes_in_every_form(answer):
-    assert reply_to("07b", answer).ok is True
+def test_the_check_agrees_with_the_config():
+    config = gpt_neo_125m_config()
+    attention = lora.n_adapter_parameters(config, "attention", 10)
+    assert attention == 737_280 == 8 * lora.n_adapter_parameters(config, "mlp", 1)
 
 
 @pytest.mark.parametrize(
-    ("answer", "what"),
+    "answer, words",
     [
-        ((lambda r, p, n: list(range(r)), scaled), "A row is read twice"),
-        ((lambda r, p, n: list(range(r // n)), scaled), "A row is read twice"),
-        ((lambda r, p, n: list(range(p * (r // n), (p + 1) * (r // n))), scaled), "A row is left out"),
-        ((lambda r, p, n: list(range(r)) if p == 0 else [], scaled), "One process would wait"),
-        ((share, lambda nats, here, everyone, n: nats / here), "counts six times as much"),
-        ((share, lambda nats, here, everyone, n: nats / everyone), "takes the *mean* over processes"),
-        (
-            (share, lambda nats, here, everyone, n: nats * n / here),
-            "divided by your own tokens and multiplied",
-        ),
-        ((share, lambda nats, here, everyone, n: nats), "did not divide by the tokens"),
-        ((share, lambda nats, here, everyone, n: nats * n), "You multiplied by the number of processes"),
-        ((share, lambda *a: 1.0), "What must each return"),
-        ((share, 3.0), "a function is asked for"),
-        (share, "two functions are asked for"),
-        ((share, lambda *a: a[9]), "stopped with IndexError"),
+        (10, "equal rank"),
+        (12.5, "turned round"),
+        (5, "matrices themselves"),
+        (4, "two matrices and attention four"),
+        (16, "has two"),
+        (2, "has four"),
+        (737_280, "Which rank"),
+        (7, "Count r"),
     ],
 )
-def test_a_usual_mistake_with_two_processes_is_named(answer, what):
-    assert_wrong("07b", answer, what)
+def test_each_mistake_about_the_rank_is_named(answer, words):
+    assert words in said("07b", answer)
 
 
 # --- 07c ---------------------------------------------------------------------------
 
 
-def unfreeze(optimizer, new):
-    for p in new:
-        p.requires_grad_(True)
-    optimizer.add_param_group({"params": new})
+@pytest.mark.parametrize("answer", [0.477, 0.5, "0.48", math.log10(3), torch.tensor(0.477)])
+def test_the_width_is_right_in_every_form(answer):
+    assert reply_to("07c", answer).ok
 
 
-def and_return(optimizer, new):
-    unfreeze(optimizer, new)
-    return optimizer
-
-
-def flags_only(optimizer, new):
-    for p in new:
-        p.requires_grad_(True)
-
-
-def group_only(optimizer, new):
-    optimizer.add_param_group({"params": new})
-
-
-def rebuilt(optimizer, new):
-    flags_only(optimizer, new)
-    old = [p for group in optimizer.param_groups for p in group["params"]]
-    return torch.optim.AdamW([*old, *new], lr=0.05)
-
-
-def new_alone(optimizer, new):
-    flags_only(optimizer, new)
-    return torch.optim.AdamW(new, lr=0.05)
-
-
-def reset(optimizer, new):
-    unfreeze(optimizer, new)
-    optimizer.state.clear()
-
-
-def no_rate(optimizer, new):
-    flags_only(optimizer, new)
-    optimizer.add_param_group({"params": new, "lr": 0.0, "weight_decay": 0.0})
-
-
-def twice(optimizer, new):
-    unfreeze(optimizer, new)
-    optimizer.add_param_group({"params": new})
-
-
-def zeroed(optimizer, new):
-    unfreeze(optimizer, new)
-    torch.nn.init.zeros_(new[0])
-
-
-@pytest.mark.parametrize("answer", [unfreeze, and_return])
-def test_a_new_group_passes(answer):
-    assert reply_to("07c", answer).ok is True
+def test_the_check_agrees_with_the_helper():
+    assert reply_to("07c", width(SWEEP).decades).ok
 
 
 @pytest.mark.parametrize(
-    ("answer", "what"),
+    "answer, words",
     [
-        (lambda optimizer, new: None, "still have requires_grad False"),
-        (group_only, "still have requires_grad False"),
-        (flags_only, "does not hold them"),
-        (rebuilt, "starts without them"),
-        (new_alone, "no longer holds"),
-        (reset, "starts without them"),
-        (no_rate, "learning rate 0"),
-        (twice, "stopped with ValueError"),
-        (zeroed, "changed weights"),
-        (3, "a function is asked for"),
+        (2, "counts the rates"),
+        (0.002, "difference"),
+        (3, "ratio"),
+        (1.0986, "natural"),
+        (1.0, "1e-2 is out"),
+        (1.477, "1e-4 is out"),
+        (2.477, "1e-5"),
+        (3.477, "whole grid"),
+        (7, "log10"),
     ],
 )
-def test_a_usual_mistake_with_the_optimizer_is_named(answer, what):
-    assert_wrong("07c", answer, what)
+def test_each_mistake_about_the_width_is_named(answer, words):
+    assert words in said("07c", answer)
 
 
 # --- 07d ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", [28, 28.0, "28", torch.tensor(28), [28], np.int64(28)])
-def test_the_number_of_cards_passes_in_every_form(answer):
-    assert reply_to("07d", answer).ok is True
+def merged(W, A, B, alpha):
+    return W + alpha / len(A) * B @ A
+
+
+def timed(run, clock):
+    began = clock()
+    run()
+    return clock() - began
+
+
+def fair(a, b, n_pairs, clock):
+    a(), b()
+    pairs = []
+    for i in range(n_pairs):
+        if i % 2:
+            second, first = timed(b, clock), timed(a, clock)
+            pairs.append((first, second))
+        else:
+            pairs.append((timed(a, clock), timed(b, clock)))
+    return pairs
+
+
+def cold(a, b, n_pairs, clock):
+    return [(timed(a, clock), timed(b, clock)) for _ in range(n_pairs)]
+
+
+def same_order(a, b, n_pairs, clock):
+    a(), b()
+    return cold(a, b, n_pairs, clock)
+
+
+def in_blocks(a, b, n_pairs, clock):
+    a(), b()
+    first = [timed(a, clock) for _ in range(n_pairs)]
+    return list(zip(first, [timed(b, clock) for _ in range(n_pairs)], strict=True))
+
+
+def as_run(a, b, n_pairs, clock):
+    """Alternates, and gives each pair in the order in which it was measured."""
+    a(), b()
+    return [
+        (timed(a, clock), timed(b, clock)) if i % 2 == 0 else (timed(b, clock), timed(a, clock))
+        for i in range(n_pairs)
+    ]
+
+
+def swapped(a, b, n_pairs, clock):
+    return [(y, x) for x, y in fair(a, b, n_pairs, clock)]
+
+
+def whole(a, b, n_pairs, clock):
+    """Forgets to stop the clock between the two."""
+    pairs = fair(a, b, n_pairs, clock)
+    return [(x, x + y) for x, y in pairs]
+
+
+def test_a_merge_and_a_fair_clock_are_right():
+    assert reply_to("07d", (merged, fair)).ok
+    assert reply_to("07d", [merged, fair]).ok
 
 
 @pytest.mark.parametrize(
-    ("answer", "what"),
+    "merge, words",
     [
-        (16, "shared out everything"),
-        (19, "gathered weights"),
-        (22, "does not share them"),
-        (23, "last byte"),
-        (7, "weights only"),
-        (14, "two moments"),
-        (27, "rounded down"),
-        (8, "gets smaller with"),
+        (lambda W, A, B, alpha: W + B @ A, "alpha / r is forgotten"),
+        (lambda W, A, B, alpha: W + alpha * B @ A, "divide"),
+        (lambda W, A, B, alpha: W + len(A) / alpha * B @ A, "turned round"),
+        (lambda W, A, B, alpha: W + alpha / N_IN * B @ A, "width"),
+        (lambda W, A, B, alpha: W, "W itself"),
+        (lambda W, A, B, alpha: alpha / RANK * B @ A, "the change alone"),
+        (lambda W, A, B, alpha: W.add_(alpha / RANK * B @ A), "changed the W"),
+        (lambda W, A, B, alpha: W + A @ B, "stopped with RuntimeError"),
+        (lambda W, A, B, alpha: (B @ A).T, f"({N_OUT}, {N_IN})"),
+        (lambda W, A, B, alpha: W - alpha / RANK * B @ A, "another output"),
     ],
 )
-def test_a_usual_mistake_with_cards_is_named(answer, what):
-    assert_wrong("07d", answer, what)
+def test_each_mistake_about_merging_is_named(merge, words):
+    assert words in said("07d", (merge, fair))
+
+
+@pytest.mark.parametrize(
+    "compare, words",
+    [
+        (cold, "warming up"),
+        (in_blocks, "Run them in pairs"),
+        (same_order, "Let the order alternate"),
+        (as_run, "also where b ran first"),
+        (swapped, "turned round"),
+        (whole, "inside the measured time"),
+        (lambda a, b, n, clock: [(1.0, 1.0)] * n, "twice as long"),
+        (lambda a, b, n, clock: [], "n_pairs pairs"),
+        (lambda a, b, n, clock: [(0.0, 1.0)] * n, "not above 0"),
+    ],
+)
+def test_each_mistake_about_timing_is_named(compare, words):
+    assert words in said("07d", (merged, compare))
+
+
+@pytest.mark.parametrize("answer", [merged, (merged,), (merged, 3), "both"])
+def test_two_functions_are_asked_for(answer):
+    assert "two functions" in said("07d", answer)

@@ -1,269 +1,236 @@
-"""Checks of notebook 07: what fits on a card, what two processes add up, what an optimizer must be told."""
+"""Checks of notebook 07: where A and B start, equal sizes, the width of a sweep, merging and timing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-from helpers.lessons.checks import (
-    FAULTS,
-    AnswerFault,
-    Reply,
-    call,
-    exercise,
-    judge_number,
-    right,
-    value_of,
-    wrong,
-)
-from helpers.lessons.reading import finite, items, number
+from helpers.lessons.checks import Reply, call, exercise, judge_number, right, wrong
+from helpers.lessons.reading import finite, tensor
 
-# --- 07a: which plan trains 7 B in 24 GB? ------------------------------------------
+# --- 07a: where A and B start ------------------------------------------------------
 
-CARD, ACTIVATIONS = 24.0, 5.0  # GB, 10^9 bytes
-N_PARAMETERS = 6.738  # billions
-TRAINABLE = {
-    "norms": 0.0003,
-    "1 block": 0.202,
-    "2 blocks": 0.405,
-    "4 blocks": 0.810,
-    "mlp-out": 1.443,
-    "full": 6.738,
-}
-
-
-def _fitting(trained: float = 16, frozen: float = 2, activations: float = ACTIVATIONS) -> frozenset[str]:
-    """The plans that would fit with so many bytes a trained and a frozen number."""
-    return frozenset(
-        name
-        for name, t in TRAINABLE.items()
-        if trained * t + frozen * (N_PARAMETERS - t) + activations <= CARD
-    )
-
-
-def _mistakes() -> dict[frozenset[str], str]:
-    """Wrong choice to what was left out; a choice that several mistakes give is explained by the first."""
-    tries = {
-        "you counted the frozen weights with 4 bytes: then no plan fits. They are kept in bfloat16, 2 bytes each.": _fitting(
-            frozen=4
-        ),
-        "one choice too many. You left out the activations, 5 GB, or one of AdamW's two moments.": _fitting(
-            activations=0
-        ),
-        "you left out AdamW's two moments: 8 more bytes for each trained number.": _fitting(trained=8),
-        "you counted weights only. A trained number also needs its gradient (4 bytes) and two moments (8), and the "
-        "activations need 5 GB.": _fitting(trained=4, activations=0),
-        "you counted every weight with 2 bytes and nothing else. Weights that train are kept in float32, with a "
-        "gradient and two moments: 16 bytes in all.": _fitting(trained=2, activations=0),
-    }
-    found: dict[frozenset[str], str] = {}
-    for words, choice in tries.items():
-        found.setdefault(choice, words)
-    return found
+RANK, N_IN, N_OUT = 3, 8, 6
 
 
 @exercise("07a")
-def plans_that_fit(answer: Any) -> Reply:
-    """The names of the plans that fit, in any collection, or as text with commas."""
-    chosen = _names(answer)
-    if chosen == _fitting():
-        return right(
-            "13.5 GB of frozen weights and 5 GB of activations leave room for about 0.39 billion trained "
-            "numbers at 14 bytes more each."
+def start_of_the_factors(answer: Any) -> Reply:
+    """A function ``init(rank, n_in, n_out)`` that returns A (rank, n_in) and B (n_out, rank)."""
+    A, B = _two_factors(call(answer, RANK, N_IN, N_OUT))
+    if (A.shape, B.shape) == ((N_IN, RANK), (RANK, N_OUT)):
+        return wrong(
+            "both are turned round. Here A is (rank, n_in) and B is (n_out, rank), so that B @ A has the "
+            "shape of W, (n_out, n_in)."
         )
-    known = _mistakes().get(chosen)
-    if known:
-        return wrong(known)
-    missing, extra = _fitting() - chosen, chosen - _fitting()
-    return wrong(
-        f"{'too few' if missing else 'too many'}: look again at {', '.join(sorted(missing or extra))}. Bytes "
-        "= 16 a trained number + 2 a frozen one + 5 GB."
+    if (A.shape, B.shape) != ((RANK, N_IN), (N_OUT, RANK)):
+        return wrong(
+            f"A is {tuple(A.shape)} and B is {tuple(B.shape)}; asked is A (rank, n_in) = ({RANK}, {N_IN}) and "
+            f"B (n_out, rank) = ({N_OUT}, {RANK})."
+        )
+    if not A.any() and not B.any():
+        return wrong(
+            "both are zero, so there is no gradient, ever: that of A is made with B, that of B with A, and "
+            "both are zero. Start one of them at random."
+        )
+    if (B @ A).any():
+        return wrong(
+            "B A is not zero, so the model jumps before step 1: it is no longer the model that was "
+            "pretrained. Start one of the two at zero."
+        )
+    name, lines, random = ("A", "rows", A) if A.any() else ("B", "columns", B)
+    if torch.linalg.matrix_rank(random) < RANK:
+        return wrong(
+            f"the {lines} of {name} are no different from each other, so all {RANK} learn the same: that is "
+            f"rank {torch.linalg.matrix_rank(random)}, not {RANK}. Start {name} at random."
+        )
+    if not A.any():
+        return right(
+            "Nothing jumps, and the gradient of A is not zero. (Most code does it the other way: B zero, A "
+            "random. By symmetry both can learn.)"
+        )
+    return right(
+        "B A is zero, so nothing jumps; A is not, so B has a gradient from the first step on, and A from the "
+        "second."
     )
 
 
-def _words(answer: Any) -> list:
-    if isinstance(answer, str):
-        return answer.split(",")
-    return list(answer) if isinstance(answer, Mapping) else items(answer, "names of plans")
+def _two_factors(answer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise ValueError("your function should return two tensors, A and B")
+    A, B = map(tensor, answer)
+    return A, B
 
 
-def _names(answer: Any) -> frozenset[str]:
-    words = _words(answer)
-    names = frozenset(str(w).strip().lower().removeprefix("only-") for w in words if str(w).strip())
-    unknown = names - set(TRAINABLE)
-    if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: the plans are called {', '.join(TRAINABLE)}")
-    return names
-
-
-# --- 07b: two processes, one gradient ----------------------------------------------
-
-TOKENS = (500, 20, 300, 80, 100, 40, 10)  # of each window of a batch
+# --- 07b: equal sizes --------------------------------------------------------------
 
 
 @exercise("07b")
-def one_gradient_of_two_processes(answer: Any) -> Reply:
-    """A pair: ``share(n_rows, process, n_processes)`` and ``scaled(nats, n_here, n_all, n_processes)``."""
-    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-        return wrong("two functions are asked for: answer_07b = (share, scaled)")
-    share, scaled = answer
-    for n_rows, n_processes in ((4, 2), (5, 2), (7, 3)):
-        problem = _wrong_share(share, n_rows, n_processes)
-        if problem:
-            return wrong(problem)
-    return _judge_scale(scaled)
-
-
-def _wrong_share(share: Callable, n_rows: int, n: int) -> str | None:
-    shares = [[int(finite(r)) for r in items(value_of(share, n_rows, i, n), "rows")] for i in range(n)]
-    rows = sorted(r for one in shares for r in one)
-    case = f"{n_rows} rows, {n} processes: your shares are {shares}"
-    if len(rows) > len(set(rows)):
-        return f"{case}. A row is read twice. Use the process's number to tell the shares apart."
-    if rows != list(range(n_rows)):
-        return (
-            f"{case}. A row is left out: {n_rows} rows cannot always be shared equally, and none may be lost."
-        )
-    if max(map(len, shares)) - min(map(len, shares)) > 1:
-        return f"{case}. One process would wait for the other: let the sizes differ by one at most."
-    return None
-
-
-def _judge_scale(scaled: Callable) -> Reply:
-    halves = (TOKENS[:4], TOKENS[4:])  # 900 and 150 tokens
-    nats, n_here = [3.0 * sum(halves[0]), 5.0 * sum(halves[1])], [sum(h) for h in halves]
-    n_all = sum(n_here)
-    goal = sum(nats) / n_all
-    found = (
-        sum(number(value_of(scaled, s, n, n_all, 2)) for s, n in zip(nats, n_here, strict=True)) / 2
-    )  # DDP's mean
-    told = {
-        "Each token of the shorter share counts six times as much: you divided by the process's own tokens. Divide by "
-        "those of all processes.": sum(s / n for s, n in zip(nats, n_here, strict=True)) / 2,
-        "Half of it: DDP takes the *mean* over processes, after your division. Multiply by their number.": goal
-        / 2,
-        "You divided by your own tokens and multiplied by the number of processes. Divide by the tokens of all.": sum(
-            s / n for s, n in zip(nats, n_here, strict=True)
-        ),
-        "You did not divide by the tokens: a sum of nats.": sum(nats) / 2,
-        "You multiplied by the number of processes, and did not divide by the tokens.": sum(nats),
-    }
-    if math.isclose(found, goal, rel_tol=1e-6):
-        return right(
-            "Every row once, every token once: the gradient is that of one process with the whole batch."
-        )
-    reason = next(
-        (words for words, value in told.items() if math.isclose(found, value, rel_tol=1e-6)),
-        "DDP gives the mean of what the processes return. What must each return for nats / tokens?",
+def rank_of_equal_size(answer: Any) -> Reply:
+    """GPT-Neo 125M: the rank of LoRA on the MLP that has as many parameters as rank 10 on attention."""
+    return judge_number(
+        answer,
+        8,
+        "Both have 737,280 parameters: 12 x 8 x (768 + 3,072) x 2 = 12 x 10 x 4 x 1,536.",
+        {
+            10: "equal rank is not equal size: one MLP matrix is longer than one attention matrix. Count r (in + out).",
+            12.5: "turned round: you have 10 x 92,160 / 73,728. The MLP has more parameters for each rank, so its rank "
+            "must be smaller.",
+            5: "you compared the matrices themselves: the MLP's have twice as many numbers. LoRA's factors grow with "
+            "in + out, not with in x out.",
+            4: "you forgot that the MLP has two matrices and attention four: 4 x 1,536 x 10 = 2 x 3,840 x r.",
+            16: "you counted one matrix of the MLP in each block. It has two: c_fc and c_proj.",
+            2: "you counted one matrix of attention in each block. It has four: q, k, v and out_proj.",
+            737_280: "this is the number of parameters, and it is right. Which rank on the MLP has as many?",
+        },
+        within=1e-6,
+        otherwise="Count r (in + out) for each matrix: four of 768 x 768, two of 768 x 3,072.",
     )
-    return wrong(f"one process would get {goal:.4f} nats a token, two get {found:.4f}. {reason}")
 
 
-# --- 07c: unfreeze layer by layer --------------------------------------------------
+# --- 07c: the width of a sweep -----------------------------------------------------
+
+SWEEP = {1e-5: 3.49, 1e-4: 3.45, 1e-3: 3.38, 3e-3: 3.42, 1e-2: 3.44, 3e-2: math.nan}
 
 
 @exercise("07c")
-def unfreeze_with_one_optimizer(answer: Any) -> Reply:
-    """A function ``unfreeze(optimizer, new)`` that lets the tensors ``new`` train from here on."""
-    model, optimizer = _half_trained()
-    new, old = list(model[0].parameters()), list(model[1].parameters())
-    values = [p.detach().clone() for p in model.parameters()]
-    state = {p: {k: torch.as_tensor(v).clone() for k, v in optimizer.state[p].items()} for p in old}
-    returned = call(answer, optimizer, new)
-    used = returned if isinstance(returned, torch.optim.Optimizer) else optimizer
-    if any(not torch.equal(a, p) for a, p in zip(values, model.parameters(), strict=True)):
-        return wrong("your function changed weights. It should change only what trains.")
-    if not all(p.requires_grad for p in new):
-        return wrong(
-            "the new tensors still have requires_grad False: they get no gradient, so they never move."
-        )
-    held = [p for group in used.param_groups for p in group["params"]]
-    if not all(any(p is q for q in held) for p in new):
-        return wrong(
-            "the new tensors have a gradient, but the optimizer does not hold them, so they never move. Give "
-            "them to it with add_param_group."
-        )
-    if not all(any(p is q for q in held) for p in old):
-        return wrong(
-            "the optimizer no longer holds the tensors that trained before. Add the new ones to them."
-        )
-    if any(_forgot(used.state.get(p, {}), state[p]) for p in old):
-        return wrong(
-            "the moments of the tensors that trained before are gone: a new optimizer starts without them. "
-            "Keep the old optimizer, and add a group to it."
-        )
-    return _judge_moves(model, used, new)
-
-
-def _forgot(now: dict, then: dict) -> bool:
-    return any(
-        key not in now or not torch.equal(torch.as_tensor(now[key]), value) for key, value in then.items()
+def width_of_a_sweep(answer: Any) -> Reply:
+    """Decades of rates within 0.05 nats of the best, in `SWEEP`."""
+    return judge_number(
+        answer,
+        math.log10(3),
+        "From 1e-3 to 3e-3: log10(3), about half a decade, one step of the usual grid.",
+        {
+            2.0: "this counts the rates, or takes 1e-4 to 1e-2. A width is log10(highest / lowest), over the rates whose "
+            "loss is at most 3.43.",
+            0.002: "this is the difference of the two rates. Rates act by their ratio: take log10(highest / lowest).",
+            3.0: "this is the ratio of the two rates. Take its log10.",
+            math.log(3): "this is the natural logarithm. A decade is a factor of ten: take log10.",
+            1.0: "3.44 is 0.06 above the best, 3.38: the rate 1e-2 is out.",
+            math.log10(30): "3.45 is 0.07 above the best, 3.38: the rate 1e-4 is out.",
+            math.log10(300): "1e-5 is far from the best: 3.49 against 3.38.",
+            math.log10(3000): "you took the whole grid. Only rates within 0.05 of the best count.",
+        },
+        within=0.03,
+        otherwise="Best loss plus 0.05; the rates up to there; log10(highest / lowest).",
     )
 
 
-def _judge_moves(model: nn.Module, optimizer, new: list) -> Reply:
-    before = [p.detach().clone() for p in new]
-    try:
-        _toy_steps(model, optimizer, 2)
-    except FAULTS as error:
-        raise AnswerFault(f"the next step stopped with {type(error).__name__}: {error}") from error
-    if any(torch.equal(a, p) for a, p in zip(before, new, strict=True)):
-        return wrong("a new tensor did not move in the next two steps. Is its learning rate 0?")
-    return right("The new tensors move, and the old ones go on with the moments that they had.")
+# --- 07d: merged = unmerged, and both timed ----------------------------------------
 
-
-def _half_trained():
-    """Two layers; the second has trained for three steps, the first is frozen."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-    model[0].requires_grad_(False)
-    optimizer = torch.optim.AdamW(model[1].parameters(), lr=0.05)
-    _toy_steps(model, optimizer, 3)
-    return model, optimizer
-
-
-def _toy_steps(model: nn.Module, optimizer, n: int) -> None:
-    for k in range(n):
-        optimizer.zero_grad()
-        (model(torch.arange(6.0).reshape(2, 3).sin() + k) - 1).square().mean().backward()
-        optimizer.step()
-
-
-# --- 07d: how many cards? ----------------------------------------------------------
-
-STATE, GATHERED, OWN_ACTIVATIONS, USABLE = 1104, 20, 12, 72  # GB
+ALPHA = 6.0
+DRIFT = 1.05  # each run on the pretended machine takes so many times the one before
+COLD = {"a": 9.0, "b": 90.0}  # what the first run of each takes on top
 
 
 @exercise("07d")
-def cards_for_70b(answer: Any) -> Reply:
-    room = USABLE - GATHERED - OWN_ACTIVATIONS
-    return judge_number(
-        answer,
-        math.ceil(STATE / room),
-        "40 GB of each card are left for its share of 1,104 GB.",
-        {
-            math.ceil(
-                STATE / USABLE
-            ): "you shared out everything, or nothing but the state. Gathered weights (20 GB) and "
-            "activations (12 GB) stand on every card in full.",
-            math.ceil(
-                STATE / (USABLE - OWN_ACTIVATIONS)
-            ): "you left out the gathered weights: 20 GB on every card.",
-            math.ceil(STATE / (USABLE - GATHERED)): "you left out the activations: FSDP does not share them.",
-            math.ceil(
-                STATE / (80 - GATHERED - OWN_ACTIVATIONS)
-            ): "you filled the card to its last byte. Count with 72.",
-            math.ceil(
-                STATE / 4 / room
-            ): "you counted the weights only. Gradients and two moments are three times as much again.",
-            math.ceil(STATE / 2 / room): "you left out AdamW's two moments: half of the state.",
-            STATE // room: "you rounded down: so many cards are a little too few.",
-        },
-        within=1e-6,
-        otherwise="Which of the three parts gets smaller with the number of cards?",
+def merge_and_time(answer: Any) -> Reply:
+    """Two functions: ``merge(W, A, B, alpha)`` and ``compare(a, b, n_pairs, clock)``."""
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not all(callable(f) for f in answer):
+        raise ValueError("two functions are asked for: answer_07d = (merge, compare)")
+    merge, compare = answer
+    return (
+        _judge_merge(merge)
+        or _judge_timing(compare)
+        or right("One matrix does the work of three, and the clock has no favourite.")
     )
+
+
+def _judge_merge(merge: Callable) -> Reply | None:
+    generator = torch.Generator().manual_seed(6)
+    W, A, B = (
+        torch.randn(*shape, generator=generator) for shape in ((N_OUT, N_IN), (RANK, N_IN), (N_OUT, RANK))
+    )
+    before = W.clone()
+    found = call(merge, W, A, B, ALPHA)
+    if not torch.equal(W, before):
+        return wrong("merge changed the W that it was given. Return a new matrix, or nobody can go back.")
+    if not isinstance(found, torch.Tensor) or found.shape != W.shape:
+        return wrong(f"merge should return a matrix of W's shape, {tuple(W.shape)}.")
+    known = {
+        1.0: "alpha / r is forgotten: you added B A. The unmerged layer adds (alpha / r) B A.",
+        ALPHA: "you multiplied by alpha and did not divide by the rank, which is the number of rows of A.",
+        RANK / ALPHA: "the factor is turned round: it is alpha / r, not r / alpha.",
+        ALPHA / N_IN: "you divided by the width. The rank is the number of rows of A.",
+        0.0: "this is W itself. Add (alpha / r) B A.",
+    }
+    for scale, reason in known.items():
+        if torch.allclose(found, W + scale * B @ A, atol=1e-5):
+            return wrong(reason)
+    if torch.allclose(found, ALPHA / RANK * B @ A, atol=1e-5):
+        return wrong("this is the change alone. The merged matrix is W plus the change.")
+    if not torch.allclose(found, W + ALPHA / RANK * B @ A, atol=1e-5):
+        return wrong("a layer with your merged matrix gives another output than W x + (alpha / r) B A x.")
+    return None
+
+
+def _judge_timing(compare: Callable) -> Reply | None:
+    """Try it on a pretended machine: still, then slower by 5% with every run, then with unequal work."""
+    still = _ratios(compare, b_costs=1.0, drift=1.0)
+    if max(map(abs, still[1:])) < 0.012 < abs(still[0]):
+        return wrong(
+            "the first run of each is among the numbers. It pays for warming up: run both once before the "
+            "clock counts."
+        )
+    if max(map(abs, still)) > 0.012:
+        return wrong(
+            "two equally fast functions come out apart even on a machine that keeps still. What else is "
+            "inside the measured time?"
+        )
+    mean = _mean_ratio(compare, b_costs=1.0)
+    if abs(mean) > 0.2:
+        return wrong(
+            f"two equally fast functions come out {abs(math.expm1(mean)):.0%} apart on a machine that "
+            "slows down, because one was run wholly after the other. Run them in pairs."
+        )
+    if abs(mean) > 0.012 and abs(_mean_ratio(compare, b_costs=2.0)) < 0.2:
+        return wrong(
+            "the order alternates, and each pair holds its times in the order in which they were measured. "
+            "Return (seconds of a, seconds of b), also where b ran first."
+        )
+    if abs(mean) > 0.012:
+        return wrong(
+            "the same function always comes first in its pair, so a machine that slows down favours it. Let "
+            "the order alternate: a b, b a, a b, …"
+        )
+    mean = _mean_ratio(compare, b_costs=2.0)
+    if abs(mean + math.log(2)) < 0.02:
+        return wrong(
+            "each pair is turned round: (seconds of a, seconds of b) was asked for, also where b ran first."
+        )
+    if abs(mean - math.log(2)) > 0.02:
+        return wrong(
+            f"where b takes twice as long as a, your pairs say {math.exp(mean):.2f} times. What else is "
+            "inside the measured time?"
+        )
+    return None
+
+
+def _mean_ratio(compare: Callable, b_costs: float) -> float:
+    """Mean of ln(b / a) on the machine that slows down."""
+    ratios = _ratios(compare, b_costs)
+    return sum(ratios) / len(ratios)
+
+
+def _ratios(compare: Callable, b_costs: float, drift: float = DRIFT, n_pairs: int = 10) -> list[float]:
+    """ln(b / a) of each pair that ``compare`` returns, on the pretended machine."""
+    now, n_runs, cold = 0.0, 0, dict(COLD)
+
+    def run(name: str, cost: float) -> None:
+        nonlocal now, n_runs
+        now += cost * drift**n_runs + cold.pop(name, 0.0)
+        n_runs += 1
+
+    pairs = call(compare, lambda: run("a", 1.0), lambda: run("b", b_costs), n_pairs, lambda: now)
+    if not isinstance(pairs, (list, tuple)) or len(pairs) != n_pairs:
+        raise ValueError(f"compare should return a list of n_pairs pairs, here {n_pairs}")
+    if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
+        raise ValueError("each entry of the list should be a pair: (seconds of a, seconds of b)")
+    seconds = [(finite(a), finite(b)) for a, b in pairs]
+    if any(x <= 0 for pair in seconds for x in pair):
+        raise ValueError(
+            "a time is not above 0: call clock() before and after each run, and take the difference"
+        )
+    return [math.log(b / a) for a, b in seconds]

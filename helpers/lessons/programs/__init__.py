@@ -1,4 +1,4 @@
-"""Programs that notebook 07 prints and starts: files, because two processes must read the same lines."""
+"""Programs that notebook 08 prints and starts: files, because two processes must read the same lines."""
 
 from helpers import face
 

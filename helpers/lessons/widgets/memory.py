@@ -1,7 +1,7 @@
 """The memory planner: does a training step fit on a card, and if not, what to change?
 
 A prediction from the config. A card gives a program less than its name says; what a step may take is
-`scaling.RESERVE` of `scaling.DEVICES`, as in notebook 07.
+`scaling.RESERVE` of `scaling.DEVICES`, as in notebook 08.
 """
 
 from __future__ import annotations
