@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = face(
             "GIB",
             "Plan",
             "RESERVE",
+            "WITHOUT_BFLOAT16",
             "gpt_neo_1_3b_config",
             "llama_2_70b_config",
             "llama_2_7b_config",

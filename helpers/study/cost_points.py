@@ -16,7 +16,6 @@ process with one thread; the clock counts the process's own work.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -38,10 +37,11 @@ from helpers.costs import (
 from helpers.freezing import COURSE_PLANS, LORA_PLAN, FreezePlan, find_bottom, insert
 from helpers.measuring import paired_log_ratios
 from helpers.models import build_model, divergence_loss, enable_checkpointing, mini_config, next_token_loss
-from helpers.study.fresh_process import ROOT, config_of, continued
+from helpers.study.fresh_process import config_of, continued
+from helpers.study.measured_costs import COSTS, bottom_table
 from helpers.training import Replay
 
-FILE = ROOT / "data" / "evidence" / "costs.json"
+FILE = COSTS
 SHAPES = ((1, 64), (4, 64), (4, 128))  # windows at a time, tokens
 WIDTH, INNER, N_LAYERS, N_HEADS, VOCABULARY = 256, 704, 2, 4, 8192
 N_REPLAYED = 12  # windows
@@ -267,11 +267,10 @@ def errors(found: dict) -> list[float]:
 
 def lines(found: dict) -> Iterator[str]:
     """What the record says."""
-    for entry in found["times"]:
-        ratio = math.exp(sum(entry["log_ratios"]) / len(entry["log_ratios"]))
+    for (n_frozen, n_blocks), row in bottom_table(found).iterrows():
         yield (
-            f"{entry['n_frozen']} of {entry['n_blocks']} blocks kept: {ratio:.3f} of the same step's time, "
-            f"FLOPs say {entry['predicted_ratio']:.3f} ({len(entry['log_ratios'])} pairs)"
+            f"{n_frozen} of {n_blocks} blocks kept: {row.measured:.3f} of the same step's time, FLOPs say "
+            f"{row.predicted:.3f} ({row.n_pairs:.0f} pairs)"
         )
     if off := errors(found):
         worst = found["points"][off.index(max(off))]

@@ -1,6 +1,5 @@
 """The recorded costs: what the budget says against what the allocator held, and what a kept bottom saves in time."""
 
-import math
 from statistics import median
 
 import pytest
@@ -9,10 +8,11 @@ from helpers.costs.step_cost import BottomSize, budget, compare
 from helpers.freezing.plans import FreezePlan
 from helpers.study import cost_points
 from helpers.study.fresh_process import config_of
+from helpers.study.measured_costs import bottom_table, read
 from helpers.study.records import read_record
 from support.commands import course
 
-RECORD = read_record(cost_points.FILE, {"setting": dict, "times": list, "points": list})
+RECORD = read(cost_points.FILE)
 KINDS_OF_STEP = ("checkpointing", "n_parts", "replay_limit", "bfloat16", "keeps_bottom")
 
 
@@ -73,8 +73,9 @@ def test_a_kept_bottom_saves_the_time_that_its_flops_say(entry):
         budget(config, plan, entry["batch"], entry["length"], bottom=kept) for kept in (None, BottomSize(0))
     )
     assert entry["predicted_ratio"] == pytest.approx(compare(plainly, once)["step_flops"], abs=1e-4)
-    measured = math.exp(sum(entry["log_ratios"]) / len(entry["log_ratios"]))
-    assert measured == pytest.approx(entry["predicted_ratio"], rel=0.03)
+    row = bottom_table(RECORD).loc[(n, entry["n_blocks"])]
+    assert row.low <= row.measured <= row.high and row.n_pairs == len(entry["log_ratios"])
+    assert row.measured == pytest.approx(row.predicted, rel=0.03)
 
 
 def test_a_measurement_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
