@@ -188,20 +188,6 @@ PROFILES: dict[str, Profile] = {p.name: p for p in (TINY, GPT_NEO, SMOLLM2, SMOK
 STUDIED = {name: p for name, p in PROFILES.items() if p.rates_name}  # the bases of the first study
 
 
-SMOKE = replace(
-    TINY,
-    name="smoke",
-    batch=2,
-    n_steps=4,
-    warmup=1,
-    retention_windows=4,
-    held_out_windows=4,
-    note="a few steps to see that everything runs, not to learn from",
-)
-
-PROFILES = {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2, "smoke": SMOKE}
-
-
 def current(name: str | None = None, model: str | None = None) -> Profile:
     """The profile of this machine, with the settings of the environment applied.
 
