@@ -89,8 +89,8 @@ def plan_levers(evidence: Evidence, text: str) -> list[Lever]:
     ]
 
 
-def levers(evidence: Evidence) -> Answer | None:
-    """The rate, stopping, and the plans, as factors of forgetting; the largest first."""
+def found_levers(evidence: Evidence) -> list[Lever]:
+    """The rate, stopping and the plans on each of the course's texts, the largest factor first."""
     found = [
         lever
         for text in AUTHORS
@@ -101,9 +101,14 @@ def levers(evidence: Evidence) -> Answer | None:
         )
         if lever
     ]
+    return sorted(found, key=lambda lever: abs(np.log(lever.factor)), reverse=True)
+
+
+def levers(evidence: Evidence) -> Answer | None:
+    """The rate, stopping, and the plans, as factors of forgetting; the largest first."""
+    found = found_levers(evidence)
     if not any(lever.kind == "the rate" for lever in found) or len(found) < 2:
         return None
-    found.sort(key=lambda lever: abs(np.log(lever.factor)), reverse=True)
     points = {f"{lever.text}, {short(lever)}": (lever.factor,) * 3 for lever in found}
     first = found[0]
     title = (
