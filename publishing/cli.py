@@ -206,6 +206,27 @@ def verdicts(
     printed.show(profile, folder or EVIDENCE)
 
 
+@study.command()
+def pack(
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The run files.", show_default="build/study1")
+    ] = None,
+    unpack: Annotated[
+        bool, typer.Option("--unpack", help="The other way: run files, to go on with a study.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Drop the records that FOLDER does not have.")
+    ] = False,
+) -> None:
+    """Pack run files into data/evidence/*.parquet, or unpack them.
+
+    build/study2 is the second study's folder. Equal records give equal bytes.
+    """
+    from helpers.study import jobs, packing
+
+    packing.carry_out(folder or jobs.WORK, unpack, replace)
+
+
 @app.command(rich_help_panel=STUDY)
 def benchmark(
     pairs: Annotated[int, typer.Option(metavar="N", help="Repetitions of every pair.")] = 5,
@@ -363,13 +384,23 @@ def results(
 
 
 @app.command(rich_help_panel=KEEP)
-def site() -> int:
+def site(
+    data: Annotated[
+        bool,
+        typer.Option("--data", help="First make the living pages' models and records anew: minutes."),
+    ] = False,
+) -> int:
     """Build the course as pages, under build/site/.
 
     From what the notebooks store; nothing is run.
     """
     from publishing import site as pages
 
+    if data:
+        from publishing import page_deltas, page_records
+
+        page_deltas.write()
+        page_records.write()
     return pages.build_course()
 
 
@@ -427,6 +458,31 @@ def families(
         print(*map(table.line, rows), sep="\n")
     else:
         table.DOCUMENT.write_text(table.document(rows), encoding="utf-8")
+
+
+@app.command(rich_help_panel=KEEP)
+def mutate(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Files or folders, such as helpers/freezing.")
+    ],
+    sample: Annotated[
+        int, typer.Option(metavar="N", min=1, help="So many mutants, at random.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which ones.")] = 0,
+    least: Annotated[
+        float, typer.Option(metavar="SHARE", min=0, max=1, help="Exit code 1 below this score.")
+    ] = 0.0,
+    root: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Of another project.", show_default="this one")
+    ] = ROOT,
+) -> int:
+    """Break the code at one place at a time: what do the tests notice?
+
+    Stopped at any moment, the same command goes on.
+    """
+    from publishing import mutate as mutation
+
+    return mutation.carry_out(paths, sample, seed, least, root)
 
 
 @app.command(rich_help_panel=KEEP)

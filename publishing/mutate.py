@@ -1,7 +1,7 @@
 """Break the code in one place at a time, and count how often the tests notice.
 
-    python -m publishing.mutate helpers/freezing                   every mutant of a room        (course mutate)
-    python -m publishing.mutate helpers --sample 200 --seed 1      a seeded sample over all rooms
+    course mutate helpers/freezing                   every mutant of a room
+    course mutate helpers --sample 200 --seed 1      a seeded sample over all rooms
 
 A mutant that no test notices points at a test that is missing, or changes nothing that anybody could see: such a
 one goes into tests/equivalent_mutants.txt with its reason, and is counted no more.
@@ -19,7 +19,6 @@ that reach the place. Nothing is written into the tree. A test that starts anoth
 
 from __future__ import annotations
 
-import argparse
 import ast
 import copy
 import hashlib
@@ -387,10 +386,21 @@ def _record_reach(test: Path, root: Path, top: str, target: Path) -> int:
     return int(code)
 
 
-def _is_foreign(name: str, module: object, root: Path) -> bool:
+def _is_own(name: str, module: object, root: Path) -> bool:
+    """Whether a module is the project's."""
     file = getattr(module, "__file__", None)
     inside = file and Path(file).is_relative_to(root) and ".venv" not in Path(file).parts
-    return bool(file) and not inside and name.partition(".")[0] not in ("__main__", "coverage")
+    return bool(inside) and name != "__main__"
+
+
+def _is_foreign(name: str, module: object, root: Path) -> bool:
+    """Whether a module comes from a file that is not the project's."""
+    has_file = bool(getattr(module, "__file__", None))
+    return (
+        has_file
+        and not _is_own(name, module, root)
+        and name.partition(".")[0] not in ("__main__", "coverage")
+    )
 
 
 def chosen_tests(mutant: Mutant, known: Reach) -> list[str]:
@@ -461,6 +471,8 @@ def run_tests(arguments: Sequence[str], root: Path, plugins: Sequence[object] = 
     sys.dont_write_bytecode = True
     os.chdir(root)
     sys.path.insert(0, str(root))
+    for name in [name for name, module in sys.modules.items() if _is_own(name, module, root)]:
+        del sys.modules[name]  # the command has loaded some of the project, whole
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
         quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--basetemp={folder}/tmp"]
@@ -621,24 +633,9 @@ def score_table(trials: Sequence[Trial]) -> str:
     return "\n".join(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 where the score is at least ``--least``, 1 below it, 2 for a path that cannot be used."""
-    parser = argparse.ArgumentParser(prog="course mutate", description=__doc__.partition("\n")[0])
-    parser.add_argument("paths", nargs="+", help="files or folders, such as helpers/freezing")
-    parser.add_argument("--sample", type=int, help="how many mutants, drawn at random; all where not given")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--least", type=float, default=0.0, help="the score that is asked for, 0 to 1")
-    parser.add_argument("--root", type=Path, default=ROOT, help="another project than this one")
-    given = parser.parse_args(arguments)
-    try:
-        trials = mutate(given.paths, given.sample, given.seed, given.root.resolve())
-    except MutationError as error:
-        print(error, file=sys.stderr)
-        return 2
+def carry_out(paths: Sequence[str], sample: int | None, seed: int, least: float, root: Path = ROOT) -> int:
+    """Print the table: 0 where the score is at least ``least``, else 1. What the command does."""
+    trials = mutate(paths, sample, seed, root.resolve())
     print(score_table(trials))
     counted = [t for t in trials if t.result != EQUAL]
-    return int(sum(t.result == NOTICED for t in counted) < given.least * len(counted))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return int(sum(t.result == NOTICED for t in counted) < least * len(counted))

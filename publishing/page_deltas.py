@@ -1,6 +1,6 @@
 """Make what the page "What does it forget?" loads: two tuned models as changes of the base, and texts to measure on.
 
-    python -m publishing.page_deltas        (some minutes on one thread)
+    course site --data        (some minutes on one thread)
 
 The miniature is trained in full on each of the two texts, so long that it learns and forgets. Stored is
 the change of each weight, not the weight. A matrix is stored in whole numbers from -127 to 127 with one
@@ -139,7 +139,7 @@ def still_picture(paths: Mapping[str, np.ndarray]) -> str:
     return whole.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
-def main() -> None:
+def write() -> None:
     """Write ``alice.safetensors``, ``edgar.safetensors``, ``texts.json`` and ``forget-still.svg``."""
     OUT.mkdir(parents=True, exist_ok=True)
     base, tokenizer = load_model(BASE), load_tokenizer(BASE)
@@ -165,7 +165,3 @@ def main() -> None:
         )
     (OUT / "texts.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (OUT / "forget-still.svg").write_text(still_picture(paths) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Make what the page "Equal steps or equal gain?" loads: steps, gain and forgetting of the recorded runs.
 
-    python -m publishing.page_records
+    course site --data
 
 The runs are the main ones of data/evidence for the miniature that every text has: four plans, up to ten seeds,
 each at the rate that forgets least ("keep") and at the rate that learns most ("learn"). With them goes the
@@ -95,7 +95,7 @@ def still_picture(entries: list[dict], choice: str = "learn") -> str:
     return whole.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
-def main() -> None:
+def write() -> None:
     """Write ``records.json`` and ``equal-still.svg``."""
     smallest = read_evidence("gpt-neo-mini").rates["smallest_forgetting"]
     entries = page_entries()
@@ -103,7 +103,3 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "records.json").write_text(json.dumps(records, separators=(",", ":")) + "\n", encoding="utf-8")
     (OUT / "equal-still.svg").write_text(still_picture(entries) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

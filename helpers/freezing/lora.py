@@ -26,6 +26,7 @@ from helpers.models import (
     build_on_meta,
     named_modules,
     named_parameters,
+    require_seed,
     tensors_hash,
 )
 
@@ -127,7 +128,9 @@ def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0)
 
     Raises:
         LoraError: a rank or layer that does not fit. The model is then unchanged.
+        ModelError: a seed that is none; unchanged as well.
     """
+    require_seed(seed)
     linears = {}
     for entry in targets(anatomy(model), where):
         name = entry.name.removesuffix(".weight")

@@ -152,7 +152,7 @@ def _check_word(word: str, text: str) -> None:
     if base in WORDS and (not at or _RANGE.fullmatch(layers)):
         return
     raise PlanError(
-        f"Plan '{text}' is not known: '{word}' is no role, group, part or pattern.{_hint(word)} "
+        f"Plan {text!r} is not known: {word!r} is no role, group, part or pattern.{_hint(word)} "
         f"Roles: {', '.join(ROLES)}. Groups: {', '.join(GROUPS)}. Parts: {', '.join(PARTS)}. "
         f"Also: {_FORMS}."
     )
@@ -166,7 +166,7 @@ def _hint(word: str) -> str:
     if word == "none":
         return " To freeze nothing write FreezePlan.full(), or --freeze none alone."
     if "." in word:
-        return f" For a parameter's name write 'name:{word}'."
+        return f" For a parameter's name write {'name:' + word!r}."
     near = difflib.get_close_matches(word.split("@")[0].lower(), WORDS, n=1, cutoff=0.4)
     return f" Did you mean '{near[0]}'?" if near else ""
 
@@ -184,12 +184,12 @@ def _by_name(anatomy: Anatomy, pattern: str) -> frozenset[str]:
         return frozenset(chosen)
     if any(matches(f"{pattern}.**", name) for name in names):
         raise PlanError(
-            f"'name:{pattern}' matches no parameter: it names a module. "
-            f"Write 'name:{pattern}.**' for everything in it."
+            f"{'name:' + pattern!r} matches no parameter: it names a module. "
+            f"Write {'name:' + pattern + '.**'!r} for everything in it."
         )
     near = difflib.get_close_matches(pattern, [*starred(names), *names], n=3, cutoff=0.3)
     raise PlanError(
-        f"'name:{pattern}' matches no parameter. Nearest: {', '.join(near or starred(names)[:3])}."
+        f"{'name:' + pattern!r} matches no parameter. Nearest: {', '.join(near or starred(names)[:3])}."
     )
 
 

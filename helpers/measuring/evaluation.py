@@ -18,7 +18,14 @@ import torch
 from torch import nn
 
 from helpers.measuring.intervals import Estimate, estimate
-from helpers.models import last_states, n_positions, next_token_logits, plain_trunk, token_losses
+from helpers.models import (
+    last_states,
+    n_positions,
+    next_token_logits,
+    plain_trunk,
+    require_seed,
+    token_losses,
+)
 from helpers.texts import begin_ids
 
 CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
@@ -111,7 +118,9 @@ def sample_windows(
 
     Raises:
         ValueError: length is beyond the model's positions, or a number that no sample can have.
+        ModelError: a seed that is none.
     """
+    require_seed(seed)
     if n_windows < 1 or length < 1 or not 0 < temperature < float("inf"):
         raise ValueError(
             f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "

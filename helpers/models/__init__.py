@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = face(
             "load_model",
             "load_tokenizer",
             "mini_config",
+            "require_seed",
             "require_weights",
             "tensors_hash",
             "weight_hash",

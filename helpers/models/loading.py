@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -131,9 +132,10 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
         attention: ``"fast"`` or ``"eager"`` (see `attention_for`).
 
     Raises:
-        ModelError: the model would be larger than any, or than this machine's memory.
+        ModelError: the model would be larger than any, or than this machine's memory, or a seed that is none.
     """
     require_size(config)
+    require_seed(seed)
     if rough_size(config) > LARGE and detect_fake_mode() is None:
         require_memory(build_on_meta(config), f"A '{config.model_type}' model of this config")
     with torch.random.fork_rng(devices=[]):
@@ -142,6 +144,19 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
         return AutoModelForCausalLM.from_config(
             config, attn_implementation=implementation, trust_remote_code=False
         )
+
+
+def require_seed(seed: int) -> int:
+    """Return a seed that PyTorch and NumPy both take.
+
+    Raises:
+        ModelError: it is no whole number from 0 to 2**32 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise ModelError(
+            f"A seed must be a whole number from 0 to {2**32 - 1}; found {seed!r}. Any small number will do."
+        )
+    return int(seed)
 
 
 def build_on_meta(config) -> nn.Module:

@@ -408,9 +408,12 @@ def require_loaded(model: nn.Module, report: dict, source: str | Path) -> None:
         if names
     ]
     if found:
+        advice = "Save the whole model again, or correct config.json."
+        if any(plain_name(name) != name for name in extra):
+            advice = "A wrapper changed their names: download the model into a folder, and give that folder."
         raise ModelError(
             f"The weights in '{source}' do not fit its config: {'; '.join(found)}. Random numbers would "
-            "stand in their place. Save the whole model again, or correct config.json."
+            f"stand in their place. {advice}"
         )
     require_finite(model, source)
 
@@ -442,7 +445,9 @@ def _times(shape) -> str:
 
 
 def in_one_line(error: Exception) -> str:
-    """Return what an error says, in one line."""
+    """Return what an error says, in one line. A KeyError says the key alone; here it says what is the matter."""
+    if isinstance(error, KeyError):
+        return f"the entry {error} is missing"
     return " ".join(str(error).split())[:300].removesuffix(".") or type(error).__name__
 
 

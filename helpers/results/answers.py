@@ -68,6 +68,7 @@ class Answer:
         draw: makes the figure.
         origin: model, seeds, machine, commit.
         protocol: hash of the protocol page that the runs followed; None where there is none.
+        page: that page's name.
         table: the numbers behind the sentence, in Markdown; empty where the sentence holds them all.
     """
 
@@ -78,6 +79,7 @@ class Answer:
     draw: Callable
     origin: str
     protocol: str | None = None
+    page: str = "PROTOCOL.md"
     table: str = ""
 
 

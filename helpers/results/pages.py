@@ -100,7 +100,7 @@ def protocol_line(answer: Answer, known: dict) -> str:
     if answer.protocol is None:
         return ""
     day = f" of {known['date']}" if known.get("date") and known["sha256"] == answer.protocol else ""
-    return f" Protocol `{answer.protocol[:12]}`{day}: [the page](../data/evidence/PROTOCOL.md)."
+    return f" Protocol `{answer.protocol[:12]}`{day}: [the page](../data/evidence/{answer.page})."
 
 
 def index(pages: dict[Question, dict[str, Answer]]) -> str:

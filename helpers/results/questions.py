@@ -18,6 +18,9 @@ from helpers.results import (
 from helpers.results import (
     lever_answers as levers,
 )
+from helpers.results import (
+    recipe_answers as recipes,
+)
 
 RUNS = "the runs in `data/evidence/study1-*.parquet`"
 
@@ -61,6 +64,21 @@ WORDS = (
 )
 
 QUESTIONS = (
+    Question(
+        "which_weights",
+        "Which weights shall I train, and how do I keep what the model knew?",
+        recipes.recipes,
+        True,
+        "the runs in `data/evidence/study2-*.parquet`",
+        "course study second",
+        "each row of the picture is one recipe minus another, over pairs with the same seed, averaged over the gains "
+        "that both reach. Left of zero the first forgets less. *Rewound*: the tuned weights taken back towards the "
+        "base, which needs no training; *stopped*: a point along training. Only the tests in the sentences decide; "
+        "a table shows every recipe that was run, and describes. *At the cap*: the run was ended by its last step, "
+        "not by its dev loss. What a recipe forgot is measured on text that the base wrote itself, and an empty "
+        "cell is a level that a run did not reach. The rules, and which of them were changed when, are on the "
+        "protocol's page. " + WORDS.strip(),
+    ),
     Question(
         "levers",
         "What moves forgetting most?",

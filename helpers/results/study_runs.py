@@ -56,6 +56,7 @@ class StudyRun:
         n_trainable, step_seconds: None where the run diverged.
         stopped: the points along training, the base first; None where the run diverged.
         rewound: one way for all roles and one for each; empty where the run diverged.
+        machine, commit, protocol: where it ran, with which code, by which page (its hash).
     """
 
     model_name: str
@@ -74,6 +75,9 @@ class StudyRun:
     step_seconds: float | None
     stopped: Points | None
     rewound: tuple[Rewound, ...]
+    machine: str
+    commit: str
+    protocol: str
 
     def points(self, method: str) -> Points:
         """The models that a method offers.
@@ -152,6 +156,9 @@ def study_run(record: Mapping) -> StudyRun:
         None if has_diverged else record["seconds"] / record["steps_taken"],
         None if has_diverged else _points(record["evaluations"], text),
         () if has_diverged else _ways(record, text),
+        record["machine"],
+        record["commit"],
+        record["protocol"],
     )
 
 

@@ -1,8 +1,8 @@
 """Pack the run files of a study into the Parquet files of the evidence, and unpack them again.
 
-    python -m helpers.study.packing                        build/study1 -> data/evidence
-    python -m helpers.study.packing --unpack               data/evidence -> build/study1, to go on with the study
-    python -m helpers.study.packing --folder build/study2  the second study
+    course study pack                        build/study1 -> data/evidence
+    course study pack --unpack               data/evidence -> build/study1, to go on with the study
+    course study pack --folder build/study2  the second study
 
 While a study is under way a record is one JSON file, under build/ and outside git; a run that is killed leaves
 the others whole. Equal records give equal bytes: rows are sorted, nothing tells the time.
@@ -10,13 +10,11 @@ the others whole. Equal records give equal bytes: rows are sorted, nothing tells
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from helpers.profiles import Profile
-from helpers.study.jobs import EVIDENCE, WORK
+from helpers.study.jobs import EVIDENCE
 from helpers.study.records import RecordError, read_record, write_record
 from helpers.study.tables import read_table, table_of, tables_in, write_table
 
@@ -124,26 +122,16 @@ def copy(path: Path, place: Path) -> None:
     shutil.copyfile(path, place)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=WORK, help="where the run files are")
-    parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="where the Parquet files are")
-    parser.add_argument("--unpack", action="store_true", help="the other way round")
-    parser.add_argument("--replace", action="store_true", help="drop records that the folder does not have")
-    args = parser.parse_args(arguments)
-    if args.unpack:
-        study = SECOND if args.folder.name == SECOND else ""
-        print(f"{len(unpack(args.evidence, args.folder, study))} records written under '{args.folder}'")
-        return 0
-    for path in pack(args.folder, args.evidence, args.replace):
+def carry_out(folder: Path, unpacking: bool, replaces: bool, evidence: Path = EVIDENCE) -> None:
+    """Pack or unpack, and say what was written; what the command does."""
+    if unpacking:
+        study = SECOND if folder.name == SECOND else ""
+        print(f"{len(unpack(evidence, folder, study))} records written under '{folder}'")
+        return
+    written = pack(folder, evidence, replaces)
+    if not written:
+        raise RecordError(
+            f"There are no run files under '{folder}'. Record some (course study first), or give another --folder."
+        )
+    for path in written:
         print(f"{path}  {path.stat().st_size:,} bytes")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RecordError as error:
-        sys.exit(f"error: {error}")

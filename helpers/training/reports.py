@@ -67,7 +67,10 @@ def remarks(report: dict) -> list[str]:
     """What a reader should know about these numbers before they use the weights."""
     found = []
     if report["forgetting"]["mean"] >= MUCH:
-        found.append(f"that is much: {MUCH:g} or more. A lower --lr or fewer --steps forget less")
+        found.append(
+            f"that is much: {MUCH:g} or more. --rewind auto measures how far to go back; in the course's own "
+            "study gentler rates and earlier stops forgot less (results/levers.md)"
+        )
     if report["best_step"] == report["n_steps"]:
         found.append("the best step is the last one: more --steps may gain more (the same command goes on)")
     if report["best_step"] == 0:

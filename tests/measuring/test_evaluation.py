@@ -1,5 +1,6 @@
 """Losses, intervals, forgetting and style mean what they say."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -179,3 +180,11 @@ def test_a_sample_that_cannot_be_is_refused(numbers):
     n_windows, length, temperature = numbers
     with pytest.raises(ValueError, match="A sample needs"):
         sample_windows(model(), n_windows, length, seed=0, temperature=temperature)
+
+
+def test_the_hash_of_a_retention_text_is_that_of_its_tokens_and_their_order():
+    windows = text(n=3, length=8)
+    own = Retention(model(), windows).text_hash
+    assert own == hashlib.sha256(windows.numpy().tobytes()).hexdigest()
+    assert own == Retention(model(seed=2), windows.clone()).text_hash, "the base is not in it"
+    assert own != Retention(model(), windows.flip(0)).text_hash

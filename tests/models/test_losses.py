@@ -321,3 +321,23 @@ def test_an_encoder_and_another_loss_are_refused():
         require_next_token_model(model, ids)
     with pytest.raises(LossError, match="cannot be run on these token ids"):
         require_next_token_model(small_llama(), ids + 97)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_chunked_divergence_is_the_plain_one_in_value_and_in_every_gradient(family):
+    """Logits far from normalised: a head ten times as large."""
+    model = build_model(FAMILIES[family]).double()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(10)
+    ids = torch.randint(97, (3, 12), generator=torch.Generator().manual_seed(1))
+    log_p = torch.log_softmax(
+        torch.randn(33, 97, generator=torch.Generator().manual_seed(2)).double() * 3, -1
+    )
+    logits = model(ids).logits[:, :-1].flatten(0, 1)
+    plain = F.kl_div(torch.log_softmax(logits, -1), log_p, log_target=True, reduction="sum")
+    names = [n for n, _ in model.named_parameters()]
+    wanted = torch.autograd.grad(plain, list(model.parameters()))
+    found = losses.divergence_loss(model, ids, losses.base_predictions(log_p.clone()))
+    assert found.item() == pytest.approx(plain.item(), rel=1e-10)
+    for name, a, b in zip(names, torch.autograd.grad(found, list(model.parameters())), wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-10), name

@@ -22,7 +22,7 @@ from helpers.models.loading import (
     mini_config,
     weight_hash,
 )
-from helpers.models.model_files import ModelError
+from helpers.models.model_files import ModelError, require_loaded
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SHAPE = IDS | {
@@ -362,6 +362,20 @@ def test_a_damaged_tokenizer_file_is_named(mini, name, text):
 def test_a_tokenizer_whose_parts_are_damaged_is_refused(mini, change):
     edited(mini / "tokenizer.json", change)
     refusal(load_tokenizer, mini)
+
+
+def test_a_tokenizer_without_an_entry_is_told_which(mini):
+    edited(mini / "tokenizer.json", lambda r: r.clear())
+    assert "the entry 'added_tokens' is missing" in refusal(load_tokenizer, mini)
+
+
+@pytest.mark.parametrize("name", ["_orig_mod.lm_head.weight", "module.lm_head.weight"])
+def test_a_model_of_the_hub_with_a_wrappers_names_says_how_to_read_it(name):
+    report = {"unexpected_keys": {name}, "missing_keys": {"lm_head.weight"}, "mismatched_keys": set()}
+    with pytest.raises(ModelError, match="into a folder, and give that folder"):
+        require_loaded(
+            build_model(mini_config(num_layers=1, attention_types=[[["global"], 1]])), report, "some/model"
+        )
 
 
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(mini):

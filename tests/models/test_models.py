@@ -8,6 +8,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
+from helpers.freezing import lora
+from helpers.measuring.evaluation import sample_windows
 from helpers.models.loading import (
     build_model,
     choose_precision,
@@ -181,3 +183,20 @@ def test_precision_is_float32_on_a_cpu_and_an_unknown_one_is_refused():
 
 def test_positions_of_the_125m():
     assert n_positions(gpt_neo_125m_config()) == 2048
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.5, "0", True, None])
+def test_a_seed_that_is_none_is_refused_before_anything_is_built(seed):
+    config = mini_config()
+    before = torch.get_rng_state()
+    with pytest.raises(ModelError, match="seed must be a whole number from 0 to 4294967295"):
+        build_model(config, seed=seed)
+    model = build_model(config)
+    as_it_was = weight_hash(model)
+    for work in (
+        lambda: lora.insert(model, "attention", rank=2, alpha=4, seed=seed),
+        lambda: sample_windows(model, 1, 4, seed),
+    ):
+        with pytest.raises(ModelError, match="seed must be a whole number"):
+            work()
+    assert torch.equal(before, torch.get_rng_state()) and weight_hash(model) == as_it_was

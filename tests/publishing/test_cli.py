@@ -20,7 +20,7 @@ PANELS = {
     "Take the course": {"run", "lab", "progress"},
     "Your own text and model": {"train", "model"},
     "The study": {"benchmark", "memory", "style", "pretrain", "study"},
-    "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "lock"},
+    "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "lock"},
 }
 
 
@@ -123,6 +123,8 @@ BAD = {
     "no repository": (["badges", "--repo", "ada"], "'ada' is not a repository"),
     "no version": (["badges", "--version", "two words"], "'two words' is not a version"),
     "nothing to set": (["badges"], "--repo"),
+    "nothing to mutate": (["mutate", "{folder}/none"], "There is no"),
+    "damaged run files": (["study", "pack", "--folder", "{folder}/none"], "none"),
     "no such family": (["families", "teapot"], "teapot"),
     "no such book": (["style", "--alice", "{folder}/a.txt", "--edgar", "{folder}/b.txt"], "a.txt"),
     "no such text to train on": (["train", "--text", "{folder}/a.txt", "--out", "{folder}/run"], "a.txt"),

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from publishing.cli import main
 from publishing.mutate import (
     EQUIVALENT,
     LOG,
     Trial,
     broken,
     equivalents,
-    main,
     mutants,
     near_tests,
     score_table,
@@ -64,7 +64,7 @@ def house(tmp_path):
 def tried(house, *arguments):
     """What the command prints, and its exit code: a process of its own, for it forks."""
     done = subprocess.run(
-        [sys.executable, "-m", "publishing.mutate", "tiny", "--root", str(house), *arguments],
+        [sys.executable, "-m", "publishing.cli", "mutate", "tiny", "--root", str(house), *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -218,10 +218,10 @@ def test_the_tests_of_a_file_are_those_of_its_room_that_import_it(house):
 
 
 def test_a_path_that_is_not_there_or_has_no_tests_is_said(house, capsys):
-    assert main(["tiny/nowhere", "--root", str(house)]) == 2
+    assert main(["mutate", "tiny/nowhere", "--root", str(house)]) == 2
     assert "There is no" in capsys.readouterr().err
     (house / "tests/room/test_numbers.py").unlink()
-    assert main(["tiny", "--root", str(house)]) == 2
+    assert main(["mutate", "tiny", "--root", str(house)]) == 2
     assert "tiny/room/numbers.py has no tests" in capsys.readouterr().err
 
 

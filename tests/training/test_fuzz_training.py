@@ -50,6 +50,11 @@ def check_settings(changes):
         assert json.loads(json.dumps(vars(made))) == vars(made), "a run's record holds it"
 
 
+def says_the_same(content: bytes, whole: bytes) -> bool:
+    """Equal to the byte; a record of JSON may also lose the line feed at its end, and say the same."""
+    return content == whole or (whole.startswith(b"{") and content.strip() == whole.strip())
+
+
 def check_checkpoint(case):
     name, damage = case
     with folder() as place:
@@ -62,7 +67,8 @@ def check_checkpoint(case):
         found = right_or_refused(lambda: load_checkpoint(place), CheckpointError)
         assert held(place) == files
         assert found is not None, "the one before it is whole"
-        assert found.step == (2 if path.read_bytes() == whole else 1)
+        is_whole = says_the_same(path.read_bytes(), whole)
+        assert found.step == (2 if is_whole else 1)
         assert torch.equal(found.tensors["w"], torch.full((5,), float(found.step)))
 
 

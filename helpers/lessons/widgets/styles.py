@@ -16,7 +16,7 @@ from torch import nn
 
 from helpers.lessons.widgets.frame import STYLE, Frame, control
 from helpers.measuring import evaluating
-from helpers.models import ModelError, n_positions
+from helpers.models import ModelError, n_positions, require_seed
 
 __all__ = ["style_mixer"]
 
@@ -110,8 +110,9 @@ def side_by_side(
     """After each token: name to what its model has written so far, the prompt left out.
 
     Raises:
-        ModelError: no word in the prompt, or more tokens than the model has positions.
+        ModelError: no word in the prompt, a seed that is none, or more tokens than the model has positions.
     """
+    require_seed(seed)
     start = tokenizer(prompt)["input_ids"]
     limit = min((n_positions(m.config) or len(start) + n_tokens) for m in models.values())
     if not start:

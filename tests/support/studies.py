@@ -1,0 +1,120 @@
+"""Records of the second study with answers that are known, for tests of its verdicts and its page."""
+
+import numpy as np
+
+from helpers.results.second_verdicts import PAGE, second_study
+from helpers.results.study_runs import study_run
+from helpers.study.protocol import read_protocol
+
+N_DEV, N_RETENTION, N_TEST = 12, 16, 10
+SHARES = np.linspace(0.1, 1.0, 10)
+PLANS = (
+    "full",
+    "attention",
+    "attention+embeddings",
+    "embeddings",
+    "first-half",
+    "only-mlp-out",
+    "only-attention",
+)
+FORGETS = {
+    "full": 0.10,
+    "attention": 0.10,
+    "attention+embeddings": 0.14,
+    "embeddings": 0.12,
+    "first-half": 0.05,
+    "only-mlp-out": 0.06,
+    "only-attention": 0.2,
+}
+FULL_GAIN = 0.15
+
+
+def record(
+    plan,
+    text,
+    seed,
+    rate=1e-4,
+    weight=0.0,
+    gain=FULL_GAIN,
+    forgotten=None,
+    rewound=0.5,
+    test_gain=None,
+    roles=(),
+    **more,
+):
+    """One run as the runner writes it: forgetting grows with the square of the gain; rewound it is a share of it."""
+    rng = np.random.default_rng([seed, len(plan), len(text), int(rate * 1e7)])
+    windows = np.random.default_rng(7)
+    dev, kept, test = (
+        windows.normal(1, 0.1, N_DEV),
+        windows.normal(1, 0.1, N_RETENTION),
+        windows.normal(1, 0.1, N_TEST),
+    )
+    top = FORGETS[plan] if forgotten is None else forgotten
+    top *= rng.normal(1, 0.01)
+    tuning = seed >= 900
+    test_gain = 0.8 * gain if test_gain is None else test_gain
+
+    def model(share, factor):
+        found = {
+            "dev_windows": (3 - gain * share * dev).tolist(),
+            "plain_windows": [3.7] * 4,
+            "forgetting_a": (factor * top * share**2 * kept).tolist(),
+            "forgetting_b": (factor * top * share**2 * kept[::-1]).tolist(),
+        }
+        return found | ({} if tuning else {"test_windows": {text: (3.2 - test_gain * share * test).tolist()}})
+
+    grid = np.linspace(0, 1, 9)
+    base = {"dev_windows": [3.0] * N_DEV, "plain_windows": [3.7] * 4}
+    made = {
+        "stage": "first",
+        "machine": "a machine",
+        "commit": "0123456789",
+        "protocol": "p",
+        "profile": "tiny",
+        "model_name": "m",
+        "plan": plan,
+        "text": text,
+        "seed": seed,
+        "rate": rate,
+        "weight": weight,
+        "model_hash": "h",
+        "text_hash": text,
+        "settings": {"batch": 8},
+        "retention_hashes": {"A": "a", "B": "b", "C": "c"},
+        "n_trainable": 1000,
+        "steps_taken": 50,
+        "seconds": 25.0,
+        "ended": "patience",
+        "base": base | ({} if tuning else {"test_windows": {text: [3.2] * N_TEST}}),
+        "evaluations": [
+            {"step": i, **{k: v for k, v in model(s, 1.0).items() if k != "test_windows"}}
+            for i, s in enumerate(grid)
+        ],
+        "rewound": [{"roles": "all", "share": s, **model(s, rewound)} for s in SHARES]
+        + [{"roles": r, "share": s, **model(0.6 + 0.4 * s, 0.9)} for r in roles for s in (0.25, 0.5)],
+    }
+    if not tuning:
+        made["test_windows"] = {text: model(1.0, 1.0)["test_windows"][text]}
+    return made | more
+
+
+def diverged(plan, text, seed, **options):
+    found = record(plan, text, seed, **options)
+    for key in ("rewound", "test_windows", "ended", "seconds", "n_trainable", "steps_taken"):
+        found.pop(key, None)
+    return found | {"diverged": "the loss is not a number"}
+
+
+def tuning(forgotten=FORGETS, rates=(1e-4,), **options):
+    return [
+        record(p, "alice", 900, rate, forgotten=f, **options) for p, f in forgotten.items() for rate in rates
+    ] + [record("full", "edgar", 900)]
+
+
+def main(seeds=4, **options):
+    return [record(p, t, s, **options) for p in PLANS for t in ("alice", "edgar") for s in range(seeds)]
+
+
+def study_of(records, base="tiny"):
+    return second_study([study_run(r) for r in records], read_protocol(PAGE), base)
