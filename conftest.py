@@ -13,7 +13,7 @@ import pytest
 
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE
 
-pytest_plugins = ["support.pace"]
+pytest_plugins = ["support.pace", "support.pictures"]
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0" in the first of several workers
 
 for name, value in (KERNEL_SETTINGS | OFFLINE | {"COURSE_PROFILE": "tiny"}).items():

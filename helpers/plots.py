@@ -1,11 +1,14 @@
 """Pictures of measurements. A title states what is to be seen; colours are safe for colour-blind readers.
 
-Every function returns a matplotlib figure; `show` displays it with its alternative text.
+Functions return a matplotlib figure; `show` displays it with its alternative text. `Svg` is for drawings: it has the
+colours of `THEME`, in light and dark.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from html import escape
 from types import MappingProxyType
 
 import matplotlib.pyplot as plt
@@ -26,7 +29,40 @@ ROLE_COLOURS = {
     "head": COLOURS[4],
     "total": COLOURS[6],
 }
+# A plan's lines in every figure, by its key in `helpers.freezing.PLANS`. Full training is orange: all of it trains.
+# The first are those of Okabe and Ito, the others of Tol's "muted" (2021), or near them.
+PLAN_COLOURS = {
+    "full": "#D55E00",
+    "attention": "#000000",
+    "attention+embeddings": "#0072B2",
+    "mlp": "#882255",
+    "mlp+embeddings": "#332288",
+    "embeddings": "#117733",
+    "first-half": "#999933",
+    "only-attention": "#009E73",
+    "only-mlp-out": "#CC79A7",
+    "only-norms": "#AA4499",
+    "only-biases": "#661100",
+    "only-mlp-in": "#44AA99",
+    "only-mlp-alternate": "#6699CC",
+    "lora-attention": "#E69F00",
+    "lora-mlp": "#56B4E9",
+    "lora": "#777777",
+}
+DASHES = ("-", "--", ":", "-.")
 NO_STYLES: Mapping[str, Mapping] = MappingProxyType({})
+# Drawings, cards and pages: name to its colour in light and in dark. Ice blue is frozen, orange trains, everywhere.
+THEME = {
+    "paper": ("#ffffff", "#131416"),
+    "raised": ("#f7f9fb", "#1d2024"),
+    "ink": ("#1b2733", "#e8edf2"),
+    "soft": ("#52606d", "#a9b4bf"),
+    "line": ("#d5dde4", "#39424b"),
+    "frozen": ("#00639c", "#74c2f2"),
+    "frozen-fill": ("#d9edf9", "#12344a"),
+    "trains": ("#b04a00", "#ffa266"),
+    "trains-fill": ("#fde4d2", "#4a270e"),
+}
 GAIN, FORGETTING = "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token"
 
 
@@ -49,9 +85,116 @@ def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_r
     return figure, ax
 
 
-def _line(ax, x, y, index: int, label: str, **style) -> None:
-    colour = {"color": COLOURS[index % len(COLOURS)]}
-    ax.plot(x, y, marker=MARKERS[index % len(MARKERS)], markersize=4, label=label, **(colour | style))
+def line_styles(labels: Sequence[str]) -> dict[str, dict]:
+    """The look of each line by its label, "plan" or "plan, text": a plan has its colour, a text its dash.
+
+    A name that is no plan's key takes the first of `COLOURS` that no plan of the figure has.
+    """
+    parts = {label: label.partition(", ") for label in labels}
+    names = list(dict.fromkeys(name for name, _, _ in parts.values()))
+    texts = list(dict.fromkeys(text for _, _, text in parts.values()))
+    known = {name: PLAN_COLOURS[name] for name in names if name in PLAN_COLOURS}
+    free = [colour for colour in COLOURS if colour not in known.values()]
+    others = [name for name in names if name not in known]
+    colour_of = known | {name: free[i % len(free)] for i, name in enumerate(others)}
+    return {
+        label: {
+            "color": colour_of[name],
+            "linestyle": DASHES[texts.index(text) % len(DASHES)],
+            "marker": MARKERS[names.index(name) % len(MARKERS)],
+        }
+        for label, (name, _, text) in parts.items()
+    }
+
+
+# --- drawings ----------------------------------------------------------------------
+
+
+class Svg:
+    """A drawing as SVG text. Lengths are in units of its width; colours are names of `THEME`, or "#rrggbb".
+
+    It draws its own ground, so that it can be read on any page. A notebook shows it with ``title`` as its words.
+    """
+
+    FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+    LETTER = 0.56  # mean width of a letter over its size, in a wide face
+
+    def __init__(self, width: float, title: str, theme: str = "auto"):
+        """``theme``: "light", "dark", or "auto": as the reader's device. The height is set when all is drawn."""
+        self.width, self.height, self.title, self.theme = width, width, title, theme
+        self.parts: list[str] = []
+
+    def _paint(self, fill: str | None, stroke: str | None = None) -> str:
+        """Attributes for the light colours, and classes by which a style sheet puts the dark ones."""
+        painted, classes = [], []
+        for what, name in (("fill", fill), ("stroke", stroke)):
+            shades = THEME.get(name or "", (name or "none",) * 2)
+            painted.append(f'{what}="{shades[self.theme == "dark"]}"')
+            if name in THEME and self.theme == "auto":
+                classes.append(f"{what}-{name}")
+        return " ".join(painted) + (f' class="{" ".join(classes)}"' if classes else "")
+
+    def rect(self, x, y, width, height, fill, stroke=None, radius=4, line=1.5) -> None:
+        self.parts.append(self._rect(x, y, width, height, fill, stroke, radius, line))
+
+    def _rect(self, x, y, width, height, fill, stroke, radius, line) -> str:
+        paint = self._paint(fill, stroke)
+        place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+        return f'<rect {place} rx="{radius}" stroke-width="{line}" {paint}/>'
+
+    def path(self, steps: str, stroke: str, line: float = 2, dash: str = "", fill: str | None = None) -> None:
+        """``steps``: SVG's path commands, such as "M 0 0 L 10 10"."""
+        dashes = f'stroke-dasharray="{dash}" ' if dash else ""
+        self.parts.append(
+            f'<path d="{steps}" stroke-width="{line}" stroke-linecap="round" {dashes}{self._paint(fill, stroke)}/>'
+        )
+
+    def arrow(self, x0, y0, x1, y1, stroke: str, line: float = 2, dash: str = "") -> None:
+        """A straight arrow, level or upright."""
+        length = abs(x1 - x0) + abs(y1 - y0)
+        dx, dy = (x1 - x0) / length, (y1 - y0) / length
+        self.path(f"M {x0:g} {y0:g} L {x1 - 6 * dx:g} {y1 - 6 * dy:g}", stroke, line, dash)
+        left = f"{x1 - 9 * dx - 5 * dy:g} {y1 - 9 * dy - 5 * dx:g}"
+        right = f"{x1 - 9 * dx + 5 * dy:g} {y1 - 9 * dy + 5 * dx:g}"
+        self.path(f"M {left} L {x1:g} {y1:g} L {right} Z", stroke, 1, fill=stroke)
+
+    def circle(self, x, y, radius, fill, stroke=None, line=1.5) -> None:
+        paint = self._paint(fill, stroke)
+        self.parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="{radius:g}" stroke-width="{line}" {paint}/>')
+
+    def text(self, x, y, words, size=15, colour="ink", anchor="start", bold=False) -> None:
+        """One line; ``y`` is where its letters stand."""
+        weight = ' font-weight="600"' if bold else ""
+        self.parts.append(
+            f'<text x="{x:g}" y="{y:g}" font-size="{size}" text-anchor="{anchor}"{weight} {self._paint(colour)}>'
+            f"{escape(words)}</text>"
+        )
+
+    def lines(self, x, y, words, width, size=15, colour="ink", bold=False) -> float:
+        """Text that wraps at a width; returns where the next line stands."""
+        letter = (self.LETTER + 0.06 * bold) * size
+        for line in textwrap.wrap(words, int(width / letter)):
+            self.text(x, y, line, size, colour, bold=bold)
+            y += 1.35 * size
+        return y
+
+    def __str__(self) -> str:
+        dark = "".join(
+            f".{what}-{name}{{{what}:{shades[1]}}}"
+            for name, shades in THEME.items()
+            for what in ("fill", "stroke")
+        )
+        ground = self._rect(0.5, 0.5, self.width - 1, self.height - 1, "paper", "line", 12, 1.5)
+        style = f"<style>@media (prefers-color-scheme: dark){{{dark}}}</style>" * (self.theme == "auto")
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width:g} {self.height:g}" '
+            f'width="{self.width:g}" height="{self.height:g}" font-family="{self.FONT}" role="img">'
+            f"<title>{escape(self.title)}</title>{style}\n" + "\n".join([ground, *self.parts]) + "\n</svg>\n"
+        )
+
+    def _repr_mimebundle_(self, **kwargs):
+        words = textwrap.fill(self.title, 96)
+        return {"image/svg+xml": str(self), "text/plain": words}, {"image/svg+xml": {"alt": self.title}}
 
 
 # --- counting ----------------------------------------------------------------------
@@ -152,18 +295,11 @@ def loss_curves(
 ) -> Figure:
     """Loss over steps. ``curves``: {label: (steps, losses)}; nothing is smoothed."""
     figure, ax = axes(title, "optimizer step", y)
-    for i, (label, (steps, losses)) in enumerate(curves.items()):
+    styles = line_styles(list(curves))
+    for label, (steps, losses) in curves.items():
         dense = len(steps) > 40
-        ax.plot(
-            steps,
-            losses,
-            color=COLOURS[i % len(COLOURS)],
-            label=label,
-            linewidth=1 if dense else 1.8,
-            marker=None if dense else MARKERS[i % len(MARKERS)],
-            markersize=4,
-            alpha=0.8 if dense else 1,
-        )
+        look = {"linewidth": 1, "alpha": 0.8, "marker": None} if dense else {"linewidth": 1.8}
+        ax.plot(steps, losses, label=label, markersize=4, **(styles[label] | look))
     ax.legend(fontsize=8)
     return figure
 
@@ -176,9 +312,11 @@ def over_rates(sweeps: Mapping[str, Mapping[float, float]], title: str, base_los
     figure, ax = axes(title, "learning rate (logarithmic)", "held-out loss (nats a token)")
     lowest = np.nanmin([loss for losses in sweeps.values() for loss in losses.values()])
     top = base_loss + (base_loss - lowest)
-    for i, (label, losses) in enumerate(sweeps.items()):
+    styles = line_styles(list(sweeps))
+    for label, losses in sweeps.items():
         rates = sorted(losses)
-        _line(ax, rates, np.minimum([losses[rate] for rate in rates], top), i, label)
+        ends = np.minimum([losses[rate] for rate in rates], top)
+        ax.plot(rates, ends, label=label, markersize=4, **styles[label])
     ax.axhline(base_loss, color="#666666", linestyle="--", linewidth=1, label="untouched base")
     ax.set_xscale("log")
     ax.legend(fontsize=8)
@@ -208,8 +346,9 @@ def frontier(
 ) -> Figure:
     """Forgetting against gain: {label: (gains, forgetting)}; a dashed line marks the matched gain."""
     figure, ax = axes(title, GAIN, FORGETTING)
-    for i, (label, (gains, forgotten)) in enumerate(points.items()):
-        _line(ax, gains, forgotten, i, label)
+    styles = line_styles(list(points))
+    for label, (gains, forgotten) in points.items():
+        ax.plot(gains, forgotten, label=label, markersize=4, **styles[label])
     if level is not None:
         ax.axvline(level, color="#666666", linestyle="--", linewidth=1)
         ax.annotate("matched gain", (level, ax.get_ylim()[1]), fontsize=8, ha="right", va="top", rotation=90)
@@ -232,7 +371,12 @@ def recipes(
     named = []
     for i, (label, path) in enumerate(paths.items()):
         gains, forgotten = (np.asarray(values)[: np.argmax(path[0]) + 1] for values in path)
-        _line(ax, gains, forgotten, i, label, **styles.get(label, {}))
+        look = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            **styles.get(label, {}),
+        }
+        ax.plot(gains, forgotten, label=label, markersize=4, **look)
         at = float(np.interp(level, gains, forgotten)) if gains[-1] >= level else float(forgotten[-1])
         named.append((at, min(level, gains[-1]), ax.get_lines()[-1]))
     ax.axvline(level, color="#666666", linestyle="--", linewidth=1)
@@ -270,8 +414,8 @@ def along_the_line(
 ) -> Figure:
     """Gain and forgetting of the models between base (share 0) and tuned model (share 1), as curves over the share."""
     figure, ax = axes(title, "α: the share of the change that stays", "nats a token")
-    _line(ax, shares, gains, 2, "gain on the dev text")
-    _line(ax, shares, forgotten, 1, "forgetting: KL(base || rewound)")
+    ax.plot(shares, gains, "^-", color=COLOURS[2], markersize=4, label="gain on the dev text")
+    ax.plot(shares, forgotten, "s-", color=COLOURS[6], markersize=4, label="forgetting: KL(base || rewound)")
     best = int(np.argmax(gains))
     ax.axvline(shares[best], color="#666666", linestyle="--", linewidth=1, label="the best gain")
     ax.legend(fontsize=8)
@@ -298,8 +442,21 @@ def lines_of_runs(
                 ax.plot(xs, ys, label=label if k == 0 else "_nolegend_", linewidth=1, **style)
         if text in levels:
             ax.axvline(levels[text], color="#666666", linestyle="--", linewidth=1)
-    row[0].legend(fontsize=8)
+    _names_at_ends(row[-1])
     return figure
+
+
+def _names_at_ends(ax) -> None:
+    """The names of the lines in the right margin, beside their ends and not over each other: no legend to look up."""
+    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+    ends = sorted(((float(line.get_ydata()[-1]), line) for line in lines), key=lambda end: end[0])
+    low, high = ax.get_ylim()
+    place = -np.inf
+    for y, line in ends:
+        place = max(y, place + 0.07 * (high - low))
+        beside = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+        ax.annotate("●", (1.02, place), color=line.get_color(), fontsize=9, **beside)
+        ax.annotate(line.get_label(), (1.07, place), fontsize=9, **beside)
 
 
 def forgetting_over_rates(
@@ -315,14 +472,15 @@ def forgetting_over_rates(
         panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats a token"
     )
     for ax, plans in zip(row, panels.values(), strict=True):
-        for i, (label, by_rate) in enumerate(plans.items()):
+        for label, by_rate in plans.items():
             if by_rate:
-                _line(ax, *zip(*sorted(by_rate.items()), strict=True), i, label, **styles.get(label, {}))
+                look = line_styles(list(plans))[label] | styles.get(label, {})
+                ax.plot(*zip(*sorted(by_rate.items()), strict=True), label=label, markersize=4, **look)
         rates = sorted({rate for by_rate in plans.values() for rate in by_rate})
         ax.set_xscale("log")
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates], fontsize=8)
         ax.minorticks_off()
-    row[0].legend(fontsize=8)
+    _names_at_ends(row[-1])
     return figure
 
 
@@ -352,19 +510,22 @@ def intervals(
     title: str,
     x: str,
     smallest: float | Sequence[float] | None = None,
+    same: float = 0,
 ) -> Figure:
     """Means with their intervals, one a row: {label: (mean, low, high)}. The label says it all: one colour.
-    ``smallest`` shades the differences too small to count: one number, or one a row.
+    ``same`` is where two things are equal; ``smallest`` shades what is too near it to count: one number, or one a row.
     """
     figure, ax = axes(title, x, "", (7, 1.4 + 0.45 * len(rows)), has_row_labels=True)
     means, lows, highs = np.array(list(rows.values()), dtype=float).reshape(-1, 3).T
     ax.errorbar(
         means, range(len(rows)), xerr=[means - lows, highs - means], fmt="o", color=COLOURS[0], capsize=4
     )
-    ax.axvline(0, color="#444444", linewidth=1)
+    ax.axvline(same, color="#444444", linewidth=1)
     if smallest is not None:
         half = np.array(smallest)
-        ax.barh(range(len(rows)), 2 * half, 1, -half, color="#999999", alpha=0.2, label="too small to count")
+        ax.barh(
+            range(len(rows)), 2 * half, 1, same - half, color="#999999", alpha=0.2, label="too small to count"
+        )
         figure.legend(fontsize=8, loc="outside lower center", frameon=False)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -37,6 +37,12 @@ def revision(root: Path = ROOT) -> str:
     return settings(root).get("revision", "main")
 
 
+def pages_address(slug: str) -> str:
+    """Where GitHub Pages shows the site of OWNER/REPO."""
+    owner, name = slug.split("/")
+    return f"https://{owner}.github.io/{name}"
+
+
 def badge(notebook: str, slug: str, version: str | None = None) -> str:
     """Markdown of the badge that opens ``notebooks/<notebook>.ipynb`` in Colab."""
     return (
@@ -111,7 +117,9 @@ def replaced(text: str, old: tuple[str, str], new: tuple[str, str]) -> tuple[str
         if new[1] != old[1]
         else {}
     )
-    swaps |= {rf"(?<![\w.-]){slug}(?![\w-])": new[0]} if new[0] != old[0] else {}
+    if new[0] != old[0]:
+        swaps[rf"(?<![\w.-]){slug}(?![\w-])"] = new[0]
+        swaps[rf"{re.escape(pages_address(old[0]))}(?![\w-])"] = pages_address(new[0])
     for pattern, word in swaps.items():
         text, n = re.subn(pattern, word, text, flags=re.MULTILINE)
         n_places += n

@@ -108,6 +108,39 @@ def model() -> None:
     print("Use it with COURSE_PROFILE=smollm2.")
 
 
+@app.command(rich_help_panel=OWN)
+def export(
+    delta: Annotated[Path, typer.Option(metavar="FILE", help="A delta, or the run folder that holds it.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")],
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="peft: an adapter; merged: a whole model.")
+    ] = "peft",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE", help="Of a merged model: bfloat16 or float16.", show_default="the base's"
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Whose model is the base.", show_default="gpt-neo with a GPU, else tiny"
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="The base: a folder or hub name.", show_default="the profile's"),
+    ] = None,
+) -> None:
+    """Take a run's delta home: for PEFT, or merged for transformers.
+
+    The base must be the one that the run was trained from: its hash is checked.
+    """
+    from helpers.training import export_delta
+
+    print(export_delta(delta, out, format, dtype, profile, model))
+
+
 # --- the study ---------------------------------------------------------------------
 
 
@@ -270,6 +303,23 @@ def memory(
         print(f"A model of almost no size grows the process by {measured.allocator_constant():.1f} MiB.")
         return
     measured.collect(file or measured.FILE, known_shape(shape), dry_run, show)
+
+
+@app.command(rich_help_panel=STUDY)
+def guard(
+    pairs: Annotated[int, typer.Option(metavar="N", help="An even number of pairs.")] = 20,
+    show: Show = False,
+) -> None:
+    """Measure what a freeze guard adds to a step.
+
+    The miniature, in pairs with the guard and without; about five minutes. Writes data/evidence/guard.json.
+    """
+    from helpers.study import guard_cost
+
+    if show:
+        guard_cost.show()
+    else:
+        guard_cost.record(pairs)
 
 
 def known_shape(shape: str) -> str:

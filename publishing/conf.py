@@ -20,6 +20,8 @@ extensions = ["myst_nb"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_code_prompt_show = "Show the {type}"  # of a cell that answers a prediction
+nb_code_prompt_hide = "Hide the {type}"
 nb_ipywidgets_js = {}  # widgets are shown as their stored pictures
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 
 from helpers.texts import GUTENBERG_TITLES, GUTENBERG_URL
-from publishing.badges import ROOT, repository
+from publishing.badges import ROOT, pages_address, repository
 
 LIST = "docs/external_links.toml"
 UNSEEN = "not checked yet"
@@ -51,8 +51,9 @@ def addresses(text: str) -> set[str]:
 
 
 def is_own(address: str, slug: str) -> bool:
-    """Whether an address names the course's own repository."""
-    return re.search(rf"/{re.escape(slug)}(?![\w-])", address) is not None
+    """Whether an address names the course's own repository, or its site."""
+    site = address.startswith(f"{pages_address(slug)}/")
+    return site or re.search(rf"/{re.escape(slug)}(?![\w-])", address) is not None
 
 
 def external(root: Path) -> set[str]:

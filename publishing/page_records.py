@@ -16,18 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from helpers.lessons.widgets.losses import Line, Scale, chart, text
+from helpers.plots import PLAN_COLOURS
 from helpers.results import read_evidence
 
 OUT = Path(__file__).resolve().parent / "static" / "mini" / "data"
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 TEXTS = ("alice", "edgar")
 CHOICES = ("keep", "learn")
-COLOURS = {
-    "full": "#D55E00",
-    "attention+embeddings": "#0072B2",
-    "only-attention": "#009E73",
-    "only-mlp-out": "#CC79A7",
-}
 
 
 def path_of(record: Mapping) -> dict[str, list[float]]:
@@ -79,7 +74,7 @@ def still_picture(entries: list[dict], choice: str = "learn") -> str:
     for plan, run in shown.items():
         end = 1 + int(np.argmax(run["gains"]))  # what comes after is no way to reach a gain
         lines.append(
-            Line(np.array(run["gains"][:end]), np.array(run["forgetting"][:end]), COLOURS[plan], width=2)
+            Line(np.array(run["gains"][:end]), np.array(run["forgetting"][:end]), PLAN_COLOURS[plan], width=2)
         )
     scale = Scale.over(lines)
     for plan, line in zip(shown, lines, strict=True):

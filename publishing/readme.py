@@ -4,33 +4,62 @@
     course results --readme   README.md alone, from what is recorded
     course results --check    change nothing; exit code 1 where something is not up to date
 
-The lessons come from the first cell of each notebook, the verdicts from data/evidence/claims.json. That file
-holds the study's verdicts, as `helpers.results.verdicts` computes them from the records, and beside them what the
-notebooks measured themselves, on the shipped miniature. The costs come from benchmark.json and memory.json. The
-picture is written by helpers/results/pages.py.
+What was found, and its picture, come from the records; the lessons from the first cell of each notebook; the verdicts
+from data/evidence/claims.json. That file holds the study's verdicts, as `helpers.results.verdicts` computes them from
+the records, and beside them what the notebooks measured themselves, on the shipped miniature. The costs come from
+the benchmark and the record of memory.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from html import escape
 from pathlib import Path
 
 from helpers import profiles, results
 from helpers.files import write_text
+from helpers.freezing import FreezePlan
+from helpers.lessons import drawings
+from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED
+from helpers.models import build_on_meta, gpt_neo_125m_config
+from helpers.plots import Svg
 from helpers.results import (
     EVIDENCE,
+    QUESTIONS,
     RECORDED,
-    claims_table,
+    Lever,
+    claim_cards,
+    largest_levers,
     load_claims,
     newest,
     published,
+    read_evidence,
     recorded_claims,
     scoreboard_table,
+    studied_models,
+    two_digits,
+    verdict_counts,
 )
-from publishing.badges import badge, repository
+from publishing.badges import badge, pages_address, repository
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+NAMES = {"gpt-neo-mini": "the course's miniature", "smollm2-135m-instruct": "SmolLM2-135M"}
+KINDS = {"the rate": "the learning rate", "the plan": "what is frozen", "stopping": "stopping late"}
+SHORT = {"the rate": "learning rate", "the plan": "what is frozen", "stopping": "stopping late"}
+WORDS = {
+    HOLDS: ("holds", "hold"),
+    IN_PART: ("holds in part", "hold in part"),
+    FAILS: ("does not hold", "do not hold"),
+    UNDECIDED: ("is not decided", "are not decided"),
+    UNTESTED: ("is not tested here", "are not tested here"),
+}  # of one claim, and of several
+LIVING = {
+    "freeze": "Freeze it yourself",
+    "forget": "What does it forget?",
+    "equal": "Equal steps or equal gain?",
+}
 
 
 def lesson_row(notebook: Path, slug: str) -> str:
@@ -44,20 +73,140 @@ def lesson_row(notebook: Path, slug: str) -> str:
             "'… 10 minutes to read, 20 with the exercises'."
         )
     return (
-        f"| {title[1]} | [`{notebook.stem}`](notebooks/{notebook.name}) | {minutes[1]} / {minutes[2]} "
+        f"| [{notebook.stem[:2]}. {title[1]}](notebooks/{notebook.name}) | {minutes[1]} / {minutes[2]} "
         f"| {badge(notebook.stem, slug)} |"
     )
 
 
 def lessons() -> str:
     rows = [lesson_row(p, repository(ROOT)) for p in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    head = ["| lesson | notebook | minutes to read / with exercises | open |", "| --- | --- | --- | --- |"]
+    head = ["| lesson | minutes to read / with exercises | open |", "| --- | --- | --- |"]
     return "\n".join(head + rows)
 
 
 def verdicts() -> str:
-    """The claims as a table, each on every model that it was measured on."""
-    return scoreboard_table(json.loads(RECORDED.read_text("utf-8")))
+    """The claims behind a fold, so that nobody reads an answer before the question: cards, then all notes."""
+    entries = recorded_claims()
+    cards = picture("claims", claim_cards(entries).svg().title, 480)
+    return "\n\n".join(
+        [
+            "<details><summary>Show the verdicts</summary>",
+            cards,
+            "</details>",
+            "<details><summary>Every number, with its notes</summary>",
+            scoreboard_table(entries),
+            "</details>",
+        ]
+    )
+
+
+# --- the first screen --------------------------------------------------------------
+
+
+def largest() -> dict[str, dict[str, Lever]]:
+    """Model to its largest levers of forgetting, by kind; models with no such records are left out."""
+    found = {model: largest_levers(read_evidence(model)) for model in studied_models()}
+    return {model: levers for model, levers in found.items() if set(levers) == set(KINDS)}
+
+
+def finding(found: dict[str, dict[str, Lever]]) -> str:
+    """What the course found, in one sentence, from the records."""
+    leads = {next(iter(levers)) for levers in found.values()}
+    if len(leads) != 1:
+        ends = "; ".join(
+            f"{KINDS[next(iter(levers))]} on {name_of(model)}" for model, levers in found.items()
+        )
+        return f"What changed most how much a model forgets depended on the model: {ends}."
+    (lead,) = leads
+    counts = " and ".join(
+        f"{times(levers[lead])} times on {name_of(model)}" for model, levers in found.items()
+    )
+    beside = next(kind for kind in ("the plan", "the rate") if kind != lead)
+    other = " and ".join(times(levers[beside]) for levers in found.values())
+    return (
+        f"Of what was tried, {KINDS[lead]} changed most how much a model forgets: up to {counts}. "
+        f"({KINDS[beside].capitalize()}: up to {other} times.)"
+    )
+
+
+def times(lever: Lever) -> str:
+    return two_digits(lever.times)
+
+
+def name_of(model: str) -> str:
+    """A model's name for readers who have not met it."""
+    return NAMES.get(model, model)
+
+
+def poster(theme: str, found: dict[str, dict[str, Lever]]) -> Svg:
+    """The picture of the first screen: a model under the main plan, and what changed forgetting on each model."""
+    model, plan = build_on_meta(gpt_neo_125m_config()), FreezePlan.freeze("attention", "embeddings")
+    ledger = plan.explain(model)
+    words = (
+        f"A drawing of GPT-Neo 125M with attention and embeddings frozen: {ledger.R:.0%} of its parameters train. "
+        f"Below it bars: {finding(found)}"
+    )
+    drawing = Svg(480, words, theme)
+    drawing.text(24, 34, f"Here {ledger.R:.0%} of GPT-Neo 125M trains", 17, bold=True)
+    y = drawings.city(drawing, 48, model, ledger, 150) + 12
+    drawings.legend(drawing, y)
+    y += 52
+    drawing.text(24, y, "What changed forgetting, and how much", 17, bold=True)
+    scale = 205 / max(lever.times - 1 for levers in found.values() for lever in levers.values())
+    for name, levers in found.items():
+        drawing.text(24, y + 26, name_of(name), colour="soft")
+        y += 34
+        for kind, lever in levers.items():
+            colour = "frozen" if kind == "the plan" else "soft"
+            drawing.text(150, y + 17, SHORT[kind], anchor="end")
+            drawing.rect(158, y + 2, max(scale * (lever.times - 1), 2), 20, colour, radius=2, line=0)
+            drawing.text(164 + scale * (lever.times - 1), y + 17, f"{times(lever)} times", bold=True)
+            y += 26
+    drawing.height = y + 18
+    return drawing
+
+
+def score() -> str:
+    """How many claims got which verdict."""
+    counts = verdict_counts(recorded_claims())
+    parts = [f"{len(ids)} {WORDS[verdict][len(ids) != 1]}" for verdict, ids in counts.items() if ids]
+    total = sum(map(len, counts.values()))
+    return f"**{total} claims of an article, tested:** {' · '.join(parts)}. [Which ones?](#what-the-course-found)"
+
+
+def picture(name: str, alt: str, width: int) -> str:
+    """HTML that shows ``docs/NAME-light.svg``, or in the dark ``docs/NAME-dark.svg``."""
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="docs/{name}-dark.svg">'
+        f'<img src="docs/{name}-light.svg" width="{width}" alt="{escape(alt)}"></picture>'
+    )
+
+
+def front() -> str:
+    """What a reader sees first: what was found, a picture that says it, where to start, and the score."""
+    found, pages = largest(), pages_address(repository(ROOT))
+    tries = " · ".join(f"[{words}]({pages}/_static/mini/{name}.html)" for name, words in LIVING.items())
+    first = sorted((ROOT / "notebooks").glob("*.ipynb"))[0]
+    return "\n\n".join(
+        [
+            f"**What it found.** {finding(found)} [All results](results/README.md)",
+            f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Or try it now, in your browser: {tries}",
+            score(),
+            picture("front", poster("light", found).title, 480),
+        ]
+    )
+
+
+def drawn() -> dict[str, str]:
+    """The pictures of README: name of a file under docs/ to what it must hold."""
+    found, cards = largest(), claim_cards(recorded_claims())
+    shown = {"front": lambda theme: poster(theme, found), "claims": cards.svg}
+    return {
+        f"{name}-{theme}.svg": str(draw(theme)) for name, draw in shown.items() for theme in ("light", "dark")
+    }
+
+
+# --- README as a whole -------------------------------------------------------------
 
 
 def fill(text: str, block: str, content: str) -> str:
@@ -72,15 +221,22 @@ def measured_costs() -> str:
     """One sentence each on the engine and on memory, where they were measured."""
     found = {"engine": results.engine(EVIDENCE), "memory": results.memory(EVIDENCE)}
     return "\n\n".join(
-        f"{answer.sentence} [How it was measured](results/{name}.md)."
+        f"{answer.sentence} [How it was measured](results/README.md#{slug(name)})."
         for name, answer in found.items()
         if answer is not None
     )
 
 
+def slug(name: str) -> str:
+    """Where a question is on the page of results."""
+    asks = next(question.asks for question in QUESTIONS if question.name == name)
+    return re.sub(r"[^\w -]", "", asks.lower()).replace(" ", "-")
+
+
 def rendered(text: str) -> str:
-    for block, content in (("lessons", lessons()), ("claims", verdicts()), ("costs", measured_costs())):
-        text = fill(text, block, content)
+    blocks = {"front": front, "lessons": lessons, "claims": verdicts, "costs": measured_costs}
+    for block, content in blocks.items():
+        text = fill(text, block, content())
     return text
 
 
@@ -91,7 +247,7 @@ def record() -> None:
     """
     entries = published(newest(recorded_claims(), load_claims(profiles.build_dir() / "claims")))
     write_text(RECORDED, json.dumps(entries, indent=1) + "\n")
-    print(claims_table(entries))
+    claim_cards(entries).show()
 
 
 def write(anew: bool = False) -> None:
@@ -100,9 +256,12 @@ def write(anew: bool = False) -> None:
         record()
     readme = ROOT / "README.md"
     readme.write_text(rendered(readme.read_text("utf-8")), encoding="utf-8")
+    for name, text in drawn().items():
+        write_text(DOCS / name, text)
 
 
 def is_current() -> bool:
-    """Whether README.md says what it would be given now."""
+    """Whether README.md and its pictures say what they would be given now."""
     text = (ROOT / "README.md").read_text("utf-8")
-    return rendered(text) == text
+    pictures = {name: (DOCS / name).read_text("utf-8") for name in drawn() if (DOCS / name).exists()}
+    return rendered(text) == text and pictures == drawn()

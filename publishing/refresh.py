@@ -11,6 +11,7 @@ which cells now say something else.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+ASKED, REVEALED = re.compile(r'\bpredict\("([\w-]+)"'), re.compile(r'\breveal\("([\w-]+)"')
+FAR = 15  # cells
 CELL_NOISE = ("execution", "collapsed", "scrolled", "jupyter", "ExecuteTime", "trusted")
 
 
@@ -38,6 +41,31 @@ def normalise(book: nbformat.NotebookNode) -> None:
         cell.source = cell.source.rstrip()
         for key in CELL_NOISE:
             cell.metadata.pop(key, None)
+    for cell in answered(book.cells):
+        cell.metadata |= {"collapsed": True, "jupyter": {"outputs_hidden": True}}
+
+
+def answered(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The cells whose outputs answer a prediction: they are stored folded, and open when they are run.
+
+    What is between a prediction and its `reveal` computes the answer, unless they are far apart; what stands
+    right behind the reveal may be the verdict.
+    """
+    asked: dict[str, int] = {}
+    found: set[int] = set()
+    for place, cell in enumerate(cells):
+        for name in ASKED.findall(cell.source) if cell.cell_type == "code" else ():
+            asked.setdefault(name, place)
+        for name in REVEALED.findall(cell.source) if cell.cell_type == "code" else ():
+            begin = asked.get(name, place - 1)
+            found |= set(range(begin + 1 if place - begin <= FAR else place, place + 1))
+            found |= {p for p in (place + 1,) if p < len(cells) and "record(" in cells[p].source}
+    return [cells[p] for p in sorted(found) if cells[p].get("outputs") and not is_asking(cells[p])]
+
+
+def is_asking(cell: nbformat.NotebookNode) -> bool:
+    """Whether a cell is an exercise or a prediction of its own."""
+    return "exercise" in cell.metadata or ASKED.search(cell.source) is not None
 
 
 def said(cell: nbformat.NotebookNode) -> list[str]:

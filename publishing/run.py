@@ -137,12 +137,13 @@ def run_lessons(paths: list[Path], out: Path, settings: dict[str, str], console:
 def show_claims(build: Path) -> None:
     """Gather the recorded claims in claims.json and print their table."""
     from helpers.files import write_json
-    from helpers.results import claims_table, load_claims
+    from helpers.results import claim_cards, load_claims
 
     claims = load_claims(build / "claims")
     write_json(build / "claims.json", claims)
     if claims:
-        print(f"\n{claims_table(claims)}")
+        print()
+        claim_cards(claims).show()
 
 
 def peak_memory() -> str:

@@ -2,9 +2,9 @@
 
     course site
 
-README, the notebooks and the pages of docs/ and results/ are laid out in one folder, with three
-changes: a badge from elsewhere becomes a local picture, a link to a file that is no page leads to
-the repository, and each figure gets its alternative text. Then Sphinx makes the site, set up by
+README, the notebooks and the pages of docs/ and results/ are laid out in one folder, with four changes: a badge from
+elsewhere becomes a local picture, a link to a file that is no page leads to the repository, each figure gets its
+alternative text, and the table of claims becomes cards. Then Sphinx makes the site, set up by
 publishing/conf.py. Exit code 1: Sphinx warned of something. Exit code 2: the pages do not fit together.
 """
 
@@ -17,10 +17,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from html import unescape
 from pathlib import Path, PurePosixPath
 
 import nbformat
 
+from helpers.results import claim_cards, recorded_claims
 from publishing import badges
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,18 +46,10 @@ NAVIGATION = {
 MINI = PurePosixPath("_static/mini")
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "config.json")
 MINI_LIMIT = 12_000_000  # bytes of all that the living pages can load
-TRY_IT = f"""
-## Try it now
-
-The course's model runs in these pages. Nothing is installed, and nothing leaves your browser.
-
-- <a href="{MINI}/freeze.html">Freeze it yourself</a>: click the parts of the model, and see what training still costs.
-- <a href="{MINI}/forget.html">What does it forget?</a> Base, tuned and rewound models write side by side.
-- <a href="{MINI}/equal.html">Equal steps or equal gain?</a> Drag the level, and see the order of plans turn.
-
-"""
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?")
+PICTURE = re.compile(r'<picture>.*?srcset="([^"]+)".*?src="([^"]+)" width="\d+" alt="([^"]*)"></picture>')
+CLAIMS = re.compile(r"<!-- claims -->.*?<!-- /claims -->", re.DOTALL)
 
 
 class SiteError(ValueError):
@@ -95,13 +89,8 @@ def sources(root: Path) -> dict[str, str]:
         root / "CONTRIBUTING.md",
     ]
     pages = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files}
-    return readme_pages((root / "README.md").read_text(encoding="utf-8")) | pages
-
-
-def with_living_pages(front: str) -> str:
-    """The front page with its links to the living pages, before its first section."""
-    start, heading, rest = front.partition("\n## ")
-    return start + TRY_IT + heading.lstrip() + rest
+    readme = of_the_site((root / "README.md").read_text(encoding="utf-8"), badges.repository(root))
+    return readme_pages(readme) | pages
 
 
 def navigation(pages: Iterable[str]) -> str:
@@ -127,6 +116,13 @@ def repository_address(root: Path) -> str:
     return f"https://github.com/{place[1]}"
 
 
+def of_the_site(readme: str, slug: str) -> str:
+    """README with cards for its table of claims, and with links to the living pages that lie beside the site's own."""
+    living = re.compile(rf"\[([^\]]+)\]\({re.escape(badges.pages_address(slug))}/([^)]+)\)")
+    cards = claim_cards(recorded_claims())._repr_html_()
+    return CLAIMS.sub(lambda _: cards, living.sub(r'<a href="\2">\1</a>', readme))
+
+
 class Links:
     """The links of the repository's pages as links of the site.
 
@@ -144,13 +140,22 @@ class Links:
         Raises:
             SiteError: a link leads to no file.
         """
-        parts = CODE.split(text)  # text and code by turns
+        parts = CODE.split(PICTURE.sub(self._in_both_themes, text))  # text and code by turns
         up = "../" * (len(PurePosixPath(page).parts) - 1)
         parts[::2] = [
             LINK.sub(lambda found: f"]({self._target(page, up, found[1], found[2] or '')}", part)
             for part in parts[::2]
         ]
         return "".join(parts).replace(f"({BADGE})", f"({up}{OWN_BADGE})")
+
+    def _in_both_themes(self, found: re.Match) -> str:
+        """A picture in light and in dark, of which the site's theme shows one."""
+        dark, light, alt = found.groups()
+        self.pictures |= {PurePosixPath(dark), PurePosixPath(light)}
+        return "\n\n".join(
+            f"```{{image}} {place}\n:class: only-{theme}\n:alt: {unescape(alt)}\n```"
+            for theme, place in (("light", light), ("dark", dark))
+        )
 
     def _target(self, page: str, up: str, link: str, anchor: str) -> str:
         if not link and page not in README_PAGES:
@@ -207,6 +212,8 @@ def page_text(page: str, text: str, links: Links) -> str:
             cell.source = links.rewritten(cell.source, page)
         elif cell.cell_type == "code":
             described(cell, page)
+            if cell.metadata.get("jupyter", {}).get("outputs_hidden"):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-output"]
     return nbformat.writes(book)
 
 
@@ -222,7 +229,7 @@ def lay_out(root: Path, folder: Path) -> int:
     pages = sources(root)
     links = Links(root, pages)
     texts = {page: page_text(page, text, links) for page, text in pages.items()}
-    texts["index.md"] = with_living_pages(texts["index.md"]) + navigation(pages)
+    texts["index.md"] += navigation(pages)
     for page, text in texts.items():
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         (folder / page).write_text(text, encoding="utf-8")

@@ -14,6 +14,7 @@ from torch import nn
 
 from helpers.freezing.selectors import PlanError, canonical, file_id, select
 from helpers.models import Anatomy, Entry, anatomy, named_parameters, unwrapped
+from helpers.plots import PLAN_COLOURS
 
 _MEMORY = "_requires_grad_before_plan"  # on the model, so that a deep copy can be undone as well
 
@@ -224,7 +225,6 @@ class NamedPlan:
         key: what code, protocols and records call it.
         title: for headings: what stays fixed or trains.
         label: for figures and tables.
-        colour: of its lines in every figure, "#rrggbb".
         plan: None where it depends on the model (every other block), or where matrices are inserted first (LoRA).
         is_in_course: whether the notebooks offer it.
     """
@@ -232,43 +232,44 @@ class NamedPlan:
     key: str
     title: str
     label: str
-    colour: str
     plan: FreezePlan | None
     is_in_course: bool
 
+    @property
+    def colour(self) -> str:
+        """Return the colour of its lines in every figure, "#rrggbb"."""
+        return PLAN_COLOURS[self.key]
 
-def _freezes(key: str, label: str, colour: str) -> NamedPlan:
+
+def _freezes(key: str, label: str) -> NamedPlan:
     plan = FreezePlan.full() if key == "full" else FreezePlan.freeze(*key.split("+"))
-    return NamedPlan(key, plan.title, label, colour, plan, True)
+    return NamedPlan(key, plan.title, label, plan, True)
 
 
-def _trains(name: str, label: str, colour: str, is_in_course: bool = True) -> NamedPlan:
+def _trains(name: str, label: str, is_in_course: bool = True) -> NamedPlan:
     plan = FreezePlan.only(name)
-    return NamedPlan(f"only-{name}", plan.title, label, colour, plan, is_in_course)
+    return NamedPlan(f"only-{name}", plan.title, label, plan, is_in_course)
 
 
-# The first colours are those of Okabe and Ito (2008), the others of Tol's "muted" (2021), or near them.
 PLANS: dict[str, NamedPlan] = {
     named.key: named
     for named in (
-        _freezes("full", "full training", "#0072B2"),
-        _freezes("attention", "attention frozen", "#000000"),
-        _freezes("attention+embeddings", "main plan", "#D55E00"),
-        _freezes("mlp", "MLP frozen", "#882255"),
-        _freezes("mlp+embeddings", "MLP and embeddings frozen", "#332288"),
-        _freezes("embeddings", "embeddings frozen", "#117733"),
-        _freezes("first-half", "first half frozen", "#999933"),
-        _trains("attention", "attention alone", "#009E73"),
-        _trains("mlp-out", "MLP's output alone", "#CC79A7"),
-        _trains("norms", "norms alone", "#AA4499"),
-        _trains("biases", "biases alone", "#661100"),
-        _trains("mlp-in", "MLP's input alone", "#44AA99", False),
-        NamedPlan(
-            "only-mlp-alternate", "only every other MLP trains", "every other MLP", "#6699CC", None, False
-        ),
-        NamedPlan("lora-attention", "LoRA on attention", "LoRA on attention", "#E69F00", None, False),
-        NamedPlan("lora-mlp", "LoRA on the MLP", "LoRA on the MLP", "#56B4E9", None, False),
-        NamedPlan("lora", "LoRA on attention and the MLP", "LoRA", "#777777", None, False),
+        _freezes("full", "full training"),
+        _freezes("attention", "attention frozen"),
+        _freezes("attention+embeddings", "main plan"),
+        _freezes("mlp", "MLP frozen"),
+        _freezes("mlp+embeddings", "MLP and embeddings frozen"),
+        _freezes("embeddings", "embeddings frozen"),
+        _freezes("first-half", "first half frozen"),
+        _trains("attention", "attention alone"),
+        _trains("mlp-out", "MLP's output alone"),
+        _trains("norms", "norms alone"),
+        _trains("biases", "biases alone"),
+        _trains("mlp-in", "MLP's input alone", False),
+        NamedPlan("only-mlp-alternate", "only every other MLP trains", "every other MLP", None, False),
+        NamedPlan("lora-attention", "LoRA on attention", "LoRA on attention", None, False),
+        NamedPlan("lora-mlp", "LoRA on the MLP", "LoRA on the MLP", None, False),
+        NamedPlan("lora", "LoRA on attention and the MLP", "LoRA", None, False),
     )
 }
 COURSE_PLANS: dict[str, FreezePlan] = {key: named.plan for key, named in PLANS.items() if named.is_in_course}

@@ -10,5 +10,5 @@ __getattr__, __dir__, __all__ = face(
         "predicting": ["in_band", "predict", "prediction_ledger", "reveal"],
         "reading": ["finite"],
     },
-    modules=["museum", "programs", "widgets"],
+    modules=["drawings", "museum", "programs", "widgets"],
 )

@@ -328,7 +328,7 @@ def quality(evidence: Evidence) -> Answer | None:
         if evidence.seeds(p, FULL, texts=[t])
     }
     rows = {
-        f"{LABELS[p]}, {t}" + (f" (test: {on})" if on != t else ""): (i.mean - 1, i.low - 1, i.high - 1)
+        f"{LABELS[p]}, {t}" + (f" (test: {on})" if on != t else ""): (i.mean, i.low, i.high)
         for (p, t, on), i in found.items()
     }
     of_main = [i.mean for (p, _, _), i in found.items() if p == MAIN]
@@ -347,10 +347,10 @@ def quality(evidence: Evidence) -> Answer | None:
         table=quality_table(evidence),
         sentence=f"Of what full training gains, {'; '.join(quality_in_words(*key, main[key]) for key in main)}. "
         f"{verdict(evidence, 'C13')}.",
-        alt="Share of full training's test gain, minus 1, with 95% intervals, a row for each plan and test; in the "
-        "grey zone two gains are nearly equal",
+        alt="Share of full training's test gain, with 95% intervals, a row for each plan and test; in the grey zone "
+        "two gains are nearly equal",
         draw=lambda: plots.intervals(
-            rows, title, "share of full training's test gain, minus 1", 1 - EQUAL_SHARE
+            rows, title, "share of full training's test gain: 1 is as much", 1 - EQUAL_SHARE, same=1
         ),
     )
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 from helpers.files import keep, read_kept
@@ -27,12 +26,22 @@ class ClaimError(ValueError):
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How to read a claim's number: the value at which two things are equal, and what lies on its sides."""
+
+    same: float
+    below: str
+    above: str
+
+
+@dataclass(frozen=True)
 class Claim:
-    """What the article says, in our words, and where the course tests it."""
+    """What the article says, in our words, where the course tests it, and how to read its number."""
 
     id: str
     statement: str
     notebook: str
+    scale: Scale | None = None
 
 
 CLAIMS = {
@@ -43,6 +52,7 @@ CLAIMS = {
             "C2",
             "Attention learns relations between tokens; the MLP transforms features.",
             "01_transformer_block",
+            Scale(1, "worth less", "worth more"),
         ),
         Claim(
             "C3",
@@ -58,15 +68,26 @@ CLAIMS = {
         ),
         Claim("C7", "The optimizer must get only the trainable parameters.", "02_freezing"),
         Claim("C8", "The loss still falls steadily and converges.", "04_training"),
-        Claim("C9", "Gradients stay stable.", "04_training"),
-        Claim("C10", "Freezing attention reduces catastrophic forgetting.", "05_loss_and_forgetting"),
+        Claim("C9", "Gradients stay stable.", "04_training", Scale(1, "norm falls", "norm grows")),
+        Claim(
+            "C10",
+            "Freezing attention reduces catastrophic forgetting.",
+            "05_loss_and_forgetting",
+            Scale(0, "forgets less", "forgets more"),
+        ),
         Claim("C11", "GPU memory falls by 25 to 30%.", "04_training"),
-        Claim("C12", "Training is slightly faster.", "04_training"),
-        Claim("C13", "On narrow tasks the quality equals full fine-tuning.", "05_loss_and_forgetting"),
+        Claim("C12", "Training is slightly faster.", "04_training", Scale(1, "shorter step", "longer step")),
+        Claim(
+            "C13",
+            "On narrow tasks the quality equals full fine-tuning.",
+            "05_loss_and_forgetting",
+            Scale(1, "gains less", "gains more"),
+        ),
         Claim(
             "C14",
             "Training the MLP is enough for style; attention holds grammar, the MLP facts.",
             "05_loss_and_forgetting",
+            Scale(1, "less style", "more style"),
         ),
         Claim("C15", "Against LoRA: no extra matrices, no added latency, very stable.", "07_lora"),
     )
@@ -81,6 +102,7 @@ VERDICT_KEYS = (
     "value",
     "low",
     "high",
+    "smallest",
     "unit",
     "model",
     "model_hash",
@@ -123,6 +145,7 @@ def made(
     source: str,
     low: float | None = None,
     high: float | None = None,
+    smallest: float | None = None,
     note: str = "",
     part: str = "",
     text: str = "",
@@ -133,6 +156,7 @@ def made(
     Args:
         value: the number that decided; None only where nothing was tested or decided.
         low, high: its 95% interval, where there is one.
+        smallest: the smallest difference from `Scale.same` that counts, where a rule names one.
         n_seeds: training runs per plan; 0 where nothing was trained.
         source: "live" (measured by this notebook) or "recorded" (from data/evidence).
         note: what was measured, in a few words; "on these two authors" where that is all.
@@ -160,6 +184,7 @@ def made(
         "value": plain(value),
         "low": plain(low),
         "high": plain(high),
+        "smallest": plain(smallest),
         "unit": unit,
         "model": model,
         "model_hash": model_hash,
@@ -224,7 +249,7 @@ def _is_verdict(row: Any) -> bool:
     if not isinstance(row, dict) or row.get("verdict") not in VERDICTS or type(row.get("n_seeds")) is not int:
         return False
     texts = all(isinstance(row.get(key), str) for key in ("unit", "model", "model_hash", "source", "note"))
-    numbers = all(row.get(key) is None or is_number(row[key]) for key in ("value", "low", "high"))
+    numbers = all(row.get(key) is None or is_number(row[key]) for key in ("value", "low", "high", "smallest"))
     return texts and numbers and (row.get("value") is not None or row["verdict"] in (UNTESTED, UNDECIDED))
 
 
@@ -250,26 +275,3 @@ def number_of(entry: Mapping) -> str:
     if entry["low"] is not None and entry["high"] is not None:
         number += f" [{two_digits(entry['low'])}, {two_digits(entry['high'])}]"
     return f"{entry['text'] + ': ' if entry.get('text') else ''}{number} {entry['unit']}".strip()
-
-
-def claims_table(entries: list[dict], width: int = 110) -> str:
-    """The verdicts as aligned text for a terminal: a line a model and part, then the claim; long ones are wrapped."""
-    if not entries:
-        return "No claim has been measured yet."
-    lines = []
-    for e in entries:
-        for k, row in enumerate(on_models(e)):
-            line = (
-                f"{'' if k else e['id']:<4} {row['verdict']:<15} {number_of(row):<34} "
-                f"{about(row).removeprefix('on ')}, {row['n_seeds']} seed{'s' if row['n_seeds'] != 1 else ''}, "
-                f"{row['source']}"
-            )
-            lines.append(fill(line, width, subsequent_indent=" " * 21, break_on_hyphens=False))
-        lines.append(fill(e["statement"], width, initial_indent=" " * 5, subsequent_indent=" " * 5))
-    return "\n".join(lines)
-
-
-# --- predictions -------------------------------------------------------------------
-
-
-# --- printed numbers that survive another machine ----------------------------------

@@ -5,6 +5,7 @@ Each lever is one number: forgetting with it over forgetting without it, at equa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,11 @@ class Lever:
     def factor(self) -> float:
         return self.forgot[0] / self.forgot[1]
 
+    @property
+    def times(self) -> float:
+        """The factor, or its inverse: 1 or more."""
+        return max(self.factor, 1 / self.factor)
+
 
 def rate_lever(evidence: Evidence, text: str) -> Lever | None:
     """Full training at its highest rate that got to the level, over its gentlest: tuning runs."""
@@ -89,8 +95,8 @@ def plan_levers(evidence: Evidence, text: str) -> list[Lever]:
     ]
 
 
-def found_levers(evidence: Evidence) -> list[Lever]:
-    """The rate, stopping and the plans on each of the course's texts, the largest factor first."""
+def every_lever(evidence: Evidence) -> list[Lever]:
+    """The rate, stopping, and the plans, as factors of forgetting; the largest first."""
     found = [
         lever
         for text in AUTHORS
@@ -104,16 +110,25 @@ def found_levers(evidence: Evidence) -> list[Lever]:
     return sorted(found, key=lambda lever: abs(np.log(lever.factor)), reverse=True)
 
 
+def largest_levers(evidence: Evidence) -> dict[str, Lever]:
+    """Kind to its lever with the largest factor, the largest first."""
+    first: dict[str, Lever] = {}
+    for lever in every_lever(evidence):
+        first.setdefault(lever.kind, lever)
+    return first
+
+
 def levers(evidence: Evidence) -> Answer | None:
-    """The rate, stopping, and the plans, as factors of forgetting; the largest first."""
-    found = found_levers(evidence)
+    """What moves forgetting most: every lever, with its factor."""
+    found = every_lever(evidence)
     if not any(lever.kind == "the rate" for lever in found) or len(found) < 2:
         return None
     points = {f"{lever.text}, {short(lever)}": (lever.factor,) * 3 for lever in found}
     first = found[0]
+    name = short(first)
     title = (
-        f"The largest factor: {two_digits(first.factor)} on {first.text}, {short(first)}\n"
-        f"({evidence.model}, forgetting with the first over the second)"
+        f"{name[0].upper()}{name[1:]} changed forgetting most: {two_digits(first.times)} times\n"
+        f"({evidence.model}, on {first.text}; other factors below)"
     )
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]
     return of_runs(
@@ -122,11 +137,9 @@ def levers(evidence: Evidence) -> Answer | None:
         points,
         title=title,
         table=table_of(found),
-        sentence=" ".join([ranking(found), *sentences(evidence)]),
+        sentence=" ".join([ranking(largest_levers(evidence)), *sentences(evidence)]),
         alt=f"Factors by which {len(points)} choices change forgetting; 1 is no change",
-        draw=lambda: plots.intervals(
-            {k: tuple(v - 1 for v in f) for k, f in points.items()}, title, "factor of forgetting, minus 1"
-        ),
+        draw=lambda: plots.intervals(points, title, "factor of forgetting: 1 is no change", same=1),
     )
 
 
@@ -135,11 +148,8 @@ def short(lever: Lever) -> str:
     return lever.name.replace("`", "").partition(": ")[0] if lever.kind == "the plan" else lever.kind
 
 
-def ranking(found: list[Lever]) -> str:
-    """Each kind of lever by its largest factor, in their order; ``found`` has the largest first."""
-    first: dict[str, Lever] = {}
-    for lever in found:
-        first.setdefault(lever.kind, lever)
+def ranking(first: Mapping[str, Lever]) -> str:
+    """Each kind of lever by its largest factor, in their order."""
     return (
         "By its largest factor of forgetting: "
         + "; ".join(

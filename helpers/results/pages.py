@@ -1,10 +1,8 @@
-"""Write the pages under results/: one figure a question, one sentence a figure, from the recorded evidence.
+"""Write results/: for each question one sentence, one figure and one table, from the recorded evidence.
 
-    python -m helpers.results.pages            write the pages and pictures that changed
-    python -m helpers.results.pages --check    exit code 1 where results/ is not what the evidence says
-
-`course results` calls this after publishing/readme.py. A picture carries the hash of the numbers that it
-shows, and is drawn again only when they change. What was not recorded has no page yet, and the index says so.
+`course results` calls this after publishing/readme.py; `course results --check` asks for differences. A picture holds
+every model that has an answer. It carries the hash of the numbers that it shows, and is drawn again only when they
+change. What was not recorded has no picture yet, and the page says so.
 """
 
 from __future__ import annotations
@@ -13,14 +11,16 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 
+import matplotlib
 from matplotlib import pyplot
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from helpers.files import write_text
-from helpers.profiles import ROOT, TINY
+from helpers.plots import Svg
+from helpers.profiles import ROOT
 from helpers.results.answers import Answer
 from helpers.results.evidence import EVIDENCE, read_evidence, studied_models
 from helpers.results.questions import QUESTIONS, Question
@@ -29,23 +29,18 @@ from helpers.study import PAGE, read_protocol
 
 RESULTS = ROOT / "results"
 DATE = "protocol.json"  # when the protocol of the runs was fixed
-DPI, N_COLOURS = 100, 256
+# Letters stay letters, so that a reader can search for them; the same numbers give the same file.
+DRAWING = {"svg.fonttype": "none", "svg.hashsalt": "results", "svg.image_inline": True}
+Answers = Mapping[str, Answer]  # of one question, by model
 
 
 # --- pictures ----------------------------------------------------------------------
 
 
-def picture_name(question: Question, model: str) -> str:
-    """The miniature has the short name, which the README shows."""
-    is_short = model == TINY.model_name or not question.of_model
-    return f"{question.name}.png" if is_short else f"{question.name}-{model}.png"
-
-
-def data_hash(answer: Answer) -> str:
-    """Hash of what a picture shows: its title and numbers."""
-    return hashlib.sha256(
-        json.dumps([answer.title, rounded(answer.data)], sort_keys=True).encode()
-    ).hexdigest()
+def data_hash(found: Answers) -> str:
+    """Hash of what a picture shows: its titles and numbers."""
+    shown = [[answer.title, rounded(answer.data)] for answer in found.values()]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def rounded(data):
@@ -61,39 +56,85 @@ def hash_in(picture: Path) -> str | None:
     """The hash that a picture carries; None where there is no picture, or none of ours."""
     if not picture.exists():
         return None
-    with Image.open(picture) as opened:
-        return opened.info.get("Data")
+    found = re.search(r"<desc>([0-9a-f]{64})</desc>", picture.read_text("utf-8")[:3000])
+    return found and found[1]
 
 
-def draw(answer: Answer, picture: Path) -> None:
-    """Draw, and keep few colours: a third of the size, and no difference that an eye sees."""
-    figure, drawn = answer.draw(), io.BytesIO()
-    figure.savefig(drawn, dpi=DPI)
+def drawn(answer: Answer, place: int) -> tuple[str, float, float]:
+    """A figure as SVG without its head, its width and height; ``place`` keeps its names apart from another's."""
+    with matplotlib.rc_context(DRAWING):
+        figure, file = answer.draw(), io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
-    marks = PngInfo()
-    marks.add_text("Data", data_hash(answer))
-    Image.open(drawn).convert("RGB").quantize(N_COLOURS).save(picture, optimize=True, pnginfo=marks)
+    text = file.getvalue()
+    width, height = (float(re.search(rf'{side}="([\d.]+)pt"', text)[1]) for side in ("width", "height"))
+    body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r"^<svg[^>]*>", "", body).rpartition("</svg>")[0]
+    body = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{'abcdefgh'[place]}", body)
+    return body.replace("'DejaVu Sans'", Svg.FONT).replace("\n ", "\n"), width, height
 
 
-# --- pages -------------------------------------------------------------------------
+def picture(found: Answers) -> str:
+    """The figures of all models, one below the other, as one SVG."""
+    figures = [drawn(answer, i) for i, answer in enumerate(found.values())]
+    width, height, parts = max(w for _, w, _ in figures), 0.0, []
+    for body, own_width, own_height in figures:
+        parts.append(
+            f'<svg y="{height:g}" width="{own_width:g}" height="{own_height:g}" '
+            f'viewBox="0 0 {own_width:g} {own_height:g}">{body}</svg>'
+        )
+        height += own_height
+    words = ". ".join(answer.alt for answer in found.values())
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'width="{1.4 * width:g}" height="{1.4 * height:g}" viewBox="0 0 {width:g} {height:g}">'
+        f"<title>{escape(words)}</title><desc>{data_hash(found)}</desc>"
+        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+    )
 
 
-def page(question: Question, found: dict[str, Answer], known: dict) -> str:
-    """One question: for each model the sentence, the table, the figure, and what it rests on."""
-    parts = [
-        f"# {question.asks}",
-        f"Written by `course results` from {question.source}. [All questions](README.md)",
-    ]
-    for model, answer in found.items():
-        if question.of_model:
-            parts.append(f"## {model}")
-        parts += [
-            answer.sentence,
-            *filter(None, [answer.table]),
-            f"![{answer.alt}]({picture_name(question, model)})",
-            f"*{answer.origin}{protocol_line(answer, known)}*",
-        ]
-    return "\n\n".join([*parts, f"How to read it: {question.how_to_read}"]) + "\n"
+# --- the page ----------------------------------------------------------------------
+
+
+def section(question: Question, found: Answers, known: dict) -> str:
+    """One question: for each model the answer in a sentence, one figure, one table; all else is folded."""
+    if not found:
+        return f"## {question.asks}\n\nNot recorded yet: `{question.command}`."
+    alt = ". ".join(answer.alt for answer in found.values())
+    parts = [f"## {question.asks}"]
+    parts += [f"**{one_line(answer.title)}.**" for answer in found.values()]
+    parts += [f"![{alt}]({question.name}.svg)"]
+    if any(answer.table for answer in found.values()):
+        parts += folded("Table", *tables(found))
+    said = [f"{f'**{model}.** ' if question.of_model else ''}{a.sentence}" for model, a in found.items()]
+    origins = [f"*{answer.origin}{protocol_line(answer, known)}*" for answer in found.values()]
+    made = f"Computed by `course results` from {question.source}."
+    parts += folded(
+        "In words, and how to read it", *said, f"How to read it: {question.how_to_read}", *origins, made
+    )
+    return "\n\n".join(parts)
+
+
+def one_line(title: str) -> str:
+    """A figure's title as a sentence without its full stop."""
+    return " ".join(title.split()).rstrip(".")
+
+
+def folded(summary: str, *parts: str) -> list[str]:
+    return [f"<details><summary>{summary}</summary>", *parts, "</details>"]
+
+
+def tables(found: Answers) -> list[str]:
+    """The tables of all models as one; where a model has several, or other columns, each under its name."""
+    lines = {model: answer.table.splitlines() for model, answer in found.items() if answer.table}
+    if len(lines) < 2:
+        return ["\n".join(own) for own in lines.values()]
+    heads = {tuple(own[:2]) for own in lines.values()}
+    if len(heads) > 1 or any("" in own for own in lines.values()):
+        return [part for model, own in lines.items() for part in (f"**{model}**", "\n".join(own))]
+    ((head, rule),) = heads
+    rows = [f"| {model} {row}" for model, own in lines.items() for row in own[2:]]
+    return ["\n".join([f"| model {head}", f"| --- {rule}", *rows])]
 
 
 def protocol_line(answer: Answer, known: dict) -> str:
@@ -103,23 +144,15 @@ def protocol_line(answer: Answer, known: dict) -> str:
     return f" Protocol `{answer.protocol[:12]}`{day}: [the page](../data/evidence/{answer.page})."
 
 
-def index(pages: dict[Question, dict[str, Answer]]) -> str:
-    """All questions with their answers in one sentence each."""
-    parts = [
-        "# Results",
-        "One page a question. Every answer, number and picture is computed by `course results` from "
-        "the files under `data/evidence`, or from a config. The verdicts on all fifteen claims stand in the "
-        "[README](../README.md#what-the-course-found), the rules in the "
-        "[protocol](../data/evidence/PROTOCOL.md).",
-    ]
-    for question, found in pages.items():
-        if not found:
-            parts += [f"## {question.asks}", f"Not recorded yet: `{question.command}`."]
-            continue
-        parts.append(f"## [{question.asks}]({question.name}.md)")
-        for model, answer in found.items():
-            parts.append(f"{f'**{model}.** ' if question.of_model else ''}{answer.sentence}")
-    return "\n\n".join(parts) + "\n"
+def page(pages: Mapping[Question, Answers], known: dict) -> str:
+    """All questions in their order."""
+    start = (
+        "# Results\n\n"
+        "Each question has one answer in a sentence, one figure and one table. All of it is computed from the files "
+        "under `data/evidence`, or from a config. The verdicts on all fifteen claims are in the "
+        "[README](../README.md#what-the-course-found), the rules in the [protocol](../data/evidence/PROTOCOL.md)."
+    )
+    return "\n\n".join([start, *(section(q, found, known) for q, found in pages.items())]) + "\n"
 
 
 def all_answers(folder: Path = EVIDENCE) -> dict[Question, dict[str, Answer]]:
@@ -136,14 +169,9 @@ def all_answers(folder: Path = EVIDENCE) -> dict[Question, dict[str, Answer]]:
     return found
 
 
-def texts(pages: dict[Question, dict[str, Answer]], known: dict) -> dict[str, str]:
-    """File name to what it must hold."""
-    written = {f"{q.name}.md": page(q, found, known) for q, found in pages.items() if found}
-    return {"README.md": index(pages)} | written
-
-
-def pictures(pages: dict[Question, dict[str, Answer]]) -> dict[str, Answer]:
-    return {picture_name(q, m): a for q, found in pages.items() for m, a in found.items()}
+def pictures(pages: Mapping[Question, Answers]) -> dict[str, Answers]:
+    """File name to the answers that it shows."""
+    return {f"{question.name}.svg": found for question, found in pages.items() if found}
 
 
 # --- the date of the protocol ------------------------------------------------------
@@ -178,39 +206,37 @@ def date_of_protocol(results: Path) -> dict:
 def differences(results: Path = RESULTS, folder: Path = EVIDENCE) -> list[str]:
     """What in results/ is not what the evidence says: one line a file."""
     pages = all_answers(folder)
-    wanted, drawn = texts(pages, known_date(results)), pictures(pages)
+    shown, text = pictures(pages), page(pages, known_date(results))
     there = {p.name for p in results.iterdir()} - {DATE} if results.exists() else set()
+    wanted = {"README.md", *shown}
     stale = [
-        f"{name}: old text"
-        for name, text in wanted.items()
-        if name in there and (results / name).read_text("utf-8") != text
-    ]
-    stale += [
         f"{name}: old numbers"
-        for name, a in drawn.items()
-        if name in there and hash_in(results / name) != data_hash(a)
+        for name, found in shown.items()
+        if name in there and hash_in(results / name) != data_hash(found)
     ]
+    if "README.md" in there and (results / "README.md").read_text("utf-8") != text:
+        stale.insert(0, "README.md: old text")
     return (
         stale
-        + [f"{name}: missing" for name in sorted({*wanted, *drawn} - there)]
-        + [f"{name}: nothing asks for it" for name in sorted(there - {*wanted, *drawn})]
+        + [f"{name}: missing" for name in sorted(wanted - there)]
+        + [f"{name}: nothing asks for it" for name in sorted(there - wanted)]
     )
 
 
 def write(results: Path = RESULTS, folder: Path = EVIDENCE) -> None:
+    """Write the page, and the pictures whose numbers changed."""
     results.mkdir(exist_ok=True)
     date = date_of_protocol(results)
     write_text(results / DATE, json.dumps(date) + "\n")
     pages = all_answers(folder)
-    wanted, drawn = texts(pages, date), pictures(pages)
-    for name, text in wanted.items():
-        write_text(results / name, text)
-    for name, answer in drawn.items():
-        if hash_in(results / name) != data_hash(answer):
-            draw(answer, results / name)
+    shown = pictures(pages)
+    write_text(results / "README.md", page(pages, date))
+    for name, found in shown.items():
+        if hash_in(results / name) != data_hash(found):
+            write_text(results / name, picture(found))
             print(f"drawn: {name}, {(results / name).stat().st_size / 1024:.0f} KB")
     for old in results.iterdir():
-        if old.name not in {DATE, *wanted, *drawn} and re.fullmatch(r"[\w.-]+\.(md|png)", old.name):
+        if old.name not in {DATE, "README.md", *shown} and re.fullmatch(r"[\w.-]+\.(md|png|svg)", old.name):
             old.unlink()
             print(f"deleted: {old.name}, nothing asks for it any more")
-    print(f"{len(wanted)} pages, {len(drawn)} pictures in {results.name}/")
+    print(f"{len(pages)} questions, {len(shown)} pictures in {results.name}/")

@@ -86,8 +86,8 @@ QUESTIONS = (
         True,
         RUNS,
         "course study first",
-        "a factor is forgetting with the first over forgetting with the second; the picture shows it minus 1, so "
-        "that 0 is no change. The rate: tuning runs, both at 80% of full training's best gain. Stopping: each run "
+        "a factor is forgetting with the first over forgetting with the second; 1 is no change. The rate: tuning "
+        "runs, both at 80% of full training's best gain. Stopping: each run "
         "at its best gain, and at 80% of that; this alone is not at equal gain. The plan: pairs of runs at equal "
         "gain, each at the rate that forgets least. A factor has no interval here: the words behind a plan come "
         "from the intervals of the next page. " + WORDS.strip(),
@@ -143,8 +143,8 @@ QUESTIONS = (
         RUNS,
         "course study first",
         "the gain is the base's test loss minus that of the tuned model, with the weights of the best dev loss. "
-        "Each row of the picture is a plan's gain over full training's, minus 1, over pairs with the same seed. "
-        "Right of zero: it gained more. *As much gained* holds where the 90% interval of the share lies above "
+        "Each row of the picture is a plan's gain over full training's, over pairs with the same seed. "
+        "Right of 1: it gained more. *As much gained* holds where the 90% interval of the share lies above "
         "0.9. Where a tuned model loses more than the untouched base, nothing was gained, and two equal losses "
         "say nothing. It is a loss, and says nothing about how a text reads.",
     ),

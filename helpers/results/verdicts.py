@@ -25,6 +25,7 @@ from helpers.results.evidence import (
     MAIN,
     Evidence,
     forgetting_findings,
+    forgetting_gap,
     quality_findings,
     read_evidence,
     share_of_style,
@@ -96,6 +97,7 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}",
             findings["C13"],
         )
+        | {"smallest": 1 - measuring.EQUAL_SHARE}
     )
     part_a = share_of_style(evidence)
     entries.append(
@@ -122,9 +124,11 @@ def forgetting_entry(
         f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
         f"{words_by_text(evidence, plan)}{more}"
     )
-    part = f"{plan.replace('+', ' and ')} frozen"
-    return entry_of(evidence, "C10", verdict, weakest(findings, "lower"), "nats a token", note, findings) | {
-        "part": part
+    shown = weakest(findings, "lower")
+    gap = forgetting_gap(evidence, plan, FULL, shown.test) if shown.test in AUTHORS else None
+    return entry_of(evidence, "C10", verdict, shown, "nats a token", note, findings) | {
+        "part": f"{plan.replace('+', ' and ')} frozen",
+        "smallest": gap and plain(gap.smallest),
     }
 
 

@@ -6,6 +6,7 @@ import time
 from statistics import median
 
 import pytest
+from matplotlib.colors import to_hex
 
 from helpers.costs.step_cost import budget, compare
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
@@ -22,6 +23,7 @@ from helpers.lessons.widgets.freezing import (
 )
 from helpers.models.loading import build_on_meta, mini_config
 from helpers.models.roles import anatomy
+from helpers.plots import THEME
 
 FREEZE, ONLY = WAYS
 ROLES = ["attention", "mlp", "norm", "token_embedding", "position_embedding"]
@@ -157,6 +159,9 @@ def test_the_edge_of_an_empty_bar_hides_no_small_trainable_one(designer):
     trained, frozen = figure.axes[0].containers
     norm = ROLES.index("norm")
     assert trained[norm].get_width() > 0 and frozen[norm].get_width() == frozen[norm].get_linewidth() == 0
+    figure.canvas.draw()
+    assert trained[norm].get_window_extent().width >= 2, "pixels"
+    assert to_hex(trained[norm].get_facecolor()) == THEME["trains"][0]
 
 
 def test_a_tick_is_answered_within_100_ms(designer):

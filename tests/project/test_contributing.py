@@ -69,10 +69,10 @@ from helpers import plots
 seen = plots.dots([1, 2], "Two dots").axes[0].get_ylabel()
 """,
     "claim": """
-from helpers.results import claims_table, record
+from helpers.results import claim_cards, record
 where = {"model": "a model", "model_hash": "a hash", "n_seeds": 1, "source": "live"}
 entry = record("C99", "does not hold", value=0.1, unit="nats", **where)
-seen = "A frozen model forgets nothing." in claims_table([entry])
+seen = "A frozen model forgets nothing." in str(claim_cards([entry]))
 """,
     "profile": """
 from helpers import profiles

@@ -55,6 +55,8 @@ def test_an_address_ends_before_the_stop_behind_it():
         ("https://github.com/ada/course", True),
         ("https://github.com/ada/course/blob/main/a.md", True),
         ("https://github.com/ada/course-two", False),
+        ("https://ada.github.io/course/_static/a.html", True),
+        ("https://ada.github.io/course-two/a.html", False),
         ("https://example.org/ada", False),
     ],
 )

@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 
-from publishing import badges
+from publishing import badges, refresh
 from publishing import site as build_site
 from publishing.mathml import FormulaError, mathml
 from publishing.site import ROOT, Links, SiteError
@@ -30,7 +30,7 @@ def test_a_link_to_readme_leads_to_the_front_page(links):
 def test_a_link_to_a_section_of_readme_finds_it_on_its_new_page(links):
     text = "[a](../README.md#what-the-course-found) [b](../README.md#your-own-model-in-five-lines)"
     expected = "[a](../verdicts.md) [b](../your_own.md#your-own-model-in-five-lines)"
-    assert links.rewritten(text, "results/forgetting.md") == expected
+    assert links.rewritten(text, "results/README.md") == expected
     assert links.rewritten("[a](#what-the-course-found)", "index.md") == "[a](verdicts.md)"
 
 
@@ -61,8 +61,8 @@ def test_a_badge_becomes_a_local_picture_and_keeps_its_address(links):
 
 
 def test_a_picture_that_a_page_shows_comes_along(links):
-    links.rewritten("![Forgetting](results/forgetting.png)", "index.md")
-    assert {path.name for path in links.pictures} == {"colab-badge.svg", "forgetting.png"}
+    links.rewritten("![Forgetting](results/forgetting.svg)", "index.md")
+    assert {path.name for path in links.pictures} == {"colab-badge.svg", "forgetting.svg"}
 
 
 def cell_with_pictures(*texts: str) -> nbformat.NotebookNode:
@@ -119,14 +119,41 @@ def test_every_page_stands_once_in_the_navigation():
     assert lines.index("docs/glossary") < lines.index("docs/zebra")
 
 
-def test_the_front_page_leads_to_every_living_page_before_its_first_section():
+@pytest.fixture
+def front():
     readme = (ROOT / "README.md").read_text("utf-8")
-    front = build_site.with_living_pages(build_site.readme_pages(readme)["index.md"])
-    assert front.index("## Try it now") < front.index("## The course") and "\n## The course\n" in front
-    linked = re.findall(r'href="_static/(mini/[^"]+)"', front)
+    return build_site.readme_pages(build_site.of_the_site(readme, badges.repository(ROOT)))
+
+
+def test_the_front_page_leads_to_every_living_page_before_its_first_section(front):
+    first = front["index.md"].partition("\n## ")[0]
+    linked = re.findall(r'<a href="_static/(mini/[^"]+)">', first)
     assert sorted(linked) == sorted(
         f"mini/{path.name}" for path in (ROOT / "publishing/static/mini").glob("*.html")
     )
+
+
+def test_the_claims_are_cards_on_the_site_and_folded_in_readme(front):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    block = build_site.CLAIMS.search(readme)[0]
+    outside = readme.replace(block, "")
+    assert (
+        block.count("<details>") == 2 and "**does not hold**" in block and "**does not hold**" not in outside
+    )
+    assert 'class="claims"' in front["verdicts.md"] and "| C10 |" not in front["verdicts.md"]
+
+
+def test_a_picture_for_two_themes_becomes_two_pictures_of_which_one_is_shown(links):
+    readme = (
+        '<picture><source media="(x)" srcset="docs/a-dark.svg">'
+        '<img src="docs/a-light.svg" width="9" alt="It&#x27;s."></picture>'
+    )
+    text = links.rewritten(readme, "index.md")
+    assert re.findall(r"{image} (\S+)\n:class: (\S+)\n:alt: (.+)\n", text) == [
+        ("docs/a-light.svg", "only-light", "It's."),
+        ("docs/a-dark.svg", "only-dark", "It's."),
+    ]
+    assert {"a-light.svg", "a-dark.svg"} < {path.name for path in links.pictures}
 
 
 def test_a_formula_that_would_be_shown_as_text_is_refused():
@@ -138,3 +165,51 @@ def test_a_formula_that_would_be_shown_as_text_is_refused():
 
 def test_an_underscore_in_words_is_shown_as_one():
     assert "head_dim" in mathml(r"\sqrt{\text{head\_dim}}", "inline")
+
+
+# --- outputs that answer a prediction ----------------------------------------------
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("book", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_stored_reveal_is_open_before_its_prediction_was_made(book):
+    cells = nbformat.read(book, as_version=4).cells
+    folded = {c.id for c in cells if c.metadata.get("jupyter", {}).get("outputs_hidden")}
+    assert folded == {c.id for c in refresh.answered(cells)}, f"run: course notebooks {book.stem}"
+    shown = [c.id for c in cells if c.cell_type == "code" and "reveal(" in c.source and c.outputs]
+    assert shown and set(shown) <= folded or "reveal(" not in book.read_text("utf-8")
+    assert all(c.metadata.collapsed for c in cells if c.id in folded), "Colab reads this one"
+
+
+def test_an_answer_begins_after_the_question_and_a_far_one_folds_alone():
+    def cell(source, **metadata):
+        out = [nbformat.v4.new_output("stream", text="0.5")]
+        return nbformat.v4.new_code_cell(source, outputs=out, metadata=metadata)
+
+    ask, tell, verdict = cell('predict("C4", None)'), cell('reveal("C4", R)'), cell('record("C4")')
+    work, exercise = cell("print(R)"), cell("check(1)", exercise="03a")
+    near = [cell("before"), ask, work, exercise, tell, verdict, cell("after")]
+    assert refresh.answered(near) == [work, tell, verdict]
+    far = [ask, *(cell("print(R)") for _ in range(refresh.FAR)), tell]
+    assert refresh.answered(far) == [tell]
+    elsewhere = [work, tell]
+    assert refresh.answered(elsewhere) == [tell]
+
+
+def test_counting_is_predicted_before_any_count_is_shown():
+    cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    asked = next(i for i, c in enumerate(cells) if c.cell_type == "code" and 'predict("C4"' in c.source)
+    assert 'predict("C5"' in cells[asked].source
+    for cell in cells[: asked + 1]:
+        said = cell.source + "".join(str(output) for output in cell.get("outputs", []))
+        assert not re.search(
+            r"\bR = |FreezePlan|trainable", said.replace("from helpers.freezing import FreezePlan", "")
+        )
+
+
+def test_a_folded_output_is_folded_on_the_site(links):
+    cell = nbformat.v4.new_code_cell("reveal()", metadata={"jupyter": {"outputs_hidden": True}})
+    page = nbformat.writes(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("x")]))
+    one, other = nbformat.reads(build_site.page_text("notebooks/02_freezing.ipynb", page, links), 4).cells
+    assert one.metadata.tags == ["hide-output"] and "tags" not in other.metadata

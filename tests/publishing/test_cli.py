@@ -18,8 +18,8 @@ from publishing.cli import app, main
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = {
     "Take the course": {"run", "lab", "progress"},
-    "Your own text and model": {"train", "model"},
-    "The study": {"benchmark", "memory", "style", "pretrain", "study"},
+    "Your own text and model": {"train", "model", "export"},
+    "The study": {"benchmark", "memory", "guard", "style", "pretrain", "study"},
     "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "lock"},
 }
 

@@ -17,7 +17,8 @@ from helpers.lessons import predicting
 from helpers.lessons.predicting import in_band, predict, prediction_ledger, reveal
 from helpers.profiles import ROOT
 from helpers.results import claims
-from helpers.results.claims import ClaimError, claims_table, load_claims, record
+from helpers.results.claims import ClaimError, load_claims, record
+from helpers.results.scorecard import claim_cards
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_a_verdict_on_another_model_stands_under_the_same_claim(capsys):
     entry = note(also=[other])
     assert [row["model"] for row in claims.on_models(entry)] == ["gpt-neo-125M", "another"]
     assert capsys.readouterr().out.splitlines()[1] == "C4 holds (on another): seen"
-    assert "another, 3 seeds, recorded" in claims_table(load_claims())
+    assert "another, 3 seeds, recorded" in str(claim_cards(load_claims()))
     with pytest.raises(ClaimError, match="number"):
         note(also=[other | {"value": None}])
 
@@ -103,9 +104,8 @@ def test_claims_come_back_in_the_articles_order_and_the_table_names_each(own_bui
     note("C10"), note("C2")
     entries = load_claims()
     assert [e["id"] for e in entries] == ["C2", "C10"]
-    table = claims_table(entries)
-    assert "C2" in table and "does not hold" in table and max(map(len, table.splitlines())) <= 110
-    assert claims_table([]) == "No claim has been measured yet."
+    assert "C2" in str(claim_cards(entries)) and "does not hold" in str(claim_cards(entries))
+    assert str(claim_cards([])) == "No claim has been measured yet."
 
 
 def test_a_prediction_is_kept_and_set_beside_the_measurement(capsys):
@@ -362,7 +362,7 @@ def test_a_damaged_verdict_is_put_aside_and_the_others_are_shown(own_build, caps
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("C4.json in the build folder cannot be read") and "C4.json.damaged" in line
     assert (own_build / "claims" / "C4.json.damaged").read_bytes() == damage
-    assert "C10" in claims_table(load_claims()) and not capsys.readouterr().out
+    assert "C10" in str(claim_cards(load_claims())) and not capsys.readouterr().out
 
 
 def test_a_whole_verdict_is_no_damage(own_build, capsys):

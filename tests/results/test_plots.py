@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from helpers import plots
 from helpers.freezing.plans import COURSE_PLANS, PLANS
-from helpers.profiles import DATA, TINY
+from helpers.profiles import DATA, ROOT, TINY
 from helpers.results import answers, long_runs, lora_study
 from helpers.results.evidence import read_evidence
 
@@ -129,6 +129,33 @@ def test_the_study_and_the_course_name_no_plan_that_the_registry_lacks():
             for name in re.findall(r'"([^"]+)"', line)
         }
         assert named and named <= set(PLANS), named - set(PLANS)
+
+
+@pytest.mark.parametrize(
+    "order", [("full", "attention+embeddings"), ("attention+embeddings", "full"), ("main", "full")]
+)
+@pytest.mark.parametrize("draw", ["frontier", "loss_curves"])
+def test_a_plan_keeps_its_colour_whatever_the_order_and_no_other_name_takes_it(order, draw):
+    points = ([0.0, 0.1], [0.0, 0.2])
+    figure = getattr(plots, draw)(
+        {f"{name}, {text}": points for name in order for text in ("a", "b")}, "title"
+    )
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    for name in order:
+        own = {to_hex(lines[f"{name}, {text}"].get_color()).upper() for text in ("a", "b")}
+        assert len(own) == 1 and (name not in PLANS or own == {PLANS[name].colour})
+    assert len({to_hex(line.get_color()) for line in lines.values()}) == 2
+    dashes = {text: {lines[f"{name}, {text}"].get_linestyle() for name in order} for text in ("a", "b")}
+    assert dashes == {"a": {"-"}, "b": {"--"}}, "a text has its dash"
+
+
+def test_the_pages_of_the_site_have_the_colours_of_the_theme():
+    style = (ROOT / "publishing/static/mini/page.css").read_text("utf-8")
+    names = {"ice": "frozen", "ice-fill": "frozen-fill", "orange": "trains", "orange-fill": "trains-fill"}
+    found = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", style))
+    for name, shades in plots.THEME.items():
+        (own,) = [key for key in found if names.get(key, key) == name]
+        assert found[own] == ", ".join(shades), name
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,15 @@
 
 import json
 import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
 
 from helpers.measuring.decisions import VERDICTS
 from helpers.models.loading import load_model, weight_hash
 from helpers.profiles import ROOT, TINY
 from helpers.results.claims import CLAIMS, on_models
+from helpers.results.lever_answers import Lever
 from helpers.results.verdicts import published
 from helpers.study.records import read_record, read_runs
 from publishing import readme as refresh_readme
@@ -16,8 +20,47 @@ RUNS = ROOT / "data" / "evidence" / "runs" / TINY.model_name
 README = (ROOT / "README.md").read_text("utf-8")
 
 
-def test_lessons_and_verdicts_are_up_to_date():
+def test_what_comes_from_elsewhere_is_up_to_date():
     assert refresh_readme.rendered(README) == README, "run: course results --readme"
+    for name, text in refresh_readme.drawn().items():
+        assert (refresh_readme.DOCS / name).read_text("utf-8") == text, f"{name}: run course results --readme"
+
+
+def test_the_first_screen_says_what_it_is_what_was_found_and_where_to_start_and_no_verdict():
+    screen = README.partition("## The course")[0]
+    assert screen.index("A course on partial fine-tuning") < screen.index("What it found")
+    assert screen.index("What it found") < screen.index("Start: lesson 00") < screen.index("<picture>")
+    assert not re.search(r"\bC\d+\b", screen), "which claim got which verdict is behind the fold"
+    assert len(re.sub(r"<picture>.*?</picture>|\(http\S+\)", "", screen).split()) < 150
+
+
+def levers(rate: float, plan: float, stopping: float) -> dict:
+    """A model's largest levers, the largest first."""
+    factors = {"the rate": rate, "the plan": plan, "stopping": stopping}
+    made = {kind: Lever("alice", kind, "one over another", (f, 1.0), 3) for kind, f in factors.items()}
+    return dict(sorted(made.items(), key=lambda item: -item[1].times))
+
+
+def test_what_was_found_follows_the_records():
+    both = {"small": levers(3, 1.5, 2), "large": levers(4, 0.25, 1.5)}
+    assert "the learning rate changed most" in refresh_readme.finding(both)
+    assert "up to 3 times on small and 4 times on large" in refresh_readme.finding(both)
+    assert "What is frozen: up to 1.5 and 4 times" in refresh_readme.finding(both), (
+        "a factor below 1 is turned"
+    )
+    apart = both | {"large": levers(2, 0.25, 1.5)}
+    assert refresh_readme.finding(apart).endswith("the learning rate on small; what is frozen on large.")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_first_picture_can_be_read_on_a_phone(theme):
+    drawing = refresh_readme.poster(theme, {"small": levers(3, 1.5, 2), "large": levers(30, 0.25, 1.5)})
+    for text in ElementTree.fromstring(str(drawing)).iter("{http://www.w3.org/2000/svg}text"):
+        size, x = float(text.get("font-size")), float(text.get("x"))
+        width = len(text.text) * size * 0.62
+        assert size * 358 / drawing.width >= 11
+        assert (x - width if text.get("text-anchor") == "end" else x) > 0 and x < drawing.width
+        assert text.get("text-anchor") != "start" or x + width <= drawing.width, text.text
 
 
 def test_every_notebook_has_a_row_and_a_badge_that_opens_it():

@@ -1,9 +1,11 @@
 """results/ is what the code makes of the committed evidence, and says so whatever the evidence is."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import pytest
@@ -33,29 +35,63 @@ from helpers.study.protocol import read_protocol
 from support.costs import FLOPS, pretend
 from support.records import PLANS, a_long_run, evidence, with_tuning
 
-PAGES = sorted(write_results.RESULTS.glob("*.md"))
-PICTURES = sorted(write_results.RESULTS.glob("*.png"))
+PAGE = (write_results.RESULTS / "README.md").read_text("utf-8")
+PICTURES = sorted(write_results.RESULTS.glob("*.svg"))
 
 
 def test_pages_and_pictures_are_up_to_date():
     assert not write_results.differences(), "run: course results"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_a_page_shows_each_picture_with_words_for_it_and_says_what_it_rests_on(page):
-    text = page.read_text("utf-8")
-    for alt, target in re.findall(r"!\[(.*?)\]\((.+?)\)", text):
-        assert len(alt) > 20 and (page.parent / target).exists()
-    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (page.parent / target).exists(), target
-    assert page.name == "README.md" or re.search(
-        r"\*.*(seed|nothing was trained|on x86_64|CPU|GPU).*\*", text
-    )
-    assert "nan" not in text.lower().split()
+def test_every_question_is_answered_in_order_with_one_picture_and_says_what_it_rests_on():
+    sections = PAGE.split("\n## ")[1:]
+    assert [section.partition("\n")[0] for section in sections] == [q.asks for q in QUESTIONS]
+    for section in sections:
+        if "Not recorded yet: `course " in section:
+            continue
+        open_part, *folds = section.split("<details>")
+        assert re.search(r"^\*\*.+\.\*\*$", open_part, re.MULTILINE), "an answer in one sentence"
+        ((alt, target),) = re.findall(r"!\[(.*?)\]\((.+?)\)", open_part)
+        assert len(alt) > 20 and (write_results.RESULTS / target).exists()
+        assert "| --- |" not in open_part and "How to read it" in folds[-1]
+        assert re.search(r"\*.*(seed|nothing was trained|on x86_64|CPU|GPU).*\*", folds[-1])
+    for target in re.findall(r"\]\((?!http)([^)#]+)", PAGE):
+        assert (write_results.RESULTS / target).exists(), target
+    assert "nan" not in PAGE.lower().split()
 
 
-def test_pictures_are_small():
-    assert PICTURES and all(p.stat().st_size < 60_000 for p in PICTURES)
+@pytest.mark.parametrize("path", PICTURES, ids=lambda p: p.stem)
+def test_a_picture_is_small_well_formed_and_its_letters_can_be_searched(path):
+    root = ElementTree.parse(path).getroot()
+    names = [part.get("id") for part in root.iter() if part.get("id")]
+    assert len(names) == len(set(names)), "two figures in one file must not share a name"
+    used = set(re.findall(r"(?:url\(#|href=\"#)([\w-]+)", path.read_text("utf-8")))
+    assert used <= set(names)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}text"))) > 5
+    assert path.stat().st_size < 130_000
+
+
+def test_a_picture_drawn_twice_is_the_same_file():
+    found = {"a model": answers.forgetting(at(evidence()))}
+    assert write_results.picture(found) == write_results.picture(found)
+
+
+def test_tables_of_two_models_become_one_with_a_column_for_the_model():
+    answer = answers.forgetting(at(evidence()))
+    (both,) = write_results.tables({"small": answer, "large": answer})
+    head, rule, *rows = both.splitlines()
+    assert head.startswith("| model | text |") and rule.startswith("| --- | --- |")
+    n_own = len(answer.table.splitlines()) - 2
+    assert [row.split(" | ")[0] for row in rows] == ["| small"] * n_own + ["| large"] * n_own
+    (alone,) = write_results.tables({"small": answer})
+    assert alone == answer.table
+    two = dataclasses.replace(answer, table=f"{answer.table}\n\n{answer.table}")
+    assert write_results.tables({"small": two, "large": answer}) == [
+        "**small**",
+        two.table,
+        "**large**",
+        answer.table,
+    ]
 
 
 # --- other evidence ----------------------------------------------------------------
@@ -139,7 +175,9 @@ def test_every_answer_about_runs_can_be_drawn(slope):
     }
     for answer in filter(None, seen.values()):
         answer.draw()
-        assert write_results.data_hash(answer) == write_results.data_hash(answer)
+        again = dataclasses.replace(answer, title=f"{answer.title}!")
+        hashes = [write_results.data_hash({"a model": a}) for a in (answer, answer, again)]
+        assert hashes[0] == hashes[1] != hashes[2]
         assert "5 seeds" in answer.origin or "tuning" in answer.origin
     assert ("the sign turns" in seen["rates"].sentence) == (slope > 0.5)
 
@@ -268,7 +306,7 @@ def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
 
 
 def test_all_levers_are_found_with_the_strongest_first_whatever_their_sign():
-    found = levers.found_levers(
+    found = levers.every_lever(
         with_tuning(at(evidence({"only-attention": 1.5, "only-mlp-out": 0.25}), rate=1e-4))
     )
     strength = [max(lever.factor, 1 / lever.factor) for lever in found]
@@ -277,7 +315,7 @@ def test_all_levers_are_found_with_the_strongest_first_whatever_their_sign():
         "stopping",
         "the plan",
     }
-    weak = levers.found_levers(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
+    weak = levers.every_lever(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
     assert weak[0].factor < 1
 
 
@@ -358,9 +396,9 @@ def test_fewer_seeds_make_other_pages_and_a_picture_is_drawn_only_when_its_numbe
     for path in (folder / "runs").rglob("2*.json"):
         path.unlink()
     stale = write_results.differences(results, folder)
-    assert "README.md: old text" in stale and "forgetting.png: old numbers" in stale
+    assert "README.md: old text" in stale and "forgetting.svg: old numbers" in stale
     write_results.write(results, folder)
-    assert "drawn: forgetting.png" in capsys.readouterr().out
+    assert "drawn: forgetting.svg" in capsys.readouterr().out
     assert write_results.differences(results, folder) == []
 
 

@@ -19,9 +19,11 @@ from helpers.costs import MIB, Budget, compare, predictor
 from helpers.freezing import FreezePlan, Ledger
 from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html, tick
 from helpers.models import Anatomy, anatomy, build_on_meta
-from helpers.plots import COLOURS
+from helpers.plots import THEME
 
 __all__ = ["freeze_designer"]
+
+LEAST = 0.012  # of the longest bar: two pixels and more in the stored picture
 
 RESULT, LEDGER, RATIO, CODE, COST = (
     f"freeze-designer-{part}" for part in ("result", "ledger", "ratio", "code", "cost")
@@ -160,14 +162,15 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
     roles = [row.role.replace("_", " ") for row in ledger.rows]
     trained = [row.n_trainable / 1e6 for row in ledger.rows]
     frozen = [(row.n_parameters - row.n_trainable) / 1e6 for row in ledger.rows]
-    left.barh(roles, trained, color=COLOURS[1], label="trainable")
+    least = LEAST * max(map(sum, zip(trained, frozen, strict=True)))
+    drawn = [max(n, least) if n else 0.0 for n in trained]  # a LayerNorm that trains can be seen
+    left.barh(roles, drawn, color=THEME["trains"][0], label="trainable")
     left.barh(
         roles,
         frozen,
-        left=trained,
-        color="white",
-        edgecolor=COLOURS[0],
-        hatch="//",
+        left=drawn,
+        color=THEME["frozen-fill"][0],
+        edgecolor=THEME["frozen"][0],
         label="frozen",
         linewidth=[float(n > 0) for n in frozen],
     )  # the edge of an empty bar would hide a small trainable one
@@ -181,7 +184,7 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
         "memory at the peak": share["peak_bytes"],
         "FLOPs of a step": share["step_flops"],
     }
-    right.barh(list(bars), [100 * value for value in bars.values()], color=COLOURS[2])
+    right.barh(list(bars), [100 * value for value in bars.values()], color=THEME["soft"][0])
     right.axvline(100, color="#444444", linewidth=1)
     right.set_xlabel("% of full training (predicted)")
     right.set_title(

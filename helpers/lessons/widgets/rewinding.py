@@ -18,7 +18,7 @@ from helpers.plots import COLOURS
 
 __all__ = ["rewinding_dial"]
 
-TRAINED, REWOUND, HERE = COLOURS[0], COLOURS[1], COLOURS[6]
+TRAINED, REWOUND, HERE = COLOURS[1], COLOURS[0], COLOURS[6]  # orange trains, blue goes back to the base
 Point = tuple[float, float]  # gain, forgetting: nats per token
 
 
