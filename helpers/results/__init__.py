@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = face(
             "two_digits",
         ],
         "cost_answers": ["engine", "memory"],
-        "lever_answers": ["Lever", "largest_levers"],
+        "lever_answers": ["Lever", "every_lever", "largest_levers"],
         "evidence": [
             "AUTHORS",
             "EVIDENCE",
@@ -36,7 +36,6 @@ __getattr__, __dir__, __all__ = face(
             "studied_models",
             "style_findings",
         ],
-        "lever_answers": ["every_lever"],
         "notes": ["how_catastrophic", "losses_by_test", "numbers", "said"],
         "other_plans": ["every_plan"],
         "questions": ["QUESTIONS"],
