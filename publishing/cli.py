@@ -108,6 +108,39 @@ def model() -> None:
     print("Use it with COURSE_PROFILE=smollm2.")
 
 
+@app.command(rich_help_panel=OWN)
+def export(
+    delta: Annotated[Path, typer.Option(metavar="FILE", help="A delta, or the run folder that holds it.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")],
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="peft: an adapter; merged: a whole model.")
+    ] = "peft",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE", help="Of a merged model: bfloat16 or float16.", show_default="the base's"
+        ),
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Whose model is the base.", show_default="gpt-neo with a GPU, else tiny"
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="The base: a folder or hub name.", show_default="the profile's"),
+    ] = None,
+) -> None:
+    """Take a run's delta home: for PEFT, or merged for transformers.
+
+    The base must be the one that the run was trained from: its hash is checked.
+    """
+    from helpers.training import export_delta
+
+    print(export_delta(delta, out, format, dtype, profile, model))
+
+
 # --- the study ---------------------------------------------------------------------
 
 
@@ -270,6 +303,51 @@ def memory(
         print(f"A model of almost no size grows the process by {measured.allocator_constant():.1f} MiB.")
         return
     measured.collect(file or measured.FILE, known_shape(shape), dry_run, show)
+
+
+@app.command(rich_help_panel=STUDY)
+def gpu(
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cuda; or cpu: a stand-in, which measures nothing.")
+    ] = "cuda",
+    shape: Shape = "125m",
+    minutes: Annotated[float, typer.Option(metavar="N", min=0, help="The limit; it is kept.")] = 9.0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Runs of SmolLM2 side by side on the card.")
+    ] = 4,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/card")
+    ] = None,
+    dry_run: DryRun = False,
+    show: Show = False,
+) -> int:
+    """Measure on one graphics card what a CPU cannot tell.
+
+    Memory and time of every plan, C11, the training of notebook 04, runs of SmolLM2. Stopped at any moment, the same
+    command goes on.
+    """
+    if device not in ("cuda", "cpu"):
+        raise typer.BadParameter(f"Device '{device}' is not known. Choose cuda or cpu.")
+    from helpers.study import card
+
+    return card.carry_out(device, known_shape(shape), minutes, workers, folder, dry_run, show)
+
+
+@app.command(rich_help_panel=STUDY)
+def guard(
+    pairs: Annotated[int, typer.Option(metavar="N", help="An even number of pairs.")] = 20,
+    show: Show = False,
+) -> None:
+    """Measure what a freeze guard adds to a step.
+
+    The miniature, in pairs with the guard and without; about five minutes. Writes data/evidence/guard.json.
+    """
+    from helpers.study import guard_cost
+
+    if show:
+        guard_cost.show()
+    else:
+        guard_cost.record(pairs)
 
 
 def known_shape(shape: str) -> str:
@@ -483,6 +561,31 @@ def mutate(
     from publishing import mutate as mutation
 
     return mutation.carry_out(paths, sample, seed, least, root)
+
+
+@app.command(rich_help_panel=KEEP)
+def drift(
+    colab: Annotated[
+        Path, typer.Option(metavar="FILE", help="Colab's newest pip-freeze.txt.", show_default="none")
+    ] = None,
+    canary: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="An environment of the newest versions.", show_default="none"),
+    ] = None,
+    control: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="That of the lock.", show_default=".venv")
+    ] = ROOT / ".venv",
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
+    ] = ROOT / "notebooks",
+) -> int:
+    """Try the newest packages, and name the library that breaks a notebook.
+
+    Writes build/drift/report.md. Exit code 1: something no longer fits.
+    """
+    from publishing import drift as drifts
+
+    return drifts.carry_out(colab, canary, control, folder)
 
 
 @app.command(rich_help_panel=KEEP)

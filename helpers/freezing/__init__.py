@@ -30,8 +30,9 @@ __getattr__, __dir__, __all__ = face(
             "key_of",
             "undo",
         ],
-        "proof": ["Proof", "freezing_proof", "snapshot"],
+        "proof": ["FreezingError", "Proof", "freezing_proof", "snapshot"],
         "selectors": ["PlanError", "parse_selectors", "select"],
         "unfreezing": ["change_plan", "layer_by_layer"],
+        "watch": ["Watch"],
     },
 )

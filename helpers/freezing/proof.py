@@ -30,10 +30,12 @@ __all__ = [
     "PlanError",
     "Proof",
     "Snapshot",
+    "broken",
     "freezing_proof",
     "snapshot",
     "tensor_hash",
     "undo",
+    "unheld",
 ]
 
 
@@ -71,6 +73,7 @@ class Proof:
     n_trainable_tensors: int
     n_moved: int
     notes: tuple[str, ...] = ()  # trainable tensors that rightly did not move
+    breaks: tuple[str, ...] = ()  # those of the problems that are more than a trainable tensor at rest
 
     @property
     def ok(self) -> bool:
@@ -131,25 +134,12 @@ def freezing_proof(
         roles: as for `anatomy`, only needed with a plan.
     """
     held = _held(optimizer)
-    caches = _caches(before, model)
-    parameters = dict(named_parameters(model))
-    buffers = {name: tensor for name, tensor in named_buffers(model) if name not in caches}
-    frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
-    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+    parameters, buffers = _tensors(before, model)
+    frozen, trainable = _by_flag(parameters)
     moved = _moved(before, parameters | buffers)
-
-    problems = _changed_names(before, parameters | buffers, caches)
-    problems += _changed_ties(before, model)
-    problems += _changed_kinds(before, trainable)
-    problems += _changed_flags(before, model)
+    problems = _broken(before, model, held if optimizer is not None else None, moved)
     problems += _flags_against_plan(model, plan, roles)
-    problems += _flags_on_modules(model)
-    for name, tensor in frozen.items():
-        problems += _moved_or_held(f"{name} is frozen but", tensor, name in moved, held)
-    for name, tensor in buffers.items():
-        problems += _moved_or_held(f"{name} is a buffer but", tensor, name in moved, held)
-    if optimizer is not None:
-        problems += _moved_by_others(trainable, moved, held)
+    breaks = tuple(problems)
 
     notes = []
     for name, tensor in trainable.items():
@@ -165,7 +155,66 @@ def freezing_proof(
         n_trainable_tensors=len(trainable),
         n_moved=sum(name in moved for name in trainable),
         notes=tuple(notes),
+        breaks=breaks,
     )
+
+
+def broken(before: Snapshot, model: nn.Module, optimizer=None, among: Iterable[str] = ()) -> tuple[str, ...]:
+    """Find what is wrong already while a model trains: the part of the proof that needs no end of training.
+
+    Args:
+        among: names of the tensors to hash; all else is looked at without arithmetic.
+
+    Returns:
+        The sentences of `freezing_proof`, none where all is well.
+    """
+    parameters, buffers = _tensors(before, model)
+    suspects = {name: tensor for name, tensor in (parameters | buffers).items() if name in set(among)}
+    held = None if optimizer is None else _held(optimizer)
+    return tuple(_broken(before, model, held, _moved(before, suspects)))
+
+
+def unheld(model: nn.Module, optimizer) -> tuple[str, ...]:
+    """Find what trains by the plan and by no optimizer: one that was built before the plan was applied."""
+    held = _held(optimizer)
+    _, trainable = _by_flag(dict(named_parameters(model)))
+    return tuple(
+        f"{name} is trainable but no optimizer holds it: build the optimizer after the plan is applied"
+        for name, parameter in trainable.items()
+        if id(parameter) not in held
+    )
+
+
+def _broken(before: Snapshot, model: nn.Module, held: dict | None, moved: set[str]) -> list[str]:
+    """Find what no moment of training allows. ``held`` is None where no optimizer is known."""
+    parameters, buffers = _tensors(before, model)
+    frozen, trainable = _by_flag(parameters)
+    problems = _changed_names(before, parameters | buffers, _caches(before, model))
+    problems += _changed_ties(before, model)
+    problems += _changed_kinds(before, trainable)
+    problems += _changed_flags(before, model)
+    problems += _flags_on_modules(model)
+    for name, tensor in frozen.items():
+        problems += _moved_or_held(f"{name} is frozen but", tensor, name in moved, held or {})
+    for name, tensor in buffers.items():
+        problems += _moved_or_held(f"{name} is a buffer but", tensor, name in moved, held or {})
+    if held is not None:
+        problems += _moved_by_others(trainable, moved, held)
+    return problems
+
+
+def _tensors(before: Snapshot, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torch.Tensor]]:
+    """Return parameters and buffers by plain name, without the caches that a model grows as it needs them."""
+    caches = _caches(before, model)
+    buffers = {name: tensor for name, tensor in named_buffers(model) if name not in caches}
+    return dict(named_parameters(model)), buffers
+
+
+def _by_flag(parameters: dict[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return the frozen parameters and the trainable ones."""
+    frozen = {name: p for name, p in parameters.items() if not p.requires_grad}
+    trainable = {name: p for name, p in parameters.items() if p.requires_grad}
+    return frozen, trainable
 
 
 def _held(optimizer) -> dict[int, tuple[dict, dict]]:

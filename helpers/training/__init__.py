@@ -5,6 +5,7 @@ from helpers import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "adapters": ["export_delta", "export_merged", "export_peft", "import_peft"],
         "checkpoints": [
             "Checkpoint",
             "load_checkpoint",
@@ -14,6 +15,7 @@ __getattr__, __dir__, __all__ = face(
         ],
         "command": ["answer", "say", "train_command"],
         "deltas": ["DeltaError", "base_record", "load_delta", "save_delta"],
+        "guard": ["FreezeGuard"],
         "loop": ["FitResult", "NotFinite", "TokenLoss", "build_optimizer", "fit", "set_rate", "train"],
         "processes": ["from_all", "is_main", "join", "launch", "n_processes", "own_share"],
         "replay": ["Replay"],

@@ -239,7 +239,7 @@ def save_delta(
         "tuned_hash": weight_hash(model),
         "tensors": {name: tensor_hash(t) for name, t in tensors.items()},
     }
-    place = _place(path)
+    place = place_of(path)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(place, tensors, {"delta": json.dumps({**record, "own_sha256": record_hash(record)})})
@@ -302,7 +302,20 @@ def load_delta(
         DeltaError: a damaged file, another base or another tokenizer. The message names the
             difference, and the base is untouched.
     """
-    place, delta = _place(path), read_delta(path)
+    place = place_of(path)
+    return lay_over(read_delta(place), place, base_model, tokenizer=tokenizer, in_place=in_place, share=share)
+
+
+def lay_over(
+    delta: Delta,
+    place: Path,
+    base_model: nn.Module,
+    *,
+    tokenizer=None,
+    in_place: bool = False,
+    share: float | dict[str, float] = 1.0,
+) -> nn.Module:
+    """Put a verified delta on its base, as `load_delta` does; ``place`` is where it stood, for the messages."""
     unlike = differences(delta.base, base_record(base_model))
     if unlike:
         raise DeltaError(
@@ -358,7 +371,17 @@ def read_delta(path: str | Path) -> Delta:
     Raises:
         DeltaError: no such file, a damaged or edited one, another kind of file, or another format.
     """
-    place = _place(path)
+    place = place_of(path)
+    header, tensors = opened(place)
+    return verified_delta(verified_record(header, place), tensors, place)
+
+
+def opened(place: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return the header and the tensors of a safetensors file.
+
+    Raises:
+        DeltaError: no such file, or one that cannot be read.
+    """
     if not place.is_file():
         raise DeltaError(
             f"There is no delta '{place}'. Give the file, or the run folder that holds {FILE_NAME}."
@@ -366,13 +389,20 @@ def read_delta(path: str | Path) -> Delta:
     try:
         with safe_open(place, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise DeltaError(
             f"'{place}' cannot be read: {error}. It was cut short or changed, or it is no safetensors "
             "file: copy or save it again."
         ) from error
-    record = _verified(header, place)
+
+
+def verified_delta(record: dict, tensors: dict[str, torch.Tensor], place: Path) -> Delta:
+    """Return the delta of a verified record, each tensor checked against its hash.
+
+    Raises:
+        DeltaError: the record lacks a field, or a tensor is not the one that was saved.
+    """
     try:
         return _delta(record, tensors, place)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -412,8 +442,12 @@ def _delta(record: dict, tensors: dict[str, torch.Tensor], place: Path) -> Delta
     )
 
 
-def _verified(header: dict[str, str], place: Path) -> dict:
-    """The record of a delta's header, checked against its own hash."""
+def verified_record(header: dict[str, str], place: Path) -> dict:
+    """Return the record of a delta's header, checked against its own hash.
+
+    Raises:
+        DeltaError: no record, a changed one, or another format.
+    """
     if "delta" not in header:
         raise DeltaError(
             f"'{place}' is no delta: its header has no 'delta' entry. A whole model is loaded with "
@@ -438,5 +472,5 @@ def _verified(header: dict[str, str], place: Path) -> dict:
     return record
 
 
-def _place(path: str | Path) -> Path:
+def place_of(path: str | Path) -> Path:
     return Path(path) if Path(path).suffix == ".safetensors" else Path(path) / FILE_NAME
