@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers.costs import MIB, budget, compare
+from helpers.costs import MIB, Budget, budget, compare
 from helpers.files import read_json
 from helpers.freezing import COURSE_PLANS
 from helpers.models import choose_device, choose_precision
@@ -226,20 +226,19 @@ def results(order: Order, kind: str) -> list[dict]:
 
 
 @lru_cache(maxsize=128)
-def cost_of(shape: str, plan: str, batch: int, length: int, precision: str):
-    """The budget of a step; None for what it cannot predict."""
-    if precision == FROZEN:
-        return None
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    return budget(config_of(shape), COURSE_PLANS[plan], batch, length, dtype=dtype)
+def cost_of(shape: str, plan: str, batch: int, length: int, precision: str) -> Budget:
+    types = {
+        "float32": {},
+        "bfloat16": {"dtype": torch.bfloat16},
+        FROZEN: {"dtype": torch.bfloat16, "frozen_dtype": torch.bfloat16},
+    }
+    return budget(config_of(shape), COURSE_PLANS[plan], batch, length, **types[precision])
 
 
 def beside(shape: str, point: dict, device: str, precision: str = "float32") -> dict:
     """A measured point with what the budget predicts; their ratio on a card alone, for a stand-in measures nothing."""
     size = point["batch"], point["length"]
     cost, full = (cost_of(shape, plan, *size, precision) for plan in (point["plan"], "full"))
-    if cost is None:
-        return point
     ratio = {"ratio": round(cost.peak_bytes / point["growth_bytes"], 4)} if device == "cuda" else {}
     times = {"predicted_time_ratio": compare(full, cost)["step_flops"]}
     return point | {"predicted": predicted_groups(cost)} | ratio | times
@@ -287,7 +286,7 @@ def table(found: dict) -> pd.DataFrame:
             "predicted / measured": p.get("ratio", np.nan),
             "ms a step": 1000 * np.median(p["seconds"]),
             "of full's time": np.exp(np.mean(np.log(np.divide(p["seconds"], p["full_seconds"])))),
-            "predicted": p.get("predicted_time_ratio", np.nan),
+            "predicted": p["predicted_time_ratio"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(3)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PANELS = {
     "Take the course": {"run", "lab", "progress"},
     "Your own text and model": {"train", "model", "export"},
-    "The study": {"benchmark", "memory", "guard", "gpu", "style", "pretrain", "study"},
+    "The study": {"benchmark", "costs", "memory", "guard", "gpu", "style", "pretrain", "study"},
     "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "drift", "lock"},
 }
 

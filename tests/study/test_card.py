@@ -33,6 +33,11 @@ from helpers.study.records import is_recorded, read_record, write_record
 from support.commands import course
 from support.small_study import save_base, write_page
 
+TYPES = {
+    "float32": {},
+    "bfloat16": {"dtype": torch.bfloat16},
+    FROZEN: {"dtype": torch.bfloat16, "frozen_dtype": torch.bfloat16},
+}
 FEW = {name: COURSE_PLANS[name] for name in ("full", "attention+embeddings", "only-biases")}
 
 
@@ -220,11 +225,8 @@ def test_the_report_of_a_card_sets_the_prediction_beside_and_becomes_evidence(or
         and "a GPU's allocator; 2 x 32" in found["verdict"]["note"]
     )
     for point in found["costs"]:
-        if point["precision"] == FROZEN:
-            assert "ratio" not in point, "the budget does not know frozen weights in bfloat16"
-            continue
-        dtype = torch.float32 if point["precision"] == "float32" else torch.bfloat16
-        peak = budget(config_of("small"), COURSE_PLANS[point["plan"]], 2, 32, dtype=dtype).peak_bytes
+        cost = budget(config_of("small"), COURSE_PLANS[point["plan"]], 2, 32, **TYPES[point["precision"]])
+        peak = cost.peak_bytes
         assert sum(point["predicted"].values()) == peak
         assert point["ratio"] == pytest.approx(peak / point["growth_bytes"], abs=1e-4)
     assert card.table(found)["of full's time"].tolist() == [1.0] * len(found["costs"])
