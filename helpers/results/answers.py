@@ -1,6 +1,6 @@
 """The questions of the study and their answers: one sentence and one figure each, computed from the records.
 
-`helpers/results/pages.py` makes the pages under results/ from them. A sentence never assumes a sign, a plan or a
+`helpers/results/pages.py` makes the page of results from them. A sentence never assumes a sign, a plan or a
 number of seeds. An answer is None where nothing was recorded.
 """
 

@@ -1,4 +1,4 @@
-"""The questions that the pages under results/ answer, in their order."""
+"""The questions that the page of results answers, in their order."""
 
 from __future__ import annotations
 
