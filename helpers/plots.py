@@ -356,6 +356,72 @@ def frontier(
     return figure
 
 
+def recipes(
+    paths: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str,
+    level: float,
+    styles: Mapping[str, Mapping] = NO_STYLES,
+) -> Figure:
+    """Forgetting against gain, one line a recipe: {label: (gains, forgetting)}. Each path ends at its best gain.
+
+    The names stand at the right in the order of forgetting at ``level``, the gain at which recipes are compared; a thin
+    line leads to the point. A path that does not get there is named at its end. ``styles``: as in `lines_of_runs`.
+    """
+    figure, ax = axes(title, GAIN, FORGETTING, (8.6, 4.6))
+    named = []
+    for i, (label, path) in enumerate(paths.items()):
+        gains, forgotten = (np.asarray(values)[: np.argmax(path[0]) + 1] for values in path)
+        look = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+            **styles.get(label, {}),
+        }
+        ax.plot(gains, forgotten, label=label, markersize=4, **look)
+        at = float(np.interp(level, gains, forgotten)) if gains[-1] >= level else float(forgotten[-1])
+        named.append((at, min(level, gains[-1]), ax.get_lines()[-1]))
+    ax.axvline(level, color="#666666", linestyle="--", linewidth=1)
+    ax.annotate("compared here", (level, 1), (-3, -4), xycoords=("data", "axes fraction"), fontsize=8, rotation=90,
+                textcoords="offset points", ha="right", va="top")  # fmt: skip
+    _names_at_the_right(ax, sorted(named, key=lambda item: item[0]))
+    return figure
+
+
+def _names_at_the_right(ax, named: Sequence[tuple], gap: float = 0.065) -> None:
+    """Write each line's label beside the axes, at the height of its point or as near above as there is room.
+
+    Args:
+        named: (y, x, line) of each point, the lowest first.
+        gap: between two labels, as a share of the height.
+    """
+    low, high = ax.get_ylim()
+    place = -gap
+    for y, x, line in named:
+        place = max((y - low) / (high - low), place + gap)
+        ax.annotate(
+            line.get_label(),
+            (x, y),
+            (1.03, place),
+            textcoords="axes fraction",
+            fontsize=9,
+            color=line.get_color(),
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": line.get_color(), "alpha": 0.6, "linewidth": 0.8},
+        )
+
+
+def along_the_line(
+    shares: Sequence[float], gains: Sequence[float], forgotten: Sequence[float], title: str
+) -> Figure:
+    """Gain and forgetting of the models between base (share 0) and tuned model (share 1), as curves over the share."""
+    figure, ax = axes(title, "α: the share of the change that stays", "nats a token")
+    ax.plot(shares, gains, "^-", color=COLOURS[2], markersize=4, label="gain on the dev text")
+    ax.plot(shares, forgotten, "s-", color=COLOURS[6], markersize=4, label="forgetting: KL(base || rewound)")
+    best = int(np.argmax(gains))
+    ax.axvline(shares[best], color="#666666", linestyle="--", linewidth=1, label="the best gain")
+    ax.legend(fontsize=8)
+    return figure
+
+
 def lines_of_runs(
     panels: Mapping[str, Mapping[str, Sequence[tuple]]],
     title: str,

@@ -100,6 +100,7 @@ NOTEBOOKS = (
     "03_parameter_ratios",
     "04_training",
     "05_loss_and_forgetting",
+    "06_keep_what_it_knew",
     "07_lora",
     "08_scaling_up",
 )
@@ -125,7 +126,7 @@ TINY = Profile(
     retention_windows=64,
     held_out_windows=None,
     precision="float32",
-    minutes=_minutes(1, 1, 1, 1, 3, 5, 3, 2),
+    minutes=_minutes(1, 1, 1, 1, 3, 5, 4, 3, 2),
     note="the shipped miniature on the CPU, no network needed",
     rates_name="rates.json",
 )
@@ -158,7 +159,7 @@ GPT_NEO = Profile(
     retention_windows=64,
     held_out_windows=64,
     precision="auto",
-    minutes=_minutes(2, 2, 2, 2, 10, 20, 10, 5),
+    minutes=_minutes(2, 2, 2, 2, 10, 20, 15, 10, 5),
     note="GPT-Neo 125M and real books",
 )
 
@@ -179,27 +180,13 @@ SMOLLM2 = Profile(
     retention_windows=5,
     held_out_windows=8,
     precision="float32",
-    minutes=_minutes(5, 1, 3, 1, 15, 10, 10, 5),
+    minutes=_minutes(5, 1, 3, 1, 15, 10, 15, 10, 5),
     note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one",
     rates_name="rates-smollm2.json",
 )
 
 PROFILES: dict[str, Profile] = {p.name: p for p in (TINY, GPT_NEO, SMOLLM2, SMOKE)}
 STUDIED = {name: p for name, p in PROFILES.items() if p.rates_name}  # the bases of the first study
-
-
-SMOKE = replace(
-    TINY,
-    name="smoke",
-    batch=2,
-    n_steps=4,
-    warmup=1,
-    retention_windows=4,
-    held_out_windows=4,
-    note="a few steps to see that everything runs, not to learn from",
-)
-
-PROFILES = {"tiny": TINY, "gpt-neo": GPT_NEO, "smollm2": SMOLLM2, "smoke": SMOKE}
 
 
 def current(name: str | None = None, model: str | None = None) -> Profile:

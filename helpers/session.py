@@ -157,6 +157,7 @@ MINUTES = DATA / "minutes.json"  # what publishing/run.py --record-minutes measu
 WANTS_GPU = (
     "04_training",
     "05_loss_and_forgetting",
+    "06_keep_what_it_knew",
     "07_lora",
 )  # with one they train GPT-Neo 125M, and for long
 GIB = 2**30
@@ -277,7 +278,7 @@ def advice(profile: Profile, notebook: str | None) -> list[str]:
     if torch.cuda.is_available() or (notebook and notebook not in WANTS_GPU):
         return []
     if on_colab():
-        who = "this notebook trains" if notebook else "the notebooks 04, 05 and 07 train"
+        who = "this notebook trains" if notebook else "the notebooks 04, 05, 06 and 07 train"
         wanting = [notebook] if notebook else WANTS_GPU
         gpu = ", ".join(f"{name} {duration(GPT_NEO, name)}" for name in wanting)
         return [

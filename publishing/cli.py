@@ -306,6 +306,53 @@ def memory(
 
 
 @app.command(rich_help_panel=STUDY)
+def costs(
+    file: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/costs.json")
+    ] = None,
+    shape: Shape = "125m",
+    dry_run: DryRun = False,
+    show: Show = False,
+) -> None:
+    """Predicted and measured peaks of six families, and what a kept frozen bottom saves in time.
+
+    Small models with random weights; the times on the shape of GPT-Neo 125M. About half an hour on an idle core.
+    Stopped at any moment, the same command goes on.
+    """
+    from helpers.study import cost_points as measured
+
+    measured.record(file or measured.FILE, dry_run, show, known_shape(shape))
+
+
+@app.command(rich_help_panel=STUDY)
+def gpu(
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cuda; or cpu: a stand-in, which measures nothing.")
+    ] = "cuda",
+    shape: Shape = "125m",
+    minutes: Annotated[float, typer.Option(metavar="N", min=0, help="The limit; it is kept.")] = 9.0,
+    workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Runs of SmolLM2 side by side on the card.")
+    ] = 4,
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/card")
+    ] = None,
+    dry_run: DryRun = False,
+    show: Show = False,
+) -> int:
+    """Measure on one graphics card what a CPU cannot tell.
+
+    Memory and time of every plan, C11, the training of notebook 04, runs of SmolLM2. Stopped at any moment, the same
+    command goes on.
+    """
+    if device not in ("cuda", "cpu"):
+        raise typer.BadParameter(f"Device '{device}' is not known. Choose cuda or cpu.")
+    from helpers.study import card
+
+    return card.carry_out(device, known_shape(shape), minutes, workers, folder, dry_run, show)
+
+
+@app.command(rich_help_panel=STUDY)
 def guard(
     pairs: Annotated[int, typer.Option(metavar="N", help="An even number of pairs.")] = 20,
     show: Show = False,
@@ -533,6 +580,31 @@ def mutate(
     from publishing import mutate as mutation
 
     return mutation.carry_out(paths, sample, seed, least, root)
+
+
+@app.command(rich_help_panel=KEEP)
+def drift(
+    colab: Annotated[
+        Path, typer.Option(metavar="FILE", help="Colab's newest pip-freeze.txt.", show_default="none")
+    ] = None,
+    canary: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="An environment of the newest versions.", show_default="none"),
+    ] = None,
+    control: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="That of the lock.", show_default=".venv")
+    ] = ROOT / ".venv",
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
+    ] = ROOT / "notebooks",
+) -> int:
+    """Try the newest packages, and name the library that breaks a notebook.
+
+    Writes build/drift/report.md. Exit code 1: something no longer fits.
+    """
+    from publishing import drift as drifts
+
+    return drifts.carry_out(colab, canary, control, folder)
 
 
 @app.command(rich_help_panel=KEEP)

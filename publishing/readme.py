@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def verdicts() -> str:
 # --- the first screen --------------------------------------------------------------
 
 
+@cache
 def largest() -> dict[str, dict[str, Lever]]:
     """Model to its largest levers of forgetting, by kind; models with no such records are left out."""
     found = {model: largest_levers(read_evidence(model)) for model in studied_models()}

@@ -6,6 +6,8 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "closed_form": ["is_quick", "predictor"],
+        "meter": ["allocated_at_most"],
+        "reasons": ["CostReasons", "explain_cost"],
         "scaling": [
             "BFLOAT16",
             "DEVICES",
@@ -13,13 +15,16 @@ __getattr__, __dir__, __all__ = face(
             "GIB",
             "Plan",
             "RESERVE",
+            "WITHOUT_BFLOAT16",
             "gpt_neo_1_3b_config",
             "llama_2_70b_config",
             "llama_2_7b_config",
         ],
         "step_cost": [
+            "BottomSize",
             "Budget",
             "BudgetError",
+            "LoraSize",
             "MIB",
             "NotPredicted",
             "ReplaySize",

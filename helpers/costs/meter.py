@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._C._profiler import _EventType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -90,6 +91,8 @@ class StepMeter(TorchDispatchMode):
             return args[
                 0
             ]  # autograd adds up two gradients of one tensor in place, but not under a mode like this
+        if func is aten.add_.Tensor and args[0].dtype is not getattr(args[1], "dtype", args[0].dtype):
+            self._cast_for_a_moment(args[1], args[0].dtype)
         out = func(*args, **(kwargs or {}))
         term = self._count(func.overloadpacket, args)
         if func is aten._to_copy.default and _key(args[0]) in self._weights:
@@ -125,6 +128,12 @@ class StepMeter(TorchDispatchMode):
             self._sizes[key] = (kind, storage.nbytes())
             self._add(kind, storage.nbytes())
             weakref.finalize(storage, self._forget, key)
+
+    def _cast_for_a_moment(self, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+        """A CPU adds a tensor of another precision by way of a copy of it; a GPU needs none."""
+        kind, size = self._sizes[_key(tensor)][0], tensor.numel() * dtype.itemsize
+        self._add(kind, size)
+        self._add(kind, -size)
 
     def _rename(self, tensor: torch.Tensor, kind: str) -> None:
         old, size = self._sizes[_key(tensor)]
@@ -190,6 +199,27 @@ class StepMeter(TorchDispatchMode):
             return "backward_weight"
         forward = self.phase == "forward" and a.size(-1) != self._vocabulary
         return "forward" if forward else "backward_input"
+
+
+def allocated_at_most(work: Callable[[], object]) -> int:
+    """Run some work, and return the most bytes that PyTorch's CPU allocator held on top of what was there before.
+
+    Measured by PyTorch's profiler, which notes each piece of memory that is taken or given back.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(profile_memory=True, activities=activities) as profile:
+        work()
+    sizes, waiting = [], list(profile.profiler.kineto_results.experimental_event_tree())
+    while waiting:
+        event = waiting.pop()
+        waiting.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    now = most = 0
+    for _, size in sorted(sizes, key=lambda pair: pair[0]):
+        now += size
+        most = max(most, now)
+    return most
 
 
 def _key(tensor: torch.Tensor) -> int:

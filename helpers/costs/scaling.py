@@ -23,6 +23,7 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes a number
 RESERVE = 0.9  # of a device's memory; an assumption: the rest is for the driver and the allocator's gaps
 # GiB as the cards are sold; of a T4's 16, its driver gives a program about 15.
 DEVICES = {"T4": 15, "L4": 24, "A100 40": 40, "A100 80": 80, "H100": 80}
+WITHOUT_BFLOAT16 = ("T4",)  # of 2018: it does not compute in bfloat16
 
 
 # --- published shapes --------------------------------------------------------------
@@ -151,6 +152,10 @@ class Plan:
         """The fewest devices of ``gib`` GiB on which it fits, or None where ``most`` are not enough."""
         room = RESERVE * gib * GIB
         return next((n for n in range(1, most + 1) if self.need(n, frozen).total <= room), None)
+
+    def fewest_of(self, card: str, most: int = 8) -> int | None:
+        """As `fewest` for a card of `DEVICES`; frozen weights are in bfloat16 where the card computes in it."""
+        return self.fewest(DEVICES[card], FLOAT32 if card in WITHOUT_BFLOAT16 else BFLOAT16, most)
 
 
 def _unit(entries, trained: frozenset[str]) -> Unit:

@@ -8,6 +8,7 @@ autograd keeps under a plan is not guessed: PyTorch itself decides it, as it wil
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -19,7 +20,7 @@ from transformers import masking_utils
 from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
-from helpers.freezing import FreezePlan
+from helpers.freezing import BottomError, FreezePlan, frozen_blocks, insert, skipping
 from helpers.models import (
     base_predictions,
     build_model,
@@ -57,6 +58,27 @@ class ReplaySize:
     batch: int = 4
     length: int = 256
     keeps_predictions: bool = False
+
+
+@dataclass(frozen=True)
+class LoraSize:
+    """Which matrices LoRA changes, a selector as for `freezing.insert`, and with what rank."""
+
+    where: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class BottomSize:
+    """How much of a frozen bottom is kept (`freezing.find_bottom`).
+
+    Attributes:
+        n_tokens: of all different windows that are read.
+        in_memory: else a file holds it, and it takes no memory that the system cannot have back.
+    """
+
+    n_tokens: int
+    in_memory: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,10 @@ def budget(
     roles: dict[str, str] | None = None,
     checkpointing: bool = False,
     replay: ReplaySize | None = None,
+    bottom: BottomSize | None = None,
+    lora: LoraSize | None = None,
+    frozen_dtype: torch.dtype = torch.float32,
+    n_parts: int = 1,
 ) -> Budget:
     """Predict bytes and FLOPs of one training step from the config: no weights, no data.
 
@@ -141,26 +167,42 @@ def budget(
             pass (Chen and others 2016, arXiv 1604.06174). Its second forward pass is counted under
             ``flops.backward_input``.
         replay: adds its pass forward and backward to the step, and what it keeps to the buffers.
+        bottom: leaves the frozen blocks at the start out of the step, and adds their kept output to the buffers.
+            A model that has dropout is not trained so, which a config alone does not show.
+        lora: inserts LoRA before the plan is applied, which is `LORA_PLAN` most often.
+        frozen_dtype: of the frozen weights in memory: float32, or bfloat16 beside autocast in bfloat16.
+        n_parts: micro-batches of a step, whose gradients add up: ``batch`` windows in memory at a time, and
+            ``n_parts`` times as many in a step. FLOPs are those of the whole step.
 
     Raises:
         BudgetError: batch or length below what a step needs, more windows at a time than any machine
-            holds, a length over the model's positions, an unknown loss, optimizer or dtype.
+            holds, a length over the model's positions, an unknown loss, optimizer or dtype; a bottom where
+            none is frozen.
         NotPredicted: the model's shapes depend on the text (some mixtures of experts): it can be
             trained, and its cost cannot be told before.
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
     """
     check_step(config, batch, length, dtype, loss, optimizer)
+    _check_frozen(frozen_dtype, dtype)
+    if not isinstance(n_parts, int) or isinstance(n_parts, bool) or n_parts < 1:
+        raise BudgetError(f"A step has 1 part or more; found n_parts={n_parts!r}.")
     require_config(config)
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
     with FakeTensorMode(), _never_packed(), _experts_in_one():
         try:
             model = _build(config, attention)
+            if lora is not None:
+                insert(model, lora.where, lora.rank, alpha=2 * lora.rank)
             plan.apply(model, roles)
+            _cast_frozen(model, frozen_dtype)
             if checkpointing:
                 enable_checkpointing(model)
             meter = StepMeter(model)
-            _run_step(model, meter, batch, length, dtype, loss, replay)
+            skip = _skipped(model, meter, bottom, dtype)
+            _run_step(model, meter, (batch, length), n_parts, dtype, loss, replay, skip)
+        except BottomError as error:
+            raise BudgetError(str(error)) from error
         except RuntimeError as error:
             raise NotPredicted(
                 f"A step of this '{config.model_type}' model cannot be run on shapes alone "
@@ -170,14 +212,14 @@ def budget(
 
 
 def budget_or_reason(*args, **settings) -> tuple[Budget | None, str]:
-    """The `budget` and no words; or None and the one line that says why it is not predicted.
+    """The `budget` and no words; or None and the reason, in one line, why it is not predicted.
 
     Such a model can be trained all the same. What cannot be trained raises, as `budget` does.
     """
     try:
         return budget(*args, **settings), ""
     except NotPredicted as error:
-        return None, f"Memory and time are not predicted. {error}"
+        return None, str(error)
 
 
 def compare(a: Budget, b: Budget) -> dict[str, float]:
@@ -234,6 +276,25 @@ def check_step(config, batch: int, length: int, dtype: torch.dtype, loss: str, o
             raise BudgetError(f"The {name} '{value}' is not known. Choose {' or '.join(map(str, choices))}.")
 
 
+def _check_frozen(frozen_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    if frozen_dtype not in (torch.float32, torch.bfloat16):
+        raise BudgetError(
+            f"The frozen_dtype '{frozen_dtype}' is not known. Choose torch.float32 or torch.bfloat16."
+        )
+    if frozen_dtype is torch.bfloat16 and dtype is not torch.bfloat16:
+        raise BudgetError(
+            "Frozen weights in bfloat16 can be multiplied with float32 under autocast alone: give "
+            "dtype=torch.bfloat16 as well."
+        )
+
+
+def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep what is frozen in another precision."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
 def _never_packed():
     """Training windows are never packed. transformers looks at the position numbers to see that;
     here there are no numbers, and it would build masks for the general case."""
@@ -260,7 +321,9 @@ def _build(config, attention: str) -> nn.Module:
     return build_model(config, attention=attention).train()
 
 
-def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: ReplaySize | None) -> None:
+def _run_step(
+    model, meter: StepMeter, shape, n_parts: int, dtype, loss: str, replay: ReplaySize | None, skip
+) -> None:
     """The training loop's step, in its order."""
     kept, head = _kept(model, meter, replay)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -270,22 +333,51 @@ def _run_step(model, meter: StepMeter, batch, length, dtype, loss, replay: Repla
         meter.enter("forward")
         if replay is not None:
             ids = torch.zeros(replay.batch, replay.length, dtype=torch.long)
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            with skip(*ids.shape), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
                 base_of = base_predictions(kept[torch.arange(replay.batch)].flatten(0, 1), head)
                 total = divergence_loss(model, ids, base_of)
             meter.enter("backward")
             total.backward()
             del base_of, total
             meter.enter("forward")
-        ids = torch.zeros(batch, length, dtype=torch.long)  # (batch, time)
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            if loss == "chunked":
-                total, _ = next_token_loss(model, ids)
-            else:
-                total = model(input_ids=ids, labels=ids, use_cache=False).loss
-        meter.enter("backward")
-        total.backward()
+        for part in range(min(n_parts, 2)):  # a third part would be as the second: the gradients are there
+            before = meter.terms.copy()
+            if part:
+                meter.enter("forward")
+            _read_text(model, meter, shape, dtype, loss, skip)
+        for term, n_flops in (meter.terms - before).items():
+            meter.terms[term] += max(n_parts - 2, 0) * n_flops
         adamw.step()
+
+
+def _read_text(model, meter: StepMeter, shape, dtype, loss: str, skip) -> None:
+    """One part of a step: forward and backward."""
+    ids = torch.zeros(*shape, dtype=torch.long)  # (batch, time)
+    with skip(*shape), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        if loss == "chunked":
+            total, _ = next_token_loss(model, ids)
+        else:
+            total = model(input_ids=ids, labels=ids, use_cache=False).loss
+    meter.enter("backward")
+    total.backward()
+
+
+def _skipped(model, meter: StepMeter, bottom: BottomSize | None, dtype: torch.dtype):
+    """What leaves the frozen bottom out while windows of a shape are read; what is kept of it counts as buffers."""
+    if bottom is None:
+        return lambda batch, length: nullcontext()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        blocks = frozen_blocks(model, torch.zeros(1, 2, dtype=torch.long))
+    n_tokens, top = bottom.n_tokens if bottom.in_memory else 0, blocks[-1]
+    kept = torch.empty(n_tokens, top.width, dtype=top.dtype)
+    meter.hold([kept])
+
+    @contextmanager
+    def skip(batch: int, length: int):
+        with skipping(blocks, kept.new_empty(batch, length, top.width)):
+            yield
+
+    return skip
 
 
 def _kept(model, meter: StepMeter, replay: ReplaySize | None):

@@ -5,6 +5,7 @@ from helpers import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
+        "bottom": ["BottomError", "FrozenBottom", "LIMIT", "find_bottom", "frozen_blocks", "skipping"],
         "lora": [
             "LORA_PLAN",
             "LoRALinear",

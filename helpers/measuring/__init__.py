@@ -94,6 +94,7 @@ __getattr__, __dir__, __all__ = face(
             "Path",
             "Rules",
             "compare",
+            "crossing",
             "full_gain",
             "holm_adjusted",
             "jackknife",

@@ -21,7 +21,7 @@ __getattr__, __dir__, __all__ = face(
             "two_digits",
         ],
         "cost_answers": ["engine", "memory"],
-        "lever_answers": ["Lever", "largest_levers"],
+        "lever_answers": ["Lever", "every_lever", "largest_levers"],
         "evidence": [
             "AUTHORS",
             "EVIDENCE",
@@ -40,6 +40,7 @@ __getattr__, __dir__, __all__ = face(
         "other_plans": ["every_plan"],
         "questions": ["QUESTIONS"],
         "scorecard": ["claim_cards"],
+        "second_verdicts": ["recorded_recipes"],
         "verdicts": ["newest", "published", "recorded_claim", "scoreboard_table"],
     },
     modules=["claims", "evidence", "lora_study", "verdicts"],

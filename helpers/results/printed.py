@@ -10,6 +10,7 @@ memory) come from the notebooks; publishing/readme.py puts both together.
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -29,7 +30,8 @@ from helpers.results.evidence import (
     studied_models,
     swap_contrasts,
 )
-from helpers.results.verdicts import scoreboard, scoreboard_table
+from helpers.results.scorecard import WIDTH, claim_cards
+from helpers.results.verdicts import scoreboard
 
 PAIRS = (
     ("attention+embeddings", "full"),
@@ -124,10 +126,16 @@ def show(profile: str | None = None, folder: Path = EVIDENCE) -> None:
     for model in models:
         evidence = read_evidence(model, folder)
         print(f"{model}, {len(evidence.runs)} runs")
-        print(scoreboard_table([made(**entry) for entry in scoreboard(evidence)]))
+        claim_cards([made(**entry) for entry in scoreboard(evidence)]).show(with_notes=True)
         for title, lines in (
             ("Forgetting at equal gain", forgetting_lines(evidence)),
             ("Style", style_lines(evidence)),
             ("Fitting", fitting_lines(evidence)),
         ):
-            print(f"\n{title}\n" + "\n".join(f"  {line}" for line in lines))
+            print(
+                f"\n{title}\n"
+                + "\n".join(
+                    fill(f"  {line}", WIDTH, subsequent_indent="      ", break_on_hyphens=False)
+                    for line in lines
+                )
+            )

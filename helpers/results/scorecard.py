@@ -113,16 +113,16 @@ class ClaimCards:
 
     # --- text ---
 
-    def text(self) -> Text:
-        """The cards as text with colours, at most 80 columns."""
+    def text(self, with_notes: bool = False) -> Text:
+        """The cards as text with colours, at most 80 columns; with the notes of the verdicts, if wanted."""
         if not self.entries:
             return Text("No claim has been measured yet.")
-        lines = [line for entry in self.entries for line in self._lines(entry)]
+        lines = [line for entry in self.entries for line in self._lines(entry, with_notes)]
         if any(NumberLine.of(e["id"], row) for e in self.entries for row in on_models(e)):
             lines.append(Text(f"{LEGEND} (░)", "dim"))
         return Text("\n").join(lines)
 
-    def _lines(self, entry: Mapping) -> list[Text]:
+    def _lines(self, entry: Mapping, with_notes: bool) -> list[Text]:
         sign, colour = CHIPS[verdict_over_models(entry)]
         head = Text.assemble(
             (f"{entry['id']:<4}", "bold"), (f"{sign} {verdict_over_models(entry)}", f"bold {colour}")
@@ -138,6 +138,8 @@ class ClaimCards:
             lines += [Text(part) for part in _wrapped(said, indent)]
             if line:
                 lines.append(Text(f"{indent}{line.scale.below:>18} {line} {line.scale.above}"))
+            if with_notes:
+                lines += [Text(part, "dim") for part in _wrapped(row["note"], indent)]
         return [*lines, Text("")]
 
     def __str__(self) -> str:
@@ -145,9 +147,9 @@ class ClaimCards:
 
     __repr__ = __str__
 
-    def show(self) -> None:
+    def show(self, with_notes: bool = False) -> None:
         """Print the cards, in colours where the terminal has them."""
-        Console(soft_wrap=True, highlight=False).print(self.text())
+        Console(soft_wrap=True, highlight=False).print(self.text(with_notes))
 
     # --- a notebook or a page ---
 

@@ -7,7 +7,9 @@ __getattr__, __dir__, __all__ = face(
     {
         "measured_costs": [
             "BENCHMARK",
+            "COSTS",
             "MEMORY",
+            "bottom_table",
             "by_plan",
             "falls",
             "largest_setting",

@@ -22,6 +22,7 @@ from helpers.study.records import REMEDY, RecordError, is_recorded, read_record
 BENCHMARK, MEMORY = (
     ROOT / "data" / "evidence" / name for name in ("benchmark.json", "memory.json")
 )  # the records' paths: rows of benchmark.parquet and memory.parquet
+COSTS = ROOT / "data" / "evidence" / "costs.json"
 PLANS = {
     "main": "attention+embeddings",
     "full": "full",
@@ -30,7 +31,9 @@ PLANS = {
 FIELDS = {
     BENCHMARK.name: {"pairs": list, "flops": dict},
     MEMORY.name: {"points": list, "times": list, "setting": dict},
+    COSTS.name: {"points": list, "times": list, "setting": dict},
 }
+COMMANDS = {BENCHMARK.name: "course benchmark", MEMORY.name: "course memory", COSTS.name: "course costs"}
 # Beside its tensors a process grows in its first step: code that is read in, buffers of the matrix products,
 # threads. Measured: 45 MiB on the 125M at 1 x 128 and at 4 x 512; 20 on a model of almost no size.
 ALLOCATOR_CONSTANT = 45 * MIB
@@ -53,7 +56,7 @@ def read(path: Path) -> dict:
     Raises:
         BenchmarkError: it is not there, is damaged, or is of another form.
     """
-    script = "course benchmark" if path.name == BENCHMARK.name else "course memory"
+    script = COMMANDS[path.name]
     if not is_recorded(path):
         raise BenchmarkError(f"There is no '{path.name}' yet. Make it with: {script}")
     try:
@@ -181,6 +184,25 @@ def time_table(record: Mapping) -> pd.DataFrame:
             "predicted / measured": entry["predicted_ratio"] / measured,
         }
     return pd.DataFrame.from_dict(rows, orient="index").round(3)
+
+
+def bottom_table(record: Mapping) -> pd.DataFrame:
+    """One row a number of frozen blocks: a step with their output kept, as a share of the same step without.
+
+    Columns: ``predicted`` from FLOPs; ``measured``, the geometric mean of the pairs, with the ends of its 95%
+    interval, ``low`` and ``high``; ``n_pairs``. The index is (frozen blocks, all blocks).
+    """
+    rows = {}
+    for entry in record["times"]:
+        measured, (low, high) = _ratio(entry["log_ratios"])
+        rows[entry["n_frozen"], entry["n_blocks"]] = {
+            "predicted": entry["predicted_ratio"],
+            "measured": measured,
+            "low": low,
+            "high": high,
+            "n_pairs": len(entry["log_ratios"]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 # --- C11 and C12 -------------------------------------------------------------------

@@ -20,8 +20,10 @@ Step times: plans against full training in one process, in pairs right after eac
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from helpers.study.fresh_process import (
@@ -46,6 +48,7 @@ SECONDS_OF_STEP = {
     (4, 512): 5.5,
 }  # of full training, two idle cores
 SECONDS_TO_START = 12
+FROZEN = "frozen in bfloat16"  # a precision: autocast in bfloat16, and the frozen matrices are kept in it
 
 
 # --- in a process of its own -------------------------------------------------------
@@ -62,8 +65,22 @@ def held_bytes(name: str = "VmRSS") -> int:
     return resident_bytes(name)
 
 
-def trained(plan, shape: str, batch: int, length: int):
-    """A model under a plan: a function that takes one step, and the optimizer."""
+def forget_peak() -> None:
+    """On a GPU, begin anew to look for the most that its allocator holds; a CPU's process cannot forget."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def trained(plan, shape: str, batch: int, length: int, precision: str = "float32", base=None):
+    """A model under a plan: a function that takes one step, and the optimizer.
+
+    Args:
+        precision: "float32"; "bfloat16" for autocast; `FROZEN` to keep the frozen matrices in it as well.
+        base: a model of this shape to begin with a copy of; None builds one.
+    """
     import torch
 
     from helpers.models import build_model, choose_device, next_token_loss
@@ -73,12 +90,18 @@ def trained(plan, shape: str, batch: int, length: int):
     ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(
         device
     )
-    model = build_model(config).train().to(device)
+    model = (build_model(config) if base is None else copy.deepcopy(base)).train().to(device)
     plan.apply(model)
+    if precision == FROZEN:
+        for parameter in (p for p in model.parameters() if not p.requires_grad and p.ndim > 1):
+            parameter.data = (
+                parameter.data.bfloat16()
+            )  # a LayerNorm takes no mixture of types, so vectors stay
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def step() -> None:
-        total, n_tokens = next_token_loss(model, ids)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision != "float32"):
+            total, n_tokens = next_token_loss(model, ids)
         (total / n_tokens).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -86,13 +109,18 @@ def trained(plan, shape: str, batch: int, length: int):
     return step, optimizer
 
 
-def measure_point(plan_name: str, shape: str, batch: int, length: int) -> dict:
-    """The size of this process at four moments, as growth by group."""
-    from helpers.freezing import COURSE_PLANS
-    from helpers.training import fit  # noqa: F401  (a run imports it; its size belongs to "before")
+def growth_of(build) -> tuple[dict, Callable]:
+    """The size of this process at four moments, as growth by group.
 
+    Args:
+        build: makes a model; returns its step and its optimizer.
+
+    Returns:
+        (growth, step): after two steps.
+    """
+    forget_peak()
     before = held_bytes()
-    step, optimizer = trained(COURSE_PLANS[plan_name], shape, batch, length)
+    step, optimizer = build()
     built = held_bytes()
     step()
     between = held_bytes()  # activations and gradients are gone
@@ -108,7 +136,15 @@ def measure_point(plan_name: str, shape: str, batch: int, length: int) -> dict:
             "working memory": peak - between,
             "constant": between - built - moments,
         },
-    }
+    }, step
+
+
+def measure_point(plan_name: str, shape: str, batch: int, length: int) -> dict:
+    """What one point of the table measures, in a process of its own."""
+    from helpers.freezing import COURSE_PLANS
+    from helpers.training import fit  # noqa: F401  (a run imports it; its size belongs to "before")
+
+    return growth_of(lambda: trained(COURSE_PLANS[plan_name], shape, batch, length))[0]
 
 
 def measure_times(plan_names: list[str], shape: str) -> list[dict]:

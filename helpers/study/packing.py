@@ -18,7 +18,7 @@ from helpers.study.jobs import EVIDENCE
 from helpers.study.records import RecordError, read_record, write_record
 from helpers.study.tables import read_table, table_of, tables_in, write_table
 
-SMALL = ("bases", "style", "benchmark", "memory")
+SMALL = ("bases", "style", "benchmark", "memory", "card")
 SECOND = "study2"
 WINDOWS = "windows.safetensors"  # under retention/MODEL/, beside the run files of either study
 

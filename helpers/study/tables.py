@@ -282,6 +282,51 @@ MEMORY = {
     ],
     "times": [{"plan": str, "batch": int, "length": int, "log_ratios": FLOATS, "predicted_ratio": float}],
 }
+GROWTH = {
+    "plan": str,
+    "batch": int,
+    "length": int,
+    "before_bytes": int,
+    "growth_bytes": int,
+    "measured": BYTES,
+    "predicted": BYTES,
+    "ratio": float,
+    "predicted_time_ratio": float,
+}
+CARD = {
+    "setting": {
+        "model": str,
+        "device": str,
+        "machine": str,
+        "memory_bytes": int,
+        "versions": VERSIONS,
+        "cuda": str,
+        "matmul": str,
+        "has_bfloat16": bool,
+    },
+    "commit": str,
+    "costs": [{"precision": str, **GROWTH, "seconds": FLOATS, "full_seconds": FLOATS}],
+    "c11": [GROWTH],
+    "verdict": {"verdict": str, "value": float, "unit": str, "note": str},
+    "training": [
+        {
+            "plan": str,
+            "batch": int,
+            "length": int,
+            "precision": str,
+            "losses": FLOATS,
+            "held_out": FLOATS,
+            "proof_ok": bool,
+            "resumed_at": int,
+            "resumed_differs": float,
+            "peak_bytes": int,
+            "step_seconds": FLOATS,
+        }
+    ],
+    "check": [{"run": str, "dev_loss_differs": float, "forgetting_differs": float, "agrees": bool}],
+    "n_runs": int,
+    "missing": [str],
+}
 FORMS = {
     "study1": FIRST_RUN,
     "study2": SECOND_RUN,
@@ -290,6 +335,7 @@ FORMS = {
     "style": STYLE,
     "benchmark": BENCHMARK,
     "memory": MEMORY,
+    "card": CARD,
 }
 
 

@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = face(
         "loop": ["FitResult", "NotFinite", "TokenLoss", "build_optimizer", "fit", "set_rate", "train"],
         "processes": ["from_all", "is_main", "join", "launch", "n_processes", "own_share"],
         "replay": ["Replay"],
-        "rewinding": ["rewound"],
+        "rewinding": ["choose_share", "rewound"],
         "interrupts": ["ctrl_c_at_once"],
         "sharding": ["held_by_each", "shard", "whole"],
         "runs": ["TrainSettings", "TrainingError", "batch_rows"],

@@ -46,6 +46,7 @@ class TrainWords:
     rewind: str | None = None
     processes: int | None = None
     prompt: str | None = None
+    cache_frozen: bool | None = None
 
 
 def train_command(carry_out: Callable[[], Callable[[TrainWords], int]]) -> Callable[..., int]:
@@ -172,6 +173,15 @@ def train_command(carry_out: Callable[[], Callable[[TrainWords], int]]) -> Calla
                 rich_help_panel=MACHINE,
             ),
         ] = None,
+        cache_frozen: Annotated[
+            bool,
+            typer.Option(
+                "--cache-frozen/--no-cache-frozen",
+                help="Compute frozen first blocks once for each window, and keep their output.",
+                show_default="where it fits in memory",
+                rich_help_panel=MACHINE,
+            ),
+        ] = None,
         processes: Annotated[
             int,
             typer.Option(
@@ -197,7 +207,7 @@ def train_command(carry_out: Callable[[], Callable[[TrainWords], int]]) -> Calla
         return work(
             TrainWords(
                 text, out, profile, model, freeze, only, steps, lr, seed, batch, micro_batch, length, patience,
-                replay, rewind, processes, prompt,
+                replay, rewind, processes, prompt, cache_frozen,
             )
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,17 @@ from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
 
-from helpers.freezing import FreezePlan, Proof, freezing_proof, snapshot
+from helpers.costs import BottomSize
+from helpers.freezing import (
+    LIMIT,
+    BottomError,
+    FreezePlan,
+    FrozenBottom,
+    Proof,
+    find_bottom,
+    freezing_proof,
+    snapshot,
+)
 from helpers.measuring import evaluating, in_mode
 from helpers.models import Anatomy, divergence_loss, next_token_loss, require_next_token_model
 from helpers.training import checkpoints, locks
@@ -60,7 +71,8 @@ class NotFinite(TrainingError):
 class FitResult:
     """A finished run, the same in each of several processes.
 
-    The model holds the last weights; `use_best` puts the best ones in.
+    The model holds the last weights; `use_best` puts the best ones in. ``bottom`` says in a sentence what was kept of
+    a frozen bottom, or why nothing was; ``bottom_size`` is what `budget` must know of it.
     """
 
     history: History
@@ -69,6 +81,8 @@ class FitResult:
     proof: Proof
     n_tokens: int
     device_peak_bytes: int | None
+    bottom: str = ""
+    bottom_size: BottomSize | None = None
 
     def use_best(self, model: nn.Module) -> None:
         """Put the weights with the lowest held-out loss into the model."""
@@ -85,6 +99,8 @@ def fit(
     folder: str | Path | None = None,
     progress: bool = True,
     replay: Replay | None = None,
+    cache_frozen: bool | str = False,
+    cache_limit: int = LIMIT,
 ) -> FitResult:
     """Train ``model`` under ``plan``; go on from ``folder`` where it holds this very run.
 
@@ -104,8 +120,13 @@ def fit(
             key "held_out_loss" decides which weights are best.
         folder: where to keep checkpoints; None keeps none.
         replay: adds weight * KL(base || model), on text that the base wrote, to the loss of each step.
+        cache_frozen: True computes frozen embeddings and first blocks once for each window, and keeps their
+            output (`find_bottom`); the weights come out the same to the last bit. "auto" does so where it can be
+            done in memory and each window is read twice or more often.
+        cache_limit: bytes of memory for that output; beyond it True uses a file in ``folder``.
 
     Raises:
+        BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once.
         TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
@@ -120,7 +141,15 @@ def fit(
     while True:
         try:
             with in_mode(model, training=True):
-                return train(model, plan, windows, settings, micro, evaluate, folder, progress, replay)
+                bottom, reason = kept_bottom(
+                    model, windows, settings, micro, replay, cache_frozen, cache_limit, folder
+                )
+                result = train(
+                    model, plan, windows, settings, micro, evaluate, folder, progress, replay, bottom
+                )
+                result.bottom = reason or str(bottom)
+                result.bottom_size = bottom and BottomSize(bottom.n_tokens, bottom.in_memory)
+                return result
         except torch.cuda.OutOfMemoryError as error:
             _require_room_for_less(micro, error)
             micro = micro // 2
@@ -165,7 +194,7 @@ def _require_room_for_less(micro: int, error: Exception) -> None:
         ) from error
 
 
-def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay=None):
+def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay, bottom):
     """Run the loop. A turn: set the rate, add up the gradient, step, note, evaluate, save."""
     accelerator = join(next(model.parameters()).device)
     device = accelerator.device
@@ -173,7 +202,7 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
     run = Run(model, plan, windows, settings, folder, replay)
     before = snapshot(model)
     optimizer = build_optimizer(model, settings)
-    loss_of, optimizer = accelerator.prepare(TokenLoss(model), optimizer)  # after the freeze
+    loss_of, optimizer = accelerator.prepare(TokenLoss(model, bottom), optimizer)  # frozen now
     run.resume(optimizer)
     require_one_step(run.step, folder)
     run.evaluate(evaluate)
@@ -213,18 +242,50 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
 class TokenLoss(nn.Module):
     """Sum a batch's token losses, as a module, because DDP and FSDP wrap a module and watch its ``forward``.
 
-    It adds no parameter; the model inside stays the caller's own.
+    It adds no parameter; the model inside stays the caller's own. With a `FrozenBottom` the frozen blocks run once
+    for each window.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, bottom: FrozenBottom | None = None):
         super().__init__()
         self.model = model
+        self.bottom = bottom
 
     def forward(self, input_ids: torch.Tensor, base_of: Callable | None = None) -> torch.Tensor:
         """Return the sum of next-token losses; with ``base_of`` that of KL(base || model), see `divergence_loss`."""
-        if base_of is not None:
-            return divergence_loss(self.model, input_ids, base_of)
-        return next_token_loss(self.model, input_ids)[0]
+        with self.bottom.reading(input_ids) if self.bottom else nullcontext():
+            if base_of is not None:
+                return divergence_loss(self.model, input_ids, base_of)
+            return next_token_loss(self.model, input_ids)[0]
+
+
+def kept_bottom(
+    model, windows, settings: TrainSettings, micro: int, replay, ask: bool | str, limit: int, folder
+) -> tuple[FrozenBottom | None, str]:
+    """Return the frozen bottom that a run computes once for each window; or None and the sentence that says why.
+
+    Raises:
+        BottomError: it was asked for (True), and cannot be.
+        TrainingError: the question is neither True, False nor "auto".
+    """
+    if ask not in (True, False, "auto"):
+        raise TrainingError(f"cache_frozen must be True, False or 'auto'; found {ask!r}.")
+    if ask is False:
+        return None, "The frozen blocks are computed in each step: nothing else was asked for."
+    if ask == "auto" and settings.n_steps * settings.batch < 2 * len(windows):
+        return None, "The frozen blocks are computed in each step: no window is read twice."
+    n_tokens = windows.numel() + (replay.windows.numel() if replay else 0)
+    device = next(model.parameters()).device
+    some = windows[: min(micro, settings.batch)].to(device)
+    try:
+        if n_processes() > 1:
+            raise BottomError("Several processes would each keep all windows: that is not done.")
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            return find_bottom(model, some, n_tokens, limit, folder if ask is True else None), ""
+    except BottomError as error:
+        if ask is True:
+            raise
+        return None, f"The frozen blocks are computed in each step. {error}"
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

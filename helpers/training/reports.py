@@ -33,19 +33,26 @@ def print_report(
     print(f"forgetting            {forgotten} nats a token, KL(base || tuned) on text of the base's own")
     for line in remarks(report):
         print(f"{'':22}{line}")
-    kinds = ", ".join(f"{k} {v / MIB:,.1f}" for k, v in report["predicted_bytes"].items())
-    print(
-        f"memory predicted      {report['predicted_peak_bytes'] / MIB:,.0f} MiB at the peak of a step ({kinds})"
-    )
+    print(f"memory predicted      {predicted_memory(report)}")
     print(f"memory measured       {measured_memory(report, result)}")
     print(
         f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
         f"({report['machine']})"
     )
+    if result.bottom_size:
+        print(f"frozen bottom         {report['frozen_bottom']}")
     if report["n_processes"] > 1:
         print(f"processes             {report['n_processes']}, each with its own share of every batch")
     print(f"proof                 {result.proof}")
     print(f"\nsample before: {report['sample_before']}\n\nsample after:  {report['sample_after']}")
+
+
+def predicted_memory(report: dict) -> str:
+    """The predicted peak of a step by kind, or why there is none."""
+    if report["predicted_bytes"] is None:
+        return f"not predicted: {report['not_predicted']}"
+    kinds = ", ".join(f"{kind} {size / MIB:,.1f}" for kind, size in report["predicted_bytes"].items())
+    return f"{report['predicted_peak_bytes'] / MIB:,.0f} MiB at the peak of a step ({kinds})"
 
 
 def measured_memory(report: dict, result: FitResult) -> str:

@@ -42,9 +42,17 @@ if __name__ == "__main__":  # before torch is read, so that --help need not wait
 import torch
 
 from helpers import profiles
-from helpers.costs import Budget, BudgetError, budget
-from helpers.freezing import FreezePlan, PlanError
-from helpers.measuring import CATASTROPHIC, Retention, evaluating, held_out_loss, sample_text, sample_windows
+from helpers.costs import Budget, BudgetError, budget_or_reason
+from helpers.freezing import LIMIT, BottomError, FreezePlan, PlanError
+from helpers.measuring import (
+    CATASTROPHIC,
+    Retention,
+    evaluating,
+    held_out_loss,
+    in_mode,
+    sample_text,
+    sample_windows,
+)
 from helpers.models import (
     AnatomyError,
     LossError,
@@ -75,7 +83,7 @@ from helpers.training.folders import (
     where_it_stopped,
     write_report,
 )
-from helpers.training.loop import FitResult, fit
+from helpers.training.loop import FitResult, fit, kept_bottom
 from helpers.training.processes import (
     ProcessError,
     from_all,
@@ -91,6 +99,7 @@ from helpers.training.runs import Run, TrainingError, TrainSettings, arithmetic
 
 BAD_INPUT = (
     AnatomyError,
+    BottomError,
     BudgetError,
     PlanError,
     TextError,
@@ -141,12 +150,20 @@ class Setup:
     corpus: Corpus
     plan: FreezePlan
     settings: TrainSettings
-    predicted: Budget
+    predicted: Budget | None
+    not_predicted: str  # why; "" where it is
     out: Path
     memory_before: int | None  # bytes, before the model was loaded; None where the system does not tell
     mine: dict = field(default_factory=dict)  # what this run is, for its folder
     replay_weight: float | None = None
     rewind: str | None = None  # "auto" or a number, as it was asked for
+    cache_frozen: bool | str = "auto"
+
+    def predict(self, **kept) -> None:
+        """Predict a step, with what is kept beside the model: a replay, a frozen bottom (see `budget`)."""
+        self.predicted, self.not_predicted = predicted_step(
+            self.model.config, self.plan, self.settings, self.corpus.length, **kept
+        )
 
 
 def prepare(args: TrainWords) -> Setup:
@@ -185,13 +202,14 @@ def prepare(args: TrainWords) -> Setup:
     require_intervals(corpus, length)
     require_batch(settings.batch, corpus)
     require_prompt(args.prompt, tokenizer, config)
-    predicted = budget(config, plan, at_a_time(settings), length)  # the plan meets the model here
+    predicted, not_predicted = predicted_step(config, plan, settings, length)  # the plan meets the model here
     memory = peak_memory()
     model = load_model(source)
     with evaluating(model):
         require_next_token_model(model, tensor_of(corpus.train)[:1, :16].to(next(model.parameters()).device))
-    setup = Setup(profile, model, tokenizer, corpus, plan, settings, predicted, out, memory)
+    setup = Setup(profile, model, tokenizer, corpus, plan, settings, predicted, not_predicted, out, memory)
     setup.replay_weight, setup.rewind = args.replay, args.rewind
+    setup.cache_frozen = "auto" if args.cache_frozen is None else args.cache_frozen
     setup.mine = {
         "text_sha256": corpus.sha256,
         "model_hash": weight_hash(setup.model),
@@ -203,6 +221,14 @@ def prepare(args: TrainWords) -> Setup:
     }
     refuse_other(out, setup.mine)
     return setup
+
+
+def predicted_step(
+    config, plan: FreezePlan, settings: TrainSettings, length: int, **kept
+) -> tuple[Budget | None, str]:
+    """The budget of one process's step; or None and the reason why it is not predicted."""
+    dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    return budget_or_reason(config, plan, at_a_time(settings), length, dtype=dtype, **kept)
 
 
 def at_a_time(settings: TrainSettings) -> int:
@@ -286,9 +312,8 @@ def run(setup: Setup, prompt: str | None) -> dict:
     if setup.replay_weight is not None:  # on other windows than those that forgetting is measured on
         own_text = sample_windows(model, setup.profile.retention_windows, test.size(1), seed=9012)
         replay = Replay(model, own_text, setup.replay_weight, seed=setup.settings.seed)
-        setup.predicted = budget(
-            model.config, setup.plan, at_a_time(setup.settings), test.size(1), replay=replay.size
-        )
+    if setup.cache_frozen is True:
+        require_bottom(setup, replay)
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     in_every_process(
@@ -303,6 +328,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
         evaluate=lambda m: {"held_out_loss": held_out_loss(m, dev).mean},
         folder=setup.out / CHECKPOINTS,
         replay=replay,
+        cache_frozen=setup.cache_frozen,
     )
     seconds = time.perf_counter() - began
     result.use_best(model)
@@ -317,17 +343,22 @@ def run(setup: Setup, prompt: str | None) -> dict:
     if setup.rewind:
         apply(model, retention, found)
     after, forgotten = held_out_loss(model, test), retention.forgetting(model)
+    if replay or result.bottom_size:
+        setup.predict(replay=replay and replay.size, bottom=result.bottom_size)
+    predicted, ledger = setup.predicted, setup.plan.explain(model)
     n_taken = len(result.history.steps)
     report = {
         "plan": setup.plan.slug,
-        "n_trainable": setup.predicted.n_trainable,
-        "n_parameters": setup.predicted.n_parameters,
+        "n_trainable": ledger.n_trainable,
+        "n_parameters": ledger.n_parameters,
         "held_out_loss_before": as_dict(before),
         "held_out_loss_after": as_dict(after),
         "forgetting": as_dict(forgotten),
         "proof_ok": result.proof.ok,
-        "predicted_bytes": setup.predicted.at_peak,
-        "predicted_peak_bytes": setup.predicted.peak_bytes,
+        "predicted_bytes": predicted and predicted.at_peak,
+        "predicted_peak_bytes": predicted and predicted.peak_bytes,
+        "not_predicted": setup.not_predicted or None,
+        "frozen_bottom": result.bottom,
         "measured_growth_bytes": growth(setup.memory_before),
         "n_processes": n_processes(),
         "seconds": round(seconds, 2),
@@ -360,6 +391,16 @@ def run(setup: Setup, prompt: str | None) -> dict:
     print_report(report, result, before, after, forgotten)
     print(f"\n{report['judgement']}")
     return report
+
+
+def require_bottom(setup: Setup, replay: Replay | None) -> None:
+    """Raises BottomError where a frozen bottom was asked to be computed once and cannot be: before the first write."""
+    setup.plan.apply(setup.model)
+    with in_mode(setup.model, training=True):
+        kept_bottom(
+            setup.model, tensor_of(setup.corpus.train), setup.settings, at_a_time(setup.settings),
+            replay, True, LIMIT, setup.out,
+        )  # fmt: skip
 
 
 def save_trained(setup: Setup, model, base: BaseRecord, result: FitResult) -> int | None:

@@ -218,15 +218,15 @@ def test_nothing_is_cut_off(pages, name, theme, width):
 OURS = {"include": [[".jp-Notebook .jp-MarkdownOutput"], [".jp-Notebook .jp-OutputArea-output"]]}
 # JupyterLab leaves out the alternative text that an output's metadata carries (jupyter/enhancement-proposals
 # issue 120; other pages show it). So its own <img> is no finding here, and the next test looks at the metadata.
-NO_ALT_IN_JUPYTERLAB = ("image-alt", ".jp-RenderedImage")
+NO_ALT_IN_JUPYTERLAB = ("image-alt", ":is(.jp-RenderedImage, .jp-RenderedSVG)")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_stored_picture_carries_its_alternative_text(path):
     outputs = [o for c in json.loads(path.read_text("utf-8"))["cells"] for o in c.get("outputs", [])]
-    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    pictures = [(o, kind) for o in outputs for kind in o.get("data", {}) if kind.startswith("image/")]
     assert pictures
-    assert all(len(o["metadata"].get("image/png", {}).get("alt", "")) > 20 for o in pictures)
+    assert all(len(o["metadata"].get(kind, {}).get("alt", "")) > 20 for o, kind in pictures)
 
 
 @pytest.mark.parametrize("theme", lab.THEMES)

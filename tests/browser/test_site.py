@@ -337,7 +337,7 @@ def test_search_finds_a_word(open_page):
 
 def test_a_hint_unfolds_at_a_click(open_page):
     page = open_page("notebooks/02_freezing.html")
-    hint = page.locator("details").first
+    hint = page.locator("details:not(.hide)").first
     assert not hint.locator("p").first.is_visible()
     hint.locator("summary").click()
     assert hint.locator("p").first.is_visible()

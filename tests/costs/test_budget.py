@@ -1,12 +1,12 @@
 """What a plan costs, predicted from the config: the published numbers, and against what PyTorch really does."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._C._profiler import _EventType
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -21,8 +21,20 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from helpers.costs.meter import KINDS
-from helpers.costs.step_cost import MIB, BudgetError, ReplaySize, budget, budget_or_reason, compare, measured
+from helpers.costs.meter import KINDS, allocated_at_most
+from helpers.costs.step_cost import (
+    MIB,
+    BottomSize,
+    BudgetError,
+    LoraSize,
+    ReplaySize,
+    budget,
+    budget_or_reason,
+    compare,
+    measured,
+)
+from helpers.freezing.bottom import find_bottom
+from helpers.freezing.lora import LORA_PLAN, insert
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
@@ -175,43 +187,34 @@ def test_activations_are_right_for_every_family(family):
     assert found == pytest.approx(saved_by_autograd(FAMILIES[family], plan, 4, 48), rel=0.01)
 
 
-def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None):
+def allocated_at_peak(config, plan, batch, length, replay_of=lambda model: None, keeps_bottom=False):
     """Parameters, buffers and moments, and the most that PyTorch's profiler saw allocated on top in one step."""
     model = build_model(config).train()
     replay = replay_of(model)
     plan.apply(model)
     adamw = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
-    ids = torch.ones(batch, length, dtype=torch.long)
+    ids = torch.arange(batch * length).reshape(batch, length) % config.vocab_size
+    bottom = find_bottom(model, ids, ids.numel()) if keeps_bottom else None
 
     def step():
         if replay is not None:
             rows = [i % replay.size.n_windows for i in range(replay.batch)]
             divergence_loss(model, replay.windows[rows], replay.base_of(rows)).backward()
-        next_token_loss(model, ids)[0].backward()
+        with bottom.reading(ids) if bottom else nullcontext():
+            total = next_token_loss(model, ids)[0]
+        total.backward()
+        del total
         adamw.step()
         adamw.zero_grad()
 
     step()  # makes the moments
-    with torch.profiler.profile(
-        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
-    ) as profile:
-        step()
-    events, todo = [], list(profile.profiler.kineto_results.experimental_event_tree())
-    while todo:
-        event = todo.pop()
-        todo.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            events.append((event.start_time_ns, event.extra_fields.alloc_size))
     held = [
         *model.parameters(),
         *model.buffers(),
         *(t for state in adamw.state.values() for t in state.values()),
     ]
-    now = peak = sum(t.nbytes for t in held) + (replay.n_bytes if replay else 0)
-    for _, size in sorted(events, key=lambda event: event[0]):
-        now += size
-        peak = max(peak, now)
-    return peak
+    stand = sum(t.nbytes for t in held) + sum(kept.n_bytes for kept in (replay, bottom) if kept)
+    return stand + allocated_at_most(step)
 
 
 @pytest.mark.parametrize("plan", ["full", "attention+embeddings", "first-half", "only-norms"])
@@ -257,6 +260,87 @@ def test_the_peak_with_a_replay_is_the_allocators(plan, limit, windows, length):
     assert found.peak_bytes == pytest.approx(allocated, rel=0.005)
     alone = budget(config, COURSE_PLANS[plan], 8, 64)
     assert found.bytes["buffers"] - alone.bytes["buffers"] == made[0].n_bytes
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+@pytest.mark.parametrize("plan", ["first-half", "last"])
+def test_the_peak_with_a_kept_bottom_is_the_allocators(family, plan):
+    last = FreezePlan.only(f"layers:{FAMILIES[family].num_hidden_layers - 1}")
+    plan = {"last": last, "first-half": COURSE_PLANS["first-half"]}[plan]
+    found = budget(FAMILIES[family], plan, 4, 48, bottom=BottomSize(4 * 48))
+    allocated = allocated_at_peak(FAMILIES[family], plan, 4, 48, keeps_bottom=True)
+    assert found.peak_bytes == pytest.approx(allocated, rel=0.005)
+    alone, in_a_file = (
+        budget(FAMILIES[family], plan, 4, 48, bottom=bottom) for bottom in (None, BottomSize(4 * 48, False))
+    )
+    n_bytes = 4 * 4 * 48 * FAMILIES[family].hidden_size
+    assert found.bytes["buffers"] - n_bytes == alone.bytes["buffers"] == in_a_file.bytes["buffers"]
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama", "opt"])
+def test_flops_with_a_kept_bottom_are_those_of_pytorchs_counter(family):
+    config, plan = copy.deepcopy(FAMILIES[family]), COURSE_PLANS["first-half"]
+    config.dropout = 0.0  # OPT's
+    found = budget(config, plan, 3, 40, attention="eager", loss="whole", bottom=BottomSize(3 * 40)).flops
+    model, ids = build_model(config, attention="eager").train(), torch.ones(3, 40, dtype=torch.long)
+    plan.apply(model)
+    bottom = find_bottom(model, ids, ids.numel())
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter, bottom.reading(ids):
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert found.step == counter.get_total_flops()
+
+
+def test_parts_of_a_step_add_up_and_the_gradients_stay():
+    one, two, five = (budget(NEO, MAIN, 2, 48, n_parts=n) for n in (1, 2, 5))
+    for term in ("forward", "backward_input", "backward_weight"):
+        assert [getattr(b.flops, term) / getattr(one.flops, term) for b in (two, five)] == [2, 5]
+    assert one.at_peak["gradients"] < two.at_peak["gradients"] == two.bytes["gradients"]
+    assert two.at_peak == five.at_peak
+    replay = ReplaySize(4, 2, 48)
+    alone, with_it = (budget(NEO, MAIN, 2, 48, n_parts=3, replay=r).flops.step for r in (None, replay))
+    assert with_it - alone == budget(NEO, MAIN, 2, 48, replay=replay).flops.step - one.flops.step
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+def test_flops_of_lora_are_those_of_pytorchs_counter(family):
+    config, ids = FAMILIES[family], torch.ones(3, 40, dtype=torch.long)
+    found = budget(config, LORA_PLAN, 3, 40, attention="eager", loss="whole", lora=LoraSize("q+v", 4)).flops
+    model = build_model(config, attention="eager").train()
+    insert(model, "q+v", rank=4, alpha=8)
+    LORA_PLAN.apply(model)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert found.step == counter.get_total_flops()
+
+
+def test_frozen_weights_in_bfloat16_take_half():
+    whole, half = (
+        budget(NEO, MAIN, 2, 48, dtype=torch.bfloat16, frozen_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    n_frozen = whole.n_parameters - whole.n_trainable
+    assert whole.bytes["parameters"] - half.bytes["parameters"] == 2 * n_frozen
+    assert (half.n_trainable, half.flops) == (whole.n_trainable, whole.flops)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"n_parts": 0}, "1 part or more"),
+        ({"n_parts": True}, "1 part or more"),
+        ({"frozen_dtype": torch.float16}, "is not known"),
+        ({"frozen_dtype": torch.bfloat16}, "dtype=torch.bfloat16 as well"),
+    ],
+)
+def test_settings_that_no_step_can_have_are_refused(wrong, words):
+    with pytest.raises(BudgetError, match=words):
+        budget(NEO, MAIN, 2, 48, **wrong)
+
+
+def test_a_bottom_that_trains_has_no_budget():
+    with pytest.raises(BudgetError, match=r"transformer\.wte\.weight trains"):
+        budget(NEO, FULL, 4, 48, bottom=BottomSize(100))
 
 
 def test_a_frozen_prefix_keeps_nothing():
@@ -495,7 +579,7 @@ def test_a_model_whose_shapes_depend_on_the_text_says_that_it_is_not_predicted()
         budget(config, FULL, 2, 32)
     found, reason = budget_or_reason(config, FULL, 2, 32)
     assert found is None
-    assert reason.startswith("Memory and time are not predicted. A step of this 'mixtral' model")
+    assert reason.startswith("A step of this 'mixtral' model cannot be run on shapes alone")
     assert "\n" not in reason
     with pytest.raises(BudgetError, match="batch must be a whole number"):
         budget_or_reason(config, FULL, 0, 32)

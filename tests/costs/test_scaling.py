@@ -7,6 +7,7 @@ from helpers.costs.scaling import (
     BFLOAT16,
     DEVICES,
     GIB,
+    RESERVE,
     Plan,
     gpt_neo_1_3b_config,
     llama_2_7b_config,
@@ -14,6 +15,7 @@ from helpers.costs.scaling import (
 )
 from helpers.costs.step_cost import budget
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
+from helpers.lessons.widgets.memory import Planner, Setting, room
 from helpers.models.loading import (
     build_model,
     build_on_meta,
@@ -160,3 +162,23 @@ def test_the_older_way_of_checkpointing_loses_gradients_under_frozen_embeddings(
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     with_gradient = [n for n, p in model.named_parameters() if p.grad is not None]
     assert with_gradient == ["transformer.ln_f.weight", "transformer.ln_f.bias"]
+
+
+@pytest.mark.parametrize("plan, fits", [("attention+embeddings", False), ("first-half", True)])
+def test_the_planner_of_03_and_the_cards_of_08_agree_about_a_t4(plan, fits):
+    """GPT-Neo 1.3B, one window: frozen weights stay in float32 on a card that does not compute in bfloat16."""
+    config = gpt_neo_1_3b_config()
+    setting = Setting("1.3B", plan, 1, 512, "float32")
+    planner = Planner({"1.3B": config})
+    same = Plan.of(config, COURSE_PLANS[plan], 1, 512, checkpointing=False)
+    assert planner.cost(setting).peak_bytes == pytest.approx(same.need().total, rel=1e-6)
+    assert room("T4") == int(RESERVE * DEVICES["T4"] * GIB)
+    assert planner.fits(setting, "T4") == (same.fewest_of("T4", most=1) == 1) == fits
+    as_in_08 = Plan.of(config, COURSE_PLANS[plan], 1, 512)
+    assert (as_in_08.fewest_of("T4", most=1) == 1) == fits  # with checkpointing too
+
+
+def test_frozen_weights_are_counted_in_what_a_card_computes_in():
+    plan = Plan.of(llama_2_7b_config(), COURSE_PLANS["only-norms"])
+    assert plan.fewest_of("T4", most=1) is None and plan.fewest(DEVICES["T4"], BFLOAT16, most=1) == 1
+    assert plan.fewest_of("L4", most=1) == plan.fewest(DEVICES["L4"], BFLOAT16, most=1) == 1

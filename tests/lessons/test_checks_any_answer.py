@@ -115,6 +115,11 @@ def test_a_strange_function_gets_a_plain_reply(name, kind):
         "05c",
         "05e",
         "05f",
+        "06b",
+        "06c",
+        "06d",
+        "06e",
+        "06f",
         "07a",
         "08c",
     ],
@@ -124,6 +129,8 @@ def test_a_function_that_stops_or_takes_other_arguments_is_told_so(name):
     assert "arguments here" in reply_to(name, takes_none).message
 
 
-@pytest.mark.parametrize("name", ["00d", "01d", "01e", "03e", "03f", "04e", "05c", "05e", "05f"])
+@pytest.mark.parametrize(
+    "name", ["00d", "01d", "01e", "03e", "03f", "04e", "05c", "05e", "05f", "06b", "06c", "06d", "06e", "06f"]
+)
 def test_a_function_that_prints_in_place_of_returning_is_told_so(name):
     assert "returns None" in reply_to(name, prints).message

@@ -29,6 +29,7 @@ LESSONS = (
     "03_parameter_ratios",
     "04_training",
     "05_loss_and_forgetting",
+    "06_keep_what_it_knew",
     "07_lora",
     "08_scaling_up",
 )

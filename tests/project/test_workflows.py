@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from publishing.drift import REPORT
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 BIN = Path(sys.executable).parent
@@ -52,8 +54,8 @@ def safe(*files: Path) -> subprocess.CompletedProcess:
     )
 
 
-def test_there_is_one_workflow_that_tests_and_one_that_publishes():
-    assert [path.name for path in WORKFLOWS] == ["ci.yml", "publish.yml"]
+def test_there_is_one_workflow_that_tests_one_that_watches_and_one_that_publishes():
+    assert [path.name for path in WORKFLOWS] == ["ci.yml", "drift.yml", "publish.yml"]
 
 
 def test_the_workflows_are_valid():
@@ -84,10 +86,21 @@ def test_an_unsafe_workflow_is_seen(tmp_path):
 
 
 def test_what_is_published_is_what_was_tested():
-    ci, publish = (path.read_text("utf-8") for path in WORKFLOWS)
+    ci, publish = (path.read_text("utf-8") for path in WORKFLOWS if path.name != "drift.yml")
     steps = re.findall(r"run: (.+)", ci)
     assert steps == [".ci/run", ".venv/bin/course site"]
     assert "uses: ./.github/workflows/ci.yml" in publish and "needs: test" in publish
     built = re.search(r"name: site\n +path: build/site\n", ci)
     assert built and re.search(r"download-artifact@\S+\n +with:\n +name: site\n", publish)
     assert "run:" not in publish
+
+
+def test_drift_is_watched_once_a_week_by_the_command_that_the_tests_know(tmp_path):
+    drift = (ROOT / ".github" / "workflows" / "drift.yml").read_text("utf-8")
+    assert re.search(r'schedule:\n +- cron: "\d+ \d+ \* \* [0-6]"', drift)
+    steps = re.findall(r"run: (.+)", drift)
+    assert [step for step in steps if "course" in step] == [
+        ".venv/bin/course drift --colab build/colab.txt --canary build/canary"
+    ]
+    assert any(step.endswith("googlecolab/backend-info/main/pip-freeze.txt") for step in steps)
+    assert str(REPORT.relative_to(ROOT)) in steps[-1]

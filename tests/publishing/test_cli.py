@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PANELS = {
     "Take the course": {"run", "lab", "progress"},
     "Your own text and model": {"train", "model", "export"},
-    "The study": {"benchmark", "memory", "guard", "style", "pretrain", "study"},
-    "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "lock"},
+    "The study": {"benchmark", "costs", "memory", "guard", "gpu", "style", "pretrain", "study"},
+    "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "drift", "lock"},
 }
 
 
@@ -124,6 +124,12 @@ BAD = {
     "no version": (["badges", "--version", "two words"], "'two words' is not a version"),
     "nothing to set": (["badges"], "--repo"),
     "nothing to mutate": (["mutate", "{folder}/none"], "There is no"),
+    "no such device": (["gpu", "--device", "tpu"], "'tpu' is not known"),
+    "a large stand-in": (["gpu", "--device", "cpu"], "--shape small"),
+    "nothing to show": (["gpu", "--show", "--folder", "{folder}/card"], "No card has been measured"),
+    "nothing to compare": (["drift"], "--colab"),
+    "no list of Colab's": (["drift", "--colab", "{folder}/none"], "pip-freeze.txt"),
+    "no canary": (["drift", "--canary", "{folder}/none"], "python -m venv"),
     "damaged run files": (["study", "pack", "--folder", "{folder}/none"], "none"),
     "no such family": (["families", "teapot"], "teapot"),
     "no such book": (["style", "--alice", "{folder}/a.txt", "--edgar", "{folder}/b.txt"], "a.txt"),

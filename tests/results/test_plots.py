@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
 
 from helpers import plots
 from helpers.freezing.plans import COURSE_PLANS, PLANS
@@ -62,6 +63,53 @@ def test_the_legend_of_the_intervals_covers_no_point():
 
 
 # --- plans -------------------------------------------------------------------------
+
+
+ENDS = {f"recipe {i}": ([0.0, 0.1], [0.0, 0.1 + 0.001 * i]) for i in range(6)} | {"far": ([0, 0.2], [0, 0.3])}
+
+
+def test_each_recipe_has_its_name_beside_the_picture_and_no_two_names_overlap():
+    figure = plots.recipes(ENDS, "title", level=0.05)
+    figure.canvas.draw()
+    names = [t for t in figure.axes[0].texts if t.get_text() in ENDS]
+    assert {t.get_text() for t in names} == set(ENDS)
+    boxes = sorted((Text.get_window_extent(t) for t in names), key=lambda box: box.y0)  # without its leader
+    assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:], strict=False))
+    picture = figure.axes[0].get_window_extent()
+    assert all(box.x0 >= picture.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+def test_the_names_stand_in_the_order_of_forgetting_at_the_level():
+    paths = {
+        "more at the level": ([0, 0.1, 0.2], [0, 0.3, 0.4]),
+        "more at the end": ([0, 0.1, 0.2], [0, 0.1, 0.9]),
+    }
+    upper, lower = (
+        next(t for t in plots.recipes(paths, "title", 0.1).axes[0].texts if t.get_text() == name)
+        for name in paths
+    )
+    assert upper.xy == (0.1, 0.3) and lower.xy == (0.1, 0.1)
+    assert upper.get_position()[1] > lower.get_position()[1]
+
+
+def test_a_path_ends_at_its_best_gain_and_one_that_falls_short_is_named_there():
+    figure = plots.recipes({"short": ([0, 0.05, 0.04], [0, 0.1, 0.2])}, "title", 0.1)
+    assert list(figure.axes[0].get_lines()[0].get_xdata()) == [0, 0.05]
+    assert next(t for t in figure.axes[0].texts if t.get_text() == "short").xy == (0.05, 0.1)
+
+
+def test_a_recipe_keeps_the_style_that_it_was_given():
+    styles = {"far": {"color": "#999933", "linestyle": "--"}}
+    figure = plots.recipes(ENDS, "title", 0.05, styles)
+    line = next(x for x in figure.axes[0].get_lines() if x.get_label() == "far")
+    assert (to_hex(line.get_color()), line.get_linestyle()) == ("#999933", "--")
+
+
+def test_the_line_between_two_models_marks_its_best_gain():
+    figure = plots.along_the_line([0, 0.5, 1], [0, 0.2, 0.1], [0, 0.05, 0.2], "title")
+    gain, forgetting, mark = figure.axes[0].get_lines()
+    assert list(gain.get_ydata()) == [0, 0.2, 0.1] and list(forgetting.get_ydata()) == [0, 0.05, 0.2]
+    assert list(mark.get_xdata()) == [0.5, 0.5]
 
 
 def test_every_plan_has_one_key_one_label_and_a_colour_of_its_own():

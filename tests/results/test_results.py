@@ -305,6 +305,20 @@ def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
     answer.draw()
 
 
+def test_all_levers_are_found_with_the_strongest_first_whatever_their_sign():
+    found = levers.every_lever(
+        with_tuning(at(evidence({"only-attention": 1.5, "only-mlp-out": 0.25}), rate=1e-4))
+    )
+    strength = [max(lever.factor, 1 / lever.factor) for lever in found]
+    assert strength == sorted(strength, reverse=True) and {lever.kind for lever in found} == {
+        "the rate",
+        "stopping",
+        "the plan",
+    }
+    weak = levers.every_lever(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
+    assert weak[0].factor < 1
+
+
 def test_stopping_is_what_the_last_fifth_of_the_gain_costs():
     lever = levers.stopping_lever(at(evidence({"full": 0.5})), "alice")
     assert lever.factor == pytest.approx(1 / 0.8, rel=1e-3) and lever.n_seeds == 5, (

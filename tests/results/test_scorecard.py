@@ -85,6 +85,13 @@ def test_a_terminal_with_colours_shows_the_same_words():
     assert plain.split() == str(claim_cards([entry()])).split()
 
 
+def test_a_terminal_shows_the_notes_only_where_they_are_asked_for():
+    cards = claim_cards([entry(note="on these two texts, " * 9)])
+    assert "on these two texts" not in str(cards)
+    lines = cards.text(with_notes=True).plain.splitlines()
+    assert sum("on these two texts" in line for line in lines) > 1 and max(map(len, lines)) <= 80
+
+
 def test_a_page_folds_the_notes_and_shows_verdict_number_and_line():
     html = claim_cards([entry(note="on these <two> texts")])._repr_html_()
     card, more = html.split("<details>")

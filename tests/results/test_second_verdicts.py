@@ -1,5 +1,6 @@
 """The second study's rules, tried on simulated studies and on records whose answers are known."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from helpers.results.second_verdicts import (
     rate_changes,
     read_second_study,
     recipe_row,
+    recorded_recipes,
     rewinding_removes_the_rate,
     which_weights,
 )
@@ -369,6 +371,29 @@ def test_what_a_run_does_not_reach_is_none_in_the_row():
     capped = [r | {"ended": "cap"} for r in short]
     assert recipe_row(study_of(tuning() + capped), Recipe("only-attention", 1e-4), "alice").n_at_cap == 3
     assert recipe_row(study_of(short), Recipe("only-attention", 1e-4), "alice").gain_share is None
+
+
+def written(folder, records):
+    """The folder with each record as a file of its own."""
+    for i, one in enumerate(records):
+        (folder / f"{i:03}.json").write_text(json.dumps(one))
+    return folder
+
+
+def test_the_rows_of_every_text_are_read_from_a_folder(tmp_path):
+    runs = [record("full", text, seed) for text in ("alice", "edgar") for seed in range(3)]
+    rows = recorded_recipes("tiny", written(tmp_path, tuning() + runs))
+    assert [(r.text, str(r.recipe), r.n_runs) for r in rows] == [
+        ("alice", "full, 0.0001, rewound", 3),
+        ("alice", "full, 0.0001, stopped", 3),
+        ("edgar", "full, 0.0001, rewound", 3),
+        ("edgar", "full, 0.0001, stopped", 3),
+    ]
+
+
+def test_before_the_main_runs_there_is_no_row(tmp_path):
+    assert recorded_recipes("tiny", written(tmp_path, tuning())) == ()
+    assert recorded_recipes("smollm2", tmp_path / "nothing here") == ()
 
 
 def test_a_replay_is_a_recipe_of_its_own():

@@ -11,102 +11,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.models.loading import build_model, load_model, load_tokenizer, mini_config, weight_hash
-from helpers.profiles import ROOT, TINY
+from helpers.models.loading import load_model, weight_hash
+from helpers.profiles import ROOT
 from helpers.study import second_study
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.second_study import Job, StudyError, do, jobs_of, open_study, prepare, settings_of
 from helpers.training.deltas import load_delta
 from support.commands import course
+from support.small_study import save_base, write_page
 
-PAGE = """# A small study
-
-```toml
-[study]
-profiles = ["tiny"]
-order = ["first", "replay"]
-tuning_seeds = [900]
-dev_chapters = 2
-shares = [0.5, 1.0]
-role_shares = [0.5]
-rewound_roles = ["attention", "mlp", "embeddings"]
-
-[texts]
-alice = "TEXTS/alice.txt"
-viet = "TEXTS/nowhere.txt"
-plain = "TEXTS/plain.txt"
-
-[tiny]
-profile = "tiny"
-batch = 2
-length = 32
-warmup = 1
-precision = "float32"
-max_steps = 12
-patience = 4e-2
-evaluate_every = 2e-2
-dense_until = 0.0
-save_every = 2
-held_out_windows = 4
-plain_windows = 3
-retention_windows = 4
-retention_length = 24
-retention_seeds = {A = 1, B = 2}
-replay_windows = 6
-replay_length = 24
-replay_seed = 3
-replay_batch = 2
-lora_rank = 2
-seconds_a_run = 36
-
-[[tiny.stages]]
-name = "first"
-plans = ["full", "attention+embeddings"]
-rates = [1e-2]
-weights = [0.0]
-texts = ["alice"]
-seeds = [900, 0, 1]
-
-[[tiny.stages]]
-name = "replay"
-plans = ["full", "lora"]
-rates = [1e-2]
-weights = [0.0, 1.0]
-texts = ["alice", "viet"]
-seeds = [0]
-```
-"""
 TIMES = ("wall_seconds", "seconds", "resumed_at")
 
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    """A random model of two layers with the miniature's tokenizer."""
-    folder = tmp_path_factory.mktemp("model") / "two-layers"
-    config = mini_config(
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        window_size=16,
-        attention_types=[[["global", "local"], 1]],
-    )
-    build_model(config, seed=3).save_pretrained(folder)
-    load_tokenizer(TINY.model).save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("model") / "two-layers")
 
 
 @pytest.fixture
 def page(tmp_path, small_model, monkeypatch):
     """A protocol of a few short runs on a small base; everything happens in this process."""
-    for name, path in TINY.texts.items():
-        (tmp_path / f"{name}.txt").write_text(path.read_text("utf-8")[:9000], encoding="utf-8")
     monkeypatch.setenv("COURSE_MODEL", str(small_model))
     second_study._benches.clear()
-    place = tmp_path / "PROTOCOL-2.md"
-    place.write_text(PAGE.replace("TEXTS", str(tmp_path)), encoding="utf-8")
-    return place
+    return write_page(tmp_path)
 
 
 @pytest.fixture

@@ -135,11 +135,11 @@ def test_accelerates_own_variables_change_nothing(tmp_path, capsys, monkeypatch)
 def test_an_error_that_nobody_foresaw_is_named_in_one_line_and_its_traceback_is_kept(
     tmp_path, capsys, monkeypatch
 ):
-    def strange(*arguments):
+    def strange(*arguments, **settings):
         raise KeyError("a strange\nthing")
 
     monkeypatch.setattr(command.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(train, "budget", strange)
+    monkeypatch.setattr(train, "budget_or_reason", strange)
     assert train.main(words(tmp_path / "run")) == 2
     said = capsys.readouterr().err.strip()
     assert "\n" not in said and "unexpected" in said and "KeyError" in said and "Traceback" not in said

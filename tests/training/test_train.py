@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import BertConfig, BertLMHeadModel
+from transformers import AutoConfig, BertConfig, BertLMHeadModel
 
 from helpers.measuring import Estimate
-from helpers.models.loading import load_model, load_tokenizer, weight_hash
+from helpers.models.loading import build_model, load_model, load_tokenizer, weight_hash
 from helpers.profiles import ROOT, TINY
 from helpers.training import afterwards
 from helpers.training import shell as train
@@ -73,6 +73,60 @@ def test_a_run_trains_proves_and_reports(tmp_path, capsys):
         != report["model_hash"]
         == weight_hash(load_model(TINY.model))
     )
+
+
+def test_a_family_that_is_not_predicted_trains_and_says_why(tmp_path, capsys, monkeypatch):
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "mixtral", **shape, vocab_size=4096, num_key_value_heads=1, num_local_experts=2, head_dim=8
+    )
+    build_model(config).save_pretrained(tmp_path / "mixture")
+    load_tokenizer(TINY.model).save_pretrained(tmp_path / "mixture")
+
+    def one_by_one(source):  # each expert reads the tokens that it was given: how many, the text decides
+        config = load_config(source)
+        config._experts_implementation = "eager"
+        return config
+
+    load_config = train.load_config
+    monkeypatch.setattr(train, "load_config", one_by_one)
+    words = ["--model", tmp_path / "mixture", "--freeze", "embeddings", *QUICK]
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *words)
+    assert code == 0, said.err
+    (line,) = (line for line in said.out.splitlines() if line.startswith("memory predicted"))
+    assert "not predicted: A step of this 'mixtral' model cannot be run on shapes alone" in line
+    report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    assert report["predicted_bytes"] is report["predicted_peak_bytes"] is None
+    assert report["not_predicted"] in line
+    model = load_model(tmp_path / "mixture")
+    n_frozen = model.get_input_embeddings().weight.numel()
+    assert report["n_parameters"] - n_frozen == report["n_trainable"]
+    assert report["n_parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_frozen_bottom_is_computed_once_and_the_weights_are_the_same(tmp_path, capsys):
+    reports = {}
+    for flag in ("--cache-frozen", "--no-cache-frozen"):
+        code, said = call(
+            capsys, "--text", TEXT, "--out", tmp_path / flag, "--freeze", "first-half", flag, *QUICK
+        )
+        assert code == 0, said.err
+        reports[flag] = json.loads((tmp_path / flag / "report.json").read_text("utf-8"))
+        assert ("frozen bottom         the first 2 blocks" in said.out) == (flag == "--cache-frozen")
+    once, plainly = reports["--cache-frozen"], reports["--no-cache-frozen"]
+    assert once["tuned_hash"] == plainly["tuned_hash"] != once["model_hash"]
+    kept = once["predicted_bytes"]["buffers"] - plainly["predicted_bytes"]["buffers"]
+    assert f"{kept / 2**20:,.1f} MiB kept in memory" in once["frozen_bottom"]
+
+
+def test_a_bottom_that_cannot_be_computed_once_is_refused_before_anything_is_written(tmp_path, capsys):
+    code, said = call(
+        capsys, "--text", TEXT, "--out", tmp_path / "run", "--freeze", "attention", "--cache-frozen", *QUICK
+    )
+    assert (
+        code == 2 and "transformer.wte.weight trains" in said.err and len(said.err.strip().splitlines()) == 1
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ import ipywidgets
 import torch
 from matplotlib.figure import Figure
 
-from helpers.costs import DEVICES, GIB, RESERVE, Budget, is_quick, predictor
+from helpers.costs import DEVICES, GIB, RESERVE, WITHOUT_BFLOAT16, Budget, is_quick, predictor
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError
 from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html
 from helpers.models import Anatomy, anatomy, build_on_meta, n_positions
@@ -23,7 +23,6 @@ __all__ = ["memory_planner"]
 
 CARDS = ("T4", "L4", "A100 40")
 PRECISIONS = {"float32": torch.float32, "bfloat16 (autocast)": torch.bfloat16}
-WITHOUT_BFLOAT16 = ("T4",)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (128, 256, 512, 1024, 2048)
 KINDS = {

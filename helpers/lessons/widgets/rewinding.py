@@ -1,0 +1,107 @@
+"""The rewinding dial: drag the share α of the change that stays, and see where the model stands.
+
+Every point of the picture was measured before: the dial draws no model that nobody has looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import ipywidgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from helpers.lessons.widgets.frame import STYLE, Frame, control
+from helpers.lessons.widgets.losses import Line, chart
+from helpers.measuring import crossing
+from helpers.plots import COLOURS
+
+__all__ = ["rewinding_dial"]
+
+TRAINED, REWOUND, HERE = COLOURS[1], COLOURS[0], COLOURS[6]  # orange trains, blue goes back to the base
+Point = tuple[float, float]  # gain, forgetting: nats per token
+
+
+def rewinding_dial(trained: Sequence[Point], rewound: Mapping[float, Point], start: float = 1.0) -> Frame:
+    """A widget that shows one run's way out, and its way back.
+
+    Args:
+        trained: (gain, forgetting) of the models along training, the base first; nats per token.
+        rewound: share α to the same of the model base + α (tuned - base), measured; 0 and 1 among the shares.
+        start: the share that is shown at first, one of them.
+    """
+    shares = sorted(rewound)
+    controls = {
+        "share": control(
+            ipywidgets.SelectionSlider,
+            "α, the share of the change that stays",
+            "0 is the base, 1 the tuned model",
+            options=[(f"{share:g}", share) for share in shares],
+            value=start,
+            layout={"width": "min(36em, 95%)"},
+        )
+    }
+
+    def answer(share):
+        said = sentence(trained, rewound, share)
+        yield "said", f'<p style="{STYLE}">{said}</p>'
+        title = "Forgetting against gain: the way out (circles) and the way back (dashed)"
+        yield "picture", chart(lines(trained, rewound, share), title, "gain", "forgetting", said)
+
+    def still():
+        share = frame.values["share"]
+        return figure(trained, rewound, share), sentence(trained, rewound, share)
+
+    frame = Frame(controls, {"said": 66, "picture": 0}, answer, still)
+    return frame
+
+
+def lines(trained: Sequence[Point], rewound: Mapping[float, Point], share: float) -> list[Line]:
+    """Both ways, and the model at the share: dotted lines lead from it to the axes."""
+    back = np.array([rewound[s] for s in sorted(rewound)]).T  # (2, shares)
+    out = np.array(trained).T  # (2, points)
+    gain, forgetting = rewound[share]
+    return [
+        Line(*out, TRAINED, 1.8, dots=True),
+        Line(*back, REWOUND, 1.8, dash="6 3"),
+        Line(np.array([gain, gain, 0.0]), np.array([0.0, forgetting, forgetting]), HERE, 1.2, dash="2 2"),
+    ]
+
+
+def sentence(trained: Sequence[Point], rewound: Mapping[float, Point], share: float) -> str:
+    """What the model at a share gained and forgot, beside the tuned one and beside training at the same gain."""
+    (gain, forgetting), (whole_gain, whole) = rewound[share], rewound[1.0]
+    said = f"α = {share:g}: gain {gain:.3f}, forgetting {forgetting:.3f} nats per token"
+    if share < 1 and whole_gain > 0 and whole > 0:
+        said += f" ({gain / whole_gain:.0%} and {forgetting / whole:.0%} of what α = 1 has)"
+    on_the_way = forgetting_on_the_way(trained, gain)
+    if 0 < share < 1 and on_the_way is not None:
+        said += f". Training had forgotten {on_the_way:.3f} where it first had this gain"
+    return f"{said}."
+
+
+def forgetting_on_the_way(trained: Sequence[Point], gain: float) -> float | None:
+    """What the run had forgotten where it first had a gain, linear in between; None where it never had it."""
+    gains, forgotten = np.array(trained).T
+    found = float(crossing(gains, forgotten, gain))
+    return None if np.isnan(found) else found
+
+
+def figure(trained: Sequence[Point], rewound: Mapping[float, Point], share: float) -> Figure:
+    """The same as a picture, for pages without a kernel."""
+    picture = Figure(figsize=(7.5, 3.8), layout="constrained")
+    ax = picture.add_subplot()
+    for line, label in zip(lines(trained, rewound, share), ("training", "rewinding", None), strict=True):
+        style = {"": "-", "6 3": "--", "2 2": ":"}[line.dash]
+        marker = "o" if line.dots else None
+        ax.plot(line.x, line.y, style, color=line.colour, marker=marker, markersize=4, label=label)
+    for each in sorted(rewound):
+        ax.annotate(
+            f"{each:g}", rewound[each], (4, -9), textcoords="offset points", fontsize=8, color=REWOUND
+        )
+    ax.set_title("The way out and the way back; small numbers are α", loc="left", fontsize=11)
+    ax.set(xlabel="gain (nats per token)", ylabel="forgetting (nats per token)")
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8)
+    return picture
