@@ -18,7 +18,6 @@ TO_DO = (
     "01_transformer_block",
     "02_freezing",
     "03_parameter_ratios",
-    "05_loss_and_forgetting",
 )
 IN_FORM = [name for name in NOTEBOOKS if name not in TO_DO]
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\d\d) \|)?$", re.MULTILINE)
