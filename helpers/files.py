@@ -1,4 +1,6 @@
-"""Files that are written whole or not at all, the hashes that records carry, and the small files kept for a reader."""
+"""Files that are written whole or not at all, the hashes that records carry, the small files kept for a reader,
+and lines that fit a page.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,32 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+
+PAGE = 96  # columns of a notebook's page: what a cell prints is no wider
+
+
+def say(*parts: object) -> None:
+    """Print as `print` does, in lines that fit the page (`wrapped`)."""
+    print(wrapped(" ".join(map(str, parts))))
+
+
+def wrapped(text: str) -> str:
+    """Return a text whose lines fit the page: a longer one goes on below, set in by four columns.
+
+    Lines that fit stay as they are, tables too. A word is never cut, so that a path can be copied.
+    """
+    return "\n".join(line if len(line) <= PAGE else _folded(line) for line in text.split("\n"))
+
+
+def _folded(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return fill(line, PAGE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def read_record(place: Path, wanted_format: int) -> dict:

@@ -26,6 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 import helpers
+from helpers.files import say
 from helpers.profiles import DATA, GPT_NEO, NOTEBOOKS, ROOT, Profile, build_dir, current, open_notebook
 
 # --- The packages that Colab may lack: found missing or outside their range, and only then installed ---
@@ -170,12 +171,10 @@ def enter() -> None:
         ProfileError: a COURSE_… setting that cannot be used.
     """
     if on_colab():
-        print(f"Frozen Attention {helpers.__version__} on Colab: {complete()}.")
+        say(f"Frozen Attention {helpers.__version__} on Colab: {complete()}.")
     profile, notebook = current(), this_notebook()
-    print(f"{device()}. {profile.note}")
-    print(expected(profile, notebook))
-    for line in advice(profile, notebook):
-        print(line)
+    for line in (f"{device()}. {profile.note}", expected(profile, notebook), *advice(profile, notebook)):
+        say(line)
 
 
 def on_colab() -> bool:
@@ -319,9 +318,9 @@ def runs_folder(notebook: str, on_drive: bool = False) -> Path:
     """
     root = opened_drive() / FOLDER if on_drive else build_dir()
     folder = root / "runs" / notebook
-    print(f"Runs are kept in {shown(folder)}{lifetime(on_drive)}")
+    say(f"Runs are kept in {shown(folder)}{lifetime(on_drive)}")
     for run, step in unfinished(folder).items():
-        print(f"An earlier session left {run} at step {step}: training goes on from there.")
+        say(f"An earlier session left {run} at step {step}: training goes on from there.")
     return folder
 
 

@@ -41,7 +41,7 @@ class LoraError(ValueError):
 
 
 class LoRALinear(nn.Linear):
-    """y = W x + b + (alpha / r) B A x. W and b are the very tensors of the layer whose place it takes."""
+    """y = W x + b + (alpha / r) B A x. W and b are the tensors of the layer it replaces."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__(linear.in_features, linear.out_features, device="meta")
@@ -63,7 +63,7 @@ class LoRALinear(nn.Linear):
         y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
         if self.kept is not None:  # merged: W has the change in it
             return y
-        return y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)  # (batch, time, out)
+        return y + self.alpha / self.rank * (x @ self.lora_A.T @ self.lora_B.T)  # as y
 
 
 # --- which layers, how many parameters ---------------------------------------------

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.files import keep, read_kept
+from helpers.files import keep, read_kept, say
 from helpers.lessons.reading import finite, named
 from helpers.profiles import build_dir
 
@@ -96,7 +96,7 @@ def check(name: str, answer: Any) -> None:
     """
     reply = reply_to(name, answer)
     words = {True: "right. ", False: "not yet. ", None: ""}[reply.ok]
-    print(f"{name}: {words}{reply.message}")
+    say(f"{name}: {words}{reply.message}")
     if reply.ok:
         _keep(name)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from helpers.files import keep, read_kept
+from helpers.files import keep, read_kept, say
 from helpers.lessons.reading import finite
 from helpers.profiles import build_dir
 from helpers.results import CLAIMS, ClaimError, is_number
@@ -18,7 +18,7 @@ from helpers.results import CLAIMS, ClaimError, is_number
 def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> None:
     """Note your own estimate and the range that you are 80% sure of, before you measure.
 
-    Kept in ``build/predictions.json`` on this machine alone. One line says what was understood; whatever is given,
+    Kept in ``build/predictions.json`` on this machine alone. It says what was understood; whatever is given,
     nothing stops. ``predict("C4", 0.5)`` notes a number without a range, ``predict("C4", None)`` takes an earlier
     one back, and ``predict("C4", ...)`` leaves it as it is.
     A result that no claim is about is named by its notebook, as in ``predict("00-gain", None)``.
@@ -30,13 +30,13 @@ def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> 
         raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
     earlier = predictions().get(claim)
     if value is None or value is ...:
-        print(f"{claim}: {_left_open(claim, value, earlier)}")
+        say(f"{claim}: {_left_open(claim, value, earlier)}")
         return
     try:
         number = _estimate(value)
     except ValueError as fault:
         stays = "" if earlier is None else f" Your earlier prediction, {_said(earlier)}, stays."
-        print(
+        say(
             f'{claim}: nothing is noted: {fault}. Write a number, as in predict("{claim}", 0.5, 0.4, 0.6).{stays}'
         )
         return
@@ -45,9 +45,9 @@ def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> 
     if not keep(_predictions_file(), {**predictions(), claim: entry}):
         return
     if ends:
-        print(f"{claim}: you predict {number:g}, and are 80% sure of {ends[0]:g} to {ends[1]:g}.{remark}")
+        say(f"{claim}: you predict {number:g}, and are 80% sure of {ends[0]:g} to {ends[1]:g}.{remark}")
     else:
-        print(
+        say(
             f"{claim}: you predict {number:g}, without a range.{remark} "
             f'To say how sure you are: predict("{claim}", {number:g}, low, high).'
         )
@@ -151,9 +151,9 @@ def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: 
         how: where the number comes from; "predicted" where it was computed and nothing was measured.
     """
     yours = predictions().get(claim)
-    print(f"{claim}  article: {article or '-'} | you: {_said(yours)} | {how}: {measured:.3g} {unit}".rstrip())
+    say(f"{claim}  article: {article or '-'} | you: {_said(yours)} | {how}: {measured:.3g} {unit}".rstrip())
     if yours is not None and _holds(yours, measured) is False:
-        print("Outside your range. Which assumption was different from what happened?")
+        say("Outside your range. Which assumption was different from what happened?")
 
 
 def prediction_ledger(entries: list[dict]) -> pd.DataFrame:
@@ -191,7 +191,7 @@ def in_band(what: str, value: float, low: float, high: float, unit: str = "") ->
     if inside:
         print(f"{what}: {value:.3g}, between {low:g} and {high:g} {unit}".rstrip())
     else:
-        print(
+        say(
             f"{what}: {value:.4g} {unit}, outside {low:g} to {high:g}, which was seen when this page was made."
         )
     return inside

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.files import keep, read_kept
+from helpers.files import keep, read_kept, say
 from helpers.measuring import (
     UNDECIDED,
     UNTESTED,
@@ -116,7 +116,7 @@ VERDICT_KEYS = (
 
 
 def record(claim: str, verdict: str, *, folder: Path | None = None, **entry) -> dict:
-    """Write ``build/claims/<id>.json`` and print the verdict in one line.
+    """Write ``build/claims/<id>.json`` and print the verdict with its note.
 
     Args:
         claim: an id of `CLAIMS`.
@@ -129,7 +129,7 @@ def record(claim: str, verdict: str, *, folder: Path | None = None, **entry) -> 
     store(found, folder)
     for k, row in enumerate(on_models(found)):
         where = f" ({about(row)})" if k else ""
-        print(f"{claim} {row['verdict']}{where}: {row['note']}")
+        say(f"{claim} {row['verdict']}{where}: {row['note']}")
     return found
 
 

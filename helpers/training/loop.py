@@ -194,15 +194,15 @@ def _require_room_for_less(micro: int, error: Exception) -> None:
         ) from error
 
 
-def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay=None, bottom=None):
-    """Run the loop. One turn: choose the rate, add up the gradient of a batch, step, note, evaluate, save."""
+def train(model, plan, windows, settings, micro, evaluate, folder, progress, replay, bottom):
+    """Run the loop. A turn: set the rate, add up the gradient, step, note, evaluate, save."""
     accelerator = join(next(model.parameters()).device)
     device = accelerator.device
     set_seed(settings.seed, device_specific=True)
     run = Run(model, plan, windows, settings, folder, replay)
     before = snapshot(model)
     optimizer = build_optimizer(model, settings)
-    loss_of, optimizer = accelerator.prepare(TokenLoss(model, bottom), optimizer)  # after the freeze
+    loss_of, optimizer = accelerator.prepare(TokenLoss(model, bottom), optimizer)  # frozen now
     run.resume(optimizer)
     require_one_step(run.step, folder)
     run.evaluate(evaluate)
@@ -214,12 +214,12 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
         rows = batch_rows(len(windows), settings.batch, step, settings.seed)
         n_tokens = len(rows) * (windows.size(1) - 1)  # of all processes together
         batch = windows[own_share(rows, accelerator)].to(device)  # (own windows, time)
-        drift = replay.add_gradient(loss_of, step, micro, settings.precision, accelerator) if replay else None
+        drift = replay and replay.add_gradient(loss_of, step, micro, settings, accelerator)
         loss = 0.0
         for part in in_parts(batch, micro, accelerator, loss_of):  # their gradients add up
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            with torch.autocast(device.type, torch.bfloat16, settings.precision == "bfloat16"):
                 total = loss_of(part)  # a sum over tokens
-            accelerator.backward(total * accelerator.num_processes / n_tokens)  # DDP takes the mean
+            accelerator.backward(total * accelerator.num_processes / n_tokens)  # DDP averages
             loss += total.item() / n_tokens
         loss = sum_over_processes(accelerator, loss)
         norms = gradient_norms(model, run.parts)

@@ -24,7 +24,7 @@ from helpers.costs import ReplaySize
 from helpers.measuring import CACHE_LIMIT, evaluating, log_probabilities
 from helpers.models import base_predictions, last_states, plain_trunk, weight_hash
 from helpers.training.processes import own_share, sum_over_processes
-from helpers.training.runs import TrainingError, batch_rows
+from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 
 AT_A_TIME = 4  # windows, when the base reads them once
 
@@ -125,7 +125,7 @@ class Replay:
         )  # indexing copies: what is kept stays
 
     def add_gradient(
-        self, loss_of: nn.Module, step: int, micro: int, precision: str, accelerator: Accelerator
+        self, loss_of: nn.Module, step: int, micro: int, settings: TrainSettings, accelerator: Accelerator
     ) -> float:
         """Add the gradient of weight * mean KL of this step's windows; returns the mean KL, in nats per token.
 
@@ -138,7 +138,9 @@ class Replay:
         with accelerator.no_sync(loss_of):
             for start in range(0, len(own), micro):
                 part = own[start : start + micro]
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                with torch.autocast(
+                    accelerator.device.type, torch.bfloat16, settings.precision == "bfloat16"
+                ):
                     total = loss_of(self.windows[part].to(accelerator.device), self.base_of(part))
                 accelerator.backward(total * (self.weight * accelerator.num_processes / n_tokens))
                 drift += total.item() / n_tokens

@@ -12,6 +12,7 @@ from helpers.lessons import predicting
 from helpers.profiles import ROOT
 from helpers.results import claims
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
+from support.printed import sayings
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUB = re.compile(r'^((?:lessons\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
@@ -112,14 +113,14 @@ def test_every_prediction_of_the_course_and_every_reveal_runs(kind, fresh_clone,
         for source in sources(path):
             lines = [stub.group() for stub in STUB.finditer(source)]
             exec(pasted("\n".join(lines), kind), space)  # noqa: S102 (the course's own text)
-        said = capsys.readouterr().out.splitlines()
+        said = sayings(capsys.readouterr().out)
         n_asked = len(predictions_in(path))
         assert len(said) == n_asked * (2 if kind == "None after a number" else 1), said
         for call in reveals_in(path):
             texts = [constant(argument) for argument in call.args[2:]]
             named = {keyword.arg: constant(keyword.value) for keyword in call.keywords}
             predicting.reveal(constant(call.args[0]), 0.45, *texts, **named)
-        said = capsys.readouterr().out
+        said = "\n".join(sayings(capsys.readouterr().out))
         yours = {"good": "you: 0.5 (0.4 to 0.6) |", "turned": "you: 0.5 (0.4 to 0.6) |"}
         assert said.count(
             yours.get(kind, "you: 0.5 |" if kind in WITH_NUMBER else "you: no prediction |")

@@ -17,6 +17,7 @@ from helpers.lessons.widgets import frame as widgets_frame
 from helpers.lessons.widgets.frame import PROBLEM_CLASS, WIDGET_VIEW, Frame, control, png, table_html
 from publishing.kernel import KERNEL_SETTINGS, code_cells, run_notebook
 from publishing.offline_html import notebook_html
+from support.printed import sayings
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG_BEGIN = b"\x89PNG"
@@ -112,6 +113,17 @@ def test_one_output_holds_controls_picture_and_text(monkeypatch):
     assert base64.b64decode(data["image/png"]).startswith(PNG_BEGIN)
     assert data["text/plain"] == "Twice 1." == options["metadata"]["image/png"]["alt"]
     assert options["raw"]
+
+
+def test_a_long_sentence_is_stored_in_lines_that_fit_the_page(monkeypatch):
+    shown = []
+    monkeypatch.setattr(widgets_frame, "display", lambda data, **options: shown.append((data, options)))
+    frame, said = doubler(), "Twice one and twice two. " * 9 + "The end."
+    figure, _ = frame.still()
+    monkeypatch.setattr(frame, "still", lambda: (figure, said))
+    frame._ipython_display_()
+    ((data, options),) = shown
+    assert sayings(data["text/plain"]) == [said] == [options["metadata"]["image/png"]["alt"]]
 
 
 def test_texts_take_the_colour_of_the_page():

@@ -8,22 +8,36 @@ from types import ModuleType
 import nbformat
 import pytest
 
+from helpers.files import PAGE, say
 from helpers.profiles import NOTEBOOKS, ROOT
 
-WIDTH = 96
+MOST_WORDS = 150  # in a cell of text
+# Lessons whose lines, cells or table of words still wait to be put into this form.
+TO_DO = (
+    "00_start_here",
+    "01_transformer_block",
+    "02_freezing",
+    "03_parameter_ratios",
+)
+IN_FORM = [name for name in NOTEBOOKS if name not in TO_DO]
+ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\d\d) \|)?$", re.MULTILINE)
+
+
+def cells_of(name: str, kind: str) -> list[nbformat.NotebookNode]:
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
+    return [cell for cell in book.cells if cell.cell_type == kind]
 
 
 def sources(name: str) -> list[str]:
     """The code of a notebook's cells; a shell's line is left out."""
-    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
-    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    code = [cell.source for cell in cells_of(name, "code")]
     return [re.sub(r"^(\s*)[!%].*", r"\1pass", source, flags=re.MULTILINE) for source in code]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_code_is_no_wider_than_a_page(name):
     set_up, *cells = sources(name)  # the set-up cell is written by `publishing.badges`
-    wide = [line for source in cells for line in source.splitlines() if len(line) > WIDTH]
+    wide = [line for source in cells for line in source.splitlines() if len(line) > PAGE]
     assert not wide
 
 
@@ -58,3 +72,53 @@ def test_every_name_that_a_notebook_takes_from_the_house_is_there(name):
     ]
     missing = [f"{n.value.id}.{n.attr}" for n in taken if not hasattr(modules[n.value.id], n.attr)]
     assert not missing
+
+
+# --- the form of a lesson ----------------------------------------------------------
+
+
+def printed(cell: nbformat.NotebookNode) -> list[str]:
+    """The lines that are stored as text below a cell."""
+    texts = [o["text"] if "text" in o else o.get("data", {}).get("text/plain", "") for o in cell.outputs]
+    return [line for text in texts for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", IN_FORM)
+def test_no_printed_line_is_wider_than_a_page(name):
+    wide = {cell.id: line for cell in cells_of(name, "code") for line in printed(cell) if len(line) > PAGE}
+    assert not wide, "print it with helpers.files.say"
+
+
+@pytest.mark.parametrize("name", IN_FORM)
+def test_a_cell_of_text_is_read_in_a_minute(name):
+    n_words = {
+        cell.id: sum(any(map(str.isalnum, word)) for word in cell.source.split())
+        for cell in cells_of(name, "markdown")
+    }
+    assert not {key: n for key, n in n_words.items() if n > MOST_WORDS}, "divide it where the thought ends"
+
+
+@pytest.mark.parametrize("name", IN_FORM)
+def test_the_words_that_a_lesson_uses_first_are_in_its_table_as_in_the_glossary(name):
+    text = "\n".join(cell.source for cell in cells_of(name, "markdown"))
+    section = re.search(r"^## The lesson's words$.*?(?=^##? |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, "write: ## The lesson's words"
+    rows = {(word, meaning) for word, meaning, _ in ROW.findall(section[0])} - {
+        ("word", "meaning"),
+        ("---",) * 2,
+    }
+    glossary = ROW.findall((ROOT / "docs" / "glossary.md").read_text("utf-8"))
+    assert rows == {(word, meaning) for word, meaning, first in glossary if first == name[:2]}
+
+
+def test_a_wide_line_goes_on_below_and_what_fits_stays_as_it_is(capsys):
+    table = "name   1  2\n\n  wide " + "x" * (PAGE - 7)
+    say(table)
+    assert capsys.readouterr().out == table + "\n"
+    long = "C8 not decided: " + "; ".join(f"part {i} of it" for i in range(20))
+    say(f"{long}\n  {long}")
+    first, *rest = (out := capsys.readouterr().out).splitlines()
+    assert len(first) > PAGE - 10 and rest[0].startswith("    ") and rest[-1].startswith(" " * 6)
+    assert " ".join(out.split()) == f"{long} {long}"
+    say("see " + "/folder" * 20)  # a path stays whole
+    assert "/folder" * 20 in capsys.readouterr().out

@@ -19,6 +19,7 @@ from helpers.profiles import ROOT
 from helpers.results import claims
 from helpers.results.claims import ClaimError, load_claims, record
 from helpers.results.scorecard import claim_cards
+from support.printed import sayings
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +181,7 @@ NOTHING, BARE = None, (None, None)
 )
 def test_whatever_is_predicted_one_line_says_what_was_understood(capsys, arguments, noted, said):
     predict("C4", *arguments)
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = sayings(capsys.readouterr().out)
     assert line.startswith("C4: ") and said in line
     kept = predicting.predictions().get("C4")
     assert (kept and (kept["low"], kept["high"])) == noted

@@ -254,7 +254,7 @@ N_STEPS = 2  # gradients that are left over show in the second step
 
 
 def reference_step(model, optimizer, parts, loss_of) -> float:
-    """One optimizer step over all parts; returns the loss in nats a token."""
+    """One optimizer step over all parts; returns the loss in nats per token."""
     n_tokens, nats = sum(len(part) for part in parts), 0.0
     for part in parts:
         total = loss_of(model, part)
@@ -336,7 +336,7 @@ def one_step_in_parts(answer: Any) -> Reply:
         return wrong(_named(weights, expected))
     if None in losses:
         return wrong(
-            "the weights are right, but your function returns nothing. Return the loss in nats a token."
+            "the weights are right, but your function returns nothing. Return the loss in nats per token."
         )
     if not np.allclose([number(loss) for loss in losses], expected_losses):
         return wrong(

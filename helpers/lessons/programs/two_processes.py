@@ -1,4 +1,4 @@
-"""The three steps in two processes. Each says what it saw; the main one prints that and keeps the weights."""
+"""The three steps in two processes. Each says what it saw; the main one keeps the weights."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The three steps once more, with the model itself shared among two processes, in the plainest loop."""
+"""The three steps once more, in the plainest loop, the model shared among two processes."""
 
 import json
 import sys

@@ -25,6 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from helpers.costs import BudgetError
+from helpers.files import wrapped
 from helpers.freezing import PlanError
 from helpers.models import ModelError
 
@@ -48,7 +49,8 @@ class Frame:
         views: name to the least height in pixels, so that the page does not jump when a text gets shorter.
         answer: yields (view, HTML) for given values, the quick ones first.
         still: makes (figure, sentence) of what is shown first, for pages without a kernel. The sentence
-            is the output's text and the picture's alternative text; notebooks are compared by it.
+            is the picture's alternative text and, in lines that fit the page, the output's; notebooks are compared
+            by it.
         rows: names of controls that stand in one row; None: each has its own.
         button: the name of a Button, where an answer takes so long that the reader must ask for it.
         adjust: called with the values before an answer, to fit other controls to a change, such as a slider's end.
@@ -142,7 +144,7 @@ class Frame:
     def _ipython_display_(self) -> None:
         figure, sentence = self.still()
         bundle = {
-            "text/plain": sentence,
+            "text/plain": wrapped(sentence),
             "image/png": b64encode(png(figure)).decode(),
             WIDGET_VIEW: {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id},
         }
