@@ -63,7 +63,7 @@ THEME = {
     "trains": ("#b04a00", "#ffa266"),
     "trains-fill": ("#fde4d2", "#4a270e"),
 }
-GAIN, FORGETTING = "gain on held-out text (nats a token)", "forgetting: KL(base || tuned), nats a token"
+GAIN, FORGETTING = "gain on held-out text (nats per token)", "forgetting: KL(base || tuned), nats per token"
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -291,7 +291,9 @@ def attention_maps(weights: np.ndarray, title: str, names: Sequence[str]) -> Fig
 
 
 def loss_curves(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, y: str = "loss (nats a token)"
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str,
+    y: str = "loss (nats per token)",
 ) -> Figure:
     """Loss over steps. ``curves``: {label: (steps, losses)}; nothing is smoothed."""
     figure, ax = axes(title, "optimizer step", y)
@@ -309,7 +311,7 @@ def over_rates(sweeps: Mapping[str, Mapping[float, float]], title: str, base_los
 
     The dashed line is the untouched base; what ends far above it is drawn at the upper edge.
     """
-    figure, ax = axes(title, "learning rate (logarithmic)", "held-out loss (nats a token)")
+    figure, ax = axes(title, "learning rate (logarithmic)", "held-out loss (nats per token)")
     lowest = np.nanmin([loss for losses in sweeps.values() for loss in losses.values()])
     top = base_loss + (base_loss - lowest)
     styles = line_styles(list(sweeps))
@@ -413,7 +415,7 @@ def along_the_line(
     shares: Sequence[float], gains: Sequence[float], forgotten: Sequence[float], title: str
 ) -> Figure:
     """Gain and forgetting of the models between base (share 0) and tuned model (share 1), as curves over the share."""
-    figure, ax = axes(title, "α: the share of the change that stays", "nats a token")
+    figure, ax = axes(title, "α: the share of the change that stays", "nats per token")
     ax.plot(shares, gains, "^-", color=COLOURS[2], markersize=4, label="gain on the dev text")
     ax.plot(shares, forgotten, "s-", color=COLOURS[6], markersize=4, label="forgetting: KL(base || rewound)")
     best = int(np.argmax(gains))
@@ -469,7 +471,7 @@ def forgetting_over_rates(
     ``styles``: as in `lines_of_runs`.
     """
     figure, row = _panels(
-        panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats a token"
+        panels, title, "learning rate (logarithmic)", "forgetting at equal gain,\nnats per token"
     )
     for ax, plans in zip(row, panels.values(), strict=True):
         for label, by_rate in plans.items():

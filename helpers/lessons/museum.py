@@ -87,7 +87,7 @@ def train(
 
 
 def look(model: nn.Module, batch: torch.Tensor) -> float:
-    """Return the mean loss of a batch in nats a token; its gradients are left in ``.grad``."""
+    """Return the mean loss of a batch in nats per token; its gradients are left in ``.grad``."""
     loss, n_tokens = next_token_loss(model, batch)
     (loss / n_tokens).backward()
     return loss.item() / n_tokens

@@ -109,7 +109,7 @@ def forgetting_difference(
     last two one block of windows is left out at a time, and the level read again.
 
     Args:
-        gain: nats a token.
+        gain: nats per token.
         reference: the runs whose best gain the level is a share of; without them the level is a fixed number.
 
     Raises:
@@ -184,7 +184,7 @@ def forgetting_without_blocks(run: dict, gain: float) -> np.ndarray:
 def loss_difference(
     runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, level: float = 0.95
 ) -> Interval:
-    """Test loss of a minus b over paired runs, on the windows of ``text``, in nats a token."""
+    """Test loss of a minus b over paired runs, on the windows of ``text``, in nats per token."""
     pairs = pairs_by_seed(runs_a, runs_b)
     tests = [(a["test_windows"][text], b["test_windows"][text]) for a, b in pairs]
     rows = np.array([np.subtract(a, b) for a, b in tests])  # (pairs, windows)
@@ -214,7 +214,7 @@ def gain_share(
 
 
 def test_gain(runs: Sequence[dict], text: str, base: Sequence[float]) -> Interval:
-    """Gain on a test text over runs, nats a token: the base's loss minus theirs. Below 0: worse than no training."""
+    """Gain on a test text over runs, nats per token: the base's loss minus theirs. Below 0: worse than no training."""
     rows = np.array([np.subtract(base, r["test_windows"][text]) for r in runs])  # (runs, windows)
     windows = rows.mean(0)
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)))
@@ -250,7 +250,7 @@ def own_gains(
     leave_out: Mapping[str, np.ndarray] | None = None,
     on: Mapping[str, str] | None = None,
 ) -> dict[int, float]:
-    """What a plan gained on the author that it was tuned on, by seed: nats a token, mean over the two authors.
+    """What a plan gained on the author that it was tuned on, by seed: nats per token, mean over the two authors.
 
     Args:
         base: test text to the loss of the untouched base on its windows.
@@ -298,7 +298,7 @@ def style_ratio(
 def style_difference(
     runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar", **options
 ) -> Interval:
-    """S(plan) - S(reference) in nats a token, over seeds, with its interval; options as in `style_ratio`.
+    """S(plan) - S(reference) in nats per token, over seeds, with its interval; options as in `style_ratio`.
 
     With ``base`` it is contrast per nat of own gain.
     """

@@ -81,7 +81,7 @@ def n_levelled(runs: Sequence[dict]) -> int:
 # --- How wide is the range of learning rates that a plan learns well with? ---------------
 
 
-WITHIN = 0.05  # nats a token above the plan's best
+WITHIN = 0.05  # nats per token above the plan's best
 GRID_STEP = 0.5  # decades: 1e-4, 3e-4, 1e-3, …
 
 
@@ -119,7 +119,7 @@ def width(losses: Mapping[float, float], base_loss: float = math.inf, within: fl
     """Read a plan's width from its sweep.
 
     Args:
-        losses: rate to held-out loss at the end of the run, in nats a token; NaN for a run that broke off.
+        losses: rate to held-out loss at the end of the run, in nats per token; NaN for a run that broke off.
         base_loss: of the untouched base on the same text.
 
     Raises:

@@ -21,13 +21,13 @@ HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNTESTED = "not decided", "not tested here"
 VERDICTS = (HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED)
 
-SMALLEST_LOSS = 0.02  # nats a token: 2% of perplexity, the smallest difference that counts
-SMALLEST_FORGETTING = 0.005  # nats a token, and at least …
+SMALLEST_LOSS = 0.02  # nats per token: 2% of perplexity, the smallest difference that counts
+SMALLEST_FORGETTING = 0.005  # nats per token, and at least …
 SMALLEST_FORGETTING_SHARE = 0.2  # … of what the other plan forgot, on the same windows
 EQUAL_SHARE = 0.9  # two gains are equal where the smaller is above this share of the larger
 FAMILY_ERROR = 0.05  # Holm, over the primary tests of a model
 STYLE_SHARE = 0.9
-CATASTROPHIC = 0.5  # nats a token of forgetting
+CATASTROPHIC = 0.5  # nats per token of forgetting
 SIGN = {"lower": -1.0, "higher": 1.0}
 LEAST_P = 1e-12  # a p-value is not followed below it
 LEAST_PAIRS = 3  # below, the study decides nothing
@@ -86,7 +86,7 @@ def over_gains(words: Sequence[str]) -> str:
 
 
 def smallest_difference(forgotten: float) -> float:
-    """The smallest difference in forgetting that counts beside a plan that forgot so much, nats a token."""
+    """The smallest difference in forgetting that counts beside a plan that forgot so much, nats per token."""
     return max(SMALLEST_FORGETTING, SMALLEST_FORGETTING_SHARE * forgotten)
 
 

@@ -1,6 +1,6 @@
 """Measure a model: held-out loss, forgetting, style. Always with an interval.
 
-Loss is in nats a token: the natural logarithm, so a uniform guess over V tokens costs ln V.
+Loss is in nats per token: the natural logarithm, so a uniform guess over V tokens costs ln V.
 Forgetting is the mean KL divergence from the base model to the tuned one, on text that the
 base itself would write (Rebuffi and others measure accuracy instead; KL needs no task).
 """
@@ -35,7 +35,7 @@ CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
 
 
 def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> Estimate:
-    """Return the mean next-token loss in nats a token, with its interval over windows.
+    """Return the mean next-token loss in nats per token, with its interval over windows.
 
     Args:
         windows: (n, length) token ids without padding. The first token of a window is only read.
@@ -274,7 +274,7 @@ def log_probabilities(
 
 
 def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Tensor]) -> pd.DataFrame:
-    """Return the held-out loss of each model (rows) on each author's text (columns), in nats a token."""
+    """Return the held-out loss of each model (rows) on each author's text (columns), in nats per token."""
     columns = {}
     for text, windows in texts.items():
         columns[text] = {name: held_out_loss(model, windows).mean for name, model in models.items()}
@@ -282,7 +282,7 @@ def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Ten
 
 
 def style_contrast(on_a: Mapping[str, Estimate], on_b: Mapping[str, Estimate]) -> float:
-    """Return S, half of [L_b(A) - L_a(A)] + [L_a(B) - L_b(B)], in nats a token.
+    """Return S, half of [L_b(A) - L_a(A)] + [L_a(B) - L_b(B)], in nats per token.
 
     L_x(Y) is the loss of the model tuned on author x, on author Y's text. A gain that any
     story would bring appears in both terms of a bracket and cancels. 0: no style was learned.

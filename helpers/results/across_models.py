@@ -53,7 +53,7 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
         data=[rows, zones],
         alt=f"{len(rows)} differences in forgetting at equal gain with 95% intervals, a row for each model and text",
         draw=lambda: plots.intervals(
-            rows, title, "difference in forgetting at equal gain (nats a token)", zones
+            rows, title, "difference in forgetting at equal gain (nats per token)", zones
         ),
         origin=" ".join(origins),
         protocol=protocol_of(runs),

@@ -127,7 +127,7 @@ def in_nats(interval: Interval) -> str:
     """An interval with two digits, the unit and the number of pairs."""
     if interval.n_pairs < 2:
         return numbers(interval)
-    return f"{numbers(interval)} nats a token, {interval.n_pairs} pairs"
+    return f"{numbers(interval)} nats per token, {interval.n_pairs} pairs"
 
 
 def between(low: float, high: float, sign: str = "+") -> str:
@@ -179,7 +179,7 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         for t, gap in gaps.items()
     )
     title = (
-        f"Forgetting at equal gain, main plan minus full training: {short} nats a token\n"
+        f"Forgetting at equal gain, main plan minus full training: {short} nats per token\n"
         f"({evidence.model}, each plan at its own rate)"
     )
     sentence = "; ".join(gap_in_words(t, gap) for t, gap in gaps.items())
@@ -221,7 +221,7 @@ def gap_table(evidence: Evidence, plans: Sequence[str], texts: Sequence[str]) ->
         [
             "text",
             "plan",
-            "forgetting minus full training's, nats a token",
+            "forgetting minus full training's, nats per token",
             "counts from",
             "in a word",
             "read at, of full's best gain",
@@ -259,7 +259,7 @@ def rates(evidence: Evidence) -> Answer | None:
     by_the_rate = max(np.ptp(list(plans[LABELS[FULL]].values())) for plans in panels.values())
     by_the_plan = [abs(d) for own in at_one_rate.values() for d in own.values()]
     title = (
-        f"At equal gain the rate moves full training's forgetting by up to {two_digits(by_the_rate)} nats a token"
+        f"At equal gain the rate moves full training's forgetting by up to {two_digits(by_the_rate)} nats per token"
         + (
             f",\nthe main plan at one common rate by up to {two_digits(max(by_the_plan))}"
             if by_the_plan
@@ -294,9 +294,7 @@ def rates_table(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> st
 
 def rates_in_words(evidence: Evidence, text: str, plans: Mapping[str, Mapping[float, float]]) -> str:
     full, at_one_rate = plans[LABELS[FULL]], by_rate(evidence, MAIN, FULL, text)
-    words = (
-        f"on {text} full training forgot {between(min(full.values()), max(full.values()), '')} nats a token, "
-    )
+    words = f"on {text} full training forgot {between(min(full.values()), max(full.values()), '')} nats per token, "
     if not at_one_rate:
         return f"{words}by the rate alone; at no common rate do both plans get that far"
     turns = sign_depends(at_one_rate, evidence.smallest(text))
@@ -431,7 +429,7 @@ def style(evidence: Evidence) -> Answer | None:
     of_plans = contrast[lead]
     title = (
         f"Style contrast on {lead}: main plan {two_digits(of_plans[LABELS[MAIN]])}, full training "
-        f"{two_digits(of_plans[LABELS[FULL]])} nats a token\n"
+        f"{two_digits(of_plans[LABELS[FULL]])} nats per token\n"
         f"({evidence.model}, {len(plans[MAIN])} seeds; colours compare inside a column)"
     )
     return of_runs(
@@ -444,7 +442,7 @@ def style(evidence: Evidence) -> Answer | None:
         f"style contrast; MLP's output minus attention: {at_equal_size}. {verdict(evidence, 'C14')}.",
         table=style_table(evidence, contrast),
         alt=f"Mean test loss of {len(table)} tuned models on {len(tests)} texts",
-        draw=lambda: plots.matrix(table, title, "tested on (loss, nats a token)", "", by_column=True),
+        draw=lambda: plots.matrix(table, title, "tested on (loss, nats per token)", "", by_column=True),
     )
 
 
@@ -464,7 +462,7 @@ def style_table(evidence: Evidence, contrast: Mapping[str, Mapping[str, float]])
     return markdown(
         [
             "plan",
-            *(f"contrast on {test}, nats a token" for test in contrast),
+            *(f"contrast on {test}, nats per token" for test in contrast),
             "share of full's at equal gain, the test chapters",
         ],
         rows,

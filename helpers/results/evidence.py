@@ -93,14 +93,14 @@ class Evidence:
         return sorted(set.intersection(*own)) if own else []
 
     def smallest(self, text: str) -> float:
-        """The smallest difference in forgetting that counts in the table of rates, nats a token.
+        """The smallest difference in forgetting that counts in the table of rates, nats per token.
 
         Main runs have other windows, and a smallest difference of their own: `Gap.smallest`.
         """
         return measuring.smallest_difference(min(self.at_level(FULL, text).values(), default=0.0))
 
     def at_level(self, plan: str, text: str) -> dict[float, float]:
-        """Rate to forgetting at the level, nats a token: of the tuning runs of a plan that got there."""
+        """Rate to forgetting at the level, nats per token: of the tuning runs of a plan that got there."""
         return {
             r["rate"]: r["forgetting_at_level"]
             for r in self.rates["table"]
@@ -152,11 +152,11 @@ class Gap:
     """The difference in forgetting between two plans at equal gain.
 
     Attributes:
-        interval: of F(plan) - F(other), nats a token.
+        interval: of F(plan) - F(other), nats per token.
         share: of full training's best gain, at which both were read.
         smallest: the smallest difference that counts: a share of what the other plan forgot, on the same windows.
         word: less, more, …: `measuring.over_gains` over this share and the lower ones.
-        forgotten: F of the plan and of the other there, nats a token, means over the pairs.
+        forgotten: F of the plan and of the other there, nats per token, means over the pairs.
         rates: of the plan and of the other.
         has_unlike_rates: one of the two plans has no tuned rate that got to the level g*. Its runs have the rate that
             gains most, the other's the one that forgets least.
@@ -245,7 +245,7 @@ class Reading:
     """Forgetting of a plan at one gain in its tuning runs, at the rate that forgets least there.
 
     Attributes:
-        rate, forgetting: of that rate; nats a token, mean over the tuning seeds.
+        rate, forgetting: of that rate; nats per token, mean over the tuning seeds.
         n_seeds: how many these are.
         runs: their records.
     """

@@ -35,7 +35,7 @@ RIVALS = (("only-attention", "only-mlp-out"),)  # equally many parameters
 
 @dataclass(frozen=True)
 class Lever:
-    """One choice on one text: forgetting with the one and with the other, nats a token, over so many seeds.
+    """One choice on one text: forgetting with the one and with the other, nats per token, over so many seeds.
 
     ``kind`` is "the rate", "stopping" or "the plan"; ``name`` says what stands over what.
     """
@@ -177,7 +177,7 @@ def table_of(found: list[Lever]) -> str:
         "text",
         "what",
         "the first over the second",
-        "forgetting of each, nats a token",
+        "forgetting of each, nats per token",
         "factor",
         "seeds",
     ]
@@ -195,13 +195,13 @@ def sentences(evidence: Evidence) -> list[str]:
         if rate:
             high, low = map(two_digits, rate.forgot)
             said.append(
-                f"On {text}, {rate.name}: {high} and {low} nats a token at equal gain, a factor of "
+                f"On {text}, {rate.name}: {high} and {low} nats per token at equal gain, a factor of "
                 f"{two_digits(rate.factor)} ({seeds(rate)})."
             )
         if stop:
             last = stop.forgot[0] - stop.forgot[1]
             said.append(
-                f"On {text} the last fifth of full training's gain cost {two_digits(last)} nats a token of "
+                f"On {text} the last fifth of full training's gain cost {two_digits(last)} nats per token of "
                 f"forgetting, the first four {two_digits(stop.forgot[1])} ({seeds(stop)})."
             )
         for plan, other in (("attention", FULL), ("first-half", FULL), *RIVALS):

@@ -48,7 +48,7 @@ def convergence(evidence: Evidence) -> Answer | None:
         title=title,
         sentence=f"Within {n_steps} steps, {words}. {verdict(evidence, 'C8')}.",
         alt=f"Loss on the training probe and on the dev text over {n_steps} steps, one line a run and kind of text",
-        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats a token)", styles),
+        draw=lambda: plots.lines_of_runs(paths, title, {}, "step", "loss (nats per token)", styles),
     )
 
 
@@ -57,5 +57,5 @@ def in_words(plan: str, runs: Sequence[dict]) -> str:
     rise = np.mean([losses[-1] - min(losses) for losses in dev])
     return (
         f"{LABELS[plan]}: the loss on the training probe levelled off in {n_levelled(runs)} of {len(runs)} runs, "
-        f"and the dev loss ended {rise:.3f} nats a token above its least (mean)"
+        f"and the dev loss ended {rise:.3f} nats per token above its least (mean)"
     )

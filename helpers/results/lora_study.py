@@ -85,7 +85,7 @@ def lora(evidence: Evidence) -> Answer | None:
     )
     gains = ", ".join(f"{label} {two_digits(gain)}" for label, gain in table["best gain"].items())
     title = fill(
-        f"Best gains on {text}, nats a token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
+        f"Best gains on {text}, nats per token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
         width=58,
     )  # the picture has one panel
     rows = [
@@ -107,7 +107,7 @@ def lora(evidence: Evidence) -> Answer | None:
         [r for reading in by_plan.values() for r in reading.runs],
         [paths, level],
         title=title,
-        sentence=f"On {text}, forgetting in nats a token at an equal gain of {two_digits(level)} ({share:.0%} of full "
+        sentence=f"On {text}, forgetting in nats per token at an equal gain of {two_digits(level)} ({share:.0%} of full "
         f"training's best), each plan at its gentlest rate, in the tuning runs: {words}.",
         table=markdown(
             [

@@ -54,7 +54,7 @@ def words_by_text(evidence: Evidence, plan: str, other: str = FULL) -> str:
 
 
 def losses_by_test(evidence: Evidence, *plans: str) -> str:
-    """The test loss of the untouched base, then of each plan, on every test: nats a token."""
+    """The test loss of the untouched base, then of each plan, on every test: nats per token."""
     lines = []
     for text, test in tests_of(evidence):
         own = [evidence.of(p, text, "learn") for p in plans]

@@ -90,7 +90,7 @@ def every_plan(evidence: Evidence) -> Answer | None:
         alt=f"Differences in forgetting at equal gain to full training with 95% intervals for {len(rows)} plans; each "
         "row names the share of full training's best gain at which it was read",
         draw=lambda: plots.intervals(
-            rows, title, "forgetting minus full training's at equal gain (nats a token)", zones
+            rows, title, "forgetting minus full training's at equal gain (nats per token)", zones
         ),
     )
 

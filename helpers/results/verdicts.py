@@ -126,7 +126,7 @@ def forgetting_entry(
     )
     shown = weakest(findings, "lower")
     gap = forgetting_gap(evidence, plan, FULL, shown.test) if shown.test in AUTHORS else None
-    return entry_of(evidence, "C10", verdict, shown, "nats a token", note, findings) | {
+    return entry_of(evidence, "C10", verdict, shown, "nats per token", note, findings) | {
         "part": f"{plan.replace('+', ' and ')} frozen",
         "smallest": gap and plain(gap.smallest),
     }

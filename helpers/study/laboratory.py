@@ -104,7 +104,7 @@ class Laboratory:
         return spread(tensor_of(windows), self.most)
 
     def measure(self, author: str, forgetting: bool = True) -> Callable[[nn.Module], dict]:
-        """What an evaluation records during a run on ``author``; losses and KL in nats a token."""
+        """What an evaluation records during a run on ``author``; losses and KL in nats per token."""
         dev = self.held_out(self.corpora[author].dev)
         train = tensor_of(self.corpora[author].train)[: self.n_probe]
 

@@ -256,7 +256,7 @@ def make_cells(order: Order, checked: dict) -> None:
     """
     if not checked["agrees"]:
         raise CardError(
-            f"The card's run differs from the CPU's by more than {AGREES} nats a token ({checked}). So no more runs "
+            f"The card's run differs from the CPU's by more than {AGREES} nats per token ({checked}). So no more runs "
             "are made."
         )
     study = order.study

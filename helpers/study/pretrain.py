@@ -145,7 +145,7 @@ def build_optimizers(model, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def held_out_loss(model, held_out: np.ndarray) -> float:
-    """Mean loss over all held-out windows of LENGTH tokens, in nats a token."""
+    """Mean loss over all held-out windows of LENGTH tokens, in nats per token."""
     windows = torch.from_numpy(held_out.reshape(-1, LENGTH).astype(np.int64))
     model.eval()
     losses = [token_losses(model, part).mean(1) for part in windows.split(16)]
@@ -343,7 +343,7 @@ model = GPTNeoForCausalLM.from_pretrained("data/gpt-neo-mini")
 
 | | |
 | --- | --- |
-| held-out loss | {report["held_out_loss"]:.3f} nats a token, {report["bits_a_character"]:.3f} bits a character, on {report["held_out_windows"]} windows of 256 tokens from 40 segments across all books |
+| held-out loss | {report["held_out_loss"]:.3f} nats per token, {report["bits_a_character"]:.3f} bits a character, on {report["held_out_windows"]} windows of 256 tokens from 40 segments across all books |
 | training text | {report["n_train_tokens"]:,} tokens of the books below, shuffled by book |
 | steps | {report["steps"]:,} of {recipe.get("batch", 16)} windows of 256 tokens: {n_tokens / 1e6:.1f} million tokens |
 | optimizer | Muon (blocks' matrices, `match_rms_adamw`) and AdamW (the rest), peak rate {recipe.get("rate", 3e-3):g}, weight decay 0.1 on matrices, clipping at 1.0 |

@@ -23,8 +23,8 @@ class Rate:
 
     Attributes:
         n_seeds, n_reach: tuning runs, and how many of them reached the level of equal learning.
-        best_gain: mean of their best gains, nats a token.
-        forgetting_at_level: mean, nats a token; None where a run missed the level.
+        best_gain: mean of their best gains, nats per token.
+        forgetting_at_level: mean, nats per token; None where a run missed the level.
     """
 
     plan: str

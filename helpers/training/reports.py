@@ -18,19 +18,19 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None
 
-MUCH = 0.5  # nats a token; the study's protocol calls forgetting catastrophic from here on
+MUCH = 0.5  # nats per token; the study's protocol calls forgetting catastrophic from here on
 
 
 def print_report(
     report: dict, result: FitResult, before: Estimate, after: Estimate, forgotten: Estimate
 ) -> None:
     """What a run was predicted to cost and did cost, what it learned and forgot, and its proof."""
-    print(f"\nheld-out loss before  {before} nats a token (perplexity {perplexity(before.mean):.1f})")
+    print(f"\nheld-out loss before  {before} nats per token (perplexity {perplexity(before.mean):.1f})")
     print(
-        f"held-out loss after   {after} nats a token (perplexity {perplexity(after.mean):.1f}), "
+        f"held-out loss after   {after} nats per token (perplexity {perplexity(after.mean):.1f}), "
         f"best at step {report['best_step']}"
     )
-    print(f"forgetting            {forgotten} nats a token, KL(base || tuned) on text of the base's own")
+    print(f"forgetting            {forgotten} nats per token, KL(base || tuned) on text of the base's own")
     for line in remarks(report):
         print(f"{'':22}{line}")
     print(f"memory predicted      {predicted_memory(report)}")

@@ -153,7 +153,7 @@ def test_something_else_than_the_fair_measure_is_explained(answer, words):
 
 
 def test_the_example_of_the_solution_is_as_it_says():
-    """A: 3.2 nats a token of 4.2 characters. B: 3.0 nats a token of 3.5 characters. Ten tokens of each."""
+    """A: 3.2 nats per token of 4.2 characters. B: 3.0 nats per token of 3.5 characters. Ten tokens of each."""
     a = bits_per_character(torch.full((10,), 3.2), "x" * 42)
     b = bits_per_character(torch.full((10,), 3.0), "x" * 35)
     assert (round(a, 2), round(b, 2)) == (1.10, 1.24)

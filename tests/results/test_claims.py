@@ -120,8 +120,8 @@ def test_a_prediction_is_kept_and_set_beside_the_measurement(capsys):
 
 def test_a_result_that_no_claim_is_about_is_predicted_by_its_notebook(capsys):
     predict("00-gain", 0.3, 0.1, 0.6)
-    reveal("00-gain", 0.2, "nats a token")
-    assert "you: 0.3 (0.1 to 0.6) | measured: 0.2 nats a token" in capsys.readouterr().out
+    reveal("00-gain", 0.2, "nats per token")
+    assert "you: 0.3 (0.1 to 0.6) | measured: 0.2 nats per token" in capsys.readouterr().out
     assert len(prediction_ledger([note("C4")])) == 0
     for name in ("gain", "0-gain", "00-", "C99"):
         with pytest.raises(ClaimError, match="not known"):

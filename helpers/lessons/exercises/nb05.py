@@ -78,7 +78,7 @@ def style_number(answer) -> Reply:
 
 # --- 05d: verdicts -----------------------------------------------------------------
 
-SMALLEST = 0.02  # nats a token
+SMALLEST = 0.02  # nats per token
 CASES = (
     (-0.05, -0.08, -0.02),
     (-0.03, -0.07, 0.01),
@@ -293,7 +293,7 @@ def _logits() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def forgetting(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
-    """Mean KL(base || tuned) in nats a token, from logits of (windows, tokens, vocabulary)."""
+    """Mean KL(base || tuned) in nats per token, from logits of (windows, tokens, vocabulary)."""
     p, q = log_softmax(base, -1), log_softmax(tuned, -1)
     return (p.exp() * (p - q)).sum(-1).mean()
 
@@ -309,7 +309,7 @@ def _cross_entropy(base, tuned):
 
 @exercise("05f")
 def forgetting_from_logits(answer: Any) -> Reply:
-    """A function from the logits of the base and of the tuned model to nats a token."""
+    """A function from the logits of the base and of the tuned model to nats per token."""
     reply = judge_function(
         answer,
         _logits(),
@@ -328,7 +328,7 @@ def forgetting_from_logits(answer: Any) -> Reply:
             "tokens. (kl_div's reduction='mean' does this.)",
             lambda b, t: (
                 forgetting(b, t) * b[..., 0].numel()
-            ): "you added up all tokens. Asked is a mean: nats a token.",
+            ): "you added up all tokens. Asked is a mean: nats per token.",
             lambda b, t: (
                 forgetting(b, t) * b.size(1)
             ): "you divided by the windows, not by the tokens. (kl_div's reduction='batchmean' divides by the first "

@@ -160,7 +160,7 @@ def _judge_scale(scaled: Callable) -> Reply:
         (words for words, value in told.items() if math.isclose(found, value, rel_tol=1e-6)),
         "DDP gives the mean of what the processes return. What must each return for nats / tokens?",
     )
-    return wrong(f"one process would get {goal:.4f} nats a token, two get {found:.4f}. {reason}")
+    return wrong(f"one process would get {goal:.4f} nats per token, two get {found:.4f}. {reason}")
 
 
 # --- 08c: unfreeze layer by layer --------------------------------------------------

@@ -145,10 +145,10 @@ def text(x: float, y: float, words: str, size: int = 12, anchor: str = "start", 
 
 # What can be drawn: label to (list of the record, key in each entry or None, unit).
 MEASURES = {
-    "loss on the dev text": ("evaluations", "held_out_loss", "nats a token"),
-    "training loss, each batch": ("losses", None, "nats a token"),
-    "loss on the training text": ("evaluations", "train_loss", "nats a token"),
-    "forgetting": ("evaluations", "forgetting", "nats a token"),
+    "loss on the dev text": ("evaluations", "held_out_loss", "nats per token"),
+    "training loss, each batch": ("losses", None, "nats per token"),
+    "loss on the training text": ("evaluations", "train_loss", "nats per token"),
+    "forgetting": ("evaluations", "forgetting", "nats per token"),
     "gradient norm": ("norms", None, "norm"),
 }
 DASHES = {
