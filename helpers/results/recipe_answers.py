@@ -23,6 +23,7 @@ from helpers.results.second_verdicts import (
     Recipe,
     RecipeRow,
     SecondStudy,
+    TextVerdict,
     primary_tests,
     read_second_study,
     which_weights,
@@ -52,9 +53,9 @@ def recipes(evidence: Evidence, folder: Path = EVIDENCE) -> Answer | None:
 
 
 def recipes_of(study: SecondStudy) -> Answer | None:
-    """The same, from records that were read."""
+    """The same, from records that were read; None while no test has the pairs that the protocol asks for."""
     tests = primary_tests(study)
-    compared = [t for t in tests if any(v.comparison.mean_distance for v in t.by_text)]
+    compared = [t for t in tests if any(map(is_compared, t.by_text))]
     if not compared:
         return None
     runs = [r for r in study.runs if r.text in study.primary_texts]
@@ -87,6 +88,12 @@ def recipes_of(study: SecondStudy) -> Answer | None:
             [tests_table(tests), *(table_of(study, t) for t in study.primary_texts if study_has(study, t))]
         ),
     )
+
+
+def is_compared(own: TextVerdict) -> bool:
+    """Whether a test can be read on a text: enough pairs, and levels that both recipes reach."""
+    found = own.comparison.mean_distance
+    return found is not None and found.n_pairs >= own.comparison.rules.least_pairs
 
 
 # --- words -------------------------------------------------------------------------
@@ -131,7 +138,7 @@ def distances(tests: Sequence[PrimaryVerdict]) -> dict:
         )
         for test in tests
         for own in test.by_text
-        if own.comparison.mean_distance is not None
+        if is_compared(own)
     }
 
 
@@ -154,12 +161,11 @@ def tests_table(tests: Sequence[PrimaryVerdict]) -> str:
     for test in tests:
         name = f"{in_words(test.recipe)} minus {in_words(test.reference)}"
         for own in test.by_text:
-            found = own.comparison.mean_distance
-            if found is None:
-                rows.append(
-                    [name, own.text, "", own.comparison.n_pairs, "", f"open: {own.comparison.reason}"]
-                )
+            if not is_compared(own):
+                reason = own.comparison.reason or f"{own.comparison.rules.least_pairs} pairs are needed"
+                rows.append([name, own.text, "", own.comparison.n_pairs, "", f"open: {reason}"])
                 continue
+            found = own.comparison.mean_distance
             low, high = (two_digits(v, "+") for v in found.interval())
             difference = f"{two_digits(found.mean, '+')} [{low}, {high}]"
             smallest = two_digits(own.comparison.smallest)
