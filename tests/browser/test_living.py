@@ -402,10 +402,12 @@ def test_other_dice_and_another_text_write_something_else(open_page):
     first = page.inner_text("#base")
     page.get_by_role("button", name="Other dice").click()
     page.wait_for_function("(old) => document.getElementById('base').innerText !== old", arg=first)
-    tuned = page.inner_text("#tuned")
-    page.get_by_role("button", name="tuned on Edgar's manner").click()
+    page.wait_for_function("document.querySelectorAll('#tuned .token').length === 40")
+    tuned, prompt = page.inner_text("#tuned"), page.input_value("#prompt")
+    assert prompt == "At the end of the garden there was"
+    page.get_by_role("button", name="tuned on Edgar's manner").click()  # its model is loaded first
+    page.wait_for_function("(old) => document.getElementById('prompt').value !== old", arg=prompt)
     page.wait_for_function("(old) => document.getElementById('tuned').innerText !== old", arg=tuned)
-    assert page.input_value("#prompt") != "At the end of the garden there was"
     page.locator("#prompt").fill("The ship")
     page.locator("#prompt").press("Enter")
     page.wait_for_function("document.getElementById('base').innerText.startsWith('The ship')")

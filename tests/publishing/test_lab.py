@@ -7,6 +7,7 @@ import sys
 import nbformat
 import pytest
 
+from helpers.profiles import NOTEBOOKS
 from publishing import lab
 from publishing.cli import main
 
@@ -128,4 +129,4 @@ def test_course_lab_becomes_jupyterlab_on_the_copy(tmp_path, monkeypatch):
     first = str(tmp_path / "build" / "lab" / "00_start_here.ipynb")
     assert command[1:] == ["-m", "jupyterlab", first, "--no-browser", "--ServerApp.port=1"]
     assert settings["JUPYTER_PREFER_ENV_PATH"] == "1"
-    assert len(list((tmp_path / "build" / "lab").glob("*.ipynb"))) == 8
+    assert len(list((tmp_path / "build" / "lab").glob("*.ipynb"))) == len(NOTEBOOKS)

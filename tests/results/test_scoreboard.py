@@ -276,7 +276,7 @@ def test_the_script_prints_what_the_records_say_and_the_entries_can_be_recorded(
     place = folder(evidence({"attention+embeddings": 0.25}))
     assert course("study", "verdicts", "--folder", place) == 0
     said = capsys.readouterr().out
-    assert "| C10 |" in said and "**holds**" in said and "of 5 runs reach the level" in said
+    assert "C10 ✓ holds" in " ".join(said.split()) and "of 5 runs reach the level" in said
     found = read_evidence("gpt-neo-mini", place)
     assert found.has_real_authors
     entries = scoreboard(found)
