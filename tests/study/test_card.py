@@ -30,8 +30,9 @@ from helpers.study.on_card import CardError, Order, event_seconds, make_cells, m
 from helpers.study.packing import pack
 from helpers.study.protocol import read_protocol
 from helpers.study.records import is_recorded, read_record, write_record
+from support import two_layers
 from support.commands import course
-from support.small_study import save_base, write_page
+from support.small_study import write_page
 
 TYPES = {
     "float32": {},
@@ -256,7 +257,7 @@ def test_notebook_04s_training_is_proved_and_goes_on_where_it_was_cut(order):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return save_base(tmp_path_factory.mktemp("model") / "two-layers")
+    return two_layers.saved(tmp_path_factory.mktemp("model") / "two-layers")
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from helpers.measuring.comparison import forgetting_difference, frontier
-from helpers.models.loading import build_model, load_tokenizer, mini_config
+from helpers.models.loading import build_model, mini_config
 from helpers.profiles import DATA, ROOT, TINY
 from helpers.study import runner as evidence
 from helpers.study.laboratory import StudySettings
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import Rate
 from helpers.study.records import rounded, slim, write_record
+from support import two_layers
 from support.commands import course
 
 SMALL = """# A small study
@@ -78,19 +79,7 @@ smallest_forgetting_share = 0.2
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
     """A random model of two layers with the miniature's tokenizer."""
-    folder = tmp_path_factory.mktemp("model") / "two-layers"
-    config = mini_config(
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        window_size=16,
-        attention_types=[[["global", "local"], 1]],
-    )
-    build_model(config, seed=3).save_pretrained(folder)
-    load_tokenizer(TINY.model).save_pretrained(folder)
-    return folder
+    return two_layers.saved(tmp_path_factory.mktemp("model") / "two-layers")
 
 
 @pytest.fixture

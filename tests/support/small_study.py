@@ -1,8 +1,7 @@
-"""A second study of seconds: a protocol of a few short runs, and a random base of two layers for it."""
+"""A second study of seconds: a protocol of a few short runs; its base is one of `two_layers.saved`."""
 
 from pathlib import Path
 
-from helpers.models.loading import build_model, load_tokenizer, mini_config
 from helpers.profiles import TINY
 
 PAGE = """# A small study
@@ -62,22 +61,6 @@ texts = ["alice", "viet"]
 seeds = [0]
 ```
 """
-
-
-def save_base(folder: Path) -> Path:
-    """A random model of two layers with the miniature's tokenizer; give its folder as COURSE_MODEL."""
-    config = mini_config(
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        window_size=16,
-        attention_types=[[["global", "local"], 1]],
-    )
-    build_model(config, seed=3).save_pretrained(folder)
-    load_tokenizer(TINY.model).save_pretrained(folder)
-    return folder
 
 
 def write_page(folder: Path) -> Path:
