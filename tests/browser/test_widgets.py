@@ -4,13 +4,17 @@ Each stands in a plain page, with this Python as its kernel (tests/support/live.
 in JupyterLab. Screenshots go to ``build/screenshots``, to be looked at.
 """
 
+import functools
+import http.server
 import re
+import threading
 from contextlib import ExitStack
 
 import pytest
 
 from helpers.costs import gpt_neo_1_3b_config
 from helpers.freezing import COURSE_PLANS, FreezePlan
+from helpers.lessons.widgets import MODULES
 from helpers.lessons.widgets.blocks import Passage, block_explorer
 from helpers.lessons.widgets.freezing import freeze_designer, plan_of
 from helpers.lessons.widgets.losses import band, loss_explorer, runs_of_one_model, runs_shown
@@ -20,9 +24,10 @@ from helpers.lessons.widgets.styles import style_mixer
 from helpers.models import anatomy, build_model, build_on_meta, load_model, load_tokenizer
 from helpers.models.loading import mini_config
 from helpers.profiles import DATA, TINY
+from publishing.site import place_of
 from support.accessible import findings
 from support.live import latency, shown
-from support.served import SHOTS, THEMES
+from support.served import SHOTS, THEMES, QuietHandler
 
 TEXT = "The door of the old house was open, and nobody had lit the lamp. " * 6
 RECORDED = DATA / "evidence" / "runs" / TINY.model_name
@@ -340,6 +345,8 @@ def test_a_plan_is_shown_and_hidden_by_its_button(opened):
     button.focus()
     page.keyboard.press("Space")
     assert page.locator(".end").count() == 1 and "full, rate 0.0001" not in widget.choice["on"]
+    on_alice = {run["label"] for run in widget.data["runs"] if run["text"] == "alice"}
+    assert page.locator(".choices button:enabled").count() == len(on_alice)
 
 
 def test_one_seed_shows_every_point_of_it(opened):
@@ -414,3 +421,59 @@ def test_the_dial_moves_from_stop_to_stop_by_keyboard_and_by_a_click_on_a_point(
     assert widget.choice == {"share": 1.0}
     page.locator("circle").nth(5).click()  # after four looks of training, the second stop
     assert widget.choice == {"share": 0.5} and "α = 0.5" in page.inner_text("label")
+
+
+# --- on a page of the site, where no kernel answers --------------------------------
+
+
+@pytest.fixture
+def without_kernel(browser, make):
+    """A function that shows a widget as the site does: from what a stored output keeps, with the modules as files."""
+    handler = functools.partial(QuietHandler, directory=str(MODULES))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, ExitStack() as stack:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address, errors = f"http://127.0.0.1:{server.server_address[1]}", []
+        context = stack.enter_context(browser.new_context(viewport={"width": 1000, "height": 900}))
+
+        def open_(name):
+            page = context.new_page()
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.route(f"{address}/page", lambda route: route.fulfill(body=html, content_type="text/html"))
+            html = f"<!doctype html><meta charset=utf-8><body>{place_of(make(name).on_page(), address)}"
+            page.goto(f"{address}/page")
+            page.wait_for_selector("[data-course-widget].runs")
+            return page
+
+        yield open_
+        server.shutdown()
+        assert not errors, "\n".join(errors)
+
+
+def test_the_designer_counts_without_a_kernel(without_kernel):
+    page = without_kernel("freezing")
+    assert page.locator(".meter").count() == 3  # the first answer of the kernel is kept
+    page.locator('[data-part="mlp@2"]').click()
+    assert plan_on(page) == FreezePlan.freeze("attention", "embeddings", "mlp@2")
+    assert page.locator(".meter").count() == 1 and page.inner_text(".share") == "34.1%"
+
+
+def test_the_explorer_shows_its_passage_without_a_kernel(without_kernel):
+    page = without_kernel("blocks")
+    page.locator(".words button").nth(70).click()
+    assert (
+        "may see 64 of" in page.inner_text(".said") and not page.get_by_label("Your own passage").is_visible()
+    )
+
+
+@pytest.mark.parametrize("name", ["losses", "rewinding"])
+def test_curves_react_without_a_kernel(name, without_kernel):
+    page = without_kernel(name)
+    before = page.inner_html(".chart")
+    page.locator(".losses .choices button:enabled, .rewinding input").first.focus()
+    page.keyboard.press("Home" if name == "rewinding" else "Space")
+    assert page.inner_html(".chart") != before
+
+
+@pytest.mark.parametrize("name", ["memory", "styles"])
+def test_what_cannot_do_without_a_kernel_stays_a_picture(name, make):
+    assert make(name).on_page() is None

@@ -1,5 +1,6 @@
 """The freeze designer: the parts of the drawing, the plans that they make, and what a step of them costs."""
 
+import json
 import time
 from statistics import median
 
@@ -94,7 +95,7 @@ def test_a_plan_that_is_not_known_is_an_error():
 
 
 def test_the_site_has_the_boxes_and_the_first_answer(designer):
-    page = designer.on_page()
+    page = json.loads(designer.on_page())
     assert page["module"] == "freezing" and page["answer"]["frozen"] == page["choice"]["frozen"]
 
 

@@ -1,6 +1,7 @@
 """What all widgets share: answers, errors that are seen, modules as one text, and the picture without a kernel."""
 
 import base64
+import json
 import os
 import re
 import subprocess
@@ -93,13 +94,13 @@ def test_one_output_holds_drawing_picture_text_and_what_the_site_needs(monkeypat
     assert base64.b64decode(data["image/png"]).startswith(PNG_BEGIN)
     assert data["text/plain"] == "Twice 1." == options["metadata"]["image/png"]["alt"]
     page = {"module": "rewinding", "data": {"a": 1}, "choice": {"number": 1}, "answer": {"twice": 2}}
-    assert options["metadata"][ON_PAGES] == page and options["raw"]
+    assert json.loads(options["metadata"][ON_PAGES]) == page and options["raw"]
 
 
 def test_a_widget_that_needs_its_kernel_gives_the_site_nothing(monkeypatch):
     shown = []
     monkeypatch.setattr(live, "display", lambda data, **options: shown.append(options))
-    doubler(page=False)._ipython_display_()
+    doubler(is_on_page=False)._ipython_display_()
     assert ON_PAGES not in shown[0]["metadata"]
 
 

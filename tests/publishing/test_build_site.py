@@ -90,7 +90,9 @@ def test_a_picture_that_cannot_be_described_stops_the_build(texts, reason):
 
 def test_a_widget_of_a_notebook_gets_its_module_and_its_data():
     widget = {"module": "losses", "data": {"words": "</script><b>"}, "choice": {}, "answer": {}}
-    output = nbformat.v4.new_output("display_data", {"image/png": ""}, metadata={"course-widget": widget})
+    output = nbformat.v4.new_output(
+        "display_data", {"image/png": ""}, metadata={"course-widget": json.dumps(widget)}
+    )
     (added,) = build_site.living([output, nbformat.v4.new_output("stream", text="x")], "../")
     html = added.data["text/html"]
     assert 'src="../_static/mini/onpage.js"' in html and 'href="../_static/mini/widgets.css"' in html

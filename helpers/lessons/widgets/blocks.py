@@ -59,7 +59,7 @@ def block_explorer(
     def still():
         return map_figure(page, block, head, shown), sentence(page, block, head, shown)
 
-    return LiveDrawing("blocks", data, start, still, answer, page=None if page.is_small else False)
+    return LiveDrawing("blocks", data, start, still, answer, is_on_page=page.is_small)
 
 
 class Passage:

@@ -14,6 +14,7 @@ picture stays.
 from __future__ import annotations
 
 import io
+import json
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +55,7 @@ class LiveDrawing(anywidget.AnyWidget):
         still: makes (figure, sentence) of the first choice, for pages without a kernel. The sentence is the
             picture's alternative text and, in lines that fit the page, the output's; notebooks are compared by it.
         answer: yields what a choice means, as JSON, one after the other; None: the module needs no kernel.
-        page: what the site gives the module as data; None: as in the notebook; False: the site shows the picture.
+        is_on_page: whether the site runs the module; else it shows the picture.
 
     Raises:
         Exception: whatever ``answer`` raises on the first choice.
@@ -75,11 +76,11 @@ class LiveDrawing(anywidget.AnyWidget):
         choice: Mapping,
         still: Callable[[], tuple[Figure, str]],
         answer: Answer | None = None,
-        page: Mapping | bool | None = None,
+        is_on_page: bool = True,
     ):
         css = (MODULES / "widgets.css").read_text(encoding="utf-8")
         super().__init__(data=dict(data), choice=dict(choice), _esm=module_text(module), _css=css)
-        self._module, self._still, self._answer, self._page = module, still, answer, page
+        self._module, self._still, self._answer, self._is_on_page = module, still, answer, is_on_page
         if answer is not None:
             self._show()
             self.observe(lambda change: self._run(), "choice")
@@ -103,12 +104,12 @@ class LiveDrawing(anywidget.AnyWidget):
             self.problem = f"{type(error).__name__}: {error} {STALE}"
             raise
 
-    def on_page(self) -> dict | None:
-        """What the site needs to run the module without a kernel; None where it cannot."""
-        if self._page is False:
+    def on_page(self) -> str | None:
+        """What the site needs to run the module without a kernel, as one line of JSON; None where it cannot."""
+        if not self._is_on_page:
             return None
-        data = self.data if self._page is None else self._page
-        return {"module": self._module, "data": data, "choice": self.choice, "answer": self.answer}
+        values = {name: getattr(self, name) for name in ("data", "choice", "answer")}
+        return json.dumps({"module": self._module, **values}, separators=(",", ":"), ensure_ascii=False)
 
     def _ipython_display_(self) -> None:
         figure, sentence = self._still()

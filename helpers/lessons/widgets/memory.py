@@ -73,7 +73,7 @@ def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 
         "half": HALF,
         "reserve": f"{RESERVE:.0%}",
     }
-    return LiveDrawing("memory", data, start.__dict__, still, answer, page=False)
+    return LiveDrawing("memory", data, start.__dict__, still, answer, is_on_page=False)
 
 
 def model_data(planner: Planner, start: Setting) -> dict:

@@ -51,7 +51,9 @@ def style_mixer(
     def still():
         return texts_figure(prompt, texts), sentence(prompt, texts)
 
-    return LiveDrawing("styles", {"names": list(models), "most": most}, start, still, answer, page=False)
+    return LiveDrawing(
+        "styles", {"names": list(models), "most": most}, start, still, answer, is_on_page=False
+    )
 
 
 def in_pieces(texts: Iterator[Mapping[str, str]]) -> Iterator[dict[str, list[str]]]:

@@ -131,7 +131,10 @@ function render({ model, el }) {
     title.replaceChildren(element("b", {}, `${capital(choice.measure)}, ${choice.text}`), ` (${how.join("; ")})`);
     svg.setAttribute("aria-label", `${title.textContent}: ${lines.map(({ words }) => words).join(", ") || "nothing chosen"}`);
     every.setAttribute("aria-pressed", choice.every);
-    buttons.forEach((button, i) => button.setAttribute("aria-pressed", choice.on.includes(labels[i].label)));
+    buttons.forEach((button, i) => {
+      button.setAttribute("aria-pressed", choice.on.includes(labels[i].label));
+      button.disabled = !runs.some(({ label, text }) => label === labels[i].label && text === choice.text);
+    });
     draw(lines, unit);
     showEnds(lines);
   }
