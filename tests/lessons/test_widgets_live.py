@@ -97,6 +97,14 @@ def test_one_output_holds_drawing_picture_text_and_what_the_site_needs(monkeypat
     assert json.loads(options["metadata"][ON_PAGES]) == page and options["raw"]
 
 
+def test_colab_is_told_what_draws_widgets_there(monkeypatch):
+    shown, colab = [], {WIDGET_VIEW: {"colab": {"custom_widget_manager": {"url": "…"}}}}
+    monkeypatch.setattr(live, "display", lambda data, **options: shown.append(options))
+    monkeypatch.setattr(LiveDrawing, "_repr_mimebundle_", lambda self: ({WIDGET_VIEW: {}}, colab))
+    doubler()._ipython_display_()
+    assert shown[0]["metadata"][WIDGET_VIEW] == colab[WIDGET_VIEW] and "image/png" in shown[0]["metadata"]
+
+
 def test_a_widget_that_needs_its_kernel_gives_the_site_nothing(monkeypatch):
     shown = []
     monkeypatch.setattr(live, "display", lambda data, **options: shown.append(options))

@@ -44,7 +44,7 @@ const firstSeen = (kind, window, query) => (kind === "local" ? Math.max(0, query
 const tint = (root) => `color-mix(in oklab, var(--ice) ${Math.round(85 * root)}%, transparent)`;
 
 function render({ model, el }) {
-  const { root, leave } = ground(model, el, "blocks", "Block explorer");
+  const { root, leave } = ground(model, el, "blocks", "Block explorer", () => show());
   let { block, head, query } = model.get("choice");
   let passage, weights;
 

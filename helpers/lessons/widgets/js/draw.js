@@ -61,26 +61,36 @@ export function onPress(part, act) {
 
 // --- a widget ----------------------------------------------------------------------
 
-/** The ground of a widget. It has the page's light or dark, and a place where a problem is said in words. */
-export function ground(model, el, name, label) {
+/**
+ * The ground of a widget. It has the page's light or dark, and a place where a problem is said in words.
+ * redraw is called when it gets its place in the page, another width or another theme: a notebook draws first, and
+ * puts what was drawn into the page later.
+ */
+export function ground(model, el, name, label, redraw = () => {}) {
   const problem = element("p", { class: "problem", role: "alert" });
   const root = element("section", { class: `course-widget ${name}`, "aria-label": label }, problem);
   const say = () => {
     problem.textContent = model.get("problem");
     problem.hidden = !problem.textContent;
   };
-  const follow = () => { root.style.colorScheme = hasLightLetters(el) ? "dark" : "light"; };
-  const watcher = new MutationObserver(follow); // a theme is a name on the page's outermost elements
-  for (const outer of [document.documentElement, document.body]) watcher.observe(outer, { attributes: true });
+  const follow = () => {
+    if (!root.isConnected) return;
+    root.style.colorScheme = hasLightLetters(el) ? "dark" : "light";
+    redraw();
+  };
+  const themes = new MutationObserver(follow); // a theme is a name on the page's outermost elements
+  for (const outer of [document.documentElement, document.body]) themes.observe(outer, { attributes: true });
+  const sizes = new ResizeObserver(follow);
+  sizes.observe(el);
   const device = matchMedia("(prefers-color-scheme: dark)");
   device.addEventListener("change", follow);
   document.addEventListener("load", follow, true); // a theme's style sheet may come later than its name
   model.on("change:problem", say);
   el.append(root);
-  follow();
   say();
   return { root, leave: () => {
-    watcher.disconnect();
+    themes.disconnect();
+    sizes.disconnect();
     device.removeEventListener("change", follow);
     document.removeEventListener("load", follow, true);
   } };

@@ -38,7 +38,7 @@ function pieces({ steps, values }) {
 
 function render({ model, el }) {
   const { runs, labels, measures, windows, texts, seeds } = model.get("data");
-  const { root, leave } = ground(model, el, "losses", "Loss explorer");
+  const { root, leave } = ground(model, el, "losses", "Loss explorer", () => show());
   let choice = model.get("choice");
 
   const title = element("p", { class: "title", "aria-live": "polite" });
@@ -139,13 +139,8 @@ function render({ model, el }) {
     showEnds(lines);
   }
 
-  const watcher = new ResizeObserver(() => draw(shown(), measures.find(({ name }) => name === choice.measure).unit));
-  watcher.observe(el); // letters keep their size when the page gets another width
   show();
-  return () => {
-    watcher.disconnect();
-    leave();
-  };
+  return leave;
 }
 
 /** A plan's colour, lighter on a dark ground. */

@@ -14,7 +14,7 @@ function limits(numbers) {
 
 function render({ model, el }) {
   const { trained, rewound } = model.get("data"); // rewound: [{share, point: [gain, forgetting], said}], from 0 to 1
-  const { root, leave } = ground(model, el, "rewinding", "Rewinding dial");
+  const { root, leave } = ground(model, el, "rewinding", "Rewinding dial", () => show());
   let at = rewound.findIndex(({ share }) => share === model.get("choice").share);
 
   const svg = shape("svg", { class: "chart", role: "img" });
@@ -55,13 +55,8 @@ function render({ model, el }) {
 
   dial.value = at;
   dial.addEventListener("input", () => move(Number(dial.value)));
-  const watcher = new ResizeObserver(show);
-  watcher.observe(el); // letters keep their size when the page gets another width
   show();
-  return () => {
-    watcher.disconnect();
-    leave();
-  };
+  return leave;
 }
 
 export default { render };
