@@ -45,23 +45,33 @@ from helpers.study import LORA, LORA_LAYERS, is_recorded, plan_of, read_protocol
 SECTIONS = {p.model_name: p.name for p in STUDIED.values()}  # model to its section in the protocol
 MILLION = 1e6
 PART_WAY = 0.4  # a share of the way from the base that every base was rewound to
+ASKED_FIRST = (
+    "full rewound against full",
+    "best freeze recipe against full rewound",
+    "attention frozen against full",
+)  # names of tests in the protocol
 SAYS = {
-    LESS: "{recipe} forgets less than {reference}",
-    MORE: "{recipe} forgets more than {reference}",
-    SAME: "{recipe} and {reference}: no difference that counts",
-    DEPENDS: "{recipe} or {reference}: which forgets less depends on the gain",
-    BY_TEXT: "{recipe} against {reference}: it depends on the text",
-    OPEN: "{recipe} against {reference}: open",
+    LESS: "{recipe}, forgets less than {reference}",
+    MORE: "{recipe}, forgets more than {reference}",
+    SAME: "{recipe}, and {reference}: no difference that counts",
+    DEPENDS: "{recipe}, or {reference}: which forgets less depends on the gain",
+    BY_TEXT: "{recipe}, against {reference}: it depends on the text",
+    OPEN: "{recipe}, against {reference}: open",
 }
 
 
 def recipes(evidence: Evidence, folder: Path = EVIDENCE) -> Answer | None:
     """The primary tests of a base, and a row for each recipe that was run; None before any main run."""
-    place = folder / "study2" / "runs" / evidence.model
+    study = recorded_study(evidence.model, folder)
+    return study and recipes_of(study)
+
+
+def recorded_study(model: str, folder: Path = EVIDENCE) -> SecondStudy | None:
+    """The second study of a model; None where it has no record."""
+    place = folder / "study2" / "runs" / model
     if not is_recorded(place):
         return None
-    study = read_second_study(place, read_protocol(PAGE), SECTIONS[evidence.model])
-    return recipes_of(study)
+    return read_second_study(place, read_protocol(PAGE), SECTIONS[model])
 
 
 def recipes_of(study: SecondStudy) -> Answer | None:
@@ -131,7 +141,7 @@ def said(test: PrimaryVerdict) -> str:
 def sentence(tests: Sequence[PrimaryVerdict]) -> str:
     """What the decided tests say, in the protocol's order, then what is open."""
     decided = [f"{sentence_case(said(t))}." for t in tests if t.word != OPEN]
-    left = [f"{in_words(t.recipe)} against {in_words(t.reference)}" for t in tests if t.word == OPEN]
+    left = [f"{in_words(t.recipe)}, against {in_words(t.reference)}" for t in tests if t.word == OPEN]
     return " ".join([*decided, *([f"Open: {'; '.join(left)}."] if left else [])])
 
 
@@ -167,15 +177,14 @@ def advice(study: SecondStudy) -> list[str]:
 
 def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
     """Forgetting of one recipe over another's at the level of choice, text by text; empty where nothing is known."""
-    at, parts = study.rules.levels.index(study.choices.level), []
+    parts = []
     for text in study.primary_texts:
-        own, other = (recipe_row(study, r, text) for r in (recipe, reference))
-        if own.forgetting[at] is None or other.forgetting[at] is None:
+        own, other = (forgotten(study, r, text) for r in (recipe, reference))
+        if own is None or other is None:
             continue
         word = compared(study, recipe, reference, text).word
-        numbers = f"{two_digits(own.forgetting[at])} / {two_digits(other.forgetting[at])}"
-        times = two_digits(own.forgetting[at] / other.forgetting[at])
-        parts.append(f"{times} times as much on {text} ({numbers} nats per token; {word})")
+        numbers = f"{two_digits(own)} / {two_digits(other)} nats per token; {word}"
+        parts.append(f"{two_digits(own / other)} times as much on {text} ({numbers})")
     return ", and ".join(parts)
 
 
@@ -199,6 +208,49 @@ def part_way(run: StudyRun) -> tuple[float, float]:
     gains, forgetting = run.base_dev.mean() - way.points.dev.mean(-1), way.points.half_b.mean(-1)
     at = way.shares.index(PART_WAY)
     return gains[at] / gains[-1], forgetting[at] / forgetting[-1]
+
+
+# --- the first screen of the README -----------------------------------------------------------
+
+
+def asked_first(study: SecondStudy) -> list[PrimaryVerdict]:
+    """The tests that a reader asks about, as far as they were read: rewind or stop, freeze or not."""
+    tests = {test.name: test for test in primary_tests(study)}
+    return [tests[n] for n in ASKED_FIRST if n in tests and any(map(is_compared, tests[n].by_text))]
+
+
+def headline(study: SecondStudy) -> str:
+    """A sentence for each test that a reader asks about, with its numbers; empty where none was read."""
+    return " ".join(f"{sentence_case(in_brief(study, test))}." for test in asked_first(study))
+
+
+def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
+    """What a test says; with forgetting over the other's at the level of choice where one forgets less."""
+    if test.word not in (LESS, MORE):
+        return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference))
+    times = [
+        f"{two_digits(own / other)} times as much on {text}"
+        for text, own, other in (
+            (text, forgotten(study, test.recipe, text), forgotten(study, test.reference, text))
+            for text in study.primary_texts
+        )
+        if own is not None and other is not None
+    ]
+    return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference)) + (
+        f" ({', '.join(times)})" if times else ""
+    )
+
+
+def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
+    """What a recipe forgot at the level of choice, nats per token, mean over runs; None where it is not known."""
+    return recipe_row(study, recipe, text).forgetting[study.rules.levels.index(study.choices.level)]
+
+
+def forgotten_first(study: SecondStudy) -> dict[Recipe, float]:
+    """The recipes of the tests that a reader asks about, and what each forgot on the text of choice."""
+    recipes = dict.fromkeys(r for t in asked_first(study) for r in (t.reference, t.recipe))
+    found = {recipe: forgotten(study, recipe, study.choices.text) for recipe in recipes}
+    return {recipe: value for recipe, value in found.items() if value is not None}
 
 
 # --- the figure and the tables -----------------------------------------------------
