@@ -145,6 +145,8 @@ def test_the_line_of_code_makes_the_plan_that_is_drawn(opened):
         ledger = COURSE_PLANS[key].ledger(model)
         assert plan_on(page).trainable_names(model) == COURSE_PLANS[key].trainable_names(model)
         assert page.inner_text(".share") == f"{ledger.R:.1%}"
+        state = 4 * ledger.n_parameters + 12 * ledger.n_trainable  # float32, gradient, AdamW's two moments
+        assert f"{state / 2**20:.1f} MiB of" in page.locator(".meter").first.inner_text()
         page.wait_for_function("document.querySelectorAll('.meter').length === 3")
 
 
