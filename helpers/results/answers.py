@@ -116,9 +116,9 @@ def listed(seeds: Sequence[int]) -> str:
 def verdict(evidence: Evidence, claim: str) -> str:
     """The verdicts on a claim in a few words, for the end of a sentence; each part has its own."""
     found = [
-        f"*{e['verdict']}*" + (f" ({e['part']})" if e.get("part") else "")
-        for e in scoreboard(evidence)
-        if e["claim"] == claim
+        f"*{v.verdict}*" + (f" ({v.part})" if v.part else "")
+        for v in scoreboard(evidence)
+        if v.claim == claim
     ]
     return f"{claim}: {', '.join(found)}" if found else f"{claim} has no verdict yet"
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from helpers.measuring import EQUAL_SHARE, FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, over_texts
 from helpers.profiles import DATA
-from helpers.results.claims import number_of, on_models, seeds_of
+from helpers.results.claims import Entry, Verdict, number_of, seeds_of
 
 RECORDED = DATA / "evidence" / "claims.json"
 UNKNOWN = "nothing was recorded: run the notebook that tests it"
@@ -91,34 +91,34 @@ RULES = (
 )
 
 
-def recorded_claims(place: Path = RECORDED) -> list[dict]:
+def recorded_claims(place: Path = RECORDED) -> list[Entry]:
     """The verdicts that the course ships: of the study, of the measurements of time and memory, of the notebooks."""
-    return json.loads(place.read_text("utf-8"))
+    return [Entry.from_json(found) for found in json.loads(place.read_text("utf-8"))]
 
 
-def basis_of(entry: dict | None) -> str:
+def basis_of(entry: Entry | None) -> str:
     """What an advice rests on, on each model and part: verdict, number, seeds; "predicted" where not measured."""
     if entry is None:
         return UNKNOWN
-    return f"{entry['id']} " + "; ".join(_basis_on_one(row) for row in on_models(entry))
+    return f"{entry.id} " + "; ".join(map(_basis_on_one, entry.verdicts))
 
 
-def _basis_on_one(row: Mapping) -> str:
-    was_measured = row["value"] is not None and "predicted" not in row["note"]
-    who = f"{row['part'] + ', ' if row.get('part') else ''}{row['model']}"
-    how = f"{who}{seeds_of(row) or ', no training runs'}" if was_measured else "predicted, not measured"
-    return f"{row['verdict']}: {number_of(row)} ({how})"
+def _basis_on_one(verdict: Verdict) -> str:
+    was_measured = verdict.value is not None and "predicted" not in verdict.note
+    who = f"{verdict.part + ', ' if verdict.part else ''}{verdict.model}"
+    how = f"{who}{seeds_of(verdict) or ', no training runs'}" if was_measured else "predicted, not measured"
+    return f"{verdict.verdict}: {number_of(verdict)} ({how})"
 
 
-def verdict_over_models(entry: Mapping) -> str:
+def verdict_over_models(entry: Entry) -> str:
     """One verdict to choose an advice by: what holds must hold on every model that was tested."""
-    tested = [row["verdict"] for row in on_models(entry) if row["verdict"] != UNTESTED]
+    tested = [v.verdict for v in entry.verdicts if v.verdict != UNTESTED]
     return over_texts(tested) if tested else UNTESTED
 
 
-def decision_card(entries: Sequence[dict]) -> pd.DataFrame:
+def decision_card(entries: Sequence[Entry]) -> pd.DataFrame:
     """One row a wish: what to do, and what that rests on."""
-    by_id = {e["id"]: e for e in entries}
+    by_id = {e.id: e for e in entries}
     rows = []
     for rule in RULES:
         entry = by_id.get(rule.claim)
@@ -134,8 +134,6 @@ def card_text(card: pd.DataFrame) -> str:
     )
 
 
-def verdict_counts(entries: Sequence[dict]) -> dict[str, list[str]]:
+def verdict_counts(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Verdict over all models to the claims that got it, in the order holds, in part, does not hold, open."""
-    return {
-        v: [e["id"] for e in entries if verdict_over_models(e) == v] for v in (HOLDS, IN_PART, FAILS, *OPEN)
-    }
+    return {v: [e.id for e in entries if verdict_over_models(e) == v] for v in (HOLDS, IN_PART, FAILS, *OPEN)}

@@ -9,7 +9,7 @@ cards.svg("light")      a picture, for a README
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -19,7 +19,7 @@ from rich.text import Text
 from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED
 from helpers.plots import Svg
 from helpers.results.cards import verdict_counts, verdict_over_models
-from helpers.results.claims import CLAIMS, Scale, on_models, seeds_of, two_digits
+from helpers.results.claims import CLAIMS, Entry, Scale, Verdict, seeds_of, two_digits
 
 # Verdict to its sign and its colour; white letters can be read on each, in light and in dark.
 CHIPS = {
@@ -44,13 +44,13 @@ class NumberLine:
     zone: tuple[float, float]
 
     @classmethod
-    def of(cls, claim: str, row: Mapping) -> NumberLine | None:
-        """None where the claim has no scale, or the row no number."""
-        scale, value = CLAIMS[claim].scale, row["value"]
+    def of(cls, verdict: Verdict) -> NumberLine | None:
+        """None where the claim has no scale, or the verdict no number."""
+        scale, value = CLAIMS[verdict.claim].scale, verdict.value
         if scale is None or value is None:
             return None
-        low, high = (value if row[end] is None else row[end] for end in ("low", "high"))
-        half = row.get("smallest") or 0.0
+        low, high = (value if end is None else end for end in (verdict.low, verdict.high))
+        half = verdict.smallest or 0.0
         reach = 1.15 * max(abs(end - scale.same) for end in (low, high, scale.same + half)) or 1.0
 
         def place(number: float) -> float:
@@ -89,25 +89,25 @@ class NumberLine:
         )
 
 
-def number(row: Mapping) -> str:
+def number(verdict: Verdict) -> str:
     """The number and its interval, with two digits each."""
-    if row["value"] is None:
+    if verdict.value is None:
         return "no number"
-    if row["low"] is None or row["high"] is None:
-        return two_digits(row["value"])
-    return f"{two_digits(row['value'])} [{two_digits(row['low'])}, {two_digits(row['high'])}]"
+    if verdict.low is None or verdict.high is None:
+        return two_digits(verdict.value)
+    return f"{two_digits(verdict.value)} [{two_digits(verdict.low)}, {two_digits(verdict.high)}]"
 
 
-def where(row: Mapping) -> str:
+def where(verdict: Verdict) -> str:
     """What a row is about: its part, text and model, how many seeds, and whether it was measured now or recorded."""
-    parts = [row.get("part", ""), row.get("text", ""), f"{row['model']}{seeds_of(row)}, {row['source']}"]
+    parts = [verdict.part, verdict.text, f"{verdict.model}{seeds_of(verdict)}, {verdict.source}"]
     return "; ".join(filter(None, parts))
 
 
 class ClaimCards:
     """The cards of some claims. Text in a terminal, folded cards in a notebook or page, a picture in a README."""
 
-    def __init__(self, entries: Sequence[Mapping]):
+    def __init__(self, entries: Sequence[Entry]):
         """``entries``: as `claims.load_claims` or `cards.recorded_claims` returns them."""
         self.entries = list(entries)
 
@@ -118,28 +118,27 @@ class ClaimCards:
         if not self.entries:
             return Text("No claim has been measured yet.")
         lines = [line for entry in self.entries for line in self._lines(entry, with_notes)]
-        if any(NumberLine.of(e["id"], row) for e in self.entries for row in on_models(e)):
+        if any(NumberLine.of(v) for e in self.entries for v in e.verdicts):
             lines.append(Text(f"{LEGEND} (░)", "dim"))
         return Text("\n").join(lines)
 
-    def _lines(self, entry: Mapping, with_notes: bool) -> list[Text]:
+    def _lines(self, entry: Entry, with_notes: bool) -> list[Text]:
         sign, colour = CHIPS[verdict_over_models(entry)]
         head = Text.assemble(
-            (f"{entry['id']:<4}", "bold"), (f"{sign} {verdict_over_models(entry)}", f"bold {colour}")
+            (f"{entry.id:<4}", "bold"), (f"{sign} {verdict_over_models(entry)}", f"bold {colour}")
         )
         indent = " " * 4
-        lines = [head, *map(Text, _wrapped(entry["statement"], indent))]
-        rows = on_models(entry)
-        for row in rows:
-            line = NumberLine.of(entry["id"], row)
-            lines += [Text(part, "dim") for part in _wrapped(where(row), indent)]
-            mark = f"{CHIPS[row['verdict']][0]} {row['verdict']}: " if len(rows) > 1 else ""
-            said = f"{mark}{number(row)} {row['unit']}"
+        lines = [head, *map(Text, _wrapped(entry.statement, indent))]
+        for verdict in entry.verdicts:
+            line = NumberLine.of(verdict)
+            lines += [Text(part, "dim") for part in _wrapped(where(verdict), indent)]
+            mark = f"{CHIPS[verdict.verdict][0]} {verdict.verdict}: " if len(entry.verdicts) > 1 else ""
+            said = f"{mark}{number(verdict)} {verdict.unit}"
             lines += [Text(part) for part in _wrapped(said, indent)]
             if line:
                 lines.append(Text(f"{indent}{line.scale.below:>18} {line} {line.scale.above}"))
             if with_notes:
-                lines += [Text(part, "dim") for part in _wrapped(row["note"], indent)]
+                lines += [Text(part, "dim") for part in _wrapped(verdict.note, indent)]
         return [*lines, Text("")]
 
     def __str__(self) -> str:
@@ -161,32 +160,31 @@ class ClaimCards:
             f'<div style="display: grid; gap: 10px; grid-template-columns: {columns}">{cards}</div></div>'
         )
 
-    def _card(self, entry: Mapping) -> str:
-        rows = on_models(entry)
+    def _card(self, entry: Entry) -> str:
         verdict = verdict_over_models(entry)
         return (
             '<div style="border: 1px solid #8886; border-radius: 8px; padding: 8px 14px; text-align: left">'
-            f"<div><b>{entry['id']}</b> {chip(verdict)}</div>"
-            f'<div style="margin: 6px 0"><b>{escape(entry["statement"])}</b></div>'
-            f"{''.join(self._row(entry['id'], row) for row in rows)}"
-            f"<details><summary>more</summary>{''.join(map(self._more, rows))}</details></div>"
+            f"<div><b>{entry.id}</b> {chip(verdict)}</div>"
+            f'<div style="margin: 6px 0"><b>{escape(entry.statement)}</b></div>'
+            f"{''.join(self._row(v) for v in entry.verdicts)}"
+            f"<details><summary>more</summary>{''.join(map(self._more, entry.verdicts))}</details></div>"
         )
 
-    def _row(self, claim: str, row: Mapping) -> str:
-        sign, line = CHIPS[row["verdict"]][0], NumberLine.of(claim, row)
-        about = f"{sign} {row['part'] + ', ' if row.get('part') else ''}{row['model']}"
+    def _row(self, verdict: Verdict) -> str:
+        sign, line = CHIPS[verdict.verdict][0], NumberLine.of(verdict)
+        about = f"{sign} {verdict.part + ', ' if verdict.part else ''}{verdict.model}"
         if line is None:
-            return f"<div>{escape(about)}: {escape(number(row))} {escape(row['unit'])}</div>"
-        picture = line.html(f"{number(row)} {row['unit']}")
+            return f"<div>{escape(about)}: {escape(number(verdict))} {escape(verdict.unit)}</div>"
+        picture = line.html(f"{number(verdict)} {verdict.unit}")
         return (
             f'<div>{escape(about)}</div><div style="white-space: nowrap">'
             f"<small>{escape(line.scale.below)}</small> {picture} <small>{escape(line.scale.above)}</small></div>"
         )
 
-    def _more(self, row: Mapping) -> str:
+    def _more(self, verdict: Verdict) -> str:
         return (
-            f"<p>{chip(row['verdict'])} {escape(where(row))}: <b>{escape(number(row))}</b> "
-            f"{escape(row['unit'])}. {escape(row['note'])}</p>"
+            f"<p>{chip(verdict.verdict)} {escape(where(verdict))}: <b>{escape(number(verdict))}</b> "
+            f"{escape(verdict.unit)}. {escape(verdict.note)}</p>"
         )
 
     # --- a picture ---
@@ -210,7 +208,7 @@ class ClaimCards:
         return drawing
 
 
-def claim_cards(entries: Sequence[Mapping]) -> ClaimCards:
+def claim_cards(entries: Sequence[Entry]) -> ClaimCards:
     """Show claims with their verdicts as cards."""
     return ClaimCards(entries)
 
@@ -235,35 +233,34 @@ def _wrapped(words: str, indent: str) -> list[str]:
 LETTERS = 50  # in a line of a card's sentence
 
 
-def card_height(entry: Mapping) -> int:
+def card_height(entry: Entry) -> int:
     """How high a card is: its sentence, and two lines for each verdict."""
-    rows = on_models(entry)
-    n_lines = len(textwrap.wrap(entry["statement"], LETTERS))
-    return 52 + 21 * n_lines + 44 * len(rows)
+    n_lines = len(textwrap.wrap(entry.statement, LETTERS))
+    return 52 + 21 * n_lines + 44 * len(entry.verdicts)
 
 
-def draw_card(drawing: Svg, y: float, entry: Mapping) -> None:
+def draw_card(drawing: Svg, y: float, entry: Entry) -> None:
     """One card: id and verdict, the sentence, a line for each model."""
     drawing.rect(12, y, 456, card_height(entry) - 10, "raised", "line", radius=8)
     verdict = verdict_over_models(entry)
     sign, colour = CHIPS[verdict]
     width = 30 + 9 * len(verdict)
-    drawing.text(24, y + 25, entry["id"], bold=True)
+    drawing.text(24, y + 25, entry.id, bold=True)
     drawing.rect(456 - width, y + 9, width, 23, colour, radius=11)
     drawing.text(456 - width / 2, y + 26, f"{sign} {verdict}", colour="#ffffff", anchor="middle")
     y += 50
-    for line in textwrap.wrap(entry["statement"], LETTERS):
+    for line in textwrap.wrap(entry.statement, LETTERS):
         drawing.text(24, y, line, 16)
         y += 21
-    for row in on_models(entry):
-        line = NumberLine.of(entry["id"], row)
-        sign = CHIPS[row["verdict"]][0]
-        drawing.text(24, y, f"{sign} {row['model']}", colour="soft")
-        drawing.text(456, y, number(row), colour="soft", anchor="end")
+    for verdict in entry.verdicts:
+        line = NumberLine.of(verdict)
+        sign = CHIPS[verdict.verdict][0]
+        drawing.text(24, y, f"{sign} {verdict.model}", colour="soft")
+        drawing.text(456, y, number(verdict), colour="soft", anchor="end")
         if line:
             draw_line(drawing, y + 14, line)
         else:
-            drawing.text(24, y + 19, row["unit"], colour="soft")
+            drawing.text(24, y + 19, verdict.unit, colour="soft")
         y += 44
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from helpers import measuring, study
 from helpers.measuring import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding, Interval
-from helpers.results.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
+from helpers.results.claims import CLAIMS, Entry, Verdict, number_of, seeds_of
 from helpers.results.evidence import (
     ATTENTION,
     AUTHORS,
@@ -50,21 +50,21 @@ ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0
 # --- the claims of one model -------------------------------------------------------
 
 
-def scoreboard(evidence: Evidence) -> list[dict]:
-    """One entry a claim that these records can speak about: what `claims.record` takes, and the note."""
-    entries = [*convergence(evidence), *stability_of_gradients(evidence)]
+def scoreboard(evidence: Evidence) -> list[Verdict]:
+    """The verdicts that these records allow, one a claim and part."""
+    found = [*convergence(evidence), *stability_of_gradients(evidence)]
     if not any(
         evidence.of(MAIN, t, c) and evidence.of(FULL, t, c) for t in AUTHORS for c in ("keep", "learn")
     ):
-        return entries
+        return found
     findings = {
         "C10": forgetting_findings(evidence),
         "C13": quality_findings(evidence),
         "C14": style_findings(evidence),
     }
     verdicts = measuring.primary_verdicts(findings)
-    entries.append(
-        forgetting_entry(
+    found.append(
+        forgetting_verdict(
             evidence,
             MAIN,
             verdicts["C10"],
@@ -75,8 +75,8 @@ def scoreboard(evidence: Evidence) -> list[dict]:
     if any(evidence.of(ATTENTION, text, "keep") for text in AUTHORS):
         alone = forgetting_findings(evidence, ATTENTION)
         verdict = measuring.over_findings(alone)
-        entries.append(
-            forgetting_entry(
+        found.append(
+            forgetting_verdict(
                 evidence,
                 ATTENTION,
                 IN_PART if verdict == HOLDS else verdict,
@@ -85,8 +85,8 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             )
         )
     least = min(measured(findings["C13"]), key=lambda f: f.interval.mean)
-    entries.append(
-        entry_of(
+    found.append(
+        verdict_of(
             evidence,
             "C13",
             verdicts["C13"],
@@ -96,12 +96,12 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             f"means above {measuring.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
             f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}",
             findings["C13"],
+            smallest=1 - measuring.EQUAL_SHARE,
         )
-        | {"smallest": 1 - measuring.EQUAL_SHARE}
     )
     part_a = share_of_style(evidence)
-    entries.append(
-        entry_of(
+    found.append(
+        verdict_of(
             evidence,
             "C14",
             style_verdict(part_a.verdict, verdicts["C14"]),
@@ -113,12 +113,12 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             [part_a, *findings["C14"]],
         )
     )
-    return entries
+    return found
 
 
-def forgetting_entry(
+def forgetting_verdict(
     evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str
-) -> dict:
+) -> Verdict:
     """C10 of one plan: the article says "attention", and two plans freeze it."""
     note = (
         f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
@@ -126,10 +126,17 @@ def forgetting_entry(
     )
     shown = weakest(findings, "lower")
     gap = forgetting_gap(evidence, plan, FULL, shown.test) if shown.test in AUTHORS else None
-    return entry_of(evidence, "C10", verdict, shown, "nats per token", note, findings) | {
-        "part": f"{plan.replace('+', ' and ')} frozen",
-        "smallest": gap and plain(gap.smallest),
-    }
+    return verdict_of(
+        evidence,
+        "C10",
+        verdict,
+        shown,
+        "nats per token",
+        note,
+        findings,
+        part=f"{plan.replace('+', ' and ')} frozen",
+        smallest=gap and gap.smallest,
+    )
 
 
 def style_verdict(part_a: str, primary: str) -> str:
@@ -138,7 +145,7 @@ def style_verdict(part_a: str, primary: str) -> str:
     return IN_PART if HOLDS in parts or IN_PART in parts else FAILS if parts == {FAILS} else UNDECIDED
 
 
-def entry_of(
+def verdict_of(
     evidence: Evidence,
     claim: str,
     verdict: str,
@@ -146,29 +153,31 @@ def entry_of(
     unit: str,
     note: str,
     findings: Sequence[Finding] = (),
-) -> dict:
-    """A verdict with its number; where it is open, what would decide."""
+    **more,
+) -> Verdict:
+    """A verdict with its number; where it is open, what would decide. ``more``: other fields of `Verdict`."""
     found = finding.interval
     if verdict == UNDECIDED and (reason := what_would_decide(findings)):
         note = f"{note}; {reason}"
     limits = dict.fromkeys(limit for f in measuring.tested([finding, *findings]) for limit in f.limits)
-    return {
-        "claim": claim,
-        "verdict": verdict,
-        "text": finding.test,
-        "value": plain(found.mean),
-        "low": plain(found.low),
-        "high": plain(found.high),
-        "unit": unit,
-        "model": evidence.model,
-        "n_seeds": found.n_pairs,
-        "model_hash": evidence.runs[0]["model_hash"],
-        "source": "recorded",
-        "note": "; ".join([note, *limits]),
-    }
+    return Verdict(
+        claim,
+        verdict,
+        text=finding.test,
+        value=found.mean,
+        low=found.low,
+        high=found.high,
+        unit=unit,
+        model=evidence.model,
+        n_seeds=found.n_pairs,
+        model_hash=evidence.runs[0]["model_hash"],
+        source="recorded",
+        note="; ".join([note, *limits]),
+        **more,
+    )
 
 
-def convergence(evidence: Evidence) -> list[dict]:
+def convergence(evidence: Evidence) -> list[Verdict]:
     """C8 by the rule of notebook 04, over runs: it falls steadily, and levels off within the run.
 
     *Does not hold* where no run falls steadily. *In part* where all fall steadily and all level off: a finite run
@@ -190,7 +199,7 @@ def convergence(evidence: Evidence) -> list[dict]:
         "steps (median)"
     )
     return [
-        entry_of(
+        verdict_of(
             evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding]
         )
     ]
@@ -204,7 +213,7 @@ def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding
     return measuring.unless_few(Finding(middle, verdict, 1.0, test=texts))
 
 
-def stability_of_gradients(evidence: Evidence) -> list[dict]:
+def stability_of_gradients(evidence: Evidence) -> list[Verdict]:
     """C9, by `measuring.is_stable`; exploratory, so *holds in part* is the most. A run that diverged was not stable."""
     runs, full = (
         [r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL)
@@ -226,7 +235,7 @@ def stability_of_gradients(evidence: Evidence) -> list[dict]:
         f"{sum(beside)} of {len(beside) + beside_broken}"
     )
     return [
-        entry_of(
+        verdict_of(
             evidence,
             "C9",
             finding.verdict,
@@ -241,12 +250,12 @@ def stability_of_gradients(evidence: Evidence) -> list[dict]:
 # --- all claims --------------------------------------------------------------------
 
 
-def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
+def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[Verdict]]:
     """Claim to its recorded verdicts, one a model: the study's, and those on memory and the time of a step."""
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[Verdict]] = {}
     for model in studied_models(folder):
-        for entry in scoreboard(read_evidence(model, folder)):
-            found.setdefault(entry["claim"], []).append(entry)
+        for verdict in scoreboard(read_evidence(model, folder)):
+            found.setdefault(verdict.claim, []).append(verdict)
     if study.is_recorded(folder / study.BENCHMARK.name):
         found["C12"] = step_time(study.read(folder / study.BENCHMARK.name))
     if study.is_recorded(folder / study.MEMORY.name):
@@ -254,42 +263,35 @@ def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
     return {claim: found[claim] for claim in CLAIMS if found.get(claim)}
 
 
-def step_time(benchmark: dict) -> list[dict]:
+def step_time(benchmark: dict) -> list[Verdict]:
     """C12 on GPT-Neo 125M, from the benchmark's pairs of processes."""
     logs = study.plan_time_ratio(benchmark["pairs"], "main")
     if len(logs) < LEAST_PAIRS:
         return []
-    return [{"claim": "C12", **study.time_verdict(logs, benchmark["setting"]["machine"]), **ON_125M}]
+    return [Verdict("C12", **study.time_verdict(logs, benchmark["setting"]["machine"]), **ON_125M)]
 
 
-def peak_memory(record: dict) -> list[dict]:
+def peak_memory(record: dict) -> list[Verdict]:
     """C11 on GPT-Neo 125M, from the measured peaks."""
     if study.largest_setting(record) is None:
         return []
-    return [{"claim": "C11", **study.memory_verdict(record), "low": None, "high": None, **ON_125M}]
+    return [Verdict("C11", **study.memory_verdict(record), **ON_125M)]
 
 
-def newest(recorded: Iterable[dict], live: Iterable[dict]) -> list[dict]:
+def newest(recorded: Iterable[Entry], live: Iterable[Entry]) -> list[Entry]:
     """The recorded verdicts, each replaced by a live one on the same model and part; any other stands beside it."""
-    found: dict[str, dict[tuple, dict]] = {}
+    found: dict[str, dict[tuple, Verdict]] = {}
     for entry in (*recorded, *live):
-        found.setdefault(entry["id"], {}).update(
-            {(row["model"], row.get("part", "")): {"claim": entry["id"], **row} for row in on_models(entry)}
-        )
-    return [made(**with_others(list(found[claim].values()))) for claim in CLAIMS if claim in found]
+        found.setdefault(entry.id, {}).update({(v.model, v.part): v for v in entry.verdicts})
+    return [Entry(tuple(found[claim].values())) for claim in CLAIMS if claim in found]
 
 
-def with_others(entries: Sequence[dict]) -> dict:
-    """The first of a claim's verdicts, with the others under "also": what `claims.record` takes."""
-    return {**entries[0], "also": list(entries[1:])} if len(entries) > 1 else dict(entries[0])
+def recorded_claim(claim: str, folder: Path = EVIDENCE) -> Entry:
+    """One claim as the records have it: its first part leads."""
+    return Entry(tuple(recorded_verdicts(folder)[claim]))
 
 
-def recorded_claim(claim: str, folder: Path = EVIDENCE) -> dict:
-    """One claim as `claims.record` takes it: its first part leads."""
-    return with_others(recorded_verdicts(folder)[claim])
-
-
-def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
+def published(live: Iterable[Entry] = (), folder: Path = EVIDENCE) -> list[Entry]:
     """The table of claims: recorded verdicts first, then the notebooks' own on models that no record is about.
 
     A record that leaves a claim untested gives way to a notebook that tested it on the same model.
@@ -297,34 +299,29 @@ def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
     Args:
         live: what the notebooks measured (`claims.load_claims`), or an earlier table.
     """
-    own, studied = {e["id"]: e for e in live}, recorded_verdicts(folder)
+    own, studied = {e.id: e for e in live}, recorded_verdicts(folder)
     entries = []
     for claim in CLAIMS:
-        here = on_models(own[claim]) if claim in own else ()
-        tested = {row["model"] for row in here if row["verdict"] != UNTESTED}
-        rows = [
-            row for row in studied.get(claim, ()) if row["verdict"] != UNTESTED or row["model"] not in tested
-        ]
-        known = {row["model"] for row in rows}
-        beside = [
-            row for row in here if row["model"] not in known and not (rows and row["source"] == "recorded")
-        ]
-        rows += [{"claim": claim, **row} for row in beside]
-        if rows:
-            entries.append(made(**with_others(rows)))
+        here = own[claim].verdicts if claim in own else ()
+        tested = {v.model for v in here if v.verdict != UNTESTED}
+        found = [v for v in studied.get(claim, ()) if v.verdict != UNTESTED or v.model not in tested]
+        known = {v.model for v in found}
+        beside = [v for v in here if v.model not in known and not (found and v.source == "recorded")]
+        if found or beside:
+            entries.append(Entry((*found, *beside)))
     return entries
 
 
-def scoreboard_table(entries: Sequence[dict]) -> str:
+def scoreboard_table(entries: Sequence[Entry]) -> str:
     """Markdown for a README: per claim, model and part the verdict, its number and interval, and what it rests on."""
     rows = ["| | the article says | verdict | measured | on |", "| --- | --- | --- | --- | --- |"]
     for entry in entries:
-        for k, row in enumerate(on_models(entry)):
-            statement = entry["statement"] if k == 0 else "(the same claim)"
-            if row.get("part"):
-                statement += f" Here: {row['part']}."
+        for verdict in entry.verdicts:
+            statement = entry.statement if verdict is entry.first else "(the same claim)"
+            if verdict.part:
+                statement += f" Here: {verdict.part}."
             rows.append(
-                f"| {entry['id']} | {statement} | **{row['verdict']}** | {number_of(row)}: {row['note']} "
-                f"| {row['model']}{seeds_of(row)}, {row['source']} |"
+                f"| {entry.id} | {statement} | **{verdict.verdict}** | {number_of(verdict)}: {verdict.note} "
+                f"| {verdict.model}{seeds_of(verdict)}, {verdict.source} |"
             )
     return "\n".join(rows)

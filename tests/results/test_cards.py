@@ -12,21 +12,16 @@ from helpers.results.cards import (
     recorded_claims,
     verdict_counts,
 )
-from helpers.results.claims import CLAIMS
+from helpers.results.claims import CLAIMS, Entry, Verdict
 
 
 def entry(claim, verdict, value=0.5, note="", **more):
-    return {
-        "id": claim,
-        "verdict": verdict,
-        "value": value,
-        "low": None,
-        "high": None,
-        "unit": "nats",
-        "model": "a model",
-        "n_seeds": 3,
-        "note": note,
-    } | more
+    where = {"model": "a model", "model_hash": "h", "n_seeds": 3, "source": "recorded"} | more
+    return Entry((Verdict(claim, verdict, value=value, unit="nats", note=note, **where),))
+
+
+def beside(first, second):
+    return Entry((*first.verdicts, *second.verdicts))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.claim)
@@ -74,7 +69,7 @@ def test_a_claim_without_a_record_is_said_to_be_unknown():
     ],
 )
 def test_an_advice_holds_on_every_model_that_was_tested(first, second, chosen):
-    both = entry("C10", first, also=[entry("C10", second, 0.02, model="another model")])
+    both = beside(entry("C10", first), entry("C10", second, 0.02, model="another model"))
     row = decision_card([both]).loc["to keep what the base could do"]
     assert row["then"] == next(r for r in RULES if r.claim == "C10").advice[chosen]
     assert f"{first}: 0.50 nats" in row["this rests on"] and f"{second}: 0.020 nats" in row["this rests on"]
@@ -90,5 +85,5 @@ def test_the_shipped_verdicts_fill_the_card():
 def test_verdicts_are_counted_in_one_order():
     assert list(verdict_counts([entry("C1", IN_PART)])) == [HOLDS, IN_PART, FAILS, UNDECIDED, UNTESTED]
     assert verdict_counts([entry("C1", IN_PART)])[IN_PART] == ["C1"]
-    on_two = entry("C1", HOLDS, also=[entry("C1", UNDECIDED, model="another")])
+    on_two = beside(entry("C1", HOLDS), entry("C1", UNDECIDED, model="another"))
     assert verdict_counts([on_two])[IN_PART] == ["C1"], "each model counts"

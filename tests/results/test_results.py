@@ -354,7 +354,7 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
     answer = costs.engine(tmp_path)
     assert "takes 0.50 of the time and" in answer.sentence and "-50% time" in answer.title
     answer.draw()
-    assert step_time(found)[0]["verdict"] == "holds", "C12, from the same file"
+    assert step_time(found)[0].verdict == "holds", "C12, from the same file"
 
     def point(plan, size):
         return {

@@ -10,7 +10,7 @@ from rich.console import Console
 from helpers.measuring.decisions import FAILS, HOLDS, VERDICTS
 from helpers.plots import THEME
 from helpers.results.cards import recorded_claims, verdict_over_models
-from helpers.results.claims import made, on_models
+from helpers.results.claims import Entry, Verdict
 from helpers.results.scorecard import CHIPS, COLUMNS, NumberLine, claim_cards
 
 SHIPPED = recorded_claims()
@@ -18,7 +18,12 @@ SHIPPED = recorded_claims()
 
 def entry(claim="C10", verdict=FAILS, value=0.02, low=0.01, high=0.03, smallest=0.005, **more):
     rest = {"unit": "nats", "model": "a model", "model_hash": "h", "n_seeds": 3, "source": "recorded"}
-    return made(claim, verdict, value=value, low=low, high=high, smallest=smallest, **rest, **more)
+    numbers = {"value": value, "low": low, "high": high, "smallest": smallest}
+    return Entry((Verdict(claim, verdict, **(rest | numbers | more)),))
+
+
+def line_of(claim="C10", **more):
+    return NumberLine.of(entry(claim, **more).first)
 
 
 def contrast(one: str, other: str) -> float:
@@ -37,31 +42,31 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_a_number_lies_on_its_side_of_equality_and_outside_the_zone_where_it_counts():
-    line = NumberLine.of("C10", entry())
+    line = line_of()
     assert 0 < line.zone[0] < 0.5 < line.zone[1] < line.low < line.value < line.high < 1
-    less = NumberLine.of("C10", entry(value=-0.02, low=-0.03, high=0.001))
+    less = line_of(value=-0.02, low=-0.03, high=0.001)
     assert less.low < less.value < less.zone[0] and 0.5 < less.high < less.zone[1]
 
 
 def test_a_share_is_compared_with_one_and_a_difference_with_zero():
-    assert NumberLine.of("C13", entry("C13", value=1.0, low=0.9, high=1.1)).value == 0.5
-    assert NumberLine.of("C10", entry(value=0.0, low=-1.0, high=1.0)).value == 0.5
+    assert line_of("C13", value=1.0, low=0.9, high=1.1).value == 0.5
+    assert line_of(value=0.0, low=-1.0, high=1.0).value == 0.5
 
 
 def test_what_has_no_scale_or_no_number_has_no_line():
-    assert NumberLine.of("C5", entry("C5", value=57.0)) is None
-    assert NumberLine.of("C10", entry(verdict="not decided", value=None, low=None, high=None)) is None
+    assert line_of("C5", value=57.0) is None
+    assert line_of(verdict="not decided", value=None, low=None, high=None) is None
 
 
 def test_the_line_as_characters_keeps_the_order():
-    text = str(NumberLine.of("C10", entry()))
+    text = str(line_of())
     assert len(text) == COLUMNS + 1
     assert (
         text.index("░")
         < text.index("│")
         < text.index("─")
         < text.index("●")
-        == round(COLUMNS * NumberLine.of("C10", entry()).value)
+        == round(COLUMNS * line_of().value)
     )
 
 
@@ -72,7 +77,7 @@ def test_a_terminal_of_80_columns_shows_every_line_whole():
     lines = str(claim_cards(SHIPPED)).splitlines()
     assert max(map(len, lines)) <= 80
     for e in SHIPPED:
-        (head,) = (line for line in lines if re.match(rf"{e['id']}\b", line))
+        (head,) = (line for line in lines if re.match(rf"{e.id}\b", line))
         assert head.endswith(verdict_over_models(e))
 
 
@@ -105,8 +110,8 @@ def test_a_page_folds_the_notes_and_shows_verdict_number_and_line():
 def test_the_picture_is_well_formed_and_holds_every_claim(theme):
     drawn = str(claim_cards(SHIPPED).svg(theme))
     words = [t.text for t in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
-    assert {e["id"] for e in SHIPPED} <= set(words)
-    assert len([w for w in words if w == "forgets more"]) == len(on_models(SHIPPED[9]))
+    assert {e.id for e in SHIPPED} <= set(words)
+    assert len([w for w in words if w == "forgets more"]) == len(SHIPPED[9].verdicts)
     assert ("prefers-color-scheme" in drawn) == (theme == "auto")
 
 
@@ -124,7 +129,6 @@ def test_words_can_be_read_on_every_ground(theme):
 
 
 def test_a_claim_that_holds_on_one_model_alone_says_so_on_its_card():
-    (row,) = on_models(entry(verdict=HOLDS, value=-0.02, low=-0.03, high=-0.01))
-    other = dict(row)
-    text = str(claim_cards([entry(also=[other | {"claim": "C10", "model": "another"}])]))
+    other = entry(verdict=HOLDS, value=-0.02, low=-0.03, high=-0.01, model="another")
+    text = str(claim_cards([Entry((*entry().verdicts, *other.verdicts))]))
     assert "✓ holds: -0.020" in text and "✗ does not hold: 0.020" in text
