@@ -5,8 +5,14 @@ from helpers import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "across_models": ["forgetting_by_model"],
-        "cards": ["RECORDED", "card_text", "decision_card", "recorded_claims", "verdict_counts"],
+        "cards": [
+            "RECORDED",
+            "claim_cards",
+            "card_text",
+            "decision_card",
+            "recorded_claims",
+            "verdict_counts",
+        ],
         "claims": [
             "CLAIMS",
             "ClaimError",
@@ -38,12 +44,19 @@ __getattr__, __dir__, __all__ = face(
             "studied_models",
             "style_findings",
         ],
-        "notes": ["how_catastrophic", "losses_by_test", "numbers", "said"],
-        "other_plans": ["every_plan"],
+        "plan_answers": ["every_plan", "forgetting_by_model", "lora_table"],
         "questions": ["QUESTIONS"],
-        "scorecard": ["claim_cards"],
         "second_verdicts": ["recorded_recipes"],
-        "verdicts": ["newest", "published", "recorded_claim", "scoreboard_table"],
+        "verdicts": [
+            "how_catastrophic",
+            "losses_by_test",
+            "numbers",
+            "said",
+            "newest",
+            "published",
+            "recorded_claim",
+            "scoreboard_table",
+        ],
     },
-    modules=["claims", "evidence", "lora_study", "verdicts"],
+    modules=["claims", "evidence", "verdicts"],
 )

@@ -49,8 +49,7 @@ from helpers.results.evidence import (
     style_tests,
     tests_of,
 )
-from helpers.results.notes import numbers, said
-from helpers.results.verdicts import scoreboard
+from helpers.results.verdicts import numbers, said, scoreboard
 
 LABELS = {key: named.label for key, named in PLANS.items()}
 STYLES = {named.label: {"color": named.colour} for named in PLANS.values()}  # of a plan's lines in a figure

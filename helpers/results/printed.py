@@ -16,6 +16,7 @@ import numpy as np
 
 from helpers import profiles
 from helpers.measuring import overfitted_from
+from helpers.results.cards import WIDTH, claim_cards
 from helpers.results.claims import ClaimError, Entry
 from helpers.results.evidence import (
     AUTHORS,
@@ -30,7 +31,6 @@ from helpers.results.evidence import (
     studied_models,
     swap_contrasts,
 )
-from helpers.results.scorecard import WIDTH, claim_cards
 from helpers.results.verdicts import scoreboard
 
 PAIRS = (

@@ -12,7 +12,7 @@ from helpers.lessons import predicting
 from helpers.profiles import ROOT
 from helpers.results import claims
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
-from support.printed import sayings
+from support.said import sayings
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUB = re.compile(r'^((?:lessons\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)

@@ -17,9 +17,9 @@ from helpers.lessons import predicting
 from helpers.lessons.predicting import in_band, predict, prediction_ledger, reveal
 from helpers.profiles import ROOT
 from helpers.results import claims
+from helpers.results.cards import claim_cards
 from helpers.results.claims import ClaimError, Entry, Verdict, load_claims, record, record_entry
-from helpers.results.scorecard import claim_cards
-from support.printed import sayings
+from support.said import sayings
 
 
 @pytest.fixture(autouse=True)

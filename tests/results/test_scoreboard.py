@@ -17,10 +17,9 @@ from helpers.results.evidence import (
     studied_models,
     swap_contrasts,
 )
-from helpers.results.notes import weakest
-from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
-from support.commands import course
+from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table, weakest
 from support.records import a_long_run, a_run, evidence
+from support.said import course
 
 
 def verdict(found, claim):
@@ -192,8 +191,7 @@ def test_rates_with_nothing_slower_that_reached_the_level_are_counted():
         "attention+embeddings": {"alice": {"keep": 1e-4}},
     }
     assert (
-        "1 of 2 rates compared are the lowest"
-        in next(e for e in scoreboard(found) if e.claim == "C10").note
+        "1 of 2 rates compared are the lowest" in next(e for e in scoreboard(found) if e.claim == "C10").note
     )
 
 
