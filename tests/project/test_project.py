@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -77,11 +79,17 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Every top-level name of the environment, with the packages that bring it: looked up once for all files."""
+    return packages_distributions()
+
+
 def third_party(paths: list[Path]) -> set[str]:
     """Packages, by the name they are installed under, that files import."""
     own = {"helpers", "publishing", "support", "conftest", "google"}
     names = set().union(*map(imported, paths)) - own - set(sys.stdlib_module_names)
-    homes = packages_distributions()
+    homes = distributions()
     return {canonicalize_name(homes.get(name, [name])[0]) for name in names}
 
 

@@ -436,6 +436,8 @@ def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
         "-m",
         "pytest",
         str(tmp_path),
+        "-p",
+        "nbval.plugin",
         "--nbval",
         "--nbval-current-env",
         option,
@@ -446,7 +448,11 @@ def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
         str(tmp_path),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert "1 failed, 2 passed" in done.stdout and "bands.ipynb::Cell 2" in done.stdout, (
         done.stdout + done.stderr
