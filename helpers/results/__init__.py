@@ -46,7 +46,8 @@ __getattr__, __dir__, __all__ = face(
         ],
         "plan_answers": ["every_plan", "forgetting_by_model", "lora_table"],
         "questions": ["QUESTIONS"],
-        "second_verdicts": ["recorded_recipes"],
+        "recipe_answers": ["forgotten_first", "headline", "recorded_study", "short"],
+        "second_verdicts": ["FULL", "SecondStudy", "recorded_recipes"],
         "verdicts": [
             "how_catastrophic",
             "losses_by_test",
