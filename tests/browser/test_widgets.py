@@ -25,9 +25,8 @@ from helpers.models import anatomy, build_model, build_on_meta, load_model, load
 from helpers.models.loading import mini_config
 from helpers.profiles import DATA, TINY
 from publishing.site import place_of
-from support.accessible import findings
 from support.live import latency, shown
-from support.served import SHOTS, THEMES, QuietHandler
+from support.pages import SHOTS, THEMES, QuietHandler, findings
 
 TEXT = "The door of the old house was open, and nobody had lit the lamp. " * 6
 RECORDED = DATA / "evidence" / "runs" / TINY.model_name

@@ -17,7 +17,7 @@ from helpers.lessons.widgets import live
 from helpers.lessons.widgets.live import IMPORT, MODULES, ON_PAGES, LiveDrawing, module_text, needs, png
 from publishing.kernel import KERNEL_SETTINGS, WIDGET_VIEW, code_cells, run_notebook
 from publishing.offline_html import notebook_html
-from support.printed import sayings
+from support.said import sayings
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG_BEGIN = b"\x89PNG"
