@@ -11,7 +11,7 @@ from helpers.lessons import checks, predicting, showing
 from helpers.lessons.calibrating import FEWEST, calibration, usual_hits
 from helpers.lessons.predicting import predict, predictions, reveal, save_form
 from helpers.lessons.widgets import prediction_forms
-from helpers.lessons.widgets.frame import WIDGET_VIEW
+from helpers.lessons.widgets.prediction_forms import WIDGET_VIEW
 from helpers.profiles import ROOT
 from publishing.kernel import KERNEL_SETTINGS, code_cells, run_notebook
 

@@ -9,14 +9,12 @@ import ipywidgets
 from IPython.display import display
 
 from helpers.files import wrapped
-from helpers.lessons.widgets.frame import STYLE, WIDGET_VIEW, control
 
-# Name to label, tooltip and width. They stand in one line where the page is wide enough.
-FIELDS = {
-    "guess": ("Your guess", "your best estimate, a number", "13em"),
-    "low": ("80% sure: from", "the lower end of the range that you are 80% sure of", "15em"),
-    "high": ("to", "the upper end of the range that you are 80% sure of", "9em"),
-}
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+# The page's own colour where it names one (JupyterLab, light and dark), else that of the text around.
+STYLE = "color: var(--jp-ui-font-color1, inherit); line-height: 1.4;"
+# Name to label and width. They stand in one line where the page is wide enough.
+FIELDS = {"guess": ("Your guess", "13em"), "low": ("80% sure: from", "15em"), "high": ("to", "9em")}
 
 
 class PredictionForm:
@@ -44,10 +42,8 @@ class PredictionForm:
         self.fields = {name: self._field(name, texts.get(name, "")) for name in FIELDS}
         self.faults = {name: ipywidgets.HTML(layout={"max_width": "17em"}) for name in FIELDS}
         self.status = ipywidgets.HTML()
-        self.button = control(ipywidgets.Button, "Save my prediction", "keeps it on this machine")
-        self.button.layout.width = "auto"
-        self.back = control(ipywidgets.Button, "Take it back", "forgets this prediction")
-        self.back.layout.width = "auto"
+        self.button = ipywidgets.Button(description="Save my prediction", layout={"width": "auto"})
+        self.back = ipywidgets.Button(description="Take it back", layout={"width": "auto"})
         self.button.on_click(lambda _: self.save())
         self.back.on_click(lambda _: self.take_back())
         self._entered = None  # the field in which Enter was pressed, while its text may still be on its way
@@ -59,9 +55,14 @@ class PredictionForm:
         self._offer_to_take_back(any(texts.values()))
 
     def _field(self, name: str, text: str) -> ipywidgets.Text:
-        label, tooltip, width = FIELDS[name]
-        layout = {"width": width}
-        field = control(ipywidgets.Text, label, tooltip, value=text, layout=layout, continuous_update=False)
+        label, width = FIELDS[name]
+        field = ipywidgets.Text(
+            value=text,
+            description=label,
+            style={"description_width": "initial"},
+            layout={"width": width},
+            continuous_update=False,
+        )
         field.on_msg(lambda widget, message, _: self._pressed(widget, message))
         field.observe(lambda change: self._arrived(change.owner), "value")
         return field
