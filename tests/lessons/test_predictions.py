@@ -11,7 +11,7 @@ from helpers.lessons import predicting
 from helpers.lessons.asked import QUESTIONS
 from helpers.profiles import ROOT
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
-from support.printed import sayings
+from support.said import sayings
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUB = re.compile(r'^((?:lessons\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
