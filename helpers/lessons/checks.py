@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.files import keep, read_kept, say
+from helpers.files import keep, read_kept
+from helpers.lessons.calibrating import calibration
 from helpers.lessons.reading import finite, named
+from helpers.lessons.showing import card, in_html, tell
 from helpers.profiles import build_dir
 
 FAULTS = (Exception,)  # what a reader's own function may raise when it is called: anything
@@ -90,15 +92,27 @@ def reply_to(name: str, answer: Any) -> Reply:
 
 
 def check(name: str, answer: Any) -> None:
-    """Print the reply to an answer, and keep a right one for `progress`; Run-all goes on whatever it is.
+    """Show the reply to an answer, and keep a right one for `progress`; Run-all goes on whatever it is.
 
     Returns nothing, so that a notebook shows the reply alone. `reply_to` gives the reply itself.
     """
     reply = reply_to(name, answer)
     words = {True: "right. ", False: "not yet. ", None: ""}[reply.ok]
-    say(f"{name}: {words}{reply.message}")
+    tell(f"{name}: {words}{reply.message}", lambda: _card(name, reply))
     if reply.ok:
         _keep(name)
+
+
+def _card(name: str, reply: Reply) -> str:
+    """A reply as HTML, with the exercise's name and what its check is called."""
+    kind, word = {
+        True: ("right", "right"),
+        False: ("not yet", "not yet"),
+        None: ("open", "your turn"),
+    }[reply.ok]
+    title = _CHECKS[name].__name__.removeprefix("check_").replace("_", " ")
+    body = in_html(reply.message)
+    return card(kind, word, f"**{name}** {title}", body)
 
 
 def _find(name: str) -> Callable[[Any], Reply]:
@@ -196,7 +210,7 @@ def _takes(function: Any, n: int) -> bool:
 
 
 def progress() -> None:
-    """Print which exercises are solved, notebook by notebook."""
+    """Print which exercises are solved, notebook by notebook, and how well the predictions held."""
     names, done = exercise_names(), solved()
     for book in sorted({name[:2] for name in names}):
         marks = "  ".join(f"{name} {'■' if name in done else '·'}" for name in names if name.startswith(book))
@@ -205,6 +219,7 @@ def progress() -> None:
     print(
         f"■ solved: {n_solved} of {len(names)} exercises. Kept in progress.json in the build folder, nowhere else."
     )
+    calibration()
 
 
 def exercise_names() -> list[str]:

@@ -218,6 +218,17 @@ def test_the_quiz_explains_every_choice(path):
         assert not silent, f"the answer says nothing about {silent}: {question}"
 
 
+@pytest.mark.parametrize("path", BOOKS[4:], ids=lambda p: p.stem)
+def test_each_choice_of_a_quiz_stands_on_a_line_of_its_own(path):
+    text = "\n\n".join(c.source for c in cells_of(path) if c.cell_type == "markdown")
+    quiz = text[text.rindex("## Quiz") :]
+    questions = re.findall(r"\*\*\d+\..*?(?=<details>)", quiz, re.S)
+    assert questions
+    for question in questions:
+        n_choices = len(re.findall(r"\([a-z]\) ", question))
+        assert len(re.findall(r"^- \([a-z]\) ", question, re.MULTILINE)) == n_choices, question
+
+
 def project_of(path):
     """The section of the closing project, from its heading to the next one."""
     text = "\n\n".join(c.source for c in cells_of(path) if c.cell_type == "markdown")
