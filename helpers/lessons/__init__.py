@@ -5,7 +5,7 @@ from helpers import face
 __getattr__, __dir__, __all__ = face(
     __name__,
     {
-        "checks": ["check", "progress"],
+        "checks": ["check", "progress", "reply_to"],
         "exercises.nb01": ["practice_head"],
         "predicting": ["in_band", "predict", "prediction_ledger", "reveal"],
         "reading": ["finite"],

@@ -16,8 +16,6 @@ MOST_WORDS = 150  # in a cell of text
 TO_DO = (
     "00_start_here",
     "01_transformer_block",
-    "02_freezing",
-    "03_parameter_ratios",
 )
 IN_FORM = [name for name in NOTEBOOKS if name not in TO_DO]
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\d\d) \|)?$", re.MULTILINE)
