@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
-from helpers.measuring import frontier
+from helpers.measuring import forgetting_at, frontier
 from helpers.results.answers import LABELS, STYLES, Answer, markdown, of_runs, rate_in_words
 from helpers.results.claims import two_digits
 from helpers.results.evidence import (
@@ -21,6 +21,7 @@ from helpers.results.evidence import (
     gentlest,
     rate_of,
     share_of_every_rate,
+    tuning_runs,
 )
 
 LORA = ("lora-attention", "lora-mlp")
@@ -55,6 +56,24 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
         },
         orient="index",
     )
+
+
+def forgetting_by_rate(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | None:
+    """Forgetting at the equal gain of `lora_table`, a row a plan and a column a rate: the mean of its tuning runs.
+
+    NaN where a plan was not tried at a rate. None where `lora_table` is none.
+    """
+    read = readings(evidence, text)
+    if read is None:
+        return None
+    level = read[0] * full_gain(evidence, text)
+    rows = {}
+    for plan in SET_BESIDE:
+        by_rate: dict[float, list[float]] = {}
+        for run in tuning_runs(evidence, plan, text):
+            by_rate.setdefault(run["rate"], []).append(forgetting_at(run["evaluations"], level))
+        rows[LABELS[plan]] = {rate: np.mean(found) for rate, found in by_rate.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").sort_index(axis="columns")
 
 
 def readings(evidence: Evidence, text: str) -> tuple[float, dict[str, Reading]] | None:

@@ -242,6 +242,7 @@ def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
     for plan in lora_study.LORA:
         found.runs.extend(runs_like(found, "only-attention", plan, rate=3e-4))
     assert lora_study.lora(found) is None, "without tuning runs no gentlest rate is known"
+    assert lora_study.forgetting_by_rate(found) is None
     tops = dict.fromkeys(("only-attention", *lora_study.LORA), 0.09)
     answer = lora_study.lora(with_tuning(found, tops, plans=lora_study.SET_BESIDE))
     title = answer.title.replace("\n", " ")
@@ -252,6 +253,12 @@ def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
         table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
     )
     assert "rate that forgets least" not in answer.sentence and "at its gentlest rate" in answer.table
+    by_rate = lora_study.forgetting_by_rate(found)
+    assert list(by_rate.index) == list(table.index) and list(by_rate.columns) == sorted(by_rate.columns)
+    assert (
+        by_rate.min(axis="columns").tolist() == table["forgetting"].tolist()
+        and by_rate.notna().sum().min() > 1
+    )
     answer.draw()
 
 
