@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "calibrating": ["calibration"],
-        "checks": ["check", "progress"],
+        "checks": ["check", "progress", "reply_to"],
         "exercises.nb01": ["practice_head"],
         "predicting": ["in_band", "predict", "reveal"],
         "reading": ["finite"],

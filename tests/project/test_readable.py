@@ -16,8 +16,6 @@ MOST_WORDS = 150  # in a cell of text
 TO_DO = (
     "00_start_here",
     "01_transformer_block",
-    "02_freezing",
-    "03_parameter_ratios",
 )
 IN_FORM = [name for name in NOTEBOOKS if name not in TO_DO]
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\d\d) \|)?$", re.MULTILINE)
@@ -109,6 +107,26 @@ def test_the_words_that_a_lesson_uses_first_are_in_its_table_as_in_the_glossary(
     }
     glossary = ROW.findall((ROOT / "docs" / "glossary.md").read_text("utf-8"))
     assert rows == {(word, meaning) for word, meaning, first in glossary if first == name[:2]}
+
+
+# Lessons whose sections wait for their marks.
+TO_MARK = ("00_start_here", "01_transformer_block", "A1_who_does_what")
+UNMARKED = ("## What you can do now", "## Recap", "## The lesson's words", "## Quiz")
+
+
+def sections(name: str) -> list[str]:
+    """The headings of a lesson's sections, those in blocks of code left out."""
+    text = "\n".join(cell.source for cell in cells_of(name, "markdown"))
+    return re.findall(
+        r"^## .+$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in TO_MARK])
+def test_a_section_says_whether_it_may_be_left_out_on_a_first_reading(name):
+    marked = [heading for heading in sections(name) if heading not in UNMARKED]
+    assert not [heading for heading in marked if heading[-2:] not in (" ★", " ☆")], "end it with ★ or ☆"
+    assert {heading[-1] for heading in marked} == {"★", "☆"}, "a lesson has a core, and something around it"
 
 
 def test_a_wide_line_goes_on_below_and_what_fits_stays_as_it_is(capsys):

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from helpers.lessons.checks import FAULTS, AnswerFault, Reply, call, exercise, judge_number, right, wrong
+from helpers.lessons.checks import (
+    FAULTS,
+    AnswerFault,
+    Reply,
+    call,
+    exercise,
+    judge_number,
+    right,
+    value_of,
+    wrong,
+)
 from helpers.lessons.museum import EXHIBITS
 from helpers.lessons.reading import items, number
-from helpers.models import build_model, mini_config
+from helpers.models import build_model, choose_device, mini_config
 
 # --- 02a: a zeroed gradient --------------------------------------------------------
 
@@ -29,6 +40,7 @@ def zeroed_gradient(answer: Any) -> Reply:
             "weight, and weight decay shrinks it.",
             1.94: "1.94 may be two things: the right number, rounded, or 1% of the *first* value taken away three "
             "times (2 − 0.06). Each step takes 1% of what is left. Give four decimals.",
+            1.941: "this is the right number in three decimals. Give four, so that a rounded guess can be told from it.",
             2
             * 0.9
             ** 3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
@@ -135,105 +147,6 @@ def blocks_without_gradients(answer: Any) -> Reply:
         f"plan {place + 1}, {CUTS[place][0]}: {found[place]:g} is not it. Which is the lowest block that "
         "holds a weight that trains?"
     )
-
-
-# --- 02e: the museum ---------------------------------------------------------------
-
-DIAGNOSES = "ECBABADD"  # exhibit 1 first
-MUSEUM_FAULTS = {
-    "A": "freezes nothing",
-    "B": "freezes less than its title",
-    "C": "freezes more than its title",
-    "D": "the flags are right and the weights move",
-    "E": "its own check cannot fail",
-}
-
-# (exhibit, letter given) to what probably happened
-MISREAD = {
-    (
-        1,
-        "A",
-    ): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
-    "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
-    (
-        1,
-        "D",
-    ): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
-    "clone().",
-    (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
-    (
-        2,
-        "B",
-    ): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
-    "the name of everything inside a block.",
-    (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
-    (
-        3,
-        "D",
-    ): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
-    (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
-    "requires_grad_(False) would have reached the parameters.",
-    (
-        4,
-        "D",
-    ): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
-    (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
-    (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
-    (
-        6,
-        "B",
-    ): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
-    "nothing.",
-    (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
-    "transformer.wte.weight.",
-    (
-        7,
-        "A",
-    ): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
-    (
-        7,
-        "B",
-    ): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
-    (8, "A"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
-    (8, "B"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
-}
-
-
-@exercise("02e")
-def broken_freezes(answer: Any) -> Reply:
-    """Eight letters: text, a list, or a dict from number or name to letter."""
-    letters = _letters(answer)
-    errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
-    if not errors:
-        return right(
-            "All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it."
-        )
-    n, given = errors[0]
-    reason = MISREAD.get(
-        (n, given),
-        f"'{MUSEUM_FAULTS[given]}' does not fit the evidence. Count the flags first, then "
-        "look at what moved.",
-    )
-    return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
-
-
-def _letters(answer: Any) -> list[str]:
-    if isinstance(answer, dict):
-        keys = {**{e.number: e.number for e in EXHIBITS}, **{e.name: e.number for e in EXHIBITS}}
-        unknown = [key for key in answer if key not in keys]
-        if unknown:
-            raise ValueError(f"no exhibit {unknown[0]!r}; exhibits: 1 to 8")
-        answer = [letter for _, letter in sorted((keys[key], letter) for key, letter in answer.items())]
-    letters = [str(letter).strip().upper() for letter in answer if str(letter).strip(" ,;")]
-    odd = [letter for letter in letters if letter not in MUSEUM_FAULTS]
-    if odd:
-        raise ValueError(f"{odd[0]!r} is no letter from A to E")
-    if len(letters) != len(EXHIBITS):
-        raise ValueError(f"{len(letters)} letters, and there are {len(EXHIBITS)} exhibits")
-    return letters
-
-
-# --- Checks of notebook 02: freezing code that the reader writes ------------------------
 
 
 # --- 02d: freeze one block ---------------------------------------------------------
@@ -347,7 +260,250 @@ def _judge_no_such(answer: Any) -> Reply | None:
     )
 
 
-# --- 02f: train some rows ----------------------------------------------------------
+# --- 02e: the proof ----------------------------------------------------------------
+
+WHOLE, FROZEN, ONE = (
+    "transformer.wte.weight",
+    "transformer.h.3.mlp.c_fc.weight",
+    "transformer.h.1.ln_1.weight",
+)
+LAST_BIT, EXCHANGED = "transformer.h.2.mlp.c_proj.weight", "transformer.h.5.attn.attention.q_proj.weight"
+CHANGED = frozenset((WHOLE, FROZEN, ONE, LAST_BIT, EXCHANGED))
+
+# What a proof missed, the plainest first, and what it probably compares.
+MISSED: tuple[tuple[frozenset[str], str], ...] = (
+    (
+        CHANGED - {FROZEN},
+        "it sees that a frozen tensor moved, and none of those that train. A proof needs both: if nothing moved that "
+        "should train, 'no frozen weight moved' proves nothing.",
+    ),
+    (
+        frozenset({FROZEN}),
+        "it sees what trains. But a tensor of block 3, which is frozen, moved as well, and your proof does not name "
+        "it. That is the one it was made for.",
+    ),
+    (
+        frozenset({ONE}),
+        "it finds a tensor of which every number moved, and not one of which a single number did. One is enough: "
+        "a tensor is the same only if *all* its numbers are.",
+    ),
+    (
+        frozenset({LAST_BIT}),
+        "it does not see a change in the last bit. 'Nearly equal' (allclose, a tolerance, rounding) lets a slow "
+        "drift pass; a frozen weight has no reason to change at all.",
+    ),
+    (
+        frozenset({EXCHANGED}),
+        "two numbers of one tensor were exchanged, and it does not see it. A sum, a mean or a norm stays the same "
+        "there: compare number by number.",
+    ),
+)
+
+
+@exercise("02e")
+def proof_of_a_freeze(answer: Any) -> Reply:
+    """Two functions: (model) keeps the values, (what was kept, model) returns the names that moved."""
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise ValueError("two functions are asked for: (my_copies, my_moved)")
+    keep, compare = answer
+    model = proof_model().to(choose_device())  # where the lesson's model is: it goes on with this proof
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    kept = value_of(keep, model)
+    reply = _judge_values(model, values)
+    if reply is not None:
+        return reply
+    untouched = _names(_compared(compare, kept, model))
+    change(model)
+    found = _names(_compared(compare, kept, model))
+    return (
+        _judge_found(found, frozenset(values), kept, model)
+        or _judge_untouched(untouched)
+        or right("It sees one number, one bit and an exchange, in what trains and in what is frozen.")
+    )
+
+
+def proof_model() -> nn.Module:
+    """`practice_model`, with sums that are exact: one that an exchange keeps, and one that a last bit changes."""
+    model = practice_model()
+    model.get_parameter(LAST_BIT).data.fill_(1.0)
+    exchanged = model.get_parameter(EXCHANGED).data.zero_()
+    exchanged[0, :2] = torch.tensor([1.0, 2.0])
+    return model
+
+
+@torch.no_grad()
+def change(model: nn.Module) -> None:
+    """Change five tensors in place, as an optimizer does, each in a way of its own."""
+    model.get_parameter(WHOLE).add_(0.5)
+    model.get_parameter(FROZEN).add_(0.5)
+    model.get_parameter(ONE)[0] += 0.5
+    last_bit = model.get_parameter(LAST_BIT)
+    last_bit.copy_(torch.nextafter(last_bit, last_bit + 1))
+    exchanged = model.get_parameter(EXCHANGED)
+    exchanged[0, :2] = exchanged[0, :2].flip(0)
+
+
+def _compared(compare: Any, kept: Any, model: nn.Module) -> Any:
+    try:
+        return value_of(compare, kept, model)
+    except AnswerFault as fault:
+        if "ambiguous" in str(fault):
+            raise AnswerFault(
+                f"{fault} `==` and `!=` compare two tensors number by number; torch.equal gives one True or False."
+            ) from fault
+        raise
+
+
+def _names(found: Any) -> frozenset[str]:
+    """The names that a reader's comparison returned."""
+    if not isinstance(found, set | frozenset | list | tuple) or not all(isinstance(n, str) for n in found):
+        raise ValueError(
+            "your second function must return a set of names, such as {'transformer.wte.weight'}: those that moved, "
+            "not how many or whether"
+        )
+    return frozenset(found)
+
+
+def _judge_found(found: frozenset[str], names: frozenset[str], kept: Any, model: nn.Module) -> Reply | None:
+    if "lm_head.weight" in found:
+        return wrong(
+            "lm_head.weight is the second name of transformer.wte.weight: one tensor, tied. state_dict() lists it "
+            "twice, and buffers too; named_parameters() lists each parameter once."
+        )
+    if found == names - CHANGED:
+        return wrong("turned round: you return the names of what did *not* move.")
+    if not found & CHANGED:
+        return wrong(_why_nothing_is_found(kept, model))
+    missed = CHANGED - found
+    for which, reason in MISSED:
+        if which <= missed:
+            return wrong(reason)
+    if found - CHANGED:
+        return wrong(f"it also names tensors that did not move, for example {min(found - CHANGED)}.")
+    return None
+
+
+def _why_nothing_is_found(kept: Any, model: nn.Module) -> str:
+    if _memories(kept) & _memories(dict(model.named_parameters())):
+        return (
+            "five tensors moved, and your proof finds none: it compares each weight with itself. What you kept is the "
+            "weights' own memory. A parameter, .data, .detach(), state_dict() and .numpy() are no copies: add .clone()."
+        )
+    return "five tensors moved, and your proof names none of them. Which values does it compare with which?"
+
+
+def _memories(kept: Any) -> set[int]:
+    """Where the numbers of tensors and arrays are, in a dict or a list of them."""
+    values = kept.values() if isinstance(kept, dict) else kept if isinstance(kept, list | tuple) else ()
+    return {torch.as_tensor(v).data_ptr() for v in values if isinstance(v, torch.Tensor | np.ndarray)}
+
+
+def _judge_untouched(found: frozenset[str]) -> Reply | None:
+    if not found:
+        return None
+    return wrong(
+        f"right where something moved. But of an untouched model it names {len(found)} tensors, for example "
+        f"{min(found)}. Compare values, with torch.equal: `is` asks whether two are one object."
+    )
+
+
+# --- 02f: the museum ---------------------------------------------------------------
+
+DIAGNOSES = "ECBABADD"  # exhibit 1 first
+MUSEUM_FAULTS = {
+    "A": "freezes nothing",
+    "B": "freezes less than its title",
+    "C": "freezes more than its title",
+    "D": "the flags are right and the weights move",
+    "E": "its own check cannot fail",
+}
+
+# (exhibit, letter given) to what probably happened
+MISREAD = {
+    (
+        1,
+        "A",
+    ): "True, nothing is frozen there, but a later letter fits as well. Its check said 0.0 all the same: "
+    "weight.data kept without clone() is the weight itself, so the check always says unmoved.",
+    (
+        1,
+        "D",
+    ): "No attention tensor has the flag. And why did its own check print 0.0? It kept weight.data without "
+    "clone().",
+    (2, "A"): "Look at the second line of evidence: tensors that should train have the flag.",
+    (
+        2,
+        "B",
+    ): "You have the direction turned round: all promised tensors have the flag, and others too. '.h.' is in "
+    "the name of everything inside a block.",
+    (3, "A"): "Some promised tensors do have the flag: those that the inner `if` let through, the biases.",
+    (
+        3,
+        "D",
+    ): "Most promised tensors have no flag at all, so they simply trained. The inner `if` has no `else`.",
+    (4, "B"): "No tensor has the flag, not one. requires_grad = False set an attribute of the module; "
+    "requires_grad_(False) would have reached the parameters.",
+    (
+        4,
+        "D",
+    ): "The flags are not right: no parameter has one. requires_grad = False set an attribute of the module.",
+    (5, "A"): "It does freeze the attention. It misses the embeddings: GPT-Neo calls them wte and wpe.",
+    (5, "D"): "The flags are not right: the embeddings have none, as GPT-Neo calls them wte and wpe.",
+    (
+        6,
+        "B",
+    ): "No tensor has the flag. The tied head is listed once, as transformer.wte.weight, so the rule matches "
+    "nothing.",
+    (6, "D"): "The flags are not right: the rule matches nothing, for the tied head is listed once, as "
+    "transformer.wte.weight.",
+    (
+        7,
+        "A",
+    ): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (
+        7,
+        "B",
+    ): "You looked at movement alone. The flags are all there. What moves a weight whose gradient is zero?",
+    (8, "A"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
+    (8, "B"): "You looked at movement alone. The flags are all there. What did the optimizer remember?",
+}
+
+
+@exercise("02f")
+def broken_freezes(answer: Any) -> Reply:
+    """Eight letters: text, a list, or a dict from number or name to letter."""
+    letters = _letters(answer)
+    errors = [(n, given) for n, given in enumerate(letters, start=1) if given != DIAGNOSES[n - 1]]
+    if not errors:
+        return right(
+            "All eight. Numbers 1 to 3 were found in published lessons: a proof of your own is worth it."
+        )
+    n, given = errors[0]
+    reason = MISREAD.get(
+        (n, given),
+        f"'{MUSEUM_FAULTS[given]}' does not fit the evidence. Count the flags first, then "
+        "look at what moved.",
+    )
+    return wrong(f"{8 - len(errors)} of 8 are right. Exhibit {n}, {given}: {reason}")
+
+
+def _letters(answer: Any) -> list[str]:
+    if isinstance(answer, dict):
+        keys = {**{e.number: e.number for e in EXHIBITS}, **{e.name: e.number for e in EXHIBITS}}
+        unknown = [key for key in answer if key not in keys]
+        if unknown:
+            raise ValueError(f"no exhibit {unknown[0]!r}; exhibits: 1 to 8")
+        answer = [letter for _, letter in sorted((keys[key], letter) for key, letter in answer.items())]
+    letters = [str(letter).strip().upper() for letter in answer if str(letter).strip(" ,;")]
+    odd = [letter for letter in letters if letter not in MUSEUM_FAULTS]
+    if odd:
+        raise ValueError(f"{odd[0]!r} is no letter from A to E")
+    if len(letters) != len(EXHIBITS):
+        raise ValueError(f"{len(letters)} letters, and there are {len(EXHIBITS)} exhibits")
+    return letters
+
+
+# --- 02g: train some rows ----------------------------------------------------------
 
 ROWS = [1, 4]
 Step = Callable[[nn.Parameter, list[int], Optimizer], Any]
@@ -370,7 +526,7 @@ CASES: tuple[tuple[Callable[[nn.Parameter], Optimizer], bool, str], ...] = (
 )
 
 
-@exercise("02f")
+@exercise("02g")
 def step_on_some_rows(answer: Any) -> Reply:
     """A function (weight, rows, optimizer): one step that moves these rows alone."""
     for build, has_momentum, reason in CASES:

@@ -29,17 +29,21 @@ HEAD = COUNTS["token_embedding"]  # tied: the same tensor
 _ONE_BLOCK = tuple(COUNTS["mlp"] // 12 + n_norms * 2 * 768 for n_norms in (0, 1, 2, 3))
 
 
-def _in_millions(answer: Any) -> bool:
-    """Whether an answer is the right count in millions, to one decimal or more."""
-    return abs(finite(answer) - MAIN / 1e6) < 0.06
+def _rounded(answer: Any) -> bool:
+    """Whether an answer is the right count with digits left out: in millions, or as 56,700,000."""
+    value = finite(answer)
+    if value < 1_000:
+        return abs(value - MAIN / 1e6) < 0.5
+    return abs(value - MAIN) < 0.5e6 and value % 1_000 == 0
 
 
 @exercise("03a")
 def trainable_of_the_main_plan(answer: Any) -> Reply:
     """Parameters that train with attention and embeddings frozen."""
-    if _in_millions(answer):
+    if _rounded(answer):
+        in_millions = ", in millions" if finite(answer) < 1_000 else ""
         return wrong(
-            "this is near, in millions. Give all the digits: a rounded number does not show whether the "
+            f"this is near{in_millions}. Give all the digits: a rounded number does not show whether the "
             "LayerNorms and the biases are in it."
         )
     return judge_number(
