@@ -6,7 +6,7 @@ Words and intervals come from `second_verdicts.primary_tests`; a recipe that no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from helpers import plots
 from helpers.costs import MIB, Budget, LoraSize, ReplaySize, budget
+from helpers.files import read_json
 from helpers.freezing import PLANS
 from helpers.measuring import DEPENDS, DIVERGED, LESS, MORE, OPEN, SAME
 from helpers.models import load_config
@@ -62,8 +63,9 @@ SAYS = {
 
 def recipes(evidence: Evidence, folder: Path = EVIDENCE) -> Answer | None:
     """The primary tests of a base, and a row for each recipe that was run; None before any main run."""
-    study = recorded_study(evidence.model, folder)
-    return study and recipes_of(study)
+    study, place = recorded_study(evidence.model, folder), folder / "abilities.json"
+    kept = read_json(place).get(evidence.model) if place.exists() else None
+    return study and recipes_of(study, kept)
 
 
 def recorded_study(model: str, folder: Path = EVIDENCE) -> SecondStudy | None:
@@ -74,8 +76,12 @@ def recorded_study(model: str, folder: Path = EVIDENCE) -> SecondStudy | None:
     return read_second_study(place, read_protocol(PAGE), SECTIONS[model])
 
 
-def recipes_of(study: SecondStudy) -> Answer | None:
-    """The same, from records that were read; None while no test has the pairs that the protocol asks for."""
+def recipes_of(study: SecondStudy, kept: Mapping | None = None) -> Answer | None:
+    """The same, from records that were read; None while no test has the pairs that the protocol asks for.
+
+    Args:
+        kept: the abilities of this base and its tuned models, where they were measured (`study.abilities`).
+    """
     tests = primary_tests(study)
     read = [t for t in tests if any(map(is_compared, t.by_text))]
     if not read:
@@ -107,7 +113,11 @@ def recipes_of(study: SecondStudy) -> Answer | None:
         protocol=runs[0].protocol,
         page=PAGE.name,
         table="\n\n".join(
-            [tests_table(tests), *(table_of(study, t) for t in study.primary_texts if study_has(study, t))]
+            [
+                tests_table(tests),
+                *(table_of(study, t) for t in study.primary_texts if study_has(study, t)),
+                *([abilities_table(kept)] if kept else []),
+            ]
         ),
         rules=tuple(advice(study)),
     )
@@ -220,25 +230,27 @@ def asked_first(study: SecondStudy) -> list[PrimaryVerdict]:
 
 
 def headline(study: SecondStudy) -> str:
-    """A sentence for each test that a reader asks about, with its numbers; empty where none was read."""
-    return " ".join(f"{sentence_case(in_brief(study, test))}." for test in asked_first(study))
+    """A sentence for each of the first two tests that a reader asks about, with its numbers; empty without one."""
+    asked = asked_first(study)[:2]
+    if not asked:
+        return ""
+    n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
+    where = f"for the same gain ({' and '.join(study.primary_texts)}, {n_seeds} seeds): "
+    first, *others = (in_brief(study, test) for test in asked)
+    return where + " ".join(f"{clause}." for clause in (first, *map(sentence_case, others)))
 
 
 def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
-    """What a test says; with forgetting over the other's at the level of choice where one forgets less."""
-    if test.word not in (LESS, MORE):
-        return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference))
-    times = [
-        f"{two_digits(own / other)} times as much on {text}"
-        for text, own, other in (
-            (text, forgotten(study, test.recipe, text), forgotten(study, test.reference, text))
-            for text in study.primary_texts
-        )
-        if own is not None and other is not None
+    """What a test says in few words, with forgetting over the other's, text by text, at the level of choice."""
+    own, other = short(test.recipe), short(test.reference)
+    pairs = [
+        (forgotten(study, test.recipe, t), forgotten(study, test.reference, t)) for t in study.primary_texts
     ]
-    return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference)) + (
-        f" ({', '.join(times)})" if times else ""
-    )
+    times = "" if any(None in pair for pair in pairs) else " and ".join(two_digits(a / b) for a, b in pairs)
+    if test.word in (LESS, MORE) and times:
+        return f"{own}, forgets {times} times as much as {other}"
+    word = "not decided" if test.word == OPEN else test.word
+    return f"{own}, against {other}: {word}" + (f" ({times} times as much)" if times else "")
 
 
 def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
@@ -325,6 +337,21 @@ def table_of(study: SecondStudy, text: str) -> str:
     rows = which_weights(study, text)
     model = next(r.model_name for r in study.runs)
     return markdown(head, [[*row_of(row), *cost_of(model, row.recipe)] for row in rows])
+
+
+def abilities_table(kept: Mapping) -> str:
+    """A row for each kept run and share of its change: what it can still do, beside its base; one run each."""
+    base, names = kept["base"], list(kept["base"])
+    heads = [f"{name}, nats per token (base {two_digits(base[name])})" for name in names]
+    rows = [
+        [
+            in_words(Recipe(row["plan"], row["rate"], f"{row['share']:g} of the change", row["weight"])),
+            row["text"],
+            *(two_digits(row[name]) for name in names),
+        ]
+        for row in sorted(kept["rows"], key=lambda r: (r["text"], r["plan"], r["rate"], r["share"]))
+    ]
+    return markdown(["one run each: what it can still do", "text", *heads], rows)
 
 
 @cache

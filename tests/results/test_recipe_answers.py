@@ -103,3 +103,12 @@ def test_memory_and_work_of_a_step_are_the_budgets():
     dearer = cost_of("gpt-neo-mini", Recipe("full", 1e-4, "stopped", 1.0))
     assert int(dearer[1][:-1]) > 130 and cost_of("gpt-neo-mini", Recipe("full", 1e-4))[1] == "100%"
     assert cost_of("a base that is not here", Recipe("full", 1e-4)) == ["", ""]
+
+
+def test_abilities_stand_in_a_table_of_their_own_beside_the_base(study):
+    row = {"plan": "attention", "rate": 1e-4, "weight": 0.0, "text": "alice", "seed": 0, "share": 0.4}
+    kept = {"base": {"copying": 0.504}, "rows": [row | {"copying": 0.476}]}
+    table = recipes_of(study, kept).table.rpartition("\n\n")[2].splitlines()
+    assert "copying, nats per token (base 0.50)" in table[0]
+    assert table[2] == "| attention frozen at 0.0001, 0.4 of the change | alice | 0.48 |"
+    assert "copying" not in recipes_of(study).table
