@@ -66,6 +66,7 @@ LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",
     "equal": "Equal steps or equal gain?",
+    "planner": "Does it fit?",
 }
 
 
@@ -295,7 +296,7 @@ def record() -> None:
     What the notebooks measured on another model than the shipped miniature stands beside it, not in its place.
     """
     entries = published(newest(recorded_claims(), load_claims(profiles.build_dir() / "claims")))
-    write_text(RECORDED, json.dumps(entries, indent=1) + "\n")
+    write_text(RECORDED, json.dumps([entry.as_json() for entry in entries], indent=1) + "\n")
     claim_cards(entries).show()
 
 

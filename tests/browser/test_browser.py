@@ -99,7 +99,7 @@ def test_a_notebook_runs_to_its_end(pages, name):
 
 
 def test_restart_and_run_all_gives_the_same_again(pages):
-    page = pages["00_start_here"]
+    page = pages["02_freezing"]
     compared = [
         i for i, c in enumerate(page.cells) if c["cell_type"] == "code" and not c["metadata"].get("tags")
     ]
@@ -159,24 +159,43 @@ def test_a_hint_unfolds_from_the_keyboard(ratios):
 # --- widgets -----------------------------------------------------------------------
 
 
-def test_a_box_ticked_from_the_keyboard_changes_the_plan_and_its_numbers(pages):
+@pytest.fixture(scope="module")
+def designer(pages):
+    """The output of notebook 02 that holds the freeze designer."""
     page = pages["02_freezing"]
     place = next((i for i, c in enumerate(page.cells) if "freeze_designer(" in "".join(c["source"])), None)
     if place is None:
         require_or_skip("notebook 02 shows no freeze designer")
     output = page.cell(place).locator(".jp-Cell-outputArea")
-    shown = {part: output.locator(f".freeze-designer-{part}") for part in ("ratio", "code", "ledger", "cost")}
+    expect(output.locator(".course-widget")).to_be_visible()
+    return output
+
+
+def test_a_part_frozen_from_the_keyboard_changes_the_plan_and_its_numbers(pages, designer):
+    shown = {part: designer.locator(part) for part in (".share", "code", ".meter >> nth=1")}
+    expect(shown[".meter >> nth=1"]).to_contain_text(
+        "memory at the fullest moment"
+    )  # the kernel has answered
     before = {part: element.inner_text() for part, element in shown.items()}
     assert "mlp" not in before["code"]
-    box = output.get_by_label("mlp", exact=True)
-    box.focus()
-    page.page.keyboard.press("Space")
-    expect(shown["code"]).to_contain_text("mlp")
-    for part in ("ratio", "ledger", "cost"):
-        expect(shown[part]).not_to_have_text(before[part], use_inner_text=True)
-    page.page.keyboard.press("Space")
-    expect(shown["ratio"]).to_have_text(before["ratio"])
-    expect(shown["code"]).to_have_text(before["code"])
+    part = designer.locator('[data-part="mlp@0"]')
+    part.focus()
+    pages["02_freezing"].page.keyboard.press("Space")
+    expect(part).to_have_attribute("aria-checked", "false")
+    expect(shown["code"]).to_contain_text("mlp@0")
+    for name in (".share", ".meter >> nth=1"):
+        expect(shown[name]).not_to_have_text(before[name], use_inner_text=True)
+    pages["02_freezing"].page.keyboard.press("Space")
+    for name, element in shown.items():
+        expect(element).to_have_text(before[name], use_inner_text=True)
+
+
+@pytest.mark.parametrize("theme", lab.THEMES)
+def test_a_widget_follows_the_theme_of_the_lab(theme, pages, designer):
+    pages["02_freezing"].show(theme, 1280)
+    expect(designer.locator(".course-widget")).to_have_css("color-scheme", theme)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    designer.screenshot(path=SHOTS / f"02_freezing-{theme}-designer.png")
 
 
 # --- looks -------------------------------------------------------------------------

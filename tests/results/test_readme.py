@@ -9,7 +9,8 @@ import pytest
 from helpers.measuring.decisions import VERDICTS
 from helpers.models.loading import load_model, weight_hash
 from helpers.profiles import ROOT, TINY
-from helpers.results.claims import CLAIMS, on_models
+from helpers.results.cards import recorded_claims
+from helpers.results.claims import CLAIMS
 from helpers.results.lever_answers import Lever
 from helpers.results.recipe_answers import headline
 from helpers.results.verdicts import published
@@ -108,18 +109,22 @@ def test_every_command_of_the_readme_is_a_make_target():
 
 
 def test_the_recorded_verdicts_are_of_the_shipped_miniature():
-    entries = json.loads(refresh_readme.RECORDED.read_text("utf-8"))
+    entries = recorded_claims()
     mini = weight_hash(load_model(TINY.model, device="cpu"))
-    assert [e["id"] for e in entries] == [c for c in CLAIMS if c in {e["id"] for e in entries}]
-    assert {f"C{i}" for i in range(1, 16)} <= {e["id"] for e in entries}
-    assert {e["verdict"] for e in entries} <= set(VERDICTS)
-    rows = [row for e in entries for row in on_models(e)]
-    assert all(row["model_hash"] == mini for row in rows if row["model"] == TINY.model_name)
+    assert [e.id for e in entries] == [c for c in CLAIMS if c in {e.id for e in entries}]
+    assert {f"C{i}" for i in range(1, 16)} <= {e.id for e in entries}
+    assert {e.first.verdict for e in entries} <= set(VERDICTS)
+    verdicts = [v for e in entries for v in e.verdicts]
+    assert all(v.model_hash == mini for v in verdicts if v.model == TINY.model_name)
 
 
 def test_the_recorded_verdicts_are_those_of_the_scoreboard():
-    entries = json.loads(refresh_readme.RECORDED.read_text("utf-8"))
+    entries = recorded_claims()
     assert published(entries) == entries, "the evidence says something else by now; run: course results"
+    text = refresh_readme.RECORDED.read_text("utf-8")
+    assert text == json.dumps([e.as_json() for e in entries], indent=1) + "\n", (
+        "read and written, it stays as it is"
+    )
 
 
 def test_a_new_miniature_would_make_the_evidence_stale():
