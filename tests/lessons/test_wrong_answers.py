@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.lessons.checks import exercise_names
-from support.replies import assert_wrong
+from support.said import assert_wrong
 
 ANSWERS = tomllib.loads(Path(__file__).with_name("wrong_answers.toml").read_text("utf-8"))["answer"]
 
