@@ -155,11 +155,26 @@ def judge_number(
     for value, reason in mistakes.items():
         if math.isclose(found, value, rel_tol=1e-9, abs_tol=within):
             return wrong(reason)
+    for value, reason in _of_another_form(correct).items():
+        if math.isclose(found, value, rel_tol=1e-3):
+            return wrong(reason)
     return wrong(f"{found:,.6g} is not it. {otherwise}")
 
 
-def call(function: Any, *arguments: Any) -> Any:
+def _of_another_form(correct: float) -> dict[float, str]:
+    """The right number in a form that was not asked for, to what it is."""
+    return {
+        -correct: "the size is right, and the sign is turned round.",
+        100
+        * correct: "this is a hundred times the right number. Percent is not asked for here: look at the unit.",
+    }
+
+
+def call(function: Any, *arguments: Any, hints: Mapping[str, str] | None = None) -> Any:
     """Return what the reader's function returns, for a check that tries it on several cases.
+
+    Args:
+        hints: words of an error to what it means in this exercise.
 
     Raises:
         AnswerFault: it is no function, or it stopped with an error. `reply_to` turns it into the reply.
@@ -176,17 +191,27 @@ def call(function: Any, *arguments: Any) -> Any:
         asked = (
             "" if _takes(function, len(arguments)) else f". It is called with {len(arguments)} arguments here"
         )
-        raise AnswerFault(f"your function stopped with {type(error).__name__}: {error}{asked}") from error
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        meant = "".join(f". {hint}" for words, hint in (hints or {}).items() if words in said)
+        raise AnswerFault(f"your function stopped with {said}{asked}{meant}") from error
 
 
-def value_of(function: Any, *arguments: Any) -> Any:
+def value_of(function: Any, *arguments: Any, hints: Mapping[str, str] | None = None) -> Any:
     """Return what the reader's function returns, as `call` does, where it must return something.
 
     Raises:
         AnswerFault: as in `call`.
         ValueError: it returned nothing.
     """
-    value = call(function, *arguments)
+    return handed_on(call(function, *arguments, hints=hints))
+
+
+def handed_on(value: Any) -> Any:
+    """Return a value that a reader's function returned.
+
+    Raises:
+        ValueError: it is None.
+    """
     if value is None:
         raise ValueError(
             "your function returns None: end it with `return`; print shows a value on the screen, "

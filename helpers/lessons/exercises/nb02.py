@@ -45,6 +45,9 @@ def zeroed_gradient(answer: Any) -> Reply:
             * 0.9
             ** 3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
             1.98: "that is the weight after one step; three are asked for.",
+            0.99**3: "0.9703 is the factor of three steps. The weight starts at 2.",
+            2 * 0.99**4: "that is the weight after four steps; three are asked for.",
+            2 * 1.01**3: "the sign is turned round: weight decay makes the weight smaller.",
             1.7: "you let the weight move by the rate at each step. Momentum never got a gradient here: only decay acts.",
         },
         within=1e-4,
@@ -66,6 +69,10 @@ def gradients_with_frozen_attention(answer: Any) -> Reply:
     if tuple(found) == STATES:
         return right(
             "Only the frozen weights have no gradient. It passes through them to all that stands before."
+        )
+    if all((state == "nonzero") != (given == "nonzero") for state, given in zip(STATES, found, strict=True)):
+        return wrong(
+            "turned round: a frozen weight is the one that has no gradient, and the others have one."
         )
     if any(found[i] == "zero" for i in _FROZEN):
         return wrong(
@@ -143,6 +150,16 @@ def blocks_without_gradients(answer: Any) -> Reply:
             "first-half freezes blocks 0 to 5. Block 5 is the last of them. How many blocks are 0 to 5?"
         )
     place = next(i for i, given in enumerate(found) if given != right_ones[i])
+    if found[place] == right_ones[place] + 1:
+        return wrong(
+            f"one too many in plan {place + 1}, {CUTS[place][0]}: block {right_ones[place]} trains itself. It counts "
+            "as one that needs its gradients."
+        )
+    if found[place] == 0:
+        return wrong(
+            f"plan {place + 1}, {CUTS[place][0]}: 0 would mean that something in block 0 or below it trains. Here all "
+            "of that is frozen. Which is the lowest block that trains?"
+        )
     return wrong(
         f"plan {place + 1}, {CUTS[place][0]}: {found[place]:g} is not it. Which is the lowest block that "
         "holds a weight that trains?"
@@ -151,6 +168,7 @@ def blocks_without_gradients(answer: Any) -> Reply:
 
 # --- 02d: freeze one block ---------------------------------------------------------
 
+FLAG_HINTS = {"'bool' object is not callable": "requires_grad is the flag itself; requires_grad_(…) sets it."}
 N_BLOCKS = 12  # so that "h.1" is in the names of blocks 1, 10 and 11
 
 
@@ -179,7 +197,7 @@ def freeze_one_block(answer: Any) -> Reply:
     """A function (model, index) that freezes one block and nothing else."""
     model = practice_model()
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
-    call(answer, model, 1)
+    call(answer, model, 1, hints=FLAG_HINTS)
     return (
         _judge_flags(model)
         or _judge_gradients(model)
@@ -207,6 +225,11 @@ def _judge_flags(model: nn.Module) -> Reply | None:
         )
     if frozen == before:
         return wrong("no parameter of block 1 has the flag requires_grad = False afterwards.")
+    if not inside & frozen:
+        return wrong(
+            f"for index 1 you froze another block: {min(frozen - before)}, and nothing of block 1. Block 1 is "
+            "model.transformer.h[1]; counting starts at 0."
+        )
     others = sorted({name.split(".")[2] for name in frozen - inside - before if ".h." in name}, key=int)
     if others == ["10", "11"]:
         return wrong(
@@ -506,7 +529,10 @@ def _letters(answer: Any) -> list[str]:
 # --- 02g: train some rows ----------------------------------------------------------
 
 ROWS = [1, 4]
-Step = Callable[[nn.Parameter, list[int], Optimizer], Any]
+ROW_HINTS = {
+    "a leaf": "Values of a parameter are changed inside `with torch.no_grad():`.",
+    "out of bounds for dimension 1": "That is a column: weight[i] is a row, and weight[:, i] a column.",
+}
 
 # What the reader's step is tried with, easy ones first, and what moves the other rows if it fails there.
 CASES: tuple[tuple[Callable[[nn.Parameter], Optimizer], bool, str], ...] = (
@@ -544,7 +570,7 @@ def _judge_step(answer: Any, build: Callable, has_momentum: bool, reason: str) -
     before = weight.detach().clone()
     other, plain = _practice_table(build, has_momentum)
     plain.step()  # what an ordinary step does to every row
-    _step(answer, weight, optimizer)
+    call(answer, weight, list(ROWS), optimizer, hints=ROW_HINTS)
     moved = (weight.detach() != before).any(1)  # (rows,)
     wanted = torch.zeros(len(moved), dtype=torch.bool)
     wanted[ROWS] = True
@@ -555,9 +581,9 @@ def _judge_step(answer: Any, build: Callable, has_momentum: bool, reason: str) -
     if (moved & ~wanted).any():
         return wrong(
             reason
-            or "all rows move. If you put old values back, two things may have gone wrong. Without "
-            "clone() the old values are the new ones. And `weight = …` only gives the name to "
-            "another tensor: write *into* the parameter, weight[rows] = … or weight.copy_(…)."
+            or "all rows move. If you put old values back, one of three things has gone wrong. Without clone() the "
+            "old values are the new ones. Put back *before* the step, they move all the same. And `weight = …` only "
+            "gives the name to another tensor: write *into* the parameter, weight[rows] = … or weight.copy_(…)."
         )
     if not torch.allclose(weight[ROWS], other[ROWS], atol=1e-6):
         return wrong(
@@ -577,14 +603,3 @@ def _practice_table(build: Callable, has_momentum: bool) -> tuple[nn.Parameter, 
         optimizer.step()
     weight.grad = torch.randn(6, 3, generator=dice)
     return weight, optimizer
-
-
-def _step(answer: Any, weight: nn.Parameter, optimizer: Optimizer) -> None:
-    try:
-        call(answer, weight, list(ROWS), optimizer)
-    except AnswerFault as fault:
-        if "leaf" in str(fault):
-            raise AnswerFault(
-                f"{fault} Values of a parameter are changed inside `with torch.no_grad():`."
-            ) from fault
-        raise
