@@ -212,8 +212,9 @@ def page_text(page: str, text: str, links: Links) -> str:
             cell.source = links.rewritten(cell.source, page)
         elif cell.cell_type == "code":
             described(cell, page)
-            if cell.metadata.get("jupyter", {}).get("outputs_hidden"):
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-output"]
+            for key, tag in (("outputs_hidden", "hide-output"), ("source_hidden", "hide-input")):
+                if cell.metadata.get("jupyter", {}).get(key):
+                    cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
     return nbformat.writes(book)
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.profiles import ROOT
 
 PAGE = (ROOT / "docs" / "glossary.md").read_text("utf-8")
-ROWS = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (\d\d) \|$", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (\w\d) \|$", PAGE, re.MULTILINE)
 
 
 def prose(number: str) -> str:

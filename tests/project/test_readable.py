@@ -14,13 +14,11 @@ from helpers.profiles import NOTEBOOKS, ROOT
 MOST_WORDS = 150  # in a cell of text
 # Lessons whose lines, cells or table of words still wait to be put into this form.
 TO_DO = (
-    "00_start_here",
-    "01_transformer_block",
     "02_freezing",
     "03_parameter_ratios",
 )
 IN_FORM = [name for name in NOTEBOOKS if name not in TO_DO]
-ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\d\d) \|)?$", re.MULTILINE)
+ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\w\d) \|)?$", re.MULTILINE)
 
 
 def cells_of(name: str, kind: str) -> list[nbformat.NotebookNode]:
@@ -109,6 +107,31 @@ def test_the_words_that_a_lesson_uses_first_are_in_its_table_as_in_the_glossary(
     }
     glossary = ROW.findall((ROOT / "docs" / "glossary.md").read_text("utf-8"))
     assert rows == {(word, meaning) for word, meaning, first in glossary if first == name[:2]}
+
+
+# --- how long it takes to read -----------------------------------------------------
+
+# Lessons whose minutes still wait to be computed.
+NOT_TIMED = [name for name in NOTEBOOKS if name[:2] not in ("00", "01", "A1")]
+
+
+def reading_minutes(name: str) -> float:
+    """200 words a minute, without what is folded; 5 seconds a line of code, 2 a printed line, 20 a picture."""
+    text = "\n".join(cell.source for cell in cells_of(name, "markdown"))
+    open_text = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
+    words = sum(any(map(str.isalnum, word)) for word in open_text.split())
+    code = cells_of(name, "code")
+    lines = sum(bool(line.strip()) for cell in code for line in cell.source.splitlines())
+    pictures = sum(kind.startswith("image/") for c in code for o in c.outputs for kind in o.get("data", {}))
+    return words / 200 + (5 * lines + 2 * sum(len(printed(c)) for c in code) + 20 * pictures) / 60
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in NOT_TIMED])
+def test_the_minutes_to_read_are_those_of_a_clock(name):
+    stated = int(re.search(r"(\d+)(?: minutes)? to read", cells_of(name, "markdown")[0].source)[1])
+    assert abs(stated - reading_minutes(name)) <= 3, (
+        f"write: {5 * round(reading_minutes(name) / 5)} minutes to read"
+    )
 
 
 def test_a_wide_line_goes_on_below_and_what_fits_stays_as_it_is(capsys):
