@@ -134,12 +134,19 @@ def masked(u, w_q, w_k, w_v, hidden):
     return (u @ w_q.T @ (u @ w_k.T).T).masked_fill(hidden, float("-inf")).softmax(-1) @ (u @ w_v.T)
 
 
+def without_softmax(u, w_q, w_k, w_v):
+    later = torch.ones(6, 6).triu(1).bool()
+    return (u @ w_q.T @ (u @ w_k.T).T).masked_fill(later, float("-inf")) @ (u @ w_v.T)
+
+
 @pytest.mark.parametrize(
     ("answer", "named"),
     [
         (lambda u, q, k, v: ((u @ q.T) @ (u @ k.T).T).softmax(-1), "not mixed yet"),
         (lambda u, q, k, v: ((u @ q.T) @ (u @ k.T).T).softmax(-1) @ u, "Mix their values"),
         (lambda u, q, k, v: u @ v.T, "the values as they were"),
+        (lambda u, q, k, v: (u @ q.T @ (u @ k.T).T).tril() @ (u @ v.T), "the softmax is missing"),
+        (lambda *p: without_softmax(*p), "the softmax is missing"),
         (lambda u, q, k, v: u @ q @ k.T, "turn it: u @ w_q.T"),
         (lambda *p: masked(*p, torch.ones(6, 6).triu().bool()), "token 0 must see itself"),
         (

@@ -198,6 +198,11 @@ def head_with(
     ]()
 
 
+def _last_row_without_softmax(u, w_q, w_k, w_v):
+    """The last token sees every key, so that no -inf hides what was done."""
+    return (u[-1] @ w_q.T) @ (u @ w_k.T).T @ (u @ w_v.T)
+
+
 HEAD_FAULTS: dict[str, tuple[Choices, str]] = {
     "divided": (
         {"divide": 4**0.5},
@@ -265,6 +270,8 @@ def check_head(answer: Any) -> Reply:
             f"the shape is {tuple(found.shape)}. For each of the {n} tokens head_dim numbers are asked for: "
             f"({n}, {len(w_v)})."
         )
+    if _is(found[-1], _last_row_without_softmax(*parts)):
+        return wrong("the softmax is missing: the values are mixed with the scores themselves.")
     if found.isnan().any():
         return wrong(
             "there is NaN. A row in which every score is -inf has no softmax: token 0 must see itself. Or -inf was "
