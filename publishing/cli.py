@@ -35,6 +35,12 @@ Books = Annotated[
     Path,
     typer.Option(metavar="FOLDER", help="The real authors, e.g. alice.txt, poe.txt.", show_default="none"),
 ]
+Stages = Annotated[
+    list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
+]
+Notebooks = Annotated[
+    Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
+]
 Shape = Annotated[str, typer.Option(metavar="SHAPE", help="125m; or small: seconds, for tests.")]
 
 
@@ -53,9 +59,7 @@ def run(
     notebook: Annotated[
         str, typer.Option(metavar="NAME", help="This one only, such as 02_freezing.", show_default="all")
     ] = "",
-    folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
-    ] = ROOT / "notebooks",
+    folder: Notebooks = ROOT / "notebooks",
     record_minutes: Annotated[
         bool, typer.Option("--record-minutes", help="Keep the times of a whole run in data/minutes.json.")
     ] = False,
@@ -199,9 +203,7 @@ def first(
         typer.Option(metavar="FOLDER", help="Where run files go.", show_default="build/, then packed"),
     ] = None,
     books: Books = None,
-    stages: Annotated[
-        list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
-    ] = [],  # noqa: B006 (typer copies it)
+    stages: Stages = [],  # noqa: B006 (typer copies it)
     seeds: Annotated[
         int,
         typer.Option(metavar="N", help="At most so many main seeds.", show_default="the protocol's"),
@@ -234,9 +236,7 @@ def second(
     profile: Annotated[
         list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="both")
     ] = [],  # noqa: B006
-    stages: Annotated[
-        list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
-    ] = [],  # noqa: B006
+    stages: Stages = [],  # noqa: B006
     workers: Annotated[
         int, typer.Option(metavar="N", help="Processes of one thread; 0: none beside this one.")
     ] = 2,
@@ -680,9 +680,7 @@ def drift(
     control: Annotated[
         Path, typer.Option(metavar="FOLDER", help="That of the lock.", show_default=".venv")
     ] = ROOT / ".venv",
-    folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
-    ] = ROOT / "notebooks",
+    folder: Notebooks = ROOT / "notebooks",
 ) -> int:
     """Try the newest packages, and name the library that breaks a notebook.
 

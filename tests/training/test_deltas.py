@@ -29,7 +29,7 @@ from helpers.training.deltas import (
     tokenizer_hash,
 )
 from support import tiny
-from support.families import FAMILIES
+from support.tiny import FAMILIES
 
 MAIN = FreezePlan.freeze("attention", "embeddings")
 SHAPE = tiny.SHAPE | {"hidden_size": 16, "num_heads": 2, "intermediate_size": 24}

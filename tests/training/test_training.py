@@ -30,7 +30,7 @@ def make_windows(n=10, seed=0):
     return torch.randint(97, (n, 24), generator=torch.Generator().manual_seed(seed))
 
 
-def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **changes):
+def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, progress=False, **changes):
     model = model or build_model(CONFIG, seed=1)
     usual = {"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}
     settings = TrainSettings(**{**usual, **changes})
@@ -41,7 +41,7 @@ def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **cha
         settings,
         evaluate=evaluate,
         folder=folder,
-        progress=False,
+        progress=progress,
     )
     return model, result
 
@@ -264,18 +264,18 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("bars_are_off", [False, True])
+@pytest.mark.parametrize(("bars_are_off", "progress"), [(False, True), (True, True), (False, False)])
 def test_that_a_run_goes_on_is_said_in_words_where_there_may_be_a_bar(
-    tmp_path, capsys, monkeypatch, bars_are_off
+    tmp_path, capsys, monkeypatch, bars_are_off, progress
 ):
     monkeypatch.setattr(runs, "tqdm", lambda **bar: SimpleNamespace(disable=bars_are_off))
     train(folder=tmp_path, n_steps=4)
     assert capsys.readouterr().err == "", "a new run resumes nothing"
     shutil.rmtree(tmp_path / "step-00000004")
-    train(folder=tmp_path, n_steps=4)
+    train(folder=tmp_path, n_steps=4, progress=progress)
     said = capsys.readouterr()
     words = f"The folder '{tmp_path}' holds step 2 of 4 of this run: going on from there.\n"
-    assert (said.err, said.out) == ("" if bars_are_off else words, "")
+    assert (said.err, said.out) == (words if progress and not bars_are_off else "", "")
 
 
 @pytest.mark.parametrize("is_notebook", [True, False])
