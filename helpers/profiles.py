@@ -115,6 +115,7 @@ NOTEBOOKS = (
     "06_keep_what_it_knew",
     "07_lora",
     "08_scaling_up",
+    "A1_who_does_what",
 )
 
 
@@ -138,7 +139,7 @@ TINY = Profile(
     retention_windows=64,
     held_out_windows=None,
     precision="float32",
-    minutes=_minutes(1, 1, 1, 1, 3, 5, 4, 3, 2),
+    minutes=_minutes(1, 1, 1, 1, 3, 5, 4, 3, 2, 1),
     note="the shipped miniature on the CPU, no network needed",
     rates_name="rates.json",
     rates={
@@ -181,7 +182,7 @@ GPT_NEO = Profile(
     retention_windows=64,
     held_out_windows=64,
     precision="auto",
-    minutes=_minutes(2, 2, 2, 2, 10, 20, 15, 10, 5),
+    minutes=_minutes(2, 2, 2, 2, 10, 20, 15, 10, 5, 2),
     note="GPT-Neo 125M and real books",
 )
 
@@ -202,7 +203,7 @@ SMOLLM2 = Profile(
     retention_windows=5,
     held_out_windows=8,
     precision="float32",
-    minutes=_minutes(5, 1, 3, 1, 15, 10, 15, 10, 5),
+    minutes=_minutes(5, 1, 3, 1, 15, 10, 15, 10, 5, 1),
     note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one",
     rates_name="rates-smollm2.json",
 )

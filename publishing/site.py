@@ -239,8 +239,9 @@ def page_text(page: str, text: str, links: Links) -> str:
         elif cell.cell_type == "code":
             described(cell, page)
             cell.outputs += living(cell.outputs, "../" * (len(PurePosixPath(page).parts) - 1))
-            if cell.metadata.get("jupyter", {}).get("outputs_hidden"):
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-output"]
+            for key, tag in (("outputs_hidden", "hide-output"), ("source_hidden", "hide-input")):
+                if cell.metadata.get("jupyter", {}).get(key):
+                    cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
     return nbformat.writes(book)
 
 

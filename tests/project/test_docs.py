@@ -22,7 +22,7 @@ from publishing.links import UNSEEN
 from support import tiny
 
 PAGE = (ROOT / "docs" / "glossary.md").read_text("utf-8")
-ROWS = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (\d\d) \|$", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| ([^|]+) \| ([^|]+) \| (\w\d) \|$", PAGE, re.MULTILINE)
 
 
 def prose(number: str) -> str:

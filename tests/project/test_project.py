@@ -34,6 +34,7 @@ LESSONS = (
     "06_keep_what_it_knew",
     "07_lora",
     "08_scaling_up",
+    "A1_who_does_what",
 )
 
 # Packages that are run, not imported, and the file that shows it.

@@ -226,3 +226,10 @@ def test_a_folded_output_is_folded_on_the_site(links):
     page = nbformat.writes(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("x")]))
     one, other = nbformat.reads(build_site.page_text("notebooks/02_freezing.ipynb", page, links), 4).cells
     assert one.metadata.tags == ["hide-output"] and "tags" not in other.metadata
+
+
+def test_a_folded_cell_is_folded_on_the_site_with_its_output_open(links):
+    cell = nbformat.v4.new_code_cell("session.enter()", metadata={"jupyter": {"source_hidden": True}})
+    page = nbformat.writes(nbformat.v4.new_notebook(cells=[cell]))
+    (one,) = nbformat.reads(build_site.page_text("notebooks/02_freezing.ipynb", page, links), 4).cells
+    assert one.metadata.tags == ["hide-input"]
