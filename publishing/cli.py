@@ -495,6 +495,8 @@ def pretrain(
 
     from helpers.study import pretrain as training
 
+    if export:
+        training.require_target(Path(export))
     training.train(
         SimpleNamespace(
             texts=texts, out=out, steps=steps, batch=batch, rate=rate, warmup=warmup, decay=decay,
