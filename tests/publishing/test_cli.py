@@ -199,19 +199,31 @@ def test_make_has_few_words_of_its_own():
     assert targets == {"help", "venv", "course", "test", "test-long", "lint", "lab"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "data/README.md"])
+WITHOUT_A_COMMAND = ("data/README.md", "docs/glossary.md")
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("", "docs", "data", "data/evidence")
+    for path in (ROOT / folder).glob("*.md")
+    if not path.name.startswith("PROTOCOL")  # pages of their day
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_that_a_page_names_is_there(page):
     text = (ROOT / page).read_text("utf-8")
     code = "\n".join(
         re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
     )
     named = re.findall(r"^(?:\.venv/bin/)?course ((?:study )?[a-z]+)\b", code, re.MULTILINE)
-    assert named or page == "data/README.md"
+    assert named or page in WITHOUT_A_COMMAND
     for words in named:
         assert tuple(words.split()) in COMMANDS, words
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"\bmake ([a-z-]+)", code):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for module in re.findall(r"python -m ((?:helpers|publishing)[a-z_.]*)", text):
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+        assert 'if __name__ == "__main__":' in source, module
 
 
 def test_an_environment_that_was_built_before_there_was_a_program_gets_it(tmp_path, monkeypatch):
