@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +60,8 @@ class Profile:
         minutes: notebook to the minutes that its run is planned to take. A plan, not a measurement.
         note: one line that says why this profile was chosen.
         rates_name: the record of its tuned rates in the first study; None where that did not study it.
+        rates: plan to the rate at which it forgot least after rewinding, in the second study's tuning runs; empty
+            where that did not tune this model.
     """
 
     name: str
@@ -80,6 +82,15 @@ class Profile:
     minutes: dict[str, int]
     note: str
     rates_name: str | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def rate_of(self, plan: str) -> float:
+        """Return the learning rate of a run that names none: that of the second study, or else the profile's.
+
+        Args:
+            plan: a key of `freezing.PLANS`.
+        """
+        return self.rates.get(plan, self.rate_full if plan == "full" else self.rate_main)
 
 
 OWN_TEXTS = {
@@ -129,6 +140,15 @@ TINY = Profile(
     minutes=_minutes(1, 1, 1, 1, 3, 5, 4, 3, 2),
     note="the shipped miniature on the CPU, no network needed",
     rates_name="rates.json",
+    rates={
+        "full": 1e-4,
+        "attention": 1e-4,
+        "attention+embeddings": 1e-4,
+        "embeddings": 1e-4,
+        "first-half": 1e-4,
+        "only-attention": 3e-4,
+        "only-mlp-out": 3e-4,
+    },
 )
 
 SMOKE = replace(
@@ -141,6 +161,7 @@ SMOKE = replace(
     held_out_windows=4,
     note="a few steps to see that everything runs, not to learn from",
     rates_name=None,
+    rates={},
 )
 
 GPT_NEO = Profile(
@@ -241,8 +262,8 @@ def _with_model(profile: Profile, source: str | None) -> Profile:
         return _with_fetched_model(profile) if profile.name == "smollm2" else profile
     for folder in (usable_path(source, "The model"), ROOT / source):
         if folder.is_dir():
-            return replace(profile, model=str(folder.resolve()), model_name=folder.resolve().name)
-    return replace(profile, model=source, model_name=Path(source).name)
+            return replace(profile, model=str(folder.resolve()), model_name=folder.resolve().name, rates={})
+    return replace(profile, model=source, model_name=Path(source).name, rates={})
 
 
 def _with_fetched_model(profile: Profile) -> Profile:

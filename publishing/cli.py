@@ -283,6 +283,21 @@ def hits(
 
 
 @study.command()
+def abilities(
+    profile: Annotated[
+        list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="tiny")
+    ] = [],  # noqa: B006
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the study wrote.", show_default="build/study2")
+    ] = None,
+) -> None:
+    """Ask the tuned models that the second study kept for what their base could do."""
+    from helpers.study import abilities as asked
+
+    asked.record(profile or ["tiny"], folder)
+
+
+@study.command()
 def bases(
     profile: Annotated[
         list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="tiny")

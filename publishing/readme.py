@@ -27,17 +27,23 @@ from helpers.models import build_on_meta, gpt_neo_125m_config
 from helpers.plots import Svg
 from helpers.results import (
     EVIDENCE,
+    FULL,
     QUESTIONS,
     RECORDED,
     Lever,
+    SecondStudy,
     claim_cards,
+    forgotten_first,
+    headline,
     largest_levers,
     load_claims,
     newest,
     published,
     read_evidence,
     recorded_claims,
+    recorded_study,
     scoreboard_table,
+    short,
     studied_models,
     two_digits,
     verdict_counts,
@@ -111,8 +117,25 @@ def largest() -> dict[str, dict[str, Lever]]:
     return {model: levers for model, levers in found.items() if set(levers) == set(KINDS)}
 
 
-def finding(found: dict[str, dict[str, Lever]]) -> str:
-    """What the course found, in one sentence, from the records."""
+@cache
+def studied() -> dict[str, SecondStudy]:
+    """Model to its second study, where a test that a reader asks about was read."""
+    found = {model: recorded_study(model) for model in studied_models()}
+    return {model: study for model, study in found.items() if study and headline(study)}
+
+
+def finding(found: dict[str, dict[str, Lever]], answered: dict[str, SecondStudy]) -> str:
+    """What the course found, from the records: the answer of each model that has one, then what moved forgetting."""
+    answers = [
+        f"On {name_of(model)}, for the same gain: {headline(study)}" for model, study in answered.items()
+    ]
+    if answers:
+        answers.append("*Rewound*: base + α · change, no training; *stopped*: a point along training.")
+    return " ".join([*answers, strongest(found)])
+
+
+def strongest(found: dict[str, dict[str, Lever]]) -> str:
+    """Which lever of the first study changed forgetting most, in one sentence."""
     leads = {next(iter(levers)) for levers in found.values()}
     if len(leads) != 1:
         ends = "; ".join(
@@ -126,7 +149,7 @@ def finding(found: dict[str, dict[str, Lever]]) -> str:
     beside = next(kind for kind in ("the plan", "the rate") if kind != lead)
     other = " and ".join(times(levers[beside]) for levers in found.values())
     return (
-        f"Of what was tried, {KINDS[lead]} changed most how much a model forgets: up to {counts}. "
+        f"Without rewinding, {KINDS[lead]} changed most how much a model forgets: up to {counts}. "
         f"({KINDS[beside].capitalize()}: up to {other} times.)"
     )
 
@@ -140,19 +163,44 @@ def name_of(model: str) -> str:
     return NAMES.get(model, model)
 
 
-def poster(theme: str, found: dict[str, dict[str, Lever]]) -> Svg:
+def poster(theme: str, found: dict[str, dict[str, Lever]], answered: dict[str, SecondStudy]) -> Svg:
     """The picture of the first screen: a model under the main plan, and what changed forgetting on each model."""
     model, plan = build_on_meta(gpt_neo_125m_config()), FreezePlan.freeze("attention", "embeddings")
     ledger = plan.explain(model)
     words = (
         f"A drawing of GPT-Neo 125M with attention and embeddings frozen: {ledger.R:.0%} of its parameters train. "
-        f"Below it bars: {finding(found)}"
+        f"Below it bars: {finding(found, answered).replace('*', '')}"
     )
     drawing = Svg(480, words, theme)
     drawing.text(24, 34, f"Here {ledger.R:.0%} of GPT-Neo 125M trains", 17, bold=True)
     y = drawings.city(drawing, 48, model, ledger, 150) + 12
     drawings.legend(drawing, y)
     y += 52
+    for name, study in answered.items():
+        y = recipe_bars(drawing, y, name_of(name), study) + 22
+    left = {name: levers for name, levers in found.items() if name not in answered}
+    drawing.height = (lever_bars(drawing, y, left) if left else y - 14) + 18
+    return drawing
+
+
+def recipe_bars(drawing: Svg, y: float, name: str, study: SecondStudy) -> float:
+    """What the recipes of the first tests forgot for one gain, as bars; returns where they end."""
+    values = forgotten_first(study)
+    scale = 150 / max(values.values())
+    drawing.text(24, y, "Forgotten for the same gain", 17, bold=True)
+    drawing.text(24, y + 22, f"{name}, {study.choices.text}; nats per token", colour="soft")
+    y += 30
+    for recipe, value in sorted(values.items(), key=lambda item: -item[1]):
+        colour = "trains" if recipe.plan == FULL else "frozen"
+        drawing.text(252, y + 17, short(recipe), anchor="end")
+        drawing.rect(260, y + 2, max(scale * value, 2), 20, colour, radius=2, line=0)
+        drawing.text(266 + scale * value, y + 17, two_digits(value), bold=True)
+        y += 26
+    return y
+
+
+def lever_bars(drawing: Svg, y: float, found: dict[str, dict[str, Lever]]) -> float:
+    """By what factor each lever changed forgetting, as bars; returns where they end."""
     drawing.text(24, y, "What changed forgetting, and how much", 17, bold=True)
     scale = 205 / max(lever.times - 1 for levers in found.values() for lever in levers.values())
     for name, levers in found.items():
@@ -164,8 +212,7 @@ def poster(theme: str, found: dict[str, dict[str, Lever]]) -> Svg:
             drawing.rect(158, y + 2, max(scale * (lever.times - 1), 2), 20, colour, radius=2, line=0)
             drawing.text(164 + scale * (lever.times - 1), y + 17, f"{times(lever)} times", bold=True)
             y += 26
-    drawing.height = y + 18
-    return drawing
+    return y
 
 
 def score() -> str:
@@ -191,10 +238,10 @@ def front() -> str:
     first = sorted((ROOT / "notebooks").glob("*.ipynb"))[0]
     return "\n\n".join(
         [
-            f"**What it found.** {finding(found)} [All results](results/README.md)",
+            f"**What it found.** {finding(found, studied())} [All results](results/README.md)",
             f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Or try it now, in your browser: {tries}",
             score(),
-            picture("front", poster("light", found).title, 480),
+            picture("front", poster("light", found, studied()).title, 480),
         ]
     )
 
@@ -202,7 +249,7 @@ def front() -> str:
 def drawn() -> dict[str, str]:
     """The pictures of README: name of a file under docs/ to what it must hold."""
     found, cards = largest(), claim_cards(recorded_claims())
-    shown = {"front": lambda theme: poster(theme, found), "claims": cards.svg}
+    shown = {"front": lambda theme: poster(theme, found, studied()), "claims": cards.svg}
     return {
         f"{name}-{theme}.svg": str(draw(theme)) for name, draw in shown.items() for theme in ("light", "dark")
     }

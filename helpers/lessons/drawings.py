@@ -4,6 +4,7 @@
     drawings.gradient(model, plan)                 where the gradient passes, and where it stops
     drawings.areas(model, plan)                    as large as it has parameters
     drawings.base_to_tuned()                       what gain and forgetting compare
+    drawings.rewinding()                           the way of training, and the straight way back
 
 Each is an `Svg`: a notebook shows it, with a sentence for readers who cannot see it.
 """
@@ -224,6 +225,40 @@ def base_to_tuned(theme: str = "auto") -> Svg:
         for x, edge in ((57, 90), (423, 390)):
             drawing.path(f"M {x} {y + 120:g} V {top + 31:g} H {edge}", "soft")
     drawing.height = y + 320
+    return drawing
+
+
+def rewinding(theme: str = "auto") -> Svg:
+    """The way of training from base to tuned, and the straight way back on which α counts."""
+    words = (
+        "Drawing of two models: the base on the left, the tuned model on the right. A bent orange line goes from one "
+        "to the other: training, in many small steps. A straight line joins them as well, with marks at α = 0, 0.25, "
+        "0.5, 0.75 and 1: the models that rewinding offers, each base plus α times the change. At α = 0 it is the "
+        "base, at α = 1 the tuned model. No model on the straight line was trained."
+    )
+    drawing, y = titled("Rewinding: a straight way back", words, theme)
+    top = y + 96
+    for x, name, state in ((24, "base", "frozen"), (340, "tuned", "trains")):
+        drawing.rect(x, top, 116, 116, "raised", "line", radius=10)
+        drawing.text(x + 58, top + 24, name, 16, anchor="middle", bold=True)
+        for k, label in enumerate(("attention", "MLP")):
+            Part(label, state).draw(drawing, x + 10, top + 36 + 38 * k, 96, 30)
+    drawing.path(
+        f"M 82 {top - 8:g} C 90 {y - 10:g}, 250 {y + 70:g}, 300 {y + 20:g} S 394 {y + 30:g} 398 {top - 16:g}",
+        "trains",
+        4,
+    )
+    drawing.arrow(398, top - 17, 398, top - 8, "trains", 4)
+    drawing.text(190, y + 14, "training: many small steps", anchor="middle")
+    line = top + 160
+    drawing.path(f"M 82 {top + 116:g} V {line:g} H 398 V {top + 116:g}", "soft", 2)
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = 82 + 316 * share
+        drawing.circle(x, line, 6, "ink")
+        drawing.text(x, line + 26, f"{share:g}", anchor="middle")
+    drawing.text(240, line - 16, "base + α · change", anchor="middle", bold=True)
+    drawing.text(240, line + 50, "α: nothing trains here, each is only measured", anchor="middle", colour="soft")
+    drawing.height = line + 70
     return drawing
 
 

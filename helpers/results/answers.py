@@ -70,6 +70,7 @@ class Answer:
         protocol: hash of the protocol page that the runs followed; None where there is none.
         page: that page's name.
         table: the numbers behind the sentence, in Markdown; empty where the sentence holds them all.
+        rules: what to do, each in a sentence with its numbers; they stand under the figure.
     """
 
     sentence: str
@@ -81,6 +82,7 @@ class Answer:
     protocol: str | None = None
     page: str = "PROTOCOL.md"
     table: str = ""
+    rules: tuple[str, ...] = ()
 
 
 def of_runs(evidence: Evidence, runs: Sequence[dict], data: Any, **parts) -> Answer:

@@ -104,6 +104,13 @@ def section(question: Question, found: Answers, known: dict) -> str:
     parts = [f"## {question.asks}"]
     parts += [f"**{one_line(answer.title)}.**" for answer in found.values()]
     parts += [f"![{alt}]({question.name}.svg)"]
+    parts += [
+        "\n".join(
+            [f"**{model}**, one choice at a time:\n", *(f"{i}. {rule}" for i, rule in enumerate(a.rules, 1))]
+        )
+        for model, a in found.items()
+        if a.rules
+    ]
     if any(answer.table for answer in found.values()):
         parts += folded("Table", *tables(found))
     said = [f"{f'**{model}.** ' if question.of_model else ''}{a.sentence}" for model, a in found.items()]

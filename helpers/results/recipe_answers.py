@@ -6,62 +6,90 @@ Words and intervals come from `second_verdicts.primary_tests`; a recipe that no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from helpers import plots
+from helpers.costs import MIB, Budget, LoraSize, ReplaySize, budget
+from helpers.files import read_json
 from helpers.freezing import PLANS
-from helpers.measuring import DEPENDS, LESS, MORE, OPEN, SAME
-from helpers.profiles import STUDIED
+from helpers.measuring import DEPENDS, DIVERGED, LESS, MORE, OPEN, SAME
+from helpers.models import load_config
+from helpers.profiles import DATA, PROFILES, STUDIED
 from helpers.results.answers import Answer, listed, markdown
 from helpers.results.claims import two_digits
 from helpers.results.evidence import EVIDENCE, Evidence
 from helpers.results.second_verdicts import (
     BY_TEXT,
+    FULL,
     PAGE,
     PrimaryVerdict,
     Recipe,
     RecipeRow,
     SecondStudy,
     TextVerdict,
+    compared,
+    gentlest_rate,
+    learning_rate,
     primary_tests,
     read_second_study,
+    recipe_row,
     which_weights,
 )
-from helpers.results.study_runs import REWOUND
-from helpers.study import is_recorded, read_protocol
+from helpers.results.study_runs import ALL_ROLES, REWOUND, StudyRun
+from helpers.study import LORA, LORA_LAYERS, is_recorded, plan_of, read_protocol
 
 SECTIONS = {p.model_name: p.name for p in STUDIED.values()}  # model to its section in the protocol
 MILLION = 1e6
+PART_WAY = 0.4  # a share of the way from the base that every base was rewound to
+ASKED_FIRST = (
+    "full rewound against full",
+    "best freeze recipe against full rewound",
+    "attention frozen against full",
+)  # names of tests in the protocol
 SAYS = {
-    LESS: "{recipe} forgets less than {reference}",
-    MORE: "{recipe} forgets more than {reference}",
-    SAME: "{recipe} and {reference}: no difference that counts",
-    DEPENDS: "{recipe} or {reference}: which forgets less depends on the gain",
-    BY_TEXT: "{recipe} against {reference}: it depends on the text",
-    OPEN: "{recipe} against {reference}: open",
+    LESS: "{recipe}, forgets less than {reference}",
+    MORE: "{recipe}, forgets more than {reference}",
+    SAME: "{recipe}, and {reference}: no difference that counts",
+    DEPENDS: "{recipe}, or {reference}: which forgets less depends on the gain",
+    BY_TEXT: "{recipe}, against {reference}: it depends on the text",
+    OPEN: "{recipe}, against {reference}: open",
 }
 
 
 def recipes(evidence: Evidence, folder: Path = EVIDENCE) -> Answer | None:
     """The primary tests of a base, and a row for each recipe that was run; None before any main run."""
-    place = folder / "study2" / "runs" / evidence.model
+    study, place = recorded_study(evidence.model, folder), folder / "abilities.json"
+    kept = read_json(place).get(evidence.model) if place.exists() else None
+    return study and recipes_of(study, kept)
+
+
+def recorded_study(model: str, folder: Path = EVIDENCE) -> SecondStudy | None:
+    """The second study of a model; None where it has no record."""
+    place = folder / "study2" / "runs" / model
     if not is_recorded(place):
         return None
-    study = read_second_study(place, read_protocol(PAGE), SECTIONS[evidence.model])
-    return recipes_of(study)
+    return read_second_study(place, read_protocol(PAGE), SECTIONS[model])
 
 
-def recipes_of(study: SecondStudy) -> Answer | None:
-    """The same, from records that were read; None while no test has the pairs that the protocol asks for."""
+def recipes_of(study: SecondStudy, kept: Mapping | None = None) -> Answer | None:
+    """The same, from records that were read; None while no test has the pairs that the protocol asks for.
+
+    Args:
+        kept: the abilities of this base and its tuned models, where they were measured (`study.abilities`).
+    """
     tests = primary_tests(study)
-    compared = [t for t in tests if any(map(is_compared, t.by_text))]
-    if not compared:
+    read = [t for t in tests if any(map(is_compared, t.by_text))]
+    if not read:
         return None
     runs = [r for r in study.runs if r.text in study.primary_texts]
     main = [r for r in runs if r.seed not in study.choices.tuning_seeds]
-    points = distances(compared)
-    title = f"{sentence_case(said(compared[0]))}\n({runs[0].model_name}, at equal gain)"
+    points = distances(read)
+    title = f"{sentence_case(said(read[0]))}\n({runs[0].model_name}, at equal gain)"
     seeds = sorted({r.seed for r in main})
     origin = (
         f"{runs[0].model_name} (weights `{runs[0].conditions[0][:12]}`), {len(main)} main runs, {len(seeds)} seeds "
@@ -85,8 +113,13 @@ def recipes_of(study: SecondStudy) -> Answer | None:
         protocol=runs[0].protocol,
         page=PAGE.name,
         table="\n\n".join(
-            [tests_table(tests), *(table_of(study, t) for t in study.primary_texts if study_has(study, t))]
+            [
+                tests_table(tests),
+                *(table_of(study, t) for t in study.primary_texts if study_has(study, t)),
+                *([abilities_table(kept)] if kept else []),
+            ]
         ),
+        rules=tuple(advice(study)),
     )
 
 
@@ -118,12 +151,116 @@ def said(test: PrimaryVerdict) -> str:
 def sentence(tests: Sequence[PrimaryVerdict]) -> str:
     """What the decided tests say, in the protocol's order, then what is open."""
     decided = [f"{sentence_case(said(t))}." for t in tests if t.word != OPEN]
-    left = [f"{in_words(t.recipe)} against {in_words(t.reference)}" for t in tests if t.word == OPEN]
+    left = [f"{in_words(t.recipe)}, against {in_words(t.reference)}" for t in tests if t.word == OPEN]
     return " ".join([*decided, *([f"Open: {'; '.join(left)}."] if left else [])])
 
 
 def sentence_case(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+# --- one choice at a time ------------------------------------------------------------
+
+
+def advice(study: SecondStudy) -> list[str]:
+    """What each choice changed, all else equal, with its numbers and where they were seen; described, not tested."""
+    quick = learning_rate(study, FULL)
+    gentle = gentlest_rate(study, FULL)
+    full, attention, main = (
+        Recipe(plan, gentlest_rate(study, plan, REWOUND), REWOUND)
+        for plan in (FULL, "attention", "attention+embeddings")
+    )
+    choices = (
+        ("Rewind", full, Recipe(FULL, gentle)),
+        ("Where you do not rewind, take a gentle rate", Recipe(FULL, gentle), Recipe(FULL, quick)),
+        ("Where you rewind, the rate", full, Recipe(FULL, gentle, REWOUND)),
+        ("Freeze attention as well", attention, full),
+        ("Freeze the embeddings as well", main, attention),
+    )
+    found = [(title, factors(study, a, b), a, b) for title, a, b in choices if a != b]
+    return [
+        f"**{title}?** {sentence_case(in_words(a))}, forgot {changes}, against {in_words(b)}."
+        for title, changes, a, b in found
+        if changes
+    ] + [f"**How far?** {far}." for far in [how_far(study, full)] if far]
+
+
+def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
+    """Forgetting of one recipe over another's at the level of choice, text by text; empty where nothing is known."""
+    parts = []
+    for text in study.primary_texts:
+        own, other = (forgotten(study, r, text) for r in (recipe, reference))
+        if own is None or other is None:
+            continue
+        word = compared(study, recipe, reference, text).word
+        numbers = f"{two_digits(own)} / {two_digits(other)} nats per token; {word}"
+        parts.append(f"{two_digits(own / other)} times as much on {text} ({numbers})")
+    return ", and ".join(parts)
+
+
+def how_far(study: SecondStudy, recipe: Recipe) -> str:
+    """What going a part of the way back keeps of the gain and of the forgetting, text by text."""
+    parts = []
+    for text in study.primary_texts:
+        kept = [part_way(r) for r in study.of(recipe, text) if r.ended != DIVERGED]
+        if kept:
+            gain, forgetting = np.mean(kept, axis=0)
+            parts.append(f"{gain:.0%} of the gain on dev and {forgetting:.0%} of the forgetting on {text}")
+    if not parts:
+        return ""
+    whole = in_words(replace(recipe, method="not rewound"))
+    return f"Base + {PART_WAY:g} · change keeps {' and '.join(parts)} ({whole}: 100%)"
+
+
+def part_way(run: StudyRun) -> tuple[float, float]:
+    """Of the best weights' gain and forgetting, what is left at `PART_WAY` from the base."""
+    way = next(w for w in run.rewound if w.roles == ALL_ROLES)
+    gains, forgetting = run.base_dev.mean() - way.points.dev.mean(-1), way.points.half_b.mean(-1)
+    at = way.shares.index(PART_WAY)
+    return gains[at] / gains[-1], forgetting[at] / forgetting[-1]
+
+
+# --- the first screen of the README -----------------------------------------------------------
+
+
+def asked_first(study: SecondStudy) -> list[PrimaryVerdict]:
+    """The tests that a reader asks about, as far as they were read: rewind or stop, freeze or not."""
+    tests = {test.name: test for test in primary_tests(study)}
+    return [tests[n] for n in ASKED_FIRST if n in tests and any(map(is_compared, tests[n].by_text))]
+
+
+def headline(study: SecondStudy) -> str:
+    """A sentence for each test that a reader asks about, with its numbers; empty where none was read."""
+    return " ".join(f"{sentence_case(in_brief(study, test))}." for test in asked_first(study))
+
+
+def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
+    """What a test says; with forgetting over the other's at the level of choice where one forgets less."""
+    if test.word not in (LESS, MORE):
+        return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference))
+    times = [
+        f"{two_digits(own / other)} times as much on {text}"
+        for text, own, other in (
+            (text, forgotten(study, test.recipe, text), forgotten(study, test.reference, text))
+            for text in study.primary_texts
+        )
+        if own is not None and other is not None
+    ]
+    return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference)) + (
+        f" ({', '.join(times)})" if times else ""
+    )
+
+
+def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
+    """What a recipe forgot at the level of choice, nats per token, mean over runs; None where it is not known."""
+    return recipe_row(study, recipe, text).forgetting[study.rules.levels.index(study.choices.level)]
+
+
+def forgotten_first(study: SecondStudy) -> dict[Recipe, float]:
+    """The recipes of the tests that a reader asks about, and what each forgot on the text of choice."""
+    recipes = dict.fromkeys(r for t in asked_first(study) for r in (t.reference, t.recipe))
+    found = {recipe: forgotten(study, recipe, study.choices.text) for recipe in recipes}
+    return {recipe: value for recipe, value in found.items() if value is not None}
 
 
 # --- the figure and the tables -----------------------------------------------------
@@ -192,8 +329,54 @@ def table_of(study: SecondStudy, text: str) -> str:
         "test loss (base)",
         "trains",
         "file",
+        "memory of a step",
+        "work of a step",
     ]
-    return markdown(head, [row_of(row) for row in which_weights(study, text)])
+    rows = which_weights(study, text)
+    model = next(r.model_name for r in study.runs)
+    return markdown(head, [[*row_of(row), *cost_of(model, row.recipe)] for row in rows])
+
+
+def abilities_table(kept: Mapping) -> str:
+    """A row for each kept run and share of its change: what it can still do, beside its base; one run each."""
+    base, names = kept["base"], list(kept["base"])
+    heads = [f"{name}, nats per token (base {two_digits(base[name])})" for name in names]
+    rows = [
+        [
+            in_words(Recipe(row["plan"], row["rate"], f"{row['share']:g} of the change", row["weight"])),
+            row["text"],
+            *(two_digits(row[name]) for name in names),
+        ]
+        for row in sorted(kept["rows"], key=lambda r: (r["text"], r["plan"], r["rate"], r["share"]))
+    ]
+    return markdown(["one run each: what it can still do", "text", *heads], rows)
+
+
+@cache
+def step_budget(model_name: str, plan: str, weight: float) -> Budget | None:
+    """The predicted step of a plan, with the study's batch; None where the base is not in the project."""
+    section = SECTIONS.get(model_name)
+    if section is None or not Path(PROFILES[section].model).is_relative_to(DATA):
+        return None
+    numbers = read_protocol(PAGE)[section]
+    return budget(
+        load_config(PROFILES[section].model),
+        plan_of(plan),
+        numbers["batch"],
+        numbers["length"],
+        lora=LoraSize(LORA_LAYERS, numbers["lora_rank"]) if plan == LORA else None,
+        replay=ReplaySize(numbers["replay_windows"], numbers["replay_batch"], numbers["replay_length"])
+        if weight
+        else None,
+    )
+
+
+def cost_of(model_name: str, recipe: Recipe) -> list[str]:
+    """The predicted memory at the peak of a step, and its work as a share of full training's."""
+    own, full = step_budget(model_name, recipe.plan, recipe.weight), step_budget(model_name, FULL, 0.0)
+    if own is None or full is None:
+        return ["", ""]
+    return [f"{own.peak_bytes / MIB:.0f} MiB", f"{own.flops.step / full.flops.step:.0%}"]
 
 
 def row_of(row: RecipeRow) -> list[str]:

@@ -37,9 +37,14 @@ class Points:
 
 @dataclass(frozen=True)
 class Rewound:
-    """The best weights rewound, in all roles or in one, in rising shares of the way from the base."""
+    """The best weights rewound, in all roles or in one, in rising shares of the way from the base.
+
+    Attributes:
+        shares: α of each point; all roles together begin at the base, whose share is 0.
+    """
 
     roles: str
+    shares: tuple[float, ...]
     points: Points
 
 
@@ -169,10 +174,11 @@ def _ways(record: Mapping, text: str) -> tuple[Rewound, ...]:
     roles = dict.fromkeys(p["roles"] for p in best if p["roles"] != ALL_ROLES)
     if "test_windows" in record["base"]:
         base = {**base, "test_windows": record["base"]["test_windows"]}
-    ways = [Rewound(ALL_ROLES, _points([base, *whole], text))]
+    ways = [Rewound(ALL_ROLES, (0.0, *(p["share"] for p in whole)), _points([base, *whole], text))]
     for role in roles:
         own = sorted((p for p in best if p["roles"] == role), key=lambda p: p["share"])
-        ways.append(Rewound(role, _points([*own, whole[-1]], text)))
+        shares = (*(p["share"] for p in own), 1.0)
+        ways.append(Rewound(role, shares, _points([*own, whole[-1]], text)))
     return tuple(ways)
 
 

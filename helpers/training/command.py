@@ -112,7 +112,10 @@ def train_command(carry_out: Callable[[], Callable[[TrainWords], int]]) -> Calla
         lr: Annotated[
             float,
             typer.Option(
-                metavar="RATE", help="Learning rate.", show_default="the profile's", rich_help_panel=RUN
+                metavar="RATE",
+                help="Learning rate.",
+                show_default="the profile's for this plan",
+                rich_help_panel=RUN,
             ),
         ] = None,
         seed: Annotated[int, typer.Option(metavar="N", help="Order of the text.", rich_help_panel=RUN)] = 0,

@@ -43,7 +43,7 @@ import torch
 
 from helpers import profiles
 from helpers.costs import Budget, BudgetError, budget_or_reason
-from helpers.freezing import LIMIT, BottomError, FreezePlan, PlanError
+from helpers.freezing import LIMIT, BottomError, FreezePlan, PlanError, key_of
 from helpers.measuring import (
     CATASTROPHIC,
     Retention,
@@ -176,11 +176,7 @@ def prepare(args: TrainWords) -> Setup:
     settings = (PatientSettings if patience else TrainSettings)(
         **patience,
         n_steps=profile.n_steps if args.steps is None else args.steps,
-        rate=args.lr
-        if args.lr is not None
-        else profile.rate_full
-        if plan == FreezePlan.full()
-        else profile.rate_main,
+        rate=profile.rate_of(key_of(plan)) if args.lr is None else args.lr,
         batch=profile.batch if args.batch is None else args.batch,
         micro_batch=args.micro_batch,
         seed=args.seed,

@@ -17,6 +17,7 @@ FORMS = {
     "gradient": drawings.gradient(MINI, MAIN),
     "areas": drawings.areas(build_on_meta(gpt_neo_125m_config()), MAIN),
     "tuned": drawings.base_to_tuned(),
+    "rewinding": drawings.rewinding(),
 }
 NS = "{http://www.w3.org/2000/svg}"
 PHONE = 358 / drawings.WIDTH  # a drawing fills a screen of 390 without its margins

@@ -11,10 +11,12 @@ from helpers.models.loading import load_model, weight_hash
 from helpers.profiles import ROOT, TINY
 from helpers.results.claims import CLAIMS, on_models
 from helpers.results.lever_answers import Lever
+from helpers.results.recipe_answers import headline
 from helpers.results.verdicts import published
 from helpers.study.records import read_record, read_runs
 from publishing import readme as refresh_readme
 from publishing.badges import repository
+from support.studies import main, study_of, tuning
 
 RUNS = ROOT / "data" / "evidence" / "runs" / TINY.model_name
 README = (ROOT / "README.md").read_text("utf-8")
@@ -43,18 +45,43 @@ def levers(rate: float, plan: float, stopping: float) -> dict:
 
 def test_what_was_found_follows_the_records():
     both = {"small": levers(3, 1.5, 2), "large": levers(4, 0.25, 1.5)}
-    assert "the learning rate changed most" in refresh_readme.finding(both)
-    assert "up to 3 times on small and 4 times on large" in refresh_readme.finding(both)
-    assert "What is frozen: up to 1.5 and 4 times" in refresh_readme.finding(both), (
+    assert "the learning rate changed most" in refresh_readme.finding(both, {})
+    assert "up to 3 times on small and 4 times on large" in refresh_readme.finding(both, {})
+    assert "What is frozen: up to 1.5 and 4 times" in refresh_readme.finding(both, {}), (
         "a factor below 1 is turned"
     )
     apart = both | {"large": levers(2, 0.25, 1.5)}
-    assert refresh_readme.finding(apart).endswith("the learning rate on small; what is frozen on large.")
+    assert refresh_readme.finding(apart, {}).endswith("the learning rate on small; what is frozen on large.")
+
+
+@pytest.fixture(scope="module")
+def study():
+    return study_of(tuning() + main())
+
+
+def test_the_answer_of_a_studied_model_comes_first_with_its_numbers(study):
+    """In these records rewinding halves forgetting, and only-mlp-out forgets less than full training."""
+    found = refresh_readme.finding({"small": levers(3, 1.5, 2)}, {"small": study})
+    assert found.startswith(
+        "On small, for the same gain: Full training, rewound, forgets less than full training, stopped ("
+    )
+    factors = re.findall(r"(0\.\d+) times as much on (alice|edgar)", found)
+    assert [text for _, text in factors[:2]] == ["alice", "edgar"]
+    assert all(0.45 < float(number) < 0.55 for number, _ in factors[:2])
+    assert "Attention frozen, stopped, and full training, stopped: no difference that counts." in found
+    assert found.index("*Rewound*") < found.index("Without rewinding, the learning rate")
+
+
+def test_no_answer_is_given_before_a_test_was_read():
+    few = study_of(tuning() + main(seeds=2))
+    assert headline(few) == ""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_first_picture_can_be_read_on_a_phone(theme):
-    drawing = refresh_readme.poster(theme, {"small": levers(3, 1.5, 2), "large": levers(30, 0.25, 1.5)})
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_the_first_picture_can_be_read_on_a_phone(theme, is_answered, study):
+    found = {"small": levers(3, 1.5, 2), "large": levers(30, 0.25, 1.5)}
+    drawing = refresh_readme.poster(theme, found, {"small": study} if is_answered else {})
     for text in ElementTree.fromstring(str(drawing)).iter("{http://www.w3.org/2000/svg}text"):
         size, x = float(text.get("font-size")), float(text.get("x"))
         width = len(text.text) * size * 0.62

@@ -3,9 +3,13 @@
 import pytest
 from matplotlib import pyplot
 
+from helpers.costs import budget
+from helpers.freezing import FreezePlan
 from helpers.measuring import LESS, OPEN
-from helpers.results.recipe_answers import recipes, recipes_of, said
-from helpers.results.second_verdicts import primary_tests
+from helpers.models import mini_config
+from helpers.results import two_digits
+from helpers.results.recipe_answers import advice, cost_of, recipes, recipes_of, said
+from helpers.results.second_verdicts import Recipe, primary_tests, which_weights
 from support.studies import main, record, study_of, tuning
 
 
@@ -69,3 +73,42 @@ def test_the_figure_has_a_row_for_each_difference(study):
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == list(answer.data)
     pyplot.close(figure)
+
+
+def test_each_choice_stands_with_its_numbers_on_each_text(study):
+    said = advice(study)
+    assert len(said) == 4, "one rate was run: nothing is said about rates"
+    rewind = said[0]
+    assert rewind.startswith("**Rewind?** Full training at 0.0001, rewound, forgot 0.5")
+    for text in ("alice", "edgar"):
+        rows = {row.recipe: row.forgetting[2] for row in which_weights(study, text)}
+        full, stopped = rows[Recipe("full", 1e-4, "rewound")], rows[Recipe("full", 1e-4)]
+        assert f"on {text} ({two_digits(full)} / {two_digits(stopped)} nats per token; less)" in rewind
+    # Along a rewound path forgetting grows with the square of the way, and the gain with the way.
+    assert said[-1].startswith("**How far?** Base + 0.4 · change keeps 40% of the gain on dev and 16% of")
+    assert recipes_of(study).rules == tuple(said)
+
+
+def test_a_choice_that_nobody_ran_is_left_out():
+    """Attention frozen was never run: nothing is said about it."""
+    records = [r for r in tuning() + main() if r["plan"] != "attention"]
+    assert not any("ttention frozen" in rule for rule in advice(study_of(records)))
+
+
+def test_memory_and_work_of_a_step_are_the_budgets():
+    own = budget(mini_config(), FreezePlan.freeze("attention"), 8, 256)
+    full = budget(mini_config(), FreezePlan.full(), 8, 256)
+    memory, work = cost_of("gpt-neo-mini", Recipe("attention", 1e-4))
+    assert memory == f"{own.peak_bytes / 2**20:.0f} MiB" and work == f"{own.flops.step / full.flops.step:.0%}"
+    dearer = cost_of("gpt-neo-mini", Recipe("full", 1e-4, "stopped", 1.0))
+    assert int(dearer[1][:-1]) > 130 and cost_of("gpt-neo-mini", Recipe("full", 1e-4))[1] == "100%"
+    assert cost_of("a base that is not here", Recipe("full", 1e-4)) == ["", ""]
+
+
+def test_abilities_stand_in_a_table_of_their_own_beside_the_base(study):
+    row = {"plan": "attention", "rate": 1e-4, "weight": 0.0, "text": "alice", "seed": 0, "share": 0.4}
+    kept = {"base": {"copying": 0.504}, "rows": [row | {"copying": 0.476}]}
+    table = recipes_of(study, kept).table.rpartition("\n\n")[2].splitlines()
+    assert "copying, nats per token (base 0.50)" in table[0]
+    assert table[2] == "| attention frozen at 0.0001, 0.4 of the change | alice | 0.48 |"
+    assert "copying" not in recipes_of(study).table

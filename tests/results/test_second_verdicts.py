@@ -8,6 +8,7 @@ import pytest
 
 from helpers.measuring.comparison import ComparisonError
 from helpers.measuring.frontiers import LESS, MORE, OPEN, SAME, Readings, Rules, compare, full_gain
+from helpers.profiles import TINY
 from helpers.results.second_verdicts import (
     BY_TEXT,
     EQUAL,
@@ -411,3 +412,13 @@ def test_a_study_is_read_from_a_folder(tmp_path):
     found = read_second_study(tmp_path, read_protocol(PAGE), "smollm2")
     assert len(found.runs) == 2 and found.budgets == (0.05, 0.10, 0.15)
     assert found.rules == Rules(), "the page and the code have the same numbers"
+
+
+def test_the_rates_of_a_run_that_names_none_are_those_of_the_tuning_runs():
+    """`Profile.rates` is typed by hand, since profiles read no records: it must be what the records say."""
+    recorded = read_second_study(
+        PAGE.parent / "study2" / "runs" / TINY.model_name, read_protocol(PAGE), "tiny"
+    )
+    tuned = {r.plan for r in recorded.runs if r.seed in recorded.choices.tuning_seeds}
+    assert TINY.rates == {plan: gentlest_rate(recorded, plan, REWOUND) for plan in tuned}
+    assert TINY.rate_of("only-mlp-out") == 3e-4 and TINY.rate_of("mlp") == TINY.rate_main
