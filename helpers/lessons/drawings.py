@@ -257,7 +257,9 @@ def rewinding(theme: str = "auto") -> Svg:
         drawing.circle(x, line, 6, "ink")
         drawing.text(x, line + 26, f"{share:g}", anchor="middle")
     drawing.text(240, line - 16, "base + α · change", anchor="middle", bold=True)
-    drawing.text(240, line + 50, "α: nothing trains here, each is only measured", anchor="middle", colour="soft")
+    drawing.text(
+        240, line + 50, "α: nothing trains here, each is only measured", anchor="middle", colour="soft"
+    )
     drawing.height = line + 70
     return drawing
 

@@ -136,6 +136,20 @@ BAD = {
     "no such text to compare on": (["compare", "--text", "{folder}/a.txt", "--out", "{folder}/c"], "a.txt"),
     "no time": (["compare", "--text", "{folder}/a.txt", "--minutes", "0"], "--minutes must be"),
     "no memory": (["compare", "--text", "{folder}/a.txt", "--memory", "much"], "--memory must be"),
+    "fewer seeds than none": (["study", "first", "--seeds", "-1", "--dry-run"], "--seeds"),
+    "no process": (["study", "first", "--processes", "0", "--dry-run"], "--processes"),
+    "no folder of books": (["study", "first", "--books", "{folder}/none", "--dry-run"], "--books"),
+    "fewer workers than none": (["study", "second", "--workers", "-1", "--dry-run"], "--workers"),
+    "a file for a folder": (
+        ["study", "second", "--folder", str(ROOT / "README.md"), "--dry-run"],
+        "is a file",
+    ),
+    "a folder for a file": (["costs", "--file", str(ROOT / "docs"), "--dry-run"], "is a directory"),
+    "minutes that are no number": (["study", "hits", "--minutes", "nan"], "--minutes"),
+    "no pairs": (["benchmark", "--pairs", "0", "--shape", "small"], "--pairs"),
+    "a share that is no number": (["mutate", "helpers", "--least", "nan"], "--least"),
+    "pairs that cannot alternate": (["guard", "--pairs", "3"], "--pairs must be even"),
+    "no steps": (["style", "--alice", "README.md", "--edgar", "README.md", "--steps", "0"], "--steps"),
     "no such text to train on": (["train", "--text", "{folder}/a.txt", "--out", "{folder}/run"], "a.txt"),
 }
 
