@@ -76,7 +76,7 @@ def test_eager_attention_is_the_fast_one_in_a_rare_family(name):
 
 def test_falcons_eager_attention_with_alibi_is_another_and_is_refused(tmp_path):
     """Where this fails, transformers has mended it: take the refusal out of `load_model`, and the words out of the page."""
-    assert eager_error("falcon, alibi") > 0.01
+    assert eager_error("falcon, alibi") > 2e-4
     families.build("falcon, alibi").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="Load it with attention='fast'"):
         load_model(tmp_path, attention="eager")

@@ -124,6 +124,7 @@ BAD = {
     "no version": (["badges", "--version", "two words"], "'two words' is not a version"),
     "nothing to set": (["badges"], "--repo"),
     "nothing to mutate": (["mutate", "{folder}/none"], "There is no"),
+    "nothing of Python": (["mutate", str(ROOT / "README.md")], "is no Python file"),
     "no such device": (["gpu", "--device", "tpu"], "'tpu' is not known"),
     "a large stand-in": (["gpu", "--device", "cpu"], "--shape small"),
     "nothing to show": (["gpu", "--show", "--folder", "{folder}/card"], "No card has been measured"),
