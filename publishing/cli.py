@@ -41,6 +41,15 @@ Books = Annotated[
         show_default="none",
     ),
 ]
+Stages = Annotated[
+    list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
+]
+Notebooks = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER", file_okay=False, help="Where the notebooks are.", show_default="notebooks/"
+    ),
+]
 Shape = Annotated[str, typer.Option(metavar="SHAPE", help="125m; or small: seconds, for tests.")]
 
 
@@ -59,12 +68,7 @@ def run(
     notebook: Annotated[
         str, typer.Option(metavar="NAME", help="This one only, such as 02_freezing.", show_default="all")
     ] = "",
-    folder: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER", file_okay=False, help="Where the notebooks are.", show_default="notebooks/"
-        ),
-    ] = ROOT / "notebooks",
+    folder: Notebooks = ROOT / "notebooks",
     record_minutes: Annotated[
         bool, typer.Option("--record-minutes", help="Keep the times of a whole run in data/minutes.json.")
     ] = False,
@@ -210,9 +214,7 @@ def first(
         ),
     ] = None,
     books: Books = None,
-    stages: Annotated[
-        list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
-    ] = [],  # noqa: B006 (typer copies it)
+    stages: Stages = [],  # noqa: B006 (typer copies it)
     seeds: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="At most so many main seeds.", show_default="the protocol's"),
@@ -245,9 +247,7 @@ def second(
     profile: Annotated[
         list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="both")
     ] = [],  # noqa: B006
-    stages: Annotated[
-        list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
-    ] = [],  # noqa: B006
+    stages: Stages = [],  # noqa: B006
     workers: Annotated[
         int, typer.Option(metavar="N", min=0, help="Processes of one thread; 0: none beside this one.")
     ] = 2,
@@ -733,12 +733,7 @@ def drift(
     control: Annotated[
         Path, typer.Option(metavar="FOLDER", file_okay=False, help="That of the lock.", show_default=".venv")
     ] = ROOT / ".venv",
-    folder: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER", file_okay=False, help="Where the notebooks are.", show_default="notebooks/"
-        ),
-    ] = ROOT / "notebooks",
+    folder: Notebooks = ROOT / "notebooks",
 ) -> int:
     """Try the newest packages, and name the library that breaks a notebook.
 

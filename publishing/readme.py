@@ -125,13 +125,13 @@ def studied() -> dict[str, SecondStudy]:
 
 
 def finding(found: dict[str, dict[str, Lever]], answered: dict[str, SecondStudy]) -> str:
-    """What the course found, from the records: the answer of each model that has one, then what moved forgetting."""
-    answers = [
-        f"On {name_of(model)}, for the same gain: {headline(study)}" for model, study in answered.items()
-    ]
-    if answers:
-        answers.append("*Rewound*: base + α · change, no training; *stopped*: a point along training.")
-    return " ".join([*answers, strongest(found)])
+    """What the course found, from the records: the answer of each model that has one; else what moved forgetting."""
+    if not answered:
+        return strongest(found)
+    answers = [f"On {name_of(model)}, {headline(study)}" for model, study in answered.items()]
+    left = [name_of(model) for model in found if model not in answered]
+    answers += [f"Not recorded yet: {', '.join(left)}."] if left else []
+    return " ".join([*answers, "(*Rewound*: base + α · change, no training.)"])
 
 
 def strongest(found: dict[str, dict[str, Lever]]) -> str:
@@ -295,7 +295,7 @@ def record() -> None:
     What the notebooks measured on another model than the shipped miniature stands beside it, not in its place.
     """
     entries = published(newest(recorded_claims(), load_claims(profiles.build_dir() / "claims")))
-    write_text(RECORDED, json.dumps(entries, indent=1) + "\n")
+    write_text(RECORDED, json.dumps([entry.as_json() for entry in entries], indent=1) + "\n")
     claim_cards(entries).show()
 
 

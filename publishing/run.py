@@ -140,7 +140,7 @@ def show_claims(build: Path) -> None:
     from helpers.results import claim_cards, load_claims
 
     claims = load_claims(build / "claims")
-    write_json(build / "claims.json", claims)
+    write_json(build / "claims.json", [entry.as_json() for entry in claims])
     if claims:
         print()
         claim_cards(claims).show()

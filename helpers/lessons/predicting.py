@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from helpers.files import keep, read_kept, say
 from helpers.lessons.reading import finite
 from helpers.profiles import build_dir
-from helpers.results import CLAIMS, ClaimError, is_number
+from helpers.results import CLAIMS, ClaimError, Entry, is_number
 
 
 def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> None:
@@ -156,20 +156,20 @@ def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: 
         say("Outside your range. Which assumption was different from what happened?")
 
 
-def prediction_ledger(entries: list[dict]) -> pd.DataFrame:
+def prediction_ledger(entries: Sequence[Entry]) -> pd.DataFrame:
     """Return reader and measurement side by side, and whether the 80% range held (NA where none was given)."""
     yours = predictions()
     table = pd.DataFrame(
         [
             {
-                "claim": e["id"],
-                "you": yours[e["id"]]["value"],
-                "measured": e["value"],
-                "unit": e["unit"],
-                "in your range": _holds(yours[e["id"]], e["value"]),
+                "claim": e.id,
+                "you": yours[e.id]["value"],
+                "measured": e.first.value,
+                "unit": e.first.unit,
+                "in your range": _holds(yours[e.id], e.first.value),
             }
             for e in entries
-            if e["id"] in yours and e["value"] is not None
+            if e.id in yours and e.first.value is not None
         ],
         columns=["claim", "you", "measured", "unit", "in your range"],
     )

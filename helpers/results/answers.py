@@ -49,8 +49,7 @@ from helpers.results.evidence import (
     style_tests,
     tests_of,
 )
-from helpers.results.notes import numbers, said
-from helpers.results.verdicts import scoreboard
+from helpers.results.verdicts import numbers, said, scoreboard
 
 LABELS = {key: named.label for key, named in PLANS.items()}
 STYLES = {named.label: {"color": named.colour} for named in PLANS.values()}  # of a plan's lines in a figure
@@ -118,9 +117,9 @@ def listed(seeds: Sequence[int]) -> str:
 def verdict(evidence: Evidence, claim: str) -> str:
     """The verdicts on a claim in a few words, for the end of a sentence; each part has its own."""
     found = [
-        f"*{e['verdict']}*" + (f" ({e['part']})" if e.get("part") else "")
-        for e in scoreboard(evidence)
-        if e["claim"] == claim
+        f"*{v.verdict}*" + (f" ({v.part})" if v.part else "")
+        for v in scoreboard(evidence)
+        if v.claim == claim
     ]
     return f"{claim}: {', '.join(found)}" if found else f"{claim} has no verdict yet"
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,163 +93,207 @@ CLAIMS = {
 }
 
 
-# What a verdict says; the rest of an entry is about the claim.
-VERDICT_KEYS = (
-    "verdict",
-    "part",
-    "text",
-    "value",
-    "low",
-    "high",
-    "smallest",
-    "unit",
-    "model",
-    "model_hash",
-    "n_seeds",
-    "source",
-    "note",
-)
+# --- verdicts ----------------------------------------------------------------------
 
 
-# --- records -----------------------------------------------------------------------
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about a claim on one model, or about one part of it.
 
-
-def record(claim: str, verdict: str, *, folder: Path | None = None, **entry) -> dict:
-    """Write ``build/claims/<id>.json`` and print the verdict with its note.
-
-    Args:
+    Attributes:
         claim: an id of `CLAIMS`.
-        entry: as `made` takes it.
-
-    Raises:
-        ClaimError: an unknown claim, verdict or source, or a verdict without a number.
-    """
-    found = made(claim, verdict, **entry)
-    store(found, folder)
-    for k, row in enumerate(on_models(found)):
-        where = f" ({about(row)})" if k else ""
-        say(f"{claim} {row['verdict']}{where}: {row['note']}")
-    return found
-
-
-def made(
-    claim: str,
-    verdict: str,
-    *,
-    value: float | None,
-    unit: str,
-    model: str,
-    model_hash: str,
-    n_seeds: int,
-    source: str,
-    low: float | None = None,
-    high: float | None = None,
-    smallest: float | None = None,
-    note: str = "",
-    part: str = "",
-    text: str = "",
-    also: Sequence[Mapping] = (),
-) -> dict:
-    """One verdict as it is stored.
-
-    Args:
+        verdict: one of `VERDICTS`.
+        part: what of the claim this is about, e.g. "attention frozen"; empty for the whole claim.
+        text: the text that the number was measured on; empty where no text was needed.
         value: the number that decided; None only where nothing was tested or decided.
         low, high: its 95% interval, where there is one.
         smallest: the smallest difference from `Scale.same` that counts, where a rule names one.
         n_seeds: training runs per plan; 0 where nothing was trained.
         source: "live" (measured by this notebook) or "recorded" (from data/evidence).
         note: what was measured, in a few words; "on these two authors" where that is all.
-        part: what of the claim this verdict is about, e.g. "attention frozen"; empty for the whole claim.
-        text: the text that the number was measured on; empty where no text was needed.
-        also: the same claim on other models, or other parts of it: mappings with the same names.
 
     Raises:
-        ClaimError: as in `record`.
+        ClaimError: an unknown claim, verdict or source, or a verdict without a number.
     """
-    if claim not in CLAIMS:
-        raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
-    if verdict not in VERDICTS:
-        raise ClaimError(f"Verdict '{verdict}' is not known. Verdicts: {', '.join(VERDICTS)}.")
-    if source not in ("live", "recorded"):
-        raise ClaimError(f"Source '{source}' is not known. Choose 'live' or 'recorded'.")
-    if verdict not in (UNTESTED, UNDECIDED) and value is None:
-        raise ClaimError(f"{claim}: a verdict needs a number. Give value=, or say '{UNTESTED}'.")
-    entry = {
-        "id": claim,
-        "statement": CLAIMS[claim].statement,
-        "verdict": verdict,
-        "part": part,
-        "text": text,
-        "value": plain(value),
-        "low": plain(low),
-        "high": plain(high),
-        "smallest": plain(smallest),
-        "unit": unit,
-        "model": model,
-        "model_hash": model_hash,
-        "n_seeds": n_seeds,
-        "source": source,
-        "notebook": CLAIMS[claim].notebook,
-        "note": note,
-    }
-    others = [made(**{"claim": claim, **row}) for row in also]
-    return entry | ({"also": [{k: row[k] for k in VERDICT_KEYS} for row in others]} if others else {})
+
+    claim: str
+    verdict: str
+    _: KW_ONLY
+    part: str = ""
+    text: str = ""
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    smallest: float | None = None
+    unit: str
+    model: str
+    model_hash: str
+    n_seeds: int
+    source: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Check, and make plain floats of the numbers."""
+        if self.claim not in CLAIMS:
+            raise ClaimError(f"Claim '{self.claim}' is not known. Claims: {', '.join(CLAIMS)}.")
+        if self.verdict not in VERDICTS:
+            raise ClaimError(f"Verdict '{self.verdict}' is not known. Verdicts: {', '.join(VERDICTS)}.")
+        if self.source not in ("live", "recorded"):
+            raise ClaimError(f"Source '{self.source}' is not known. Choose 'live' or 'recorded'.")
+        for name in NUMBERS:
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        if self.verdict not in (UNTESTED, UNDECIDED) and self.value is None:
+            raise ClaimError(f"{self.claim}: a verdict needs a number. Give value=, or say '{UNTESTED}'.")
+
+    def as_row(self) -> dict:
+        """What a file holds of a verdict: all but its claim."""
+        row = asdict(self)
+        del row["claim"]
+        return row
+
+    @classmethod
+    def from_row(cls, claim: str, row: Any) -> Verdict:
+        """Read what `as_row` made. What it does not know, it leaves out.
+
+        Raises:
+            ClaimError: it is no verdict.
+        """
+        if not isinstance(row, dict):
+            raise ClaimError(f"{claim}: a verdict is a mapping, found {row!r:.80}.")
+        faults = [f"no {name}" for name in NEEDED if name not in row]
+        faults += [f"{name} is no text" for name in TEXTS if not isinstance(row.get(name, ""), str)]
+        faults += [f"{name} is no number" for name in NUMBERS if not _is_number_or_none(row.get(name))]
+        if type(row.get("n_seeds")) is not int:
+            faults.append("n_seeds is no whole number")
+        if faults:
+            raise ClaimError(f"{claim}: this is no verdict: {', '.join(faults)}.")
+        known = [field.name for field in fields(cls) if field.name != "claim"]
+        return cls(claim, **{name: row[name] for name in known if name in row})
 
 
-def store(entry: Mapping, folder: Path | None = None) -> None:
+NUMBERS = ("value", "low", "high", "smallest")
+TEXTS = ("verdict", "part", "text", "unit", "model", "model_hash", "source", "note")
+NEEDED = ("verdict", "value", "unit", "model", "model_hash", "n_seeds", "source", "note")
+
+
+def _is_number_or_none(found: Any) -> bool:
+    return found is None or is_number(found)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A claim with its verdicts: the first leads; those on other models, or about other parts, stand beside it."""
+
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def first(self) -> Verdict:
+        return self.verdicts[0]
+
+    @property
+    def id(self) -> str:
+        return self.first.claim
+
+    @property
+    def statement(self) -> str:
+        return CLAIMS[self.id].statement
+
+    def as_json(self) -> dict:
+        """What a file holds: the first verdict with its claim, and the others under "also"."""
+        row, *others = (verdict.as_row() for verdict in self.verdicts)
+        claim, note = CLAIMS[self.id], row.pop("note")
+        content = {
+            "id": claim.id,
+            "statement": claim.statement,
+            **row,
+            "notebook": claim.notebook,
+            "note": note,
+        }
+        return content | ({"also": others} if others else {})
+
+    @classmethod
+    def from_json(cls, found: Any) -> Entry:
+        """Read what `as_json` made.
+
+        Raises:
+            ClaimError: it is no claim with its verdicts.
+        """
+        heads = (
+            [found.get(name) for name in ("id", "statement", "notebook")] if isinstance(found, dict) else []
+        )
+        if not heads or not all(isinstance(head, str) for head in heads):
+            raise ClaimError(f"An entry has an id, a statement and a notebook; found {found!r:.80}.")
+        others = found.get("also", [])
+        if not isinstance(others, list):
+            raise ClaimError(
+                f"{found['id']}: the verdicts beside the first are a list, found {others!r:.80}."
+            )
+        return cls(tuple(Verdict.from_row(found["id"], row) for row in (found, *others)))
+
+
+def record(claim: str, verdict: str, *, folder: Path | None = None, **fields_of_verdict) -> Entry:
+    """Write ``build/claims/<id>.json`` and print the verdict with its note.
+
+    Args:
+        claim: an id of `CLAIMS`.
+        fields_of_verdict: as `Verdict` takes them.
+
+    Raises:
+        ClaimError: as in `Verdict`.
+    """
+    return record_entry(Entry((Verdict(claim, verdict, **fields_of_verdict),)), folder)
+
+
+def record_entry(entry: Entry, folder: Path | None = None) -> Entry:
+    """Do as `record` does with a claim that has its verdicts; return it."""
+    store(entry, folder)
+    for verdict in entry.verdicts:
+        where = "" if verdict is entry.first else f" ({about(verdict)})"
+        say(f"{entry.id} {verdict.verdict}{where}: {verdict.note}")
+    return entry
+
+
+def store(entry: Entry, folder: Path | None = None) -> None:
     """Write an entry where `load_claims` looks for it; a folder that cannot be written is said."""
-    keep((folder or build_dir() / "claims") / f"{entry['id']}.json", dict(entry))
+    keep((folder or build_dir() / "claims") / f"{entry.id}.json", entry.as_json())
 
 
-def on_models(entry: Mapping) -> list[Mapping]:
-    """The verdicts of a claim, one a model and part: the entry's own first, then those under "also"."""
-    return [{k: row[k] for k in VERDICT_KEYS if k in row} for row in (entry, *entry.get("also", ()))]
+def load_claims(folder: Path | None = None) -> list[Entry]:
+    """Return all recorded verdicts, in the order of `CLAIMS`. A damaged file is said and put aside."""
+    place = folder or build_dir() / "claims"
+    there = {path.stem for path in place.glob("C*.json")}
+    found = [
+        read_kept(place / f"{claim}.json", lambda content, claim=claim: _whole(content, claim))
+        for claim in CLAIMS
+        if claim in there
+    ]
+    return [Entry.from_json(content) for content in found if content]
 
 
-def about(row: Mapping) -> str:
+def _whole(content: Any, claim: str) -> dict:
+    """The content of a file that holds an entry of this claim; ``{}`` for any other."""
+    try:
+        return content if Entry.from_json(content).id == claim else {}
+    except ClaimError:
+        return {}
+
+
+# --- words -------------------------------------------------------------------------
+
+
+def about(verdict: Verdict) -> str:
     """Which verdict of a claim it is: its part, where it has one, and its model."""
-    return f"{row['part']}, on {row['model']}" if row.get("part") else f"on {row['model']}"
+    return f"{verdict.part}, on {verdict.model}" if verdict.part else f"on {verdict.model}"
 
 
-def seeds_of(row: Mapping) -> str:
+def seeds_of(verdict: Verdict) -> str:
     """For the end of a list: ", 3 seeds"; empty where nothing was trained."""
-    return f", {row['n_seeds']} seed{'s' * (row['n_seeds'] != 1)}" if row["n_seeds"] else ""
+    return f", {verdict.n_seeds} seed{'s' * (verdict.n_seeds != 1)}" if verdict.n_seeds else ""
 
 
 def plain(number) -> float | None:
     """A float for JSON: no numpy type, no NaN."""
     return None if number is None or not math.isfinite(number) else float(number)
-
-
-def load_claims(folder: Path | None = None) -> list[dict]:
-    """Return all recorded verdicts, in the order of `CLAIMS`. A damaged file is said and put aside."""
-    place = folder or build_dir() / "claims"
-    there = {path.stem for path in place.glob("C*.json")}
-    found = [
-        read_kept(
-            place / f"{claim}.json", lambda entry, claim=claim: entry if _is_entry(entry, claim) else {}
-        )
-        for claim in CLAIMS
-        if claim in there
-    ]
-    return [entry for entry in found if entry]
-
-
-def _is_entry(found: Any, claim: str) -> bool:
-    """Whether a file holds what `made` makes for this claim."""
-    if not isinstance(found, dict) or found.get("id") != claim:
-        return False
-    others = found.get("also", [])
-    texts = all(isinstance(found.get(key), str) for key in ("statement", "notebook"))
-    return texts and isinstance(others, list) and all(map(_is_verdict, [found, *others]))
-
-
-def _is_verdict(row: Any) -> bool:
-    if not isinstance(row, dict) or row.get("verdict") not in VERDICTS or type(row.get("n_seeds")) is not int:
-        return False
-    texts = all(isinstance(row.get(key), str) for key in ("unit", "model", "model_hash", "source", "note"))
-    numbers = all(row.get(key) is None or is_number(row[key]) for key in ("value", "low", "high", "smallest"))
-    return texts and numbers and (row.get("value") is not None or row["verdict"] in (UNTESTED, UNDECIDED))
 
 
 def is_number(found: Any) -> bool:
@@ -267,11 +310,11 @@ def two_digits(number: float, sign: str = "") -> str:
     return f"{rounded:{sign}.{n_decimals}f}" if abs(number) < 100 else f"{number:{sign},.0f}"
 
 
-def number_of(entry: Mapping) -> str:
+def number_of(verdict: Verdict) -> str:
     """The number of a verdict with its text, interval and unit, e.g. ``alice: -0.031 [-0.044, -0.018] nats``."""
-    if entry["value"] is None:
+    if verdict.value is None:
         return "-"
-    number = two_digits(entry["value"])
-    if entry["low"] is not None and entry["high"] is not None:
-        number += f" [{two_digits(entry['low'])}, {two_digits(entry['high'])}]"
-    return f"{entry['text'] + ': ' if entry.get('text') else ''}{number} {entry['unit']}".strip()
+    number = two_digits(verdict.value)
+    if verdict.low is not None and verdict.high is not None:
+        number += f" [{two_digits(verdict.low)}, {two_digits(verdict.high)}]"
+    return f"{verdict.text + ': ' if verdict.text else ''}{number} {verdict.unit}".strip()

@@ -27,8 +27,8 @@ from helpers.results.evidence import (
     gap_at,
     quality_finding,
 )
-from helpers.results.notes import numbers
-from helpers.results.other_plans import DESCRIBED
+from helpers.results.plan_answers import DESCRIBED
+from helpers.results.verdicts import numbers
 
 RIVALS = (("only-attention", "only-mlp-out"),)  # equally many parameters
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from helpers import profiles
 from helpers.measuring import overfitted_from
-from helpers.results.claims import ClaimError, made
+from helpers.results.cards import WIDTH, claim_cards
+from helpers.results.claims import ClaimError, Entry
 from helpers.results.evidence import (
     AUTHORS,
     BOOKS,
@@ -30,7 +31,6 @@ from helpers.results.evidence import (
     studied_models,
     swap_contrasts,
 )
-from helpers.results.scorecard import WIDTH, claim_cards
 from helpers.results.verdicts import scoreboard
 
 PAIRS = (
@@ -126,7 +126,7 @@ def show(profile: str | None = None, folder: Path = EVIDENCE) -> None:
     for model in models:
         evidence = read_evidence(model, folder)
         print(f"{model}, {len(evidence.runs)} runs")
-        claim_cards([made(**entry) for entry in scoreboard(evidence)]).show(with_notes=True)
+        claim_cards([Entry((verdict,)) for verdict in scoreboard(evidence)]).show(with_notes=True)
         for title, lines in (
             ("Forgetting at equal gain", forgetting_lines(evidence)),
             ("Style", style_lines(evidence)),

@@ -6,11 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from helpers.results import (
-    across_models,
     answers,
-    long_runs,
-    lora_study,
-    other_plans,
+    plan_answers,
 )
 from helpers.results import (
     cost_answers as costs,
@@ -109,7 +106,7 @@ QUESTIONS = (
     Question(
         "models",
         "Is it the plan, or the model?",
-        across_models.forgetting_by_model,
+        plan_answers.forgetting_by_model,
         False,
         RUNS,
         "course study first --profile smollm2",
@@ -167,7 +164,7 @@ QUESTIONS = (
     Question(
         "convergence",
         "Does the loss settle?",
-        long_runs.convergence,
+        plan_answers.convergence,
         True,
         "the long runs in `data/evidence/study1-*.parquet`",
         "course study first",
@@ -208,7 +205,7 @@ QUESTIONS = (
     Question(
         "plans",
         "What do all the other freezes do?",
-        other_plans.every_plan,
+        plan_answers.every_plan,
         True,
         RUNS,
         "course study first",
@@ -225,7 +222,7 @@ QUESTIONS = (
     Question(
         "lora",
         "LoRA or partial fine-tuning?",
-        lora_study.lora,
+        plan_answers.lora,
         True,
         RUNS,
         "course study first",

@@ -230,25 +230,27 @@ def asked_first(study: SecondStudy) -> list[PrimaryVerdict]:
 
 
 def headline(study: SecondStudy) -> str:
-    """A sentence for each test that a reader asks about, with its numbers; empty where none was read."""
-    return " ".join(f"{sentence_case(in_brief(study, test))}." for test in asked_first(study))
+    """A sentence for each of the first two tests that a reader asks about, with its numbers; empty without one."""
+    asked = asked_first(study)[:2]
+    if not asked:
+        return ""
+    n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
+    where = f"for the same gain ({' and '.join(study.primary_texts)}, {n_seeds} seeds): "
+    first, *others = (in_brief(study, test) for test in asked)
+    return where + " ".join(f"{clause}." for clause in (first, *map(sentence_case, others)))
 
 
 def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
-    """What a test says; with forgetting over the other's at the level of choice where one forgets less."""
-    if test.word not in (LESS, MORE):
-        return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference))
-    times = [
-        f"{two_digits(own / other)} times as much on {text}"
-        for text, own, other in (
-            (text, forgotten(study, test.recipe, text), forgotten(study, test.reference, text))
-            for text in study.primary_texts
-        )
-        if own is not None and other is not None
+    """What a test says in few words, with forgetting over the other's, text by text, at the level of choice."""
+    own, other = short(test.recipe), short(test.reference)
+    pairs = [
+        (forgotten(study, test.recipe, t), forgotten(study, test.reference, t)) for t in study.primary_texts
     ]
-    return SAYS[test.word].format(recipe=short(test.recipe), reference=short(test.reference)) + (
-        f" ({', '.join(times)})" if times else ""
-    )
+    times = "" if any(None in pair for pair in pairs) else " and ".join(two_digits(a / b) for a, b in pairs)
+    if test.word in (LESS, MORE) and times:
+        return f"{own}, forgets {times} times as much as {other}"
+    word = "not decided" if test.word == OPEN else test.word
+    return f"{own}, against {other}: {word}" + (f" ({times} times as much)" if times else "")
 
 
 def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:

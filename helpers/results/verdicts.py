@@ -15,14 +15,26 @@ from pathlib import Path
 import numpy as np
 
 from helpers import measuring, study
-from helpers.measuring import FAILS, HOLDS, IN_PART, LEAST_PAIRS, UNDECIDED, UNTESTED, Finding, Interval
-from helpers.results.claims import CLAIMS, made, number_of, on_models, plain, seeds_of
+from helpers.measuring import (
+    FAILS,
+    FEW,
+    HOLDS,
+    IN_PART,
+    LEAST_PAIRS,
+    UNDECIDED,
+    UNTESTED,
+    Finding,
+    Interval,
+    frontier,
+)
+from helpers.results.claims import CLAIMS, Entry, Verdict, number_of, seeds_of, two_digits
 from helpers.results.evidence import (
     ATTENTION,
     AUTHORS,
     EVIDENCE,
     FULL,
     MAIN,
+    MISSING,
     Evidence,
     forgetting_findings,
     forgetting_gap,
@@ -31,17 +43,7 @@ from helpers.results.evidence import (
     share_of_style,
     studied_models,
     style_findings,
-)
-from helpers.results.notes import (
-    at_the_highest_rate,
-    at_the_lowest_rate,
-    by_test,
-    how_catastrophic,
-    losses_by_test,
-    measured,
-    weakest,
-    what_would_decide,
-    words_by_text,
+    tests_of,
 )
 
 FALLS_SHARE = 0.9  # of the looks: from here on a loss falls steadily (C8)
@@ -50,21 +52,21 @@ ON_125M = {"model": "gpt-neo-125M", "model_hash": "random weights", "n_seeds": 0
 # --- the claims of one model -------------------------------------------------------
 
 
-def scoreboard(evidence: Evidence) -> list[dict]:
-    """One entry a claim that these records can speak about: what `claims.record` takes, and the note."""
-    entries = [*convergence(evidence), *stability_of_gradients(evidence)]
+def scoreboard(evidence: Evidence) -> list[Verdict]:
+    """The verdicts that these records allow, one a claim and part."""
+    found = [*convergence(evidence), *stability_of_gradients(evidence)]
     if not any(
         evidence.of(MAIN, t, c) and evidence.of(FULL, t, c) for t in AUTHORS for c in ("keep", "learn")
     ):
-        return entries
+        return found
     findings = {
         "C10": forgetting_findings(evidence),
         "C13": quality_findings(evidence),
         "C14": style_findings(evidence),
     }
     verdicts = measuring.primary_verdicts(findings)
-    entries.append(
-        forgetting_entry(
+    found.append(
+        forgetting_verdict(
             evidence,
             MAIN,
             verdicts["C10"],
@@ -75,8 +77,8 @@ def scoreboard(evidence: Evidence) -> list[dict]:
     if any(evidence.of(ATTENTION, text, "keep") for text in AUTHORS):
         alone = forgetting_findings(evidence, ATTENTION)
         verdict = measuring.over_findings(alone)
-        entries.append(
-            forgetting_entry(
+        found.append(
+            forgetting_verdict(
                 evidence,
                 ATTENTION,
                 IN_PART if verdict == HOLDS else verdict,
@@ -85,8 +87,8 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             )
         )
     least = min(measured(findings["C13"]), key=lambda f: f.interval.mean)
-    entries.append(
-        entry_of(
+    found.append(
+        verdict_of(
             evidence,
             "C13",
             verdicts["C13"],
@@ -96,12 +98,12 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             f"means above {measuring.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
             f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}",
             findings["C13"],
+            smallest=1 - measuring.EQUAL_SHARE,
         )
-        | {"smallest": 1 - measuring.EQUAL_SHARE}
     )
     part_a = share_of_style(evidence)
-    entries.append(
-        entry_of(
+    found.append(
+        verdict_of(
             evidence,
             "C14",
             style_verdict(part_a.verdict, verdicts["C14"]),
@@ -113,12 +115,12 @@ def scoreboard(evidence: Evidence) -> list[dict]:
             [part_a, *findings["C14"]],
         )
     )
-    return entries
+    return found
 
 
-def forgetting_entry(
+def forgetting_verdict(
     evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str
-) -> dict:
+) -> Verdict:
     """C10 of one plan: the article says "attention", and two plans freeze it."""
     note = (
         f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
@@ -126,10 +128,17 @@ def forgetting_entry(
     )
     shown = weakest(findings, "lower")
     gap = forgetting_gap(evidence, plan, FULL, shown.test) if shown.test in AUTHORS else None
-    return entry_of(evidence, "C10", verdict, shown, "nats per token", note, findings) | {
-        "part": f"{plan.replace('+', ' and ')} frozen",
-        "smallest": gap and plain(gap.smallest),
-    }
+    return verdict_of(
+        evidence,
+        "C10",
+        verdict,
+        shown,
+        "nats per token",
+        note,
+        findings,
+        part=f"{plan.replace('+', ' and ')} frozen",
+        smallest=gap and gap.smallest,
+    )
 
 
 def style_verdict(part_a: str, primary: str) -> str:
@@ -138,7 +147,7 @@ def style_verdict(part_a: str, primary: str) -> str:
     return IN_PART if HOLDS in parts or IN_PART in parts else FAILS if parts == {FAILS} else UNDECIDED
 
 
-def entry_of(
+def verdict_of(
     evidence: Evidence,
     claim: str,
     verdict: str,
@@ -146,29 +155,31 @@ def entry_of(
     unit: str,
     note: str,
     findings: Sequence[Finding] = (),
-) -> dict:
-    """A verdict with its number; where it is open, what would decide."""
+    **more,
+) -> Verdict:
+    """A verdict with its number; where it is open, what would decide. ``more``: other fields of `Verdict`."""
     found = finding.interval
     if verdict == UNDECIDED and (reason := what_would_decide(findings)):
         note = f"{note}; {reason}"
     limits = dict.fromkeys(limit for f in measuring.tested([finding, *findings]) for limit in f.limits)
-    return {
-        "claim": claim,
-        "verdict": verdict,
-        "text": finding.test,
-        "value": plain(found.mean),
-        "low": plain(found.low),
-        "high": plain(found.high),
-        "unit": unit,
-        "model": evidence.model,
-        "n_seeds": found.n_pairs,
-        "model_hash": evidence.runs[0]["model_hash"],
-        "source": "recorded",
-        "note": "; ".join([note, *limits]),
-    }
+    return Verdict(
+        claim,
+        verdict,
+        text=finding.test,
+        value=found.mean,
+        low=found.low,
+        high=found.high,
+        unit=unit,
+        model=evidence.model,
+        n_seeds=found.n_pairs,
+        model_hash=evidence.runs[0]["model_hash"],
+        source="recorded",
+        note="; ".join([note, *limits]),
+        **more,
+    )
 
 
-def convergence(evidence: Evidence) -> list[dict]:
+def convergence(evidence: Evidence) -> list[Verdict]:
     """C8 by the rule of notebook 04, over runs: it falls steadily, and levels off within the run.
 
     *Does not hold* where no run falls steadily. *In part* where all fall steadily and all level off: a finite run
@@ -190,7 +201,7 @@ def convergence(evidence: Evidence) -> list[dict]:
         "steps (median)"
     )
     return [
-        entry_of(
+        verdict_of(
             evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding]
         )
     ]
@@ -204,7 +215,7 @@ def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding
     return measuring.unless_few(Finding(middle, verdict, 1.0, test=texts))
 
 
-def stability_of_gradients(evidence: Evidence) -> list[dict]:
+def stability_of_gradients(evidence: Evidence) -> list[Verdict]:
     """C9, by `measuring.is_stable`; exploratory, so *holds in part* is the most. A run that diverged was not stable."""
     runs, full = (
         [r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL)
@@ -226,7 +237,7 @@ def stability_of_gradients(evidence: Evidence) -> list[dict]:
         f"{sum(beside)} of {len(beside) + beside_broken}"
     )
     return [
-        entry_of(
+        verdict_of(
             evidence,
             "C9",
             finding.verdict,
@@ -241,12 +252,12 @@ def stability_of_gradients(evidence: Evidence) -> list[dict]:
 # --- all claims --------------------------------------------------------------------
 
 
-def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
+def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[Verdict]]:
     """Claim to its recorded verdicts, one a model: the study's, and those on memory and the time of a step."""
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list[Verdict]] = {}
     for model in studied_models(folder):
-        for entry in scoreboard(read_evidence(model, folder)):
-            found.setdefault(entry["claim"], []).append(entry)
+        for verdict in scoreboard(read_evidence(model, folder)):
+            found.setdefault(verdict.claim, []).append(verdict)
     if study.is_recorded(folder / study.BENCHMARK.name):
         found["C12"] = step_time(study.read(folder / study.BENCHMARK.name))
     if study.is_recorded(folder / study.MEMORY.name):
@@ -254,42 +265,35 @@ def recorded_verdicts(folder: Path = EVIDENCE) -> dict[str, list[dict]]:
     return {claim: found[claim] for claim in CLAIMS if found.get(claim)}
 
 
-def step_time(benchmark: dict) -> list[dict]:
+def step_time(benchmark: dict) -> list[Verdict]:
     """C12 on GPT-Neo 125M, from the benchmark's pairs of processes."""
     logs = study.plan_time_ratio(benchmark["pairs"], "main")
     if len(logs) < LEAST_PAIRS:
         return []
-    return [{"claim": "C12", **study.time_verdict(logs, benchmark["setting"]["machine"]), **ON_125M}]
+    return [Verdict("C12", **study.time_verdict(logs, benchmark["setting"]["machine"]), **ON_125M)]
 
 
-def peak_memory(record: dict) -> list[dict]:
+def peak_memory(record: dict) -> list[Verdict]:
     """C11 on GPT-Neo 125M, from the measured peaks."""
     if study.largest_setting(record) is None:
         return []
-    return [{"claim": "C11", **study.memory_verdict(record), "low": None, "high": None, **ON_125M}]
+    return [Verdict("C11", **study.memory_verdict(record), **ON_125M)]
 
 
-def newest(recorded: Iterable[dict], live: Iterable[dict]) -> list[dict]:
+def newest(recorded: Iterable[Entry], live: Iterable[Entry]) -> list[Entry]:
     """The recorded verdicts, each replaced by a live one on the same model and part; any other stands beside it."""
-    found: dict[str, dict[tuple, dict]] = {}
+    found: dict[str, dict[tuple, Verdict]] = {}
     for entry in (*recorded, *live):
-        found.setdefault(entry["id"], {}).update(
-            {(row["model"], row.get("part", "")): {"claim": entry["id"], **row} for row in on_models(entry)}
-        )
-    return [made(**with_others(list(found[claim].values()))) for claim in CLAIMS if claim in found]
+        found.setdefault(entry.id, {}).update({(v.model, v.part): v for v in entry.verdicts})
+    return [Entry(tuple(found[claim].values())) for claim in CLAIMS if claim in found]
 
 
-def with_others(entries: Sequence[dict]) -> dict:
-    """The first of a claim's verdicts, with the others under "also": what `claims.record` takes."""
-    return {**entries[0], "also": list(entries[1:])} if len(entries) > 1 else dict(entries[0])
+def recorded_claim(claim: str, folder: Path = EVIDENCE) -> Entry:
+    """One claim as the records have it: its first part leads."""
+    return Entry(tuple(recorded_verdicts(folder)[claim]))
 
 
-def recorded_claim(claim: str, folder: Path = EVIDENCE) -> dict:
-    """One claim as `claims.record` takes it: its first part leads."""
-    return with_others(recorded_verdicts(folder)[claim])
-
-
-def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
+def published(live: Iterable[Entry] = (), folder: Path = EVIDENCE) -> list[Entry]:
     """The table of claims: recorded verdicts first, then the notebooks' own on models that no record is about.
 
     A record that leaves a claim untested gives way to a notebook that tested it on the same model.
@@ -297,34 +301,165 @@ def published(live: Iterable[dict] = (), folder: Path = EVIDENCE) -> list[dict]:
     Args:
         live: what the notebooks measured (`claims.load_claims`), or an earlier table.
     """
-    own, studied = {e["id"]: e for e in live}, recorded_verdicts(folder)
+    own, studied = {e.id: e for e in live}, recorded_verdicts(folder)
     entries = []
     for claim in CLAIMS:
-        here = on_models(own[claim]) if claim in own else ()
-        tested = {row["model"] for row in here if row["verdict"] != UNTESTED}
-        rows = [
-            row for row in studied.get(claim, ()) if row["verdict"] != UNTESTED or row["model"] not in tested
-        ]
-        known = {row["model"] for row in rows}
-        beside = [
-            row for row in here if row["model"] not in known and not (rows and row["source"] == "recorded")
-        ]
-        rows += [{"claim": claim, **row} for row in beside]
-        if rows:
-            entries.append(made(**with_others(rows)))
+        here = own[claim].verdicts if claim in own else ()
+        tested = {v.model for v in here if v.verdict != UNTESTED}
+        found = [v for v in studied.get(claim, ()) if v.verdict != UNTESTED or v.model not in tested]
+        known = {v.model for v in found}
+        beside = [v for v in here if v.model not in known and not (found and v.source == "recorded")]
+        if found or beside:
+            entries.append(Entry((*found, *beside)))
     return entries
 
 
-def scoreboard_table(entries: Sequence[dict]) -> str:
+def scoreboard_table(entries: Sequence[Entry]) -> str:
     """Markdown for a README: per claim, model and part the verdict, its number and interval, and what it rests on."""
     rows = ["| | the article says | verdict | measured | on |", "| --- | --- | --- | --- | --- |"]
     for entry in entries:
-        for k, row in enumerate(on_models(entry)):
-            statement = entry["statement"] if k == 0 else "(the same claim)"
-            if row.get("part"):
-                statement += f" Here: {row['part']}."
+        for verdict in entry.verdicts:
+            statement = entry.statement if verdict is entry.first else "(the same claim)"
+            if verdict.part:
+                statement += f" Here: {verdict.part}."
             rows.append(
-                f"| {entry['id']} | {statement} | **{row['verdict']}** | {number_of(row)}: {row['note']} "
-                f"| {row['model']}{seeds_of(row)}, {row['source']} |"
+                f"| {entry.id} | {statement} | **{verdict.verdict}** | {number_of(verdict)}: {verdict.note} "
+                f"| {verdict.model}{seeds_of(verdict)}, {verdict.source} |"
             )
     return "\n".join(rows)
+
+
+# --- what a verdict says beside its number ------------------------------------------
+
+
+def by_test(findings: Sequence[Finding], sign: str = "+") -> str:
+    """Each test with its estimate and its own verdict, the claim's other tests left out of account."""
+    found = [f for f in findings if f.test]
+    return (
+        ", ".join(
+            f"{f.test}{' ' + numbers(f.interval, sign) if f.interval.n_pairs else ''} ({said(f)})"
+            for f in found
+        )
+        or "no test has runs"
+    )
+
+
+def said(finding: Finding) -> str:
+    """The verdict of one test; where its text could not test the claim, also why."""
+    is_tested = finding.verdict != UNTESTED
+    return finding.verdict if is_tested else f"{finding.verdict}: {'; '.join(finding.limits)}"
+
+
+def numbers(interval: Interval, sign: str = "+") -> str:
+    """An estimate with its interval, two significant digits each; one pair has no interval over seeds."""
+    if interval.n_pairs < 2:
+        return f"{two_digits(interval.mean, sign)} (one pair: no interval over seeds)"
+    low, high = (two_digits(end, sign) for end in (interval.low, interval.high))
+    return f"{two_digits(interval.mean, sign)} [{low}, {high}]"
+
+
+def words_by_text(evidence: Evidence, plan: str, other: str = FULL) -> str:
+    """What the difference in forgetting is called on each text, and beside which smallest difference that counts."""
+    gaps = {text: forgetting_gap(evidence, plan, other, text) for text in AUTHORS}
+    return "; ".join(
+        f"on {text}: {gap.word} (what counts begins at {two_digits(gap.smallest)})"
+        for text, gap in gaps.items()
+        if gap
+    )
+
+
+def losses_by_test(evidence: Evidence, *plans: str) -> str:
+    """The test loss of the untouched base, then of each plan, on every test: nats per token."""
+    lines = []
+    for text, test in tests_of(evidence):
+        own = [evidence.of(p, text, "learn") for p in plans]
+        if all(own) and test in evidence.base:
+            means = [
+                np.mean(evidence.base[test]),
+                *(np.mean([np.mean(r["test_windows"][test]) for r in runs]) for runs in own),
+            ]
+            lines.append(f"{test} {', '.join(f'{loss:.2f}' for loss in means)}")
+    return "; ".join(lines)
+
+
+def measured(findings: Sequence[Finding]) -> Sequence[Finding]:
+    """Those with a number, if any has one."""
+    return [f for f in findings if f.interval.n_pairs] or findings
+
+
+def weakest(findings: Sequence[Finding], claimed: str) -> Finding:
+    """The test that speaks least for a claim: the largest p, and of equal ones the estimate farthest from the claim.
+
+    Args:
+        claimed: "lower" or "higher", as in `measuring.decide`.
+    """
+    return max(measured(findings), key=lambda f: (f.p, -measuring.SIGN[claimed] * f.interval.mean))
+
+
+def how_catastrophic(evidence: Evidence) -> str:
+    """The most that full training forgot: at its best gain, and at the level with other rates; beside the border."""
+    forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
+    if not forgot:
+        return f"{MISSING} of full training at the rate that forgets least"
+    elsewhere = [f for t in AUTHORS for f in evidence.at_level(FULL, t).values()]
+    is_more = elsewhere and max(elsewhere) > max(forgot)
+    more = f", and at another rate up to {max(elsewhere):.2f} at the level" if is_more else ""
+    return (
+        f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more} (the "
+        f"protocol says catastrophic from {measuring.CATASTROPHIC:g} on)"
+    )
+
+
+def at_the_lowest_rate(evidence: Evidence) -> str:
+    """How many of the compared rates have only rates below them that did not reach the level; "" where none has.
+
+    Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
+    """
+    chosen = evidence.rates.get("chosen", {})
+    own = [
+        (rates["keep"], reached)
+        for p in (FULL, MAIN)
+        for t, rates in chosen.get(p, {}).items()
+        if (reached := evidence.at_level(p, t))
+    ]
+    n_lowest = sum(rate == min(reached) for rate, reached in own)
+    return (
+        f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
+        "rate might change it"
+        if n_lowest
+        else ""
+    )
+
+
+def at_the_highest_rate(evidence: Evidence) -> str:
+    """Where the rate that learns is the highest one tried, so that the best may lie beyond it; "" where none is."""
+    tried: dict[str, list[float]] = {}
+    for row in evidence.rates["table"]:
+        tried.setdefault(row["plan"], []).append(row["rate"])
+    chosen = evidence.rates.get("chosen", {})
+    at_edge = [
+        f"{name} on {t}"
+        for p, name in ((FULL, "full training"), (MAIN, "the main plan"))
+        for t, rates in chosen.get(p, {}).items()
+        if t in AUTHORS and p in tried and rates.get("learn") == max(tried[p])
+    ]
+    return f"; the highest rate tried is the best for {', '.join(at_edge)}" if at_edge else ""
+
+
+def what_would_decide(findings: Sequence[Finding]) -> str:
+    """How many seeds would decide what is open, if means and spreads stayed as they are; "" where a limit says it."""
+    limits = [limit for f in findings for limit in f.limits]
+    if any(limit.startswith(MISSING) for limit in limits):
+        return "the missing runs would have to be recorded"
+    if FEW in limits:
+        return ""
+    open_ones = [f for f in findings if f.verdict == UNDECIDED]
+    needed = [f.pairs_needed for f in open_ones]
+    if needed and None not in needed:
+        return f"about {max(needed)} seeds would decide"
+    verdicts = {f.verdict for f in measuring.tested(findings)}
+    if not open_ones and verdicts == {HOLDS}:
+        return "each test alone holds, but not beside the others (Holm)"
+    if not open_ones and len(verdicts) > 1:
+        return "the tests disagree, which more seeds alone would not change"
+    return "more seeds alone would not decide"

@@ -28,7 +28,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers.study.fresh_process import (
+from helpers.study.jobs import WORK
+from helpers.study.processes import (
     EXACT,
     STATUS,
     config_of,
@@ -36,7 +37,6 @@ from helpers.study.fresh_process import (
     measured_apart,
     resident_bytes,
 )
-from helpers.study.jobs import WORK
 
 FILE = WORK / "benchmark.json"
 REAL = {"batch": 4, "length": 512}

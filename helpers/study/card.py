@@ -39,7 +39,6 @@ from helpers.freezing import COURSE_PLANS
 from helpers.models import choose_device, choose_precision
 from helpers.profiles import ProfileError
 from helpers.session import code_commit, machine_class, versions
-from helpers.study.fresh_process import ROOT, config_of
 from helpers.study.measured_costs import PLANS, memory_verdict, predicted_groups
 from helpers.study.memory import FROZEN
 from helpers.study.on_card import (
@@ -52,10 +51,10 @@ from helpers.study.on_card import (
     measure_training,
 )
 from helpers.study.packing import SECOND
+from helpers.study.processes import ROOT, config_of, stopped_by_ctrl_c
 from helpers.study.protocol import ProtocolError
 from helpers.study.records import write_record
 from helpers.study.second_study import StudyError
-from helpers.study.workers import stopped_by_ctrl_c
 
 MINUTES = 9.0
 RECORD, STAND_IN = "card.json", "stand-in.json"  # the report; only the first can become evidence

@@ -37,8 +37,8 @@ from helpers.costs import (
 from helpers.freezing import COURSE_PLANS, LORA_PLAN, FreezePlan, find_bottom, insert
 from helpers.measuring import paired_log_ratios
 from helpers.models import build_model, divergence_loss, enable_checkpointing, mini_config, next_token_loss
-from helpers.study.fresh_process import config_of, continued
 from helpers.study.measured_costs import COSTS, bottom_table
+from helpers.study.processes import config_of, continued
 from helpers.training import Replay
 
 FILE = COSTS

@@ -26,7 +26,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from helpers.study.fresh_process import (
+from helpers.study.jobs import WORK
+from helpers.study.processes import (
     EXACT,
     STATUS,
     config_of,
@@ -34,7 +35,6 @@ from helpers.study.fresh_process import (
     measured_apart,
     resident_bytes,
 )
-from helpers.study.jobs import WORK
 
 FILE = WORK / "memory.json"
 BATCHES, LENGTHS = (1, 4), (128, 512)

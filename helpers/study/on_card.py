@@ -23,11 +23,11 @@ from helpers.measuring import held_out_loss, seconds_of
 from helpers.models import build_model, choose_device, choose_precision, load_tokenizer
 from helpers.profiles import TINY, build_dir
 from helpers.study import packing, second_runner, second_study
-from helpers.study.fresh_process import config_of
 from helpers.study.jobs import EVIDENCE
 from helpers.study.measured_costs import PLANS
 from helpers.study.memory import growth_of, trained
 from helpers.study.packing import SECOND, WINDOWS, kept_windows
+from helpers.study.processes import config_of
 from helpers.study.protocol import read_protocol
 from helpers.study.records import is_recorded, read_record
 from helpers.texts import load_corpus, tensor_of

@@ -47,6 +47,7 @@ from helpers.study.jobs import (
     tuning_jobs,
 )
 from helpers.study.packing import drop, pack, unpack
+from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,
@@ -58,7 +59,6 @@ from helpers.study.rates import (
     tried_rates,
 )
 from helpers.study.records import RUN_FIELDS, RecordError, read_record
-from helpers.study.workers import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
 
 # --- one run, in a process of its own ----------------------------------------------
 

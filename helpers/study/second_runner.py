@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.runner import require_committed
-from helpers.study.workers import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
 
 NICENESS = 10
 

@@ -47,6 +47,9 @@ def tuned_models(base, tokenizer, profile, settings: TrainSettings) -> dict:
 def compare_on(books: dict[str, Path], steps: int) -> dict:
     """Loss of both tuned models and the base on both books, and the paired differences."""
     profile = profiles.current("tiny")
+    pages = {
+        author: read_text(place) for author, place in books.items()
+    }  # before training, so that a wrong path costs nothing
     base, tokenizer = load_model(profile.model), load_tokenizer(profile.model)
     settings = TrainSettings(n_steps=steps, rate=profile.rate_full, batch=profile.batch, evaluate_every=steps)
     models = tuned_models(base, tokenizer, profile, settings)
@@ -60,7 +63,7 @@ def compare_on(books: dict[str, Path], steps: int) -> dict:
         "books": {},
     }
     for author, other in zip(AUTHORS, reversed(AUTHORS), strict=True):
-        text = spread(tensor_of(windows(tokenizer, read_text(books[author]), profile.length)), N_WINDOWS)
+        text = spread(tensor_of(windows(tokenizer, pages[author], profile.length)), N_WINDOWS)
         own, wrong, before = (held_out_loss(m, text) for m in (models[author], models[other], base))
         gap = wrong.per_window - own.per_window
         error = block_error(gap)

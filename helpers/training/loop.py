@@ -223,7 +223,7 @@ def train(model, plan, windows, settings, micro, evaluate, folder, progress, rep
     before = snapshot(model)
     optimizer = build_optimizer(model, settings)
     loss_of, optimizer = accelerator.prepare(TokenLoss(model, bottom), optimizer)  # frozen now
-    run.resume(optimizer)
+    run.resume(optimizer, progress)
     require_one_step(run.step, folder)
     run.evaluate(evaluate)
     for step in progress_bar(run, progress):

@@ -175,8 +175,11 @@ class Run:
             "replay": replay.identity if replay else None,
         }
 
-    def resume(self, optimizer) -> None:
+    def resume(self, optimizer, progress: bool = True) -> None:
         """Take the folder, and take up its newest intact checkpoint, if it is of this very run.
+
+        Args:
+            progress: say where a run goes on.
 
         Raises:
             TrainingError: it is of another run, or does not hold what a run saves. Nothing is changed then.
@@ -193,7 +196,8 @@ class Run:
         checkpoints.restore_random_state(own_random_state(saved.tensors))
         self.step, self.best_step = saved.step, saved.state["best_step"]
         self.history = History(**saved.state["history"])
-        self._say_where()
+        if progress:
+            self._say_where()
 
     def _take_folder(self) -> checkpoints.Checkpoint | None:
         """The folder is this process's own until `fit` gives it back."""

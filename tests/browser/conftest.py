@@ -4,7 +4,7 @@ import pytest
 
 from support import lab
 from support.needs import require_or_skip
-from support.served import needed
+from support.pages import needed
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,7 @@ from helpers.models import anatomy, load_model, load_tokenizer
 from helpers.texts.corpora import split_text
 from publishing import page_deltas, page_records
 from publishing import site as build_site
-from support.accessible import findings
-from support.served import SHOTS, THEMES, QuietHandler
+from support.pages import SHOTS, THEMES, QuietHandler, findings
 
 STATIC = Path(page_deltas.OUT).parents[1]
 PAGES = ("freeze", "forget", "equal")

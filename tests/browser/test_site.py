@@ -16,7 +16,7 @@ import pytest
 
 from publishing import badges
 from publishing import links as check_links
-from support.served import SHOTS, THEMES, QuietHandler, needed
+from support.pages import SHOTS, THEMES, QuietHandler, findings, needed
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -262,8 +262,6 @@ def test_no_page_names_a_script_style_or_picture_elsewhere(pages, site):
 @pytest.fixture(scope="module")
 def visits(pages, browser, address):
     """Every page, opened once: what axe finds in each theme, how wide it is, what it asked for."""
-    from support.accessible import findings
-
     found, asked = {}, []
     page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900}, color_scheme="light")
     page.on("request", lambda request: asked.append(request.url))
@@ -302,8 +300,6 @@ def test_no_page_asks_for_anything_beyond_this_machine(visits, address):
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_one_pale_word_among_thousands_is_found(theme, open_page):
-    from support.accessible import findings
-
     page = open_page("notebooks/02_freezing.html", theme)
     ground = {"light": "#eeeeee", "dark": "#222222"}[theme]
     page.evaluate(
@@ -319,8 +315,6 @@ def test_one_pale_word_among_thousands_is_found(theme, open_page):
 
 
 def test_a_picture_without_words_is_found(open_page):
-    from support.accessible import findings
-
     page = open_page("verdicts.html")
     page.evaluate("document.querySelector('article').append(new Image())")
     assert [finding for finding in findings(page) if finding.startswith("image-alt")]

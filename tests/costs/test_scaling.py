@@ -1,7 +1,10 @@
 """Bigger models and more devices: counts are the published ones, and the shares add up."""
 
+import copy
+
 import pytest
 import torch
+from transformers import AutoConfig
 
 from helpers.costs.scaling import (
     BFLOAT16,
@@ -12,6 +15,7 @@ from helpers.costs.scaling import (
     gpt_neo_1_3b_config,
     llama_2_7b_config,
     llama_2_70b_config,
+    size_table,
 )
 from helpers.costs.step_cost import budget
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan
@@ -24,6 +28,8 @@ from helpers.models.loading import (
     mini_config,
 )
 from helpers.models.roles import anatomy
+from helpers.training.deltas import save_delta
+from support.tiny import FAMILIES
 
 MAIN = COURSE_PLANS["attention+embeddings"]
 
@@ -182,3 +188,35 @@ def test_frozen_weights_are_counted_in_what_a_card_computes_in():
     plan = Plan.of(llama_2_7b_config(), COURSE_PLANS["only-norms"])
     assert plan.fewest_of("T4", most=1) is None and plan.fewest(DEVICES["T4"], BFLOAT16, most=1) == 1
     assert plan.fewest_of("L4", most=1) == plan.fewest(DEVICES["L4"], BFLOAT16, most=1) == 1
+
+
+# --- sizes on the disk --------------------------------------------------------------
+
+
+def test_gpt_neo_125m_has_the_published_sizes():
+    table = size_table(gpt_neo_125m_config(), ranks=(8,))
+    assert table.loc["full checkpoint", "bytes"] == 4 * 125_198_592
+    assert table.loc["delta, attention+embeddings frozen", "bytes"] == 4 * 56_707_584
+    assert table.loc["delta, only norms train", "parameters"] == 38_400
+    assert table.loc["LoRA r = 8 on attention", "parameters"] == 12 * 4 * 8 * (768 + 768)
+    assert table.loc["delta, attention+embeddings frozen", "share of full"] == pytest.approx(0.453, abs=5e-4)
+    assert len(table) == 1 + len(COURSE_PLANS) + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_table(family):
+    table = size_table(AutoConfig.for_model(family, **FAMILIES[family]))
+    assert table.loc["full checkpoint", "share of full"] == 1
+    assert len(table) >= len(COURSE_PLANS) + 3
+    assert (table["parameters"] > 0).all()
+
+
+def test_real_files_are_as_big_as_the_table_says_but_for_their_header(tmp_path):
+    config = mini_config()
+    base, table = build_model(config), size_table(config)
+    for plan in (FreezePlan.full(), FreezePlan.freeze("attention", "embeddings"), FreezePlan.only("norms")):
+        model = copy.deepcopy(base)
+        plan.apply(model)
+        n_bytes = save_delta(model, plan, base, tmp_path).stat().st_size
+        n_header = n_bytes - table.loc[f"delta, {plan.title}", "bytes"]
+        assert 0 < n_header < 300 * (len(list(model.parameters())) + 20)

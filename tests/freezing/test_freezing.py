@@ -19,7 +19,7 @@ from helpers.freezing.selectors import GROUPS, PARTS, WORDS, PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
 from helpers.models.roles import ROLES, AnatomyError, anatomy
 from support import tiny
-from support.families import FAMILIES, family, with_adapters
+from support.tiny import FAMILIES, family, with_adapters
 
 BIG = anatomy(build_on_meta(gpt_neo_125m_config()))
 TWELVE = family(

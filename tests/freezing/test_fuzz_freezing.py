@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from helpers.freezing import lora
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import WORDS, PlanError
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.models.roles import anatomy
+from support import tiny
 from support.fuzz import (
     damaged,
     damages,
@@ -24,16 +25,8 @@ from support.fuzz import (
     words,
 )
 
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=8,
-    num_heads=2,
-    num_layers=2,
-    intermediate_size=8,
-    max_position_embeddings=16,
-    attention_types=[[["global", "local"], 1]],
-)
-MODEL = build_model(mini_config(**SHAPE))
+SMALL = tiny.config(hidden_size=8, num_heads=2, intermediate_size=8, max_position_embeddings=16)
+MODEL = build_model(SMALL)
 NAMES = frozenset(anatomy(MODEL).names())
 selectors = st.one_of(
     st.sampled_from(
@@ -82,7 +75,7 @@ def check_plan(case):
 
 def check_adapter(case):
     where, rank, alpha, damage = case
-    model = build_model(mini_config(**SHAPE))
+    model = build_model(SMALL)
     before, ids = weight_hash(model), torch.arange(8)[None]
     inserted = right_or_refused(lambda: lora.insert(model, where, rank, alpha), lora.LoraError, PlanError)
     if inserted is None:
@@ -96,7 +89,7 @@ def check_adapter(case):
         lora.save_adapter(model, place)
         path = place / lora.FILE_NAME
         path.write_bytes(damaged(path.read_bytes(), *damage))
-        files, other = held(place), build_model(mini_config(**SHAPE))
+        files, other = held(place), build_model(SMALL)
 
         def load():
             lora.load_adapter(other, place)

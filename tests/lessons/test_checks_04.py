@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from helpers.lessons.checks import reply_to
-from support.replies import assert_wrong
+from support.said import assert_wrong
 
 
 @pytest.mark.parametrize("name", ["04c", "04d", "04a", "04b", "04e"])

@@ -6,7 +6,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from helpers.lessons.checks import reply_to
 from helpers.lessons.exercises import nb06
-from support.replies import assert_wrong
+from support.said import assert_wrong
 
 
 @pytest.mark.parametrize("name", ["06a", "06b", "06c", "06d", "06e", "06f"])

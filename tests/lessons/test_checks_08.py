@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers.lessons.checks import reply_to
-from support.replies import assert_wrong
+from support.said import assert_wrong
 
 
 @pytest.mark.parametrize("name", ["08a", "08b", "08c", "08d"])

@@ -12,7 +12,7 @@ from helpers.lessons import predicting
 from helpers.profiles import ROOT
 from helpers.results import claims
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
-from support.printed import sayings
+from support.said import sayings
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 STUB = re.compile(r'^((?:lessons\.)?predict\("([^"]+)", )(None|\.\.\.)\)', re.MULTILINE)
@@ -74,10 +74,9 @@ def constant(node: ast.expr) -> str:
     return node.value if isinstance(node, ast.Constant) else "something measured"
 
 
-def entry(claim: str) -> dict:
-    return claims.made(
-        claim, "holds", value=0.45, unit="", model="m", model_hash="h", n_seeds=0, source="live"
-    )
+def entry(claim: str) -> claims.Entry:
+    where = {"model": "m", "model_hash": "h", "n_seeds": 0, "source": "live"}
+    return claims.Entry((claims.Verdict(claim, "holds", value=0.45, unit="", **where),))
 
 
 @each_notebook

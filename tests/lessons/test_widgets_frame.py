@@ -17,7 +17,7 @@ from helpers.lessons.widgets import frame as widgets_frame
 from helpers.lessons.widgets.frame import PROBLEM_CLASS, WIDGET_VIEW, Frame, control, png, table_html
 from publishing.kernel import KERNEL_SETTINGS, code_cells, run_notebook
 from publishing.offline_html import notebook_html
-from support.printed import sayings
+from support.said import sayings
 
 ROOT = Path(__file__).resolve().parents[2]
 PNG_BEGIN = b"\x89PNG"

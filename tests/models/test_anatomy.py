@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
 from helpers.models.roles import ROLES, AnatomyError, anatomy, matches
-from support.families import FAMILIES, family, with_adapters
+from support.tiny import FAMILIES, family, with_adapters
 
 # --- golden counts -----------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """How a run of the tests forecasts, orders, records and cuts short its time (tests/support/pace.py, .ci/run)."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,16 @@ TWO_TESTS = "def test_one():\n    pass\n\n\ndef test_two():\n    pass\n"
 def pytest_run(folder: Path, *arguments: str) -> str:
     """What a pytest of its own says over the tests of a folder, with the plugin and no setting of this run."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    kept |= {
+        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }  # others take seconds to load
     (folder / "pytest.ini").write_text("[pytest]\n")
+    plugins = ["-p", "support.pace", "-p", "xdist", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "support.pace", "-p", "no:cacheprovider", "-rs", *arguments],
+        [sys.executable, "-m", "pytest", *plugins, "-rs", *arguments],
         cwd=folder,
-        env=kept | {"PYTHONPATH": str(ROOT / "tests")},
+        env=kept,
         capture_output=True,
         text=True,
     )
@@ -38,6 +44,14 @@ def test_a_run_replaces_what_was_recorded_of_its_files_alone(tmp_path):
     pace.record({"a.py::test_old": 9.0, "b.py::test_one": 5.0}, path)
     pace.record({"a.py::test_new": 2.0}, path)
     assert pace.read(path) == {"a.py::test_new": 2.0, "b.py::test_one": 5.0}
+
+
+def test_what_was_recorded_of_the_long_tests_of_a_file_stays(tmp_path):
+    path = tmp_path / "durations.json"
+    pace.record({"a.py::test_long": 90.0}, path, chosen="long")
+    pace.record({"a.py::test_slow": 9.0}, path)
+    pace.record({"a.py::test_long": 80.0}, path, chosen="long")
+    assert pace.read(path) == {"a.py::test_long": 80.0, "a.py::test_slow": 9.0}
 
 
 def test_what_is_expected_counts_each_test_that_is_chosen():
@@ -93,9 +107,11 @@ def test_all_that_is_recorded_is_still_there():
 # --- CI ----------------------------------------------------------------------------
 
 FAKE_MAKE = """#!/bin/sh
-echo "make $1: 7 tests"
-echo "== 7 passed, 1 skipped in 2.00s =="
-exit {test}
+echo "make $*: 7 tests"
+case $1 in
+  test) echo "== 7 passed, 1 skipped in 2.00s =="; exit {test};;
+  test-long) echo "== 3 passed, 9 skipped in 5.00s =="; exit {long};;
+esac
 """
 
 
@@ -113,14 +129,24 @@ def ci(folder: Path, **codes: int) -> subprocess.CompletedProcess:
     )
 
 
-def test_ci_runs_make_test_and_ends_with_pytests_closing_line(tmp_path):
-    done = ci(tmp_path, test=0)
+def test_ci_runs_the_tests_then_the_long_ones_that_fit_and_ends_with_pytests_closing_lines(tmp_path):
+    done = ci(tmp_path, test=0, long=0)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "make test: 7 tests"
-    assert done.stdout.splitlines()[-2:] == ["Closing lines of pytest:", "== 7 passed, 1 skipped in 2.00s =="]
+    lines = done.stdout.splitlines()
+    assert lines[0] == "make test: 7 tests"
+    (minutes,) = re.findall(r"^make test-long ARGS=--minutes=(\d+): 7 tests$", done.stdout, re.MULTILINE)
+    assert 65 <= int(minutes) <= 70, "of 75 minutes hardly one is gone, and 5 are kept back"
+    assert lines[-3:] == [
+        "Closing lines of pytest:",
+        "== 7 passed, 1 skipped in 2.00s ==",
+        "== 3 passed, 9 skipped in 5.00s ==",
+    ]
 
 
-def test_ci_fails_where_a_test_fails(tmp_path):
-    done = ci(tmp_path, test=2)
+@pytest.mark.parametrize("codes", [{"test": 2, "long": 0}, {"test": 0, "long": 2}], ids=str)
+def test_ci_fails_where_a_test_fails(codes, tmp_path):
+    done = ci(tmp_path, **codes)
     assert done.returncode == 2
-    assert done.stdout.splitlines()[-1] == "== 7 passed, 1 skipped in 2.00s =="
+    assert done.stdout.splitlines()[-1] == "== 3 passed, 9 skipped in 5.00s ==", (
+        "what is long runs all the same"
+    )

@@ -66,7 +66,8 @@ def tried(house, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", "publishing.cli", "mutate", "tiny", "--root", str(house), *arguments],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # the tiny house needs none
         capture_output=True,
         text=True,
     )

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from helpers import session as rooms
+from helpers.results import Entry, Verdict
 from publishing import kernel as notebook_kernel
 from publishing import offline_html
 from publishing import refresh as refresh_notebooks
@@ -19,21 +20,8 @@ from publishing.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-CLAIM = {
-    "id": "C4",
-    "statement": "R is about 0.5.",
-    "verdict": "holds in part",
-    "value": 0.453,
-    "low": None,
-    "high": None,
-    "unit": "",
-    "model": "gpt-neo-mini",
-    "model_hash": "0" * 64,
-    "n_seeds": 0,
-    "source": "live",
-    "notebook": "01_second",
-    "note": "counted",
-}
+WHERE = {"model": "gpt-neo-mini", "model_hash": "0" * 64, "n_seeds": 0, "source": "live"}
+CLAIM = Entry((Verdict("C4", "holds in part", value=0.453, unit="", note="counted", **WHERE),)).as_json()
 
 
 def write_notebook(path: Path, *cells: str) -> Path:

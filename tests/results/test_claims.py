@@ -17,9 +17,9 @@ from helpers.lessons import predicting
 from helpers.lessons.predicting import in_band, predict, prediction_ledger, reveal
 from helpers.profiles import ROOT
 from helpers.results import claims
-from helpers.results.claims import ClaimError, load_claims, record
-from helpers.results.scorecard import claim_cards
-from support.printed import sayings
+from helpers.results.cards import claim_cards
+from helpers.results.claims import ClaimError, Entry, Verdict, load_claims, record, record_entry
+from support.said import sayings
 
 
 @pytest.fixture(autouse=True)
@@ -79,32 +79,32 @@ def test_what_is_no_verdict_is_refused(claim, verdict, changes, words):
 
 
 def test_untested_needs_no_number():
-    assert note("C11", "not tested here", value=None)["value"] is None
+    assert note("C11", "not tested here", value=None).first.value is None
 
 
 def test_a_verdict_on_another_model_stands_under_the_same_claim(capsys):
     other = {
-        "verdict": "holds",
         "value": 0.5,
         "unit": "x",
         "model": "another",
         "model_hash": "h",
         "n_seeds": 3,
         "source": "recorded",
-        "note": "seen",
     }
-    entry = note(also=[other])
-    assert [row["model"] for row in claims.on_models(entry)] == ["gpt-neo-125M", "another"]
+    entry = Entry((*note().verdicts, Verdict("C4", "holds", **other, note="seen")))
+    capsys.readouterr()
+    assert record_entry(entry) is entry
     assert capsys.readouterr().out.splitlines()[1] == "C4 holds (on another): seen"
     assert "another, 3 seeds, recorded" in str(claim_cards(load_claims()))
+    assert load_claims() == [entry]
     with pytest.raises(ClaimError, match="number"):
-        note(also=[other | {"value": None}])
+        Verdict("C4", "holds", **(other | {"value": None}))
 
 
 def test_claims_come_back_in_the_articles_order_and_the_table_names_each(own_build):
     note("C10"), note("C2")
     entries = load_claims()
-    assert [e["id"] for e in entries] == ["C2", "C10"]
+    assert [e.id for e in entries] == ["C2", "C10"]
     assert "C2" in str(claim_cards(entries)) and "does not hold" in str(claim_cards(entries))
     assert str(claim_cards([])) == "No claim has been measured yet."
 
@@ -304,14 +304,12 @@ def test_a_build_folder_that_cannot_be_written_stops_nothing(tmp_path, monkeypat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "file" / "build"))
     predict("C4", 0.5, 0.4, 0.6)
-    assert note("C4")["value"] == 0.774 and load_claims() == []
+    assert note("C4").first.value == 0.774 and load_claims() == []
     said = capsys.readouterr().out
     assert "predictions.json could not be kept" in said and "C4.json could not be kept" in said
 
 
-WHOLE = {
-    "id": "C4",
-    "statement": "s",
+ROW = {
     "verdict": "holds",
     "value": 0.5,
     "low": None,
@@ -321,9 +319,9 @@ WHOLE = {
     "model_hash": "h",
     "n_seeds": 0,
     "source": "live",
-    "notebook": "n",
     "note": "",
 }
+WHOLE = ROW | {"id": "C4", "statement": "s", "notebook": "n"}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +357,7 @@ def test_a_damaged_verdict_is_put_aside_and_the_others_are_shown(own_build, caps
     note("C10")
     (own_build / "claims" / "C4.json").write_bytes(damage)
     capsys.readouterr()
-    assert [entry["id"] for entry in load_claims()] == ["C10"]
+    assert [entry.id for entry in load_claims()] == ["C10"]
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("C4.json in the build folder cannot be read") and "C4.json.damaged" in line
     assert (own_build / "claims" / "C4.json.damaged").read_bytes() == damage
@@ -368,8 +366,23 @@ def test_a_damaged_verdict_is_put_aside_and_the_others_are_shown(own_build, caps
 
 def test_a_whole_verdict_is_no_damage(own_build, capsys):
     (own_build / "claims").mkdir()
-    (own_build / "claims" / "C4.json").write_text(json.dumps(WHOLE | {"also": [WHOLE]}))
-    assert load_claims() == [WHOLE | {"also": [WHOLE]}] and not capsys.readouterr().out
+    path = own_build / "claims" / "C4.json"
+    path.write_text(json.dumps(WHOLE | {"also": [WHOLE]}))
+    (entry,) = load_claims()
+    assert not capsys.readouterr().out and path.is_file()
+    for verdict in entry.verdicts:
+        assert {name: getattr(verdict, name) for name in ROW} == ROW and len(entry.verdicts) == 2
+
+
+def test_a_file_of_a_claim_has_always_had_this_form(own_build):
+    """Files of an earlier edition are read, and tools read ours: names and their order."""
+    note(low=0.7, high=0.8)
+    other = Verdict("C4", "holds", **{name: value for name, value in ROW.items() if name != "verdict"})
+    claims.store(Entry((load_claims()[0].first, other)))
+    content = json.loads((own_build / "claims" / "C4.json").read_text())
+    names = "verdict part text value low high smallest unit model model_hash n_seeds source".split()
+    assert list(content) == ["id", "statement", *names, "notebook", "note", "also"]
+    assert [list(row) for row in content["also"]] == [[*names, "note"]]
 
 
 # --- bands -------------------------------------------------------------------------
@@ -423,6 +436,8 @@ def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
         "-m",
         "pytest",
         str(tmp_path),
+        "-p",
+        "nbval.plugin",
         "--nbval",
         "--nbval-current-env",
         option,
@@ -433,7 +448,11 @@ def test_strict_nbval_compares_the_band_and_not_the_number(tmp_path):
         str(tmp_path),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )
     assert "1 failed, 2 passed" in done.stdout and "bands.ipynb::Cell 2" in done.stdout, (
         done.stdout + done.stderr

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from helpers import plots
 from helpers.freezing.plans import COURSE_PLANS, PLANS
 from helpers.profiles import DATA, ROOT, TINY
-from helpers.results import answers, long_runs, lora_study
+from helpers.results import answers, plan_answers
 from helpers.results.evidence import read_evidence
 
 
@@ -165,7 +165,7 @@ def recorded():
 
 @pytest.mark.parametrize(
     "answer",
-    [answers.forgetting, answers.rates, lora_study.lora, long_runs.convergence],
+    [answers.forgetting, answers.rates, plan_answers.lora, plan_answers.convergence],
     ids=lambda a: a.__name__,
 )
 def test_a_plan_has_its_colour_in_every_figure_of_the_results(recorded, answer):

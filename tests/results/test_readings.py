@@ -34,7 +34,7 @@ from helpers.measuring.decisions import (
 )
 from helpers.measuring.intervals import Interval, paired_interval
 from helpers.results import evidence as findings
-from helpers.results.claims import about, made, number_of, on_models, two_digits
+from helpers.results.claims import Entry, Verdict, about, number_of, two_digits
 from helpers.results.evidence import forgetting_finding, forgetting_gap, quality_finding, rise_on_plain
 from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
 from support.records import a_run, evidence, with_tuning
@@ -43,7 +43,7 @@ MAIN, FULL = "attention+embeddings", "full"
 
 
 def entries_of(found, claim):
-    return [e for e in scoreboard(found) if e["claim"] == claim]
+    return [v for v in scoreboard(found) if v.claim == claim]
 
 
 def change(found, plan, edit):
@@ -131,7 +131,7 @@ def test_records_without_dev_windows_say_that_this_error_is_not_known():
     assert gain_without_blocks(found.runs[0]) is None
     finding = forgetting_finding(found, MAIN, FULL, "alice")
     assert finding.interval.gain_half is None and findings.NO_DEV_WINDOWS in finding.limits
-    assert finding.verdict == HOLDS and entries_of(found, "C10")[0]["verdict"] == IN_PART
+    assert finding.verdict == HOLDS and entries_of(found, "C10")[0].verdict == IN_PART
 
 
 # --- words -------------------------------------------------------------------------
@@ -203,42 +203,27 @@ def test_the_smallest_difference_comes_from_the_windows_that_decide():
 
 def test_attention_alone_has_a_line_of_its_own_and_stays_exploratory():
     found = evidence({MAIN: 0.8})
-    assert [e["part"] for e in entries_of(found, "C10")] == ["attention and embeddings frozen"]
+    assert [e.part for e in entries_of(found, "C10")] == ["attention and embeddings frozen"]
     found.runs.extend(
         a_run(np.random.default_rng(s), "attention", t, s, 0.25) for t in ("alice", "edgar") for s in range(5)
     )
     assert any(r["plan"] == "attention" for r in found.runs)
     main, alone = entries_of(found, "C10")
-    assert (main["verdict"], alone["verdict"]) == (FAILS, IN_PART) and alone["part"] == "attention frozen"
+    assert (main.verdict, alone.verdict) == (FAILS, IN_PART) and alone.part == "attention frozen"
     found.runs[:] = [r for r in found.runs if r["plan"] != "attention" or r["text"] == "alice"]
     alone = entries_of(found, "C10")[1]
-    assert alone["verdict"] == IN_PART and "no pairs of runs on 'edgar' yet" in alone["note"]
+    assert alone.verdict == IN_PART and "no pairs of runs on 'edgar' yet" in alone.note
 
 
 def test_two_parts_on_one_model_do_not_take_each_others_place():
-    rows = [
-        {
-            "id": "C10",
-            **made(
-                "C10",
-                IN_PART,
-                value=v,
-                unit="x",
-                model="m",
-                model_hash="",
-                n_seeds=1,
-                source="live",
-                part=part,
-            ),
-        }
-        for part, v in (("attention frozen", 1.0), ("both frozen", 2.0))
-    ]
-    both = newest(rows, [rows[1] | {"value": 3.0}])
-    assert [(r["part"], r["value"]) for r in on_models(both[0])] == [
-        ("attention frozen", 1.0),
-        ("both frozen", 3.0),
-    ]
-    assert about(rows[0]) == "attention frozen, on m"
+    where = {"unit": "x", "model": "m", "model_hash": "", "n_seeds": 1, "source": "live"}
+    first, second, again = (
+        Entry((Verdict("C10", IN_PART, value=value, part=part, **where),))
+        for part, value in (("attention frozen", 1.0), ("both frozen", 2.0), ("both frozen", 3.0))
+    )
+    both = newest([first, second], [again])
+    assert [(v.part, v.value) for v in both[0].verdicts] == [("attention frozen", 1.0), ("both frozen", 3.0)]
+    assert about(first.first) == "attention frozen, on m"
     assert "Here: attention frozen." in scoreboard_table(both)
 
 
@@ -254,7 +239,7 @@ def test_rates_that_differ_because_one_plan_missed_the_level_are_named_and_limit
     assert (
         "`attention+embeddings` was read at 0.0001 and `full` at 1e-05" in limit and "ended at 50%" in limit
     )
-    assert entries_of(found, "C10")[0]["verdict"] == IN_PART
+    assert entries_of(found, "C10")[0].verdict == IN_PART
     change(found, FULL, lambda r: r.update(rate=1e-4))
     assert not forgetting_finding(found, MAIN, FULL, "alice").limits
 
@@ -332,16 +317,16 @@ def test_where_full_training_gains_nothing_quality_is_not_tested_and_decides_not
     assert finding.verdict == UNTESTED and finding.interval.n_pairs == 0
     (entry,) = entries_of(found, "C13")
     assert (
-        entry["verdict"] == HOLDS
-        and "carroll (not tested here: full training itself gains nothing" in entry["note"]
+        entry.verdict == HOLDS
+        and "carroll (not tested here: full training itself gains nothing" in entry.note
     )
     found.base.update({t: [3.2] * n for t, n in (("alice", 28), ("edgar", 23), ("poe", 100))})
-    assert entries_of(found, "C13")[0]["verdict"] == UNTESTED
+    assert entries_of(found, "C13")[0].verdict == UNTESTED
     assert over_findings([finding]) == UNTESTED
 
 
 def test_every_test_loss_stands_beside_the_bases():
-    note = entries_of(evidence(), "C13")[0]["note"]
+    note = entries_of(evidence(), "C13")[0].note
     assert (
         "test losses of base, full training and main plan: alice 3.60, 3.30, 3.30; carroll 3.60, 3.30, 3.30"
         in note
@@ -413,15 +398,13 @@ def test_numbers_have_two_digits(number, wanted):
 
 
 def test_every_recorded_row_of_the_study_names_its_text():
-    rows = [
-        row for e in published() for row in on_models(e) if row["n_seeds"] and row["source"] == "recorded"
-    ]
-    assert rows and all(row["text"] for row in rows)
-    assert number_of(rows[0]).startswith(f"{rows[0]['text']}: ")
+    rows = [v for e in published() for v in e.verdicts if v.n_seeds and v.source == "recorded"]
+    assert rows and all(v.text for v in rows)
+    assert number_of(rows[0]).startswith(f"{rows[0].text}: ")
 
 
 def test_a_row_with_two_digits_and_its_text_stands_in_the_table():
     found = evidence({MAIN: 0.25})
-    entry = made(**entries_of(found, "C10")[0])
-    assert f"| {number_of(entry)}: forgetting at equal gain" in scoreboard_table([entry])
-    assert number_of(entry).split(": ")[0] in ("alice", "edgar")
+    verdict = entries_of(found, "C10")[0]
+    assert f"| {number_of(verdict)}: forgetting at equal gain" in scoreboard_table([Entry((verdict,))])
+    assert number_of(verdict).split(": ")[0] in ("alice", "edgar")

@@ -12,11 +12,8 @@ import pytest
 
 from helpers.profiles import ROOT
 from helpers.results import (
-    across_models,
     answers,
-    long_runs,
-    lora_study,
-    other_plans,
+    plan_answers,
 )
 from helpers.results import (
     cost_answers as costs,
@@ -32,8 +29,7 @@ from helpers.study import benchmark
 from helpers.study import measured_costs as benchmarks
 from helpers.study.packing import unpack
 from helpers.study.protocol import read_protocol
-from support.costs import FLOPS, pretend
-from support.records import PLANS, a_long_run, evidence, with_tuning
+from support.records import FLOPS, PLANS, a_long_run, evidence, pretend, with_tuning
 
 PAGE = (write_results.RESULTS / "README.md").read_text("utf-8")
 PICTURES = sorted(write_results.RESULTS.glob("*.svg"))
@@ -207,9 +203,9 @@ def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monke
         model: replace(at(evidence({"attention+embeddings": own})), model=model)
         for model, own in (("small", 0.8), ("large", slope))
     }
-    monkeypatch.setattr(across_models, "read_evidence", lambda model, folder: studied[model])
-    monkeypatch.setattr(across_models, "studied_models", lambda folder: list(studied))
-    answer = across_models.forgetting_by_model()
+    monkeypatch.setattr(plan_answers, "read_evidence", lambda model, folder: studied[model])
+    monkeypatch.setattr(plan_answers, "studied_models", lambda folder: list(studied))
+    answer = plan_answers.forgetting_by_model()
     assert words in answer.title and words in answer.sentence and "**large**: on alice" in answer.sentence
     n_large = sum(
         abs(mean) >= zone for (mean, *_), zone in zip(answer.data[0].values(), answer.data[1], strict=True)
@@ -218,7 +214,7 @@ def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monke
     assert answer.origin.count("5 seeds") == 2 and len(answer.data[0]) == len(answer.data[1]) == 4
     answer.draw()
     del studied["large"]
-    assert across_models.forgetting_by_model() is None
+    assert plan_answers.forgetting_by_model() is None
 
 
 def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did():
@@ -226,7 +222,7 @@ def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did()
     found.long.extend(a_long_run(seed, falls=seed > 0) for seed in range(3))
     for run in found.long:
         run.update(machine="a CPU", protocol="p" * 64)
-    answer = long_runs.convergence(found)
+    answer = plan_answers.convergence(found)
     assert "main plan: the loss on the training probe levelled off in 2 of 3 runs" in answer.sentence
     assert "within 640 steps" in answer.title.lower() and "C8: *not decided*" in answer.sentence
     answer.draw()
@@ -239,14 +235,14 @@ def runs_like(found, plan, other, **changes):
 
 def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
     found = at(evidence(seeds=3))
-    for plan in lora_study.LORA:
+    for plan in plan_answers.LORA:
         found.runs.extend(runs_like(found, "only-attention", plan, rate=3e-4))
-    assert lora_study.lora(found) is None, "without tuning runs no gentlest rate is known"
-    tops = dict.fromkeys(("only-attention", *lora_study.LORA), 0.09)
-    answer = lora_study.lora(with_tuning(found, tops, plans=lora_study.SET_BESIDE))
+    assert plan_answers.lora(found) is None, "without tuning runs no gentlest rate is known"
+    tops = dict.fromkeys(("only-attention", *plan_answers.LORA), 0.09)
+    answer = plan_answers.lora(with_tuning(found, tops, plans=plan_answers.SET_BESIDE))
     title = answer.title.replace("\n", " ")
     assert "LoRA on attention" in answer.sentence and "LoRA on the MLP" in title and "3 seeds" in title
-    table = lora_study.lora_table(found)
+    table = plan_answers.lora_table(found)
     assert set(table["at gentlest rate"]) == {1e-4} and set(table["share of full's best"]) == {0.5}
     assert (
         table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
@@ -257,13 +253,13 @@ def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
 
 def test_a_plan_that_never_reached_the_level_is_read_at_its_gentlest_rate_and_not_counted():
     found = at(evidence(seeds=3), rate=3e-4)
-    assert other_plans.every_plan(found) is None  # the deciding plans have pages of their own
+    assert plan_answers.every_plan(found) is None  # the deciding plans have pages of their own
     found.runs.extend(runs_like(found, "only-attention", "only-norms", rate=1e-2))
     worse = [e for r in found.runs if r["plan"] == "only-norms" for e in r["evaluations"]]
     for e in worse:  # at the rate that gains most it forgets three times as much
         e.update(forgetting=3 * e["forgetting"], forgetting_windows=[3 * w for w in e["forgetting_windows"]])
     with_tuning(found, {"only-norms": 0.08}, plans=(*PLANS, "only-norms"))
-    answer = other_plans.every_plan(found)
+    answer = plan_answers.every_plan(found)
     rows, zones = answer.data
     assert len(rows) == 3 and not any("only-norms" in name for name in rows), "it has no row in the picture"
     assert "0 of 3 plans forgot less" in answer.title.replace("\n", " ") and "0 forgot more" in answer.title
@@ -275,13 +271,13 @@ def test_a_plan_that_never_reached_the_level_is_read_at_its_gentlest_rate_and_no
     )
     answer.draw()
     wanted = read_protocol()["tiny"]["other_plans"]
-    assert [*other_plans.DESCRIBED, *lora_study.LORA] == wanted
+    assert [*plan_answers.DESCRIBED, *plan_answers.LORA] == wanted
 
 
 def test_a_plan_without_tuning_runs_that_never_reached_the_level_is_not_comparable():
     found = with_tuning(at(evidence(seeds=3), rate=3e-4))
     found.runs.extend(runs_like(found, "only-attention", "only-norms"))
-    assert "`only-norms` not comparable" in other_plans.every_plan(found).sentence
+    assert "`only-norms` not comparable" in plan_answers.every_plan(found).sentence
 
 
 # --- what moves forgetting most ----------------------------------------------------
@@ -354,7 +350,7 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
     answer = costs.engine(tmp_path)
     assert "takes 0.50 of the time and" in answer.sentence and "-50% time" in answer.title
     answer.draw()
-    assert step_time(found)[0]["verdict"] == "holds", "C12, from the same file"
+    assert step_time(found)[0].verdict == "holds", "C12, from the same file"
 
     def point(plan, size):
         return {
@@ -381,8 +377,11 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
 
 
 @pytest.fixture
-def place(tmp_path):
-    """A copy of the evidence and of results/."""
+def place(tmp_path, monkeypatch):
+    """A copy of the evidence and of results/, with two of the questions: the first test above asks all."""
+    monkeypatch.setattr(
+        write_results, "QUESTIONS", [q for q in QUESTIONS if q.name in ("forgetting", "engine")]
+    )
     shutil.copytree(EVIDENCE, tmp_path / "evidence", ignore=shutil.ignore_patterns("retention"))
     shutil.copytree(ROOT / "results", tmp_path / "results")
     return tmp_path

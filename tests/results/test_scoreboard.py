@@ -9,7 +9,7 @@ import pytest
 
 from helpers.measuring.comparison import forgetting_at, forgetting_without_blocks
 from helpers.measuring.decisions import FAILS, FEW, HOLDS, IN_PART, UNDECIDED, UNTESTED
-from helpers.results.claims import ClaimError, made, on_models, record
+from helpers.results.claims import ClaimError, Entry, Verdict, record_entry
 from helpers.results.evidence import (
     Evidence,
     forgetting_findings,
@@ -17,14 +17,13 @@ from helpers.results.evidence import (
     studied_models,
     swap_contrasts,
 )
-from helpers.results.notes import weakest
-from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
-from support.commands import course
+from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table, weakest
 from support.records import a_long_run, a_run, evidence
+from support.said import course
 
 
 def verdict(found, claim):
-    return next(e["verdict"] for e in scoreboard(found) if e["claim"] == claim)
+    return next(e.verdict for e in scoreboard(found) if e.claim == claim)
 
 
 def test_the_jackknife_reads_the_level_again_without_each_block():
@@ -49,11 +48,11 @@ def test_less_forgetting_of_the_main_plan_is_seen_and_equal_forgetting_is_not_ca
 
 def test_a_level_that_is_not_reached_is_named_and_limits_the_verdict():
     found = evidence({"attention+embeddings": 0.25}, **{"attention+embeddings": {"top": 0.10}})
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
-    assert entry["verdict"] == IN_PART and "at 65% of full training's gain" in entry["note"]
+    entry = next(e for e in scoreboard(found) if e.claim == "C10")
+    assert entry.verdict == IN_PART and "at 65% of full training's gain" in entry.note
     low = evidence({"attention+embeddings": 0.25}, **{"attention+embeddings": {"top": 0.03}})
-    entry = next(e for e in scoreboard(low) if e["claim"] == "C10")
-    assert entry["verdict"] == UNDECIDED and entry["value"] is None and "not comparable" in entry["note"]
+    entry = next(e for e in scoreboard(low) if e.claim == "C10")
+    assert entry.verdict == UNDECIDED and entry.value is None and "not comparable" in entry.note
 
 
 def test_a_sign_that_turns_with_the_rate_limits_the_verdict():
@@ -95,8 +94,8 @@ def test_a_run_that_diverged_does_not_stop_the_scoreboard():
     on_alice, on_edgar = forgetting_findings(found)
     assert (on_alice.verdict, on_edgar.verdict) == (UNDECIDED, HOLDS), "it counts as not reaching the level"
     assert verdict(found, "C10") == IN_PART
-    c13 = next(e for e in scoreboard(found) if e["claim"] == "C13")
-    assert c13["verdict"] == IN_PART and "1 run diverged and could not be compared" in c13["note"]
+    c13 = next(e for e in scoreboard(found) if e.claim == "C13")
+    assert c13.verdict == IN_PART and "1 run diverged and could not be compared" in c13.note
 
 
 @pytest.mark.parametrize("n_broken, wanted", [(0, IN_PART), (2, UNDECIDED)])
@@ -105,23 +104,23 @@ def test_a_run_that_diverged_was_not_stable(n_broken, wanted):
     main = [r for r in found.runs if r["plan"] == "attention+embeddings"]
     for run in main[:n_broken]:
         run.update(diverged="at step 3", test_windows={})
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C9")
-    assert entry["verdict"] == wanted and f"{10 - n_broken} of 10 runs stable" in entry["note"]
+    entry = next(e for e in scoreboard(found) if e.claim == "C9")
+    assert entry.verdict == wanted and f"{10 - n_broken} of 10 runs stable" in entry.note
 
 
 def test_a_text_with_two_seeds_decides_nothing_beside_one_with_five():
     found = evidence({"attention+embeddings": 0.25})
     found.runs[:] = [r for r in found.runs if r["text"] == "alice" or r["seed"] < 2]
     for claim in ("C10", "C13"):
-        entry = next(e for e in scoreboard(found) if e["claim"] == claim)
-        assert entry["verdict"] == IN_PART and FEW in entry["note"]
+        entry = next(e for e in scoreboard(found) if e.claim == claim)
+        assert entry.verdict == IN_PART and FEW in entry.note
     assert verdict(found, "C14") == UNDECIDED, "style needs both texts, and has two seeds"
 
 
 def test_each_test_is_named_with_its_own_verdict():
     found = evidence({"attention+embeddings": 0.25})
     found.runs[:] = [r for r in found.runs if r["text"] == "alice"]
-    notes = {e["claim"]: e["note"] for e in scoreboard(found)}
+    notes = {e.claim: e.note for e in scoreboard(found)}
     assert re.search(r"alice -0\.029 \[[^]]+\] \(holds\), edgar \(not decided\);", notes["C10"])
     one = r"1\.0 \[1\.0, 1\.0\] \(holds\)"
     assert re.search(rf"alice {one}, carroll {one}, edgar \(not decided\)", notes["C13"])
@@ -137,8 +136,8 @@ def test_of_tests_that_speak_equally_little_for_a_claim_the_number_is_that_of_th
             )
     on_alice, on_edgar = forgetting_findings(found)
     assert on_alice.p == on_edgar.p == 1 and weakest([on_alice, on_edgar], "lower") is on_edgar
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
-    assert entry["value"] == pytest.approx(on_edgar.interval.mean)
+    entry = next(e for e in scoreboard(found) if e.claim == "C10")
+    assert entry.value == pytest.approx(on_edgar.interval.mean)
 
 
 def test_tests_that_are_decided_and_differ_say_so():
@@ -146,10 +145,10 @@ def test_tests_that_are_decided_and_differ_say_so():
     for run in found.runs:
         if run["text"] == "alice" and run["plan"] == "attention+embeddings":
             run["test_windows"] = {t: [x + 0.05 for x in own] for t, own in run["test_windows"].items()}
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C13")
-    assert entry["verdict"] == UNDECIDED and "the tests disagree" in entry["note"]
-    assert "alice 0.83 [0.83, 0.83] (does not hold)" in entry["note"]
-    assert "edgar 1.0 [1.0, 1.0] (holds)" in entry["note"]
+    entry = next(e for e in scoreboard(found) if e.claim == "C13")
+    assert entry.verdict == UNDECIDED and "the tests disagree" in entry.note
+    assert "alice 0.83 [0.83, 0.83] (does not hold)" in entry.note
+    assert "edgar 1.0 [1.0, 1.0] (holds)" in entry.note
 
 
 def test_a_rate_that_learns_best_at_the_upper_edge_is_named():
@@ -163,18 +162,18 @@ def test_a_rate_that_learns_best_at_the_upper_edge_is_named():
         p: {"alice": {"keep": 3e-5, "learn": rate}}
         for p, rate in (("full", 1e-4), ("attention+embeddings", 3e-4))
     }
-    note = next(e["note"] for e in scoreboard(found) if e["claim"] == "C13")
+    note = next(e.note for e in scoreboard(found) if e.claim == "C13")
     assert "the highest rate tried is the best for the main plan on alice" in note
 
 
 def test_what_full_training_forgot_stands_beside_the_border_of_catastrophic_at_other_rates_too():
-    note = next(e["note"] for e in scoreboard(evidence({"full": 0.5})) if e["claim"] == "C10")
+    note = next(e.note for e in scoreboard(evidence({"full": 0.5})) if e.claim == "C10")
     assert (
         "full training forgot at most 0.08 nats at its best gain with the rates compared (the protocol says "
         "catastrophic from 0.5 on)"
     ) in note
     rows = [{"plan": "full", "text": "edgar", "rate": 3e-4, "forgetting_at_level": 0.574}]
-    note = next(e["note"] for e in scoreboard(evidence({"full": 0.5}, table=rows)) if e["claim"] == "C10")
+    note = next(e.note for e in scoreboard(evidence({"full": 0.5}, table=rows)) if e.claim == "C10")
     assert "with the rates compared, and at another rate up to 0.57 at the level (the" in note
 
 
@@ -186,14 +185,13 @@ def test_rates_with_nothing_slower_that_reached_the_level_are_counted():
         for rate, f in tried.items()
     ]
     found = evidence(table=rows)
-    assert "lowest tried" not in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
+    assert "lowest tried" not in next(e for e in scoreboard(found) if e.claim == "C10").note
     found.rates["chosen"] = {
         "full": {"alice": {"keep": 3e-5}},
         "attention+embeddings": {"alice": {"keep": 1e-4}},
     }
     assert (
-        "1 of 2 rates compared are the lowest"
-        in next(e for e in scoreboard(found) if e["claim"] == "C10")["note"]
+        "1 of 2 rates compared are the lowest" in next(e for e in scoreboard(found) if e.claim == "C10").note
     )
 
 
@@ -212,40 +210,35 @@ def test_convergence_follows_the_rule_of_notebook_04_and_says_within_how_many_st
 ):
     long = [a_long_run(seed, *both) for seed, both in enumerate(zip(falling, levelling, strict=True))]
     entry = next(
-        e
-        for e in scoreboard(Evidence("a model", evidence().runs, long, evidence().rates))
-        if e["claim"] == "C8"
+        e for e in scoreboard(Evidence("a model", evidence().runs, long, evidence().rates)) if e.claim == "C8"
     )
-    assert entry["verdict"] == wanted and "within 640 steps" in entry["note"] and entry["n_seeds"] == 3
-    assert entry["high"] == (100 if any(falling) else entry["value"]), "in percent, as notebook 04 has it"
-    assert ("more seeds alone would not decide" in entry["note"]) == (wanted == UNDECIDED)
+    assert entry.verdict == wanted and "within 640 steps" in entry.note and entry.n_seeds == 3
+    assert entry.high == (100 if any(falling) else entry.value), "in percent, as notebook 04 has it"
+    assert ("more seeds alone would not decide" in entry.note) == (wanted == UNDECIDED)
 
 
 def row(claim, verdict=IN_PART, value=1.0, model="a model", source="live"):
-    return {
-        "id": claim,
-        **made(claim, verdict, value=value, unit="x", model=model, model_hash="", n_seeds=1, source=source),
-    }
+    where = {"model": model, "model_hash": "", "n_seeds": 1, "source": source}
+    return Entry((Verdict(claim, verdict, value=value, unit="x", **where),))
 
 
 def test_a_live_verdict_on_another_model_stands_beside_the_recorded_one_and_on_the_same_in_its_place():
     both = newest([row("C15", model="gpt-neo-mini")], [row("C15", value=2.0, model="smollm2")])
-    assert [(r["model"], r["value"]) for r in on_models(both[0])] == [("gpt-neo-mini", 1.0), ("smollm2", 2.0)]
+    assert [(v.model, v.value) for v in both[0].verdicts] == [("gpt-neo-mini", 1.0), ("smollm2", 2.0)]
     again = newest(both, [row("C15", value=3.0, model="gpt-neo-mini")])
-    assert [(r["model"], r["value"]) for r in on_models(again[0])] == [
+    assert [(v.model, v.value) for v in again[0].verdicts] == [
         ("gpt-neo-mini", 3.0),
         ("smollm2", 2.0),
     ]
-    assert [
-        r["value"] for r in on_models(published(again)[[e["id"] for e in published(again)].index("C15")])
-    ] == [3, 2]
+    (c15,) = (e for e in published(again) if e.id == "C15")
+    assert [v.value for v in c15.verdicts] == [3, 2]
 
 
 def test_a_live_verdict_leaves_the_other_claims_and_their_order():
     found = newest(
         [row("C10", HOLDS, source="recorded"), row("C4", HOLDS, source="recorded")], [row("C10", FAILS)]
     )
-    assert [(e["id"], e["verdict"]) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
+    assert [(e.id, e.first.verdict) for e in found] == [("C4", HOLDS), ("C10", FAILS)]
 
 
 def test_swaps_give_the_style_contrast_of_each_role():
@@ -280,8 +273,8 @@ def test_the_script_prints_what_the_records_say_and_the_entries_can_be_recorded(
     found = read_evidence("gpt-neo-mini", place)
     assert found.has_real_authors
     entries = scoreboard(found)
-    assert [e["claim"] for e in entries] == ["C9", "C10", "C13", "C14"]
-    assert record(**entries[1])["verdict"] == HOLDS
+    assert [e.claim for e in entries] == ["C9", "C10", "C13", "C14"]
+    assert record_entry(Entry((entries[1],))).first.verdict == HOLDS
 
 
 def test_without_records_the_script_says_how_to_get_them(tmp_path):
@@ -300,18 +293,18 @@ def without(found, keep):
 def test_a_plan_that_was_not_run_leaves_the_other_verdicts_as_they_are(gone):
     found = without(evidence({"attention+embeddings": 0.25}), lambda r: r["plan"] not in gone)
     assert verdict(found, "C10") == verdict(found, "C13") == HOLDS
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C14")
-    assert entry["verdict"] == IN_PART and "no pairs of runs of MLP and attention" in entry["note"]
+    entry = next(e for e in scoreboard(found) if e.claim == "C14")
+    assert entry.verdict == IN_PART and "no pairs of runs of MLP and attention" in entry.note
 
 
 def test_a_text_that_was_not_run_leaves_open_what_must_hold_on_both():
     found = without(evidence({"attention+embeddings": 0.25}), lambda r: r["text"] == "alice")
-    entries = {e["claim"]: e for e in scoreboard(found)}
-    assert entries["C10"]["verdict"] == IN_PART and entries["C13"]["verdict"] == IN_PART
-    assert "no pairs of runs on 'edgar' yet" in entries["C10"]["note"]
-    assert entries["C14"]["verdict"] == UNDECIDED and entries["C14"]["value"] is None
-    assert "the missing runs would have to be recorded" in entries["C14"]["note"]
-    assert record(**entries["C14"])["value"] is None
+    entries = {e.claim: e for e in scoreboard(found)}
+    assert entries["C10"].verdict == IN_PART and entries["C13"].verdict == IN_PART
+    assert "no pairs of runs on 'edgar' yet" in entries["C10"].note
+    assert entries["C14"].verdict == UNDECIDED and entries["C14"].value is None
+    assert "the missing runs would have to be recorded" in entries["C14"].note
+    assert record_entry(Entry((entries["C14"],))).first.value is None
 
 
 def test_without_the_plans_of_a_claim_there_is_no_entry_and_no_error():
@@ -322,13 +315,13 @@ def test_without_the_plans_of_a_claim_there_is_no_entry_and_no_error():
 
 def test_a_seed_that_one_plan_lacks_is_no_pair():
     found = without(evidence({"attention+embeddings": 0.25}), lambda r: (r["plan"], r["seed"]) != ("full", 4))
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
-    assert (entry["verdict"], entry["n_seeds"]) == (HOLDS, 4)
+    entry = next(e for e in scoreboard(found) if e.claim == "C10")
+    assert (entry.verdict, entry.n_seeds) == (HOLDS, 4)
 
 
 def test_below_three_seeds_nothing_is_decided():
     for entry in scoreboard(evidence({"attention+embeddings": 0.25}, seeds=2)):
-        assert entry["verdict"] == UNDECIDED and "below 3 seeds nothing is decided" in entry["note"]
+        assert entry.verdict == UNDECIDED and "below 3 seeds nothing is decided" in entry.note
 
 
 def test_what_is_open_says_how_many_seeds_would_decide():
@@ -339,50 +332,38 @@ def test_what_is_open_says_how_many_seeds_would_decide():
         for e in run["evaluations"]:
             e["forgetting"] *= factor
             e["forgetting_windows"] = [w * factor for w in e["forgetting_windows"]]
-    entry = next(e for e in scoreboard(found) if e["claim"] == "C10")
-    assert entry["verdict"] == UNDECIDED and "seeds would decide" in entry["note"]
+    entry = next(e for e in scoreboard(found) if e.claim == "C10")
+    assert entry.verdict == UNDECIDED and "seeds would decide" in entry.note
 
 
 # --- several models, and the notebooks' own verdicts -------------------------------
 
 
 def live(claim, model="gpt-neo-mini", verdict=HOLDS):
-    return {
-        "id": claim,
-        "statement": "",
-        "verdict": verdict,
-        "value": 1.0,
-        "low": None,
-        "high": None,
-        "unit": "x",
-        "model": model,
-        "model_hash": "h",
-        "n_seeds": 1,
-        "source": "live",
-        "notebook": "",
-        "note": "seen",
-    }
+    where = {"model": model, "model_hash": "h", "n_seeds": 1, "source": "live", "note": "seen"}
+    return Entry((Verdict(claim, verdict, value=1.0, unit="x", **where),))
 
 
 def test_each_model_that_was_studied_has_its_own_verdict_and_number_of_seeds(folder):
     folder(evidence({"attention+embeddings": 0.25}))
     place = folder(evidence(seeds=3), "smollm2-135m-instruct", "rates-smollm2.json")
     assert studied_models(place) == ["gpt-neo-mini", "smollm2-135m-instruct"]
-    entry = next(e for e in published(folder=place) if e["id"] == "C10")
-    assert (entry["model"], entry["verdict"], entry["n_seeds"]) == ("gpt-neo-mini", HOLDS, 5)
-    (other,) = entry["also"]
-    assert (other["model"], other["verdict"], other["n_seeds"]) == ("smollm2-135m-instruct", FAILS, 3)
+    entry = next(e for e in published(folder=place) if e.id == "C10")
+    assert [(v.model, v.verdict, v.n_seeds) for v in entry.verdicts] == [
+        ("gpt-neo-mini", HOLDS, 5),
+        ("smollm2-135m-instruct", FAILS, 3),
+    ]
     rows = [line for line in scoreboard_table([entry]).splitlines() if line.startswith("| C10")]
     assert "gpt-neo-mini, 5 seeds" in rows[0] and "smollm2-135m-instruct, 3 seeds" in rows[1]
 
 
 def test_the_study_leads_and_one_run_of_the_same_model_gives_way(folder):
     place = folder(evidence())
-    table = {e["id"]: e for e in published([live("C4"), live("C9"), live("C15")], place)}
+    table = {e.id: e for e in published([live("C4"), live("C9"), live("C15")], place)}
     assert list(table) == ["C4", "C9", "C10", "C13", "C14", "C15"]
-    assert table["C9"]["source"] == "recorded" and "also" not in table["C9"] and table["C9"]["n_seeds"] == 5
-    beside = {e["id"]: e for e in published([live("C9", "another model")], place)}["C9"]
-    assert [row["model"] for row in (beside, *beside["also"])] == ["gpt-neo-mini", "another model"]
+    assert [(v.source, v.n_seeds) for v in table["C9"].verdicts] == [("recorded", 5)]
+    beside = {e.id: e for e in published([live("C9", "another model")], place)}["C9"]
+    assert [v.model for v in beside.verdicts] == ["gpt-neo-mini", "another model"]
 
 
 def test_memory_seen_on_a_cpu_leaves_the_claim_untested_until_a_gpu_tests_it(tmp_path):
@@ -397,15 +378,15 @@ def test_memory_seen_on_a_cpu_leaves_the_claim_untested_until_a_gpu_tests_it(tmp
     }
     (tmp_path / "memory.json").write_text(json.dumps(record))
     (entry,) = published(folder=tmp_path)
-    assert (entry["id"], entry["verdict"], entry["model"]) == ("C11", UNTESTED, "gpt-neo-125M")
-    assert entry["value"] == pytest.approx(20) and "on a CPU, not measured on a GPU" in entry["note"]
+    assert (entry.id, entry.first.verdict, entry.first.model) == ("C11", UNTESTED, "gpt-neo-125M")
+    assert entry.first.value == pytest.approx(20) and "on a CPU, not measured on a GPU" in entry.first.note
     (foreseen,) = published([live("C11", "gpt-neo-125M", UNTESTED)], tmp_path)
     assert foreseen == entry, "a measurement leads before what was only predicted"
     (on_gpu,) = published([live("C11", "gpt-neo-125M", FAILS)], tmp_path)
-    assert on_gpu["verdict"] == FAILS and "also" not in on_gpu
+    assert [v.verdict for v in on_gpu.verdicts] == [FAILS]
     record["setting"]["device"] = "cuda"
     (tmp_path / "memory.json").write_text(json.dumps(record))
-    assert published(folder=tmp_path)[0]["verdict"] == FAILS, "20% is less than the claimed 25 to 30%"
+    assert published(folder=tmp_path)[0].first.verdict == FAILS, "20% is less than the claimed 25 to 30%"
     (tmp_path / "memory.json").write_text(json.dumps(record | {"points": record["points"][:1]}))
     assert published(folder=tmp_path) == []
 

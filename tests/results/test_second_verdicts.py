@@ -32,8 +32,22 @@ from helpers.results.second_verdicts import (
 )
 from helpers.results.study_runs import REWOUND, STOPPED, study_run
 from helpers.study.protocol import read_protocol
-from support.simulated_studies import MINIATURE, SMOLLM2, Case, one_study, simulated
-from support.studies import FULL_GAIN, N_DEV, N_RETENTION, PLANS, diverged, main, record, study_of, tuning
+from support.studies import (
+    FULL_GAIN,
+    MINIATURE,
+    N_DEV,
+    N_RETENTION,
+    PLANS,
+    SMOLLM2,
+    Case,
+    diverged,
+    main,
+    one_study,
+    record,
+    simulated,
+    study_of,
+    tuning,
+)
 
 # --- what the rules do where nothing differs ---------------------------------------
 

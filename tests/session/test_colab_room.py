@@ -1,4 +1,4 @@
-"""Every notebook in a room like Colab's (tests/support/colab_room.py): an empty folder, Colab's versions.
+"""Notebooks in a room like Colab's (tests/support/colab_room.py): an empty folder, Colab's versions.
 
 The course is served from here at the address that the set-up cells fetch from. pip has no index, so a cell that
 installed anything would fail.
@@ -100,9 +100,15 @@ def insert_after(book: nbformat.NotebookNode, cell_id: str, source: str) -> None
 # --- the notebooks -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in NOTEBOOKS if n != "04_training"]
-)  # 04 runs in the test after this one
+# 04 runs in the test after this one. 00 and 04 show set-up, training and what is kept; the others take minutes more.
+ALL_BUT_04 = [
+    pytest.param(name, marks=[pytest.mark.long] if name != "00_start_here" else [])
+    for name in NOTEBOOKS
+    if name != "04_training"
+]
+
+
+@pytest.mark.parametrize("name", ALL_BUT_04)
 def test_a_notebook_runs_there_to_its_last_cell(room, name, tmp_path):
     book, before = read(name), installed_in(room.python)
     stopped = room.run(book, tmp_path / "content", OPEN_NOTEBOOK=str(ROOT / "notebooks" / f"{name}.ipynb"))

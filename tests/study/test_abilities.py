@@ -11,7 +11,7 @@ from torch import nn
 from helpers.models.loading import load_model, load_tokenizer
 from helpers.profiles import TINY
 from helpers.study.abilities import PROMPTS, Reply, copying, drift_of_answers, passages, replies
-from support import two_layers
+from support import tiny
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
@@ -48,7 +48,7 @@ def test_the_passages_are_whole_and_spread_over_the_text():
 
 @pytest.fixture
 def talker(tmp_path):
-    folder = two_layers.saved(tmp_path)
+    folder = tiny.saved(tmp_path)
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = TEMPLATE
     return load_model(folder, device="cpu").eval(), tokenizer

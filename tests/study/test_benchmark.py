@@ -15,8 +15,8 @@ from helpers.study import measured_costs as benchmarks
 from helpers.study import memory as measure_memory
 from helpers.study.measured_costs import BENCHMARK, MEMORY, BenchmarkError
 from helpers.study.records import is_recorded
-from support.commands import course
-from support.costs import FLOPS, pretend
+from support.records import FLOPS, pretend
+from support.said import course
 
 
 @pytest.fixture()

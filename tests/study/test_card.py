@@ -23,15 +23,15 @@ from helpers.study.card import (
     report,
     work_through,
 )
-from helpers.study.fresh_process import config_of
 from helpers.study.jobs import EVIDENCE
 from helpers.study.memory import FROZEN, trained
 from helpers.study.on_card import CardError, Order, event_seconds, make_cells, measure_check, measure_training
 from helpers.study.packing import pack
+from helpers.study.processes import config_of
 from helpers.study.protocol import read_protocol
 from helpers.study.records import is_recorded, read_record, write_record
-from support import two_layers
-from support.commands import course
+from support import tiny
+from support.said import course
 from support.small_study import write_page
 
 TYPES = {
@@ -257,7 +257,7 @@ def test_notebook_04s_training_is_proved_and_goes_on_where_it_was_cut(order):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return two_layers.saved(tmp_path_factory.mktemp("model") / "two-layers")
+    return tiny.saved(tmp_path_factory.mktemp("model") / "two-layers")
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from helpers.study.comparing import CompareWords, bytes_of, within
 from helpers.study.probing import CompareError, Pacer, Speed, how_many
 from helpers.study.recipes import CANDIDATES, Candidate, Choice, Probe, Recipe, halve, sizes
 from publishing.cli import main
-from support.probes import probe as constructed
-from support.two_layers import saved
+from support.records import probe as constructed
+from support.tiny import saved
 
 FEW = (
     Candidate("full", 1e-2),

@@ -7,10 +7,10 @@ import pytest
 from helpers.costs.step_cost import BottomSize, budget, compare
 from helpers.freezing.plans import FreezePlan
 from helpers.study import cost_points
-from helpers.study.fresh_process import config_of
 from helpers.study.measured_costs import bottom_table, read
+from helpers.study.processes import config_of
 from helpers.study.records import read_record
-from support.commands import course
+from support.said import course
 
 RECORD = read(cost_points.FILE)
 KINDS_OF_STEP = ("checkpointing", "n_parts", "replay_limit", "bfloat16", "keeps_bottom")

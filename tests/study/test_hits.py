@@ -9,8 +9,8 @@ from helpers.profiles import DATA, TINY
 from helpers.study import hits
 from helpers.study.hits import BASES, CASES, Case, outcome, page, score
 from helpers.study.recipes import CANDIDATES, Candidate, choose
-from support.probes import probe
-from support.two_layers import saved
+from support.records import probe
+from support.tiny import saved
 
 FULL, HELD, FROZEN = CANDIDATES[0], CANDIDATES[1], CANDIDATES[4]
 STOPPED, REWOUND = (f"{FULL.title}, {method}" for method in ("stopped", "rewound"))

@@ -21,7 +21,7 @@ from helpers.study.recipes import (
     sizes,
     survivors,
 )
-from support.probes import probe
+from support.records import probe
 
 FULL, GENTLE, FROZEN, HELD = CANDIDATES[0], CANDIDATES[6], CANDIDATES[4], CANDIDATES[1]
 

@@ -19,8 +19,8 @@ from helpers.study.laboratory import StudySettings
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import Rate
 from helpers.study.records import rounded, slim, write_record
-from support import two_layers
-from support.commands import course
+from support import tiny
+from support.said import course
 
 SMALL = """# A small study
 
@@ -79,7 +79,7 @@ smallest_forgetting_share = 0.2
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
     """A random model of two layers with the miniature's tokenizer."""
-    return two_layers.saved(tmp_path_factory.mktemp("model") / "two-layers")
+    return tiny.saved(tmp_path_factory.mktemp("model") / "two-layers")
 
 
 @pytest.fixture

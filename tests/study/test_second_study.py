@@ -17,8 +17,8 @@ from helpers.study import second_study
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.second_study import Job, StudyError, do, jobs_of, open_study, prepare, settings_of
 from helpers.training.deltas import load_delta
-from support import two_layers
-from support.commands import course
+from support import tiny
+from support.said import course
 from support.small_study import write_page
 
 TIMES = ("wall_seconds", "seconds", "resumed_at")
@@ -26,7 +26,7 @@ TIMES = ("wall_seconds", "seconds", "resumed_at")
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    return two_layers.saved(tmp_path_factory.mktemp("model") / "two-layers")
+    return tiny.saved(tmp_path_factory.mktemp("model") / "two-layers")
 
 
 @pytest.fixture

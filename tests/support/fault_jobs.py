@@ -85,7 +85,7 @@ def outcome(model, windows, settings, folder, gate) -> dict:
         return {"held_out_loss": model.transformer.ln_f.weight.sum().item()}
 
     try:
-        result = fit(model, MAIN, windows, settings, evaluate=measure, folder=folder, progress=False)
+        result = fit(model, MAIN, windows, settings, evaluate=measure, folder=folder)  # says where it goes on
     except (TrainingError, CheckpointError, LockError) as error:
         return {"error": str(error)}
     return {

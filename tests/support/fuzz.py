@@ -1,7 +1,7 @@
 """Fuzzing: a property is tried on 40 made-up inputs in every run, on 2,000 under ``-m long``, and on all that failed.
 
 It holds where the result is right or an error of the course in one line, nothing is left behind, and what was given is
-as it was. A property takes one case of plain values: one that failed is kept in tests/corpus/NAME.json.
+as it was. A property takes one case of plain values: one that failed is kept in tests/corpus.json.
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-CORPUS = Path(__file__).parents[1] / "corpus"
+CORPUS = Path(__file__).parents[1] / "corpus.json"
 SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 
 numbers = st.one_of(
@@ -66,8 +66,8 @@ def long(strategy, check: Callable) -> Callable:
 
 
 def failed_once(name: str) -> list:
-    """The cases in tests/corpus/NAME.json."""
-    return json.loads((CORPUS / f"{name}.json").read_text("utf-8"))
+    """The cases under NAME in tests/corpus.json."""
+    return json.loads(CORPUS.read_text("utf-8"))[name]
 
 
 @contextmanager

@@ -35,17 +35,22 @@ def summary(seconds: dict[str, float]) -> dict[str, float]:
     return dict(sorted((means | slow).items()))
 
 
-def read(path: Path = DURATIONS) -> dict[str, float]:
-    """What was recorded, in seconds; empty where nothing was."""
+def parts(path: Path = DURATIONS) -> dict[str, dict[str, float]]:
+    """What was recorded, in seconds, by what was chosen with -m: "long" and "not long"."""
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def record(seconds: dict[str, float], path: Path = DURATIONS) -> None:
-    """Put a run in the place of what was recorded of the same tests."""
-    files = {file_of(test) for test in seconds}
-    kept = {name: taken for name, taken in read(path).items() if file_of(name) not in files}
-    merged = dict(sorted((kept | summary(seconds)).items()))
-    path.write_text(json.dumps(merged, indent=0) + "\n", "utf-8")
+def read(path: Path = DURATIONS) -> dict[str, float]:
+    """All that was recorded, in seconds; empty where nothing was."""
+    return {name: taken for part in parts(path).values() for name, taken in part.items()}
+
+
+def record(seconds: dict[str, float], path: Path = DURATIONS, chosen: str = "not long") -> None:
+    """Put a run in the place of what was recorded of the same files, chosen in the same way with -m."""
+    files, known = {file_of(test) for test in seconds}, parts(path)
+    kept = {name: taken for name, taken in known.get(chosen, {}).items() if file_of(name) not in files}
+    known[chosen] = dict(sorted((kept | summary(seconds)).items()))
+    path.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n", "utf-8")
 
 
 def expected(tests: Iterable[str], recorded: dict[str, float]) -> float:
@@ -135,4 +140,4 @@ class Pace:
     def pytest_sessionfinish(self) -> None:
         worker = "PYTEST_XDIST_WORKER" in os.environ
         if self.config.getoption("record_durations") and self.seconds and not worker:
-            record(self.seconds)
+            record(self.seconds, chosen=self.config.getoption("markexpr"))

@@ -1,8 +1,9 @@
-"""Built records whose answer is known."""
+"""Built records, probes and times whose answer is known."""
 
 import numpy as np
 
 from helpers.results.evidence import Evidence
+from helpers.study.recipes import REWOUND, STOPPED, Probe
 
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 TESTS = {"alice": 28, "edgar": 23, "plain": 24, "carroll": 100, "poe": 100}
@@ -122,3 +123,59 @@ def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
                 {"plan": plan, "text": "alice", "rate": rate, "n_seeds": 1, "forgetting_at_level": at_level}
             )
     return found
+
+
+# --- probes of `course compare` -----------------------------------------------------
+
+PLACES = {STOPPED: (0, 10, 20, 30, 40), REWOUND: (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
+N_WINDOWS = 12
+
+
+def models(places, gain, forgets, bump=1.0) -> list[dict]:
+    """The gain grows straight to ``gain``, forgetting with its square to ``forgets``; windows differ a little."""
+    window = 1 + 0.1 * np.linspace(-1, 1, N_WINDOWS)
+    points = []
+    for place in places:
+        share = place / places[-1]
+        loss, lost = 4.0 - gain * share * window, forgets * share**2 * window
+        points.append(
+            {
+                "at": place,
+                "dev": loss.tolist(),
+                "test": (4.0 - bump * gain * share * window).tolist(),
+                "a": lost.tolist(),
+                "b": (bump * lost).tolist(),
+            }
+        )
+    return points
+
+
+def probe(candidate, gain=0.1, stopped=0.1, rewound=0.06, ended="", bump=1.0) -> Probe:
+    if ended == "diverged":
+        record = {}
+    else:
+        record = {
+            STOPPED: models(PLACES[STOPPED], gain, stopped, bump),
+            REWOUND: models(PLACES[REWOUND], gain, rewound, bump),
+        }
+    head = {"candidate": list(candidate), "n_steps": 40, "best_step": 40, "step_seconds": 0.1}
+    return Probe.of({**head, "ended": ended, **record})
+
+
+# --- a machine whose times and sizes are known --------------------------------------
+
+SECONDS = {"trainer": 10.0, "trainer+pieces": 8.0, "ours": 5.0}
+FACTOR = {"main": 1.0, "full": 1.25, "first-half": 0.7}
+FLOPS = {"main": 4e12, "full": 5e12, "first-half": 3e12}
+
+
+def pretend(engine, plan, shape):
+    """A machine of 1e12 FLOPs a second, twice as fast with our engine."""
+    if engine == "sgemm":
+        return {"sgemm_flops": 1e12}
+    kind = engine.removesuffix(" (exact allocator)")
+    return {
+        "step_seconds": [9 * SECONDS[kind], FACTOR[plan] * SECONDS[kind], 0.1],
+        "first_loss": 10.9,
+        "peak_bytes": int(4e9 if kind == "ours" else 8e9),
+    }

@@ -1,4 +1,4 @@
-"""A second study of seconds: a protocol of a few short runs; its base is one of `two_layers.saved`."""
+"""A second study of seconds: a protocol of a few short runs; its base is one of `tiny.saved`."""
 
 from pathlib import Path
 

@@ -27,6 +27,7 @@ DROPOUT = tiny.config(resid_dropout=0.1)
 MAIN = FreezePlan.freeze("attention", "embeddings")
 WINDOWS = torch.randint(97, (10, 24), generator=torch.Generator().manual_seed(0))
 N_STEPS, RATE = 4, 1e-3
+EVERY_STEP = {"save_every": 1, "evaluate_every": 1}
 RUNS = {
     "even": {},
     "uneven": {"batch": 5, "micro_batch": 1},
@@ -178,6 +179,8 @@ def all_cases(out: Path) -> None:
         seen[name] = {"hash": weight_hash(model), "proof": result.proof.ok, "steps": result.history.steps}
         if me == 0:
             save_file(tensors(model), out / f"{name}.safetensors")
+    model, _ = run(evaluate=lambda m: {"held_out_loss": 1.0}, **EVERY_STEP, n_steps=12)
+    seen["unbroken"] = weight_hash(model)
     seen["resumed"] = resumed(out)
     seen["nan"] = nan_in_one(accelerator)
     seen["thawed"] = thawed_after_wrapping(accelerator)
@@ -199,9 +202,7 @@ def long_run(out: Path) -> None:
         (out / f"at-{me}").write_text("x" * len(list((out / "run").glob("step-*"))))
         return {"held_out_loss": 1.0}
 
-    model, _ = run(
-        folder=out / "run", evaluate=note, n_steps=int(sys.argv[3]), save_every=1, evaluate_every=1
-    )
+    model, _ = run(folder=out / "run", evaluate=note, **EVERY_STEP, n_steps=int(sys.argv[3]))
     (out / f"hash-{me}").write_text(weight_hash(model))
 
 

@@ -21,7 +21,7 @@ from helpers.training import export_merged, export_peft, import_peft, load_delta
 from helpers.training.deltas import DeltaError
 from publishing.cli import main
 from support import tiny
-from support.families import FAMILIES
+from support.tiny import FAMILIES
 
 MAIN = FreezePlan.freeze("attention", "embeddings")
 SIX = ("gpt_neo", "llama", "gpt2", "opt", "gpt_neox", "qwen2")

@@ -30,7 +30,7 @@ from helpers.training.deltas import (
 )
 from helpers.training.guard import FreezeGuard
 from support import tiny
-from support.families import FAMILIES
+from support.tiny import FAMILIES
 
 MAIN = FreezePlan.freeze("attention", "embeddings")
 SHAPE = tiny.SHAPE | {"hidden_size": 16, "num_heads": 2, "intermediate_size": 24}

@@ -10,11 +10,12 @@ import torch
 from hypothesis import strategies as st
 
 from helpers.freezing.plans import FreezePlan
-from helpers.models.loading import build_model, mini_config, weight_hash
+from helpers.models.loading import build_model, weight_hash
 from helpers.training.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from helpers.training.deltas import DeltaError, base_record, load_delta, save_delta
 from helpers.training.folders import check_out, refuse_other
 from helpers.training.runs import TrainingError, TrainSettings
+from support import tiny
 from support.fuzz import damaged, damages, failed_once, folder, held, long, quick, right_or_refused, values
 
 NAMES = (
@@ -29,15 +30,7 @@ record_cases = st.one_of(
         values, lambda v: st.dictionaries(st.sampled_from(["plan", "n_steps", "text_sha256"]), v)
     ).map(lambda v: json.dumps(v).encode("utf-8", "surrogatepass").hex()),
 )
-SHAPE = dict(
-    vocab_size=97,
-    hidden_size=8,
-    num_heads=2,
-    num_layers=2,
-    intermediate_size=8,
-    max_position_embeddings=16,
-    attention_types=[[["global", "local"], 1]],
-)
+SMALL = tiny.config(hidden_size=8, num_heads=2, intermediate_size=8, max_position_embeddings=16)
 PLAN = FreezePlan.only("norms")
 
 
@@ -88,7 +81,7 @@ def check_record(content):
 @cache
 def saved_delta() -> tuple[torch.nn.Module, str, bytes]:
     """A base, the hash of the tuned model, and the delta between them."""
-    base = build_model(mini_config(**SHAPE))
+    base = build_model(SMALL)
     tuned = copy.deepcopy(base)
     PLAN.apply(tuned)
     with torch.no_grad(), folder() as place:

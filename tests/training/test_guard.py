@@ -20,7 +20,7 @@ from helpers.models import build_model, load_model, load_tokenizer, unwrapped, w
 from helpers.profiles import TINY
 from helpers.training import FreezeGuard, load_delta
 from support import tiny
-from support.families import FAMILIES
+from support.tiny import FAMILIES
 
 MAIN = FreezePlan.freeze("attention", "embeddings")
 Q = "transformer.h.0.attn.attention.q_proj.weight"

@@ -151,9 +151,23 @@ def test_a_run_killed_before_it_wrote_what_it_is_can_be_started_again(tmp_path, 
     assert not (tmp_path / "run" / ".run.json.12345").exists()
 
 
-def test_the_same_command_again_only_reads_the_result(tmp_path, capsys):
-    arguments = ["--text", TEXT, "--out", tmp_path / "run", *QUICK]
-    assert call(capsys, *arguments)[0] == 0
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a run of `QUICK` that has ended; for a test that changes it, `copied`."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    assert train.main(["--text", str(TEXT), "--out", str(folder), *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(ended, tmp_path):
+    """A copy of the folder of a run that has ended, and the words of its command."""
+    shutil.copytree(ended, tmp_path / "run")
+    return tmp_path / "run", ["--text", TEXT, "--out", tmp_path / "run", *QUICK]
+
+
+def test_the_same_command_again_only_reads_the_result(copied, tmp_path, capsys):
+    _, arguments = copied
     first = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     assert call(capsys, *arguments)[0] == 0
     second = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
@@ -231,19 +245,17 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path, capsys):
+def test_a_folder_that_holds_another_run_is_refused_and_left_alone(copied, tmp_path, capsys):
     arguments = ["--text", TEXT, "--out", tmp_path / "run", "--profile", "smoke", "--steps", "2"]
-    assert call(capsys, *arguments, "--lr", "3e-4")[0] == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     code, said = call(capsys, *arguments, "--lr", "1e-4")
     assert code == 2 and "another run" in said.err and "rate" in said.err
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-def test_a_damaged_record_of_the_run_is_said_and_its_checkpoints_are_kept(tmp_path, capsys):
-    arguments = ["--text", TEXT, "--out", tmp_path / "run", *QUICK]
-    assert call(capsys, *arguments)[0] == 0
-    place = tmp_path / "run" / "run.json"
+def test_a_damaged_record_of_the_run_is_said_and_its_checkpoints_are_kept(copied, capsys):
+    folder, arguments = copied
+    place = folder / "run.json"
     raw = bytearray(place.read_bytes())
     raw[0] ^= 1
     place.write_bytes(raw)
@@ -280,6 +292,7 @@ def test_a_disk_that_fills_while_saving_is_said_and_exits_with_2(tmp_path):
 
 
 ALICE = ROOT / "data" / "alice_style.txt"
+LEARNING = ["--text", ALICE, "--profile", "smoke", "--steps", "10", "--batch", "8", "--lr", "3e-4"]
 
 
 def report_of(place):
@@ -308,23 +321,18 @@ def test_patience_ends_a_run_and_belongs_to_what_the_run_is(tmp_path, capsys):
     assert code == 2 and "--patience must be 1 step or more; found 0" in said.err
 
 
-def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(tmp_path, capsys):
-    arguments = [
-        "--text",
-        ALICE,
-        "--out",
-        tmp_path / "run",
-        "--profile",
-        "smoke",
-        "--steps",
-        "10",
-        "--batch",
-        "8",
-        "--lr",
-        "3e-4",
-    ]
-    assert call(capsys, *arguments)[0] == 0
-    whole = report_of(tmp_path / "run")
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """The folder of a run that learned something, without rewinding or replay."""
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    assert train.main([str(word) for word in [*LEARNING, "--out", folder]]) == 0
+    return folder
+
+
+def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(learned, tmp_path, capsys):
+    shutil.copytree(learned, tmp_path / "run")
+    arguments = [*LEARNING, "--out", tmp_path / "run"]
+    whole = report_of(learned)
     assert whole["rewind"] is None
     code, said = call(capsys, *arguments, "--rewind", "auto")
     report = report_of(tmp_path / "run")
@@ -343,15 +351,13 @@ def test_rewind_takes_back_a_measured_part_and_says_what_it_gave(tmp_path, capsy
     assert report_of(tmp_path / "run")["tuned_hash"] == whole["tuned_hash"]
 
 
-def test_replay_forgets_less_and_belongs_to_what_the_run_is(tmp_path, capsys):
-    arguments = ["--text", ALICE, "--profile", "smoke", "--steps", "10", "--batch", "8", "--lr", "3e-4"]
-    assert call(capsys, *arguments, "--out", tmp_path / "without")[0] == 0
-    assert call(capsys, *arguments, "--out", tmp_path / "with", "--replay", "3")[0] == 0
-    without, with_it = report_of(tmp_path / "without"), report_of(tmp_path / "with")
+def test_replay_forgets_less_and_belongs_to_what_the_run_is(learned, tmp_path, capsys):
+    assert call(capsys, *LEARNING, "--out", tmp_path / "with", "--replay", "3")[0] == 0
+    without, with_it = report_of(learned), report_of(tmp_path / "with")
     assert with_it["replay"]["weight"] == 3 and without["replay"] is None
     assert with_it["forgetting"]["mean"] < without["forgetting"]["mean"]
     assert with_it["predicted_peak_bytes"] > without["predicted_peak_bytes"]
-    code, said = call(capsys, *arguments, "--out", tmp_path / "with", "--replay", "1")
+    code, said = call(capsys, *LEARNING, "--out", tmp_path / "with", "--replay", "1")
     assert code == 2 and "replay 3.0 there, 1.0 here" in said.err
 
 

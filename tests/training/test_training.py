@@ -22,7 +22,6 @@ from helpers.training import runs
 from helpers.training.loop import build_optimizer, fit
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 from support import tiny
-from support.families import FAMILIES
 
 CONFIG = tiny.config()
 MAIN = FreezePlan.freeze("attention", "embeddings")
@@ -32,7 +31,7 @@ def make_windows(n=10, seed=0):
     return torch.randint(97, (n, 24), generator=torch.Generator().manual_seed(seed))
 
 
-def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **changes):
+def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, progress=False, **changes):
     model = model or build_model(CONFIG, seed=1)
     usual = {"n_steps": 6, "rate": 1e-2, "batch": 4, "evaluate_every": 2, "save_every": 2}
     settings = TrainSettings(**{**usual, **changes})
@@ -43,7 +42,7 @@ def train(plan=MAIN, folder=None, evaluate=None, model=None, windows=None, **cha
         settings,
         evaluate=evaluate,
         folder=folder,
-        progress=False,
+        progress=progress,
     )
     return model, result
 
@@ -267,18 +266,18 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path):
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("bars_are_off", [False, True])
+@pytest.mark.parametrize(("bars_are_off", "progress"), [(False, True), (True, True), (False, False)])
 def test_that_a_run_goes_on_is_said_in_words_where_there_may_be_a_bar(
-    tmp_path, capsys, monkeypatch, bars_are_off
+    tmp_path, capsys, monkeypatch, bars_are_off, progress
 ):
     monkeypatch.setattr(runs, "tqdm", lambda **bar: SimpleNamespace(disable=bars_are_off))
     train(folder=tmp_path, n_steps=4)
     assert capsys.readouterr().err == "", "a new run resumes nothing"
     shutil.rmtree(tmp_path / "step-00000004")
-    train(folder=tmp_path, n_steps=4)
+    train(folder=tmp_path, n_steps=4, progress=progress)
     said = capsys.readouterr()
     words = f"The folder '{tmp_path}' holds step 2 of 4 of this run: going on from there.\n"
-    assert (said.err, said.out) == ("" if bars_are_off else words, "")
+    assert (said.err, said.out) == (words if progress and not bars_are_off else "", "")
 
 
 @pytest.mark.parametrize("is_notebook", [True, False])
@@ -450,7 +449,7 @@ def test_a_frozen_bottom_that_cannot_be_kept_leaves_the_flags_as_they_were():
 @pytest.mark.parametrize("factor", [0.0, 1e6])
 def test_a_model_whose_logits_are_all_zero_sees_no_later_token(factor):
     """All weights 0, or so large that a norm divides by infinity: the logits are 0, and 0 / 0 is no reason to stop."""
-    model = build_model(AutoConfig.for_model("llama", **FAMILIES["llama"]))
+    model = build_model(AutoConfig.for_model("llama", **tiny.FAMILIES["llama"]))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(factor)

@@ -1,12 +1,17 @@
-"""axe over a page, without looking a thousand times at the same pair of colours.
+"""Pages on a server of this machine, and axe over a page, without looking a thousand times at the same pair of colours.
 
 Whether a text stands out depends on its colour, size and weight and on what is painted under it. A lesson has
 thousands of words of code and some forty such looks: the rule of contrast, three quarters of axe's time, gets five
 elements of each look. All other rules get the whole page.
 """
 
-from axe_playwright_python.sync_playwright import Axe
+import http.server
+from importlib.util import find_spec
+from pathlib import Path
+
 from playwright.sync_api import Page
+
+from support.needs import require_or_skip
 
 CONTRAST = "color-contrast"
 
@@ -41,6 +46,8 @@ def findings(page: Page, rules: list[str] | None = None) -> list[str]:
     Args:
         rules: the names of the rules beside that of contrast; None takes all that axe has.
     """
+    from axe_playwright_python.sync_playwright import Axe  # where it is missing, `needed` has ended the test
+
     if not page.evaluate("'axe' in window"):
         page.evaluate(Axe().axe_script)
     assert page.evaluate(MARK) > 0, "the page shows no text"
@@ -52,3 +59,19 @@ def findings(page: Page, rules: list[str] | None = None) -> list[str]:
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
+
+
+SHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
+THEMES = ("light", "dark")
+
+
+def needed(*packages: str) -> None:
+    """End the test where a package is missing."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        require_or_skip(f"not installed: {', '.join(missing)}. `make venv` brings them.")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        """Say nothing."""

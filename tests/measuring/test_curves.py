@@ -1,4 +1,4 @@
-"""Widths of sweeps, the comparison of two plans, and their pictures; and a clock that favours nobody."""
+"""One run falls, levels off, stays stable; widths of sweeps compared and drawn; a clock that favours nobody."""
 
 import math
 
@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from helpers import plots
-from helpers.measuring.curves import StabilityError, Width, is_steadier, width
+from helpers.measuring.curves import (
+    StabilityError,
+    Width,
+    falls_share,
+    is_stable,
+    is_steadier,
+    levelling,
+    overfitted_from,
+    width,
+)
 from helpers.measuring.decisions import FAILS, HOLDS, UNDECIDED
 from helpers.measuring.intervals import paired_interval
 from helpers.measuring.timing import paired_log_ratios, seconds_of
@@ -148,3 +157,34 @@ def test_pairs_that_cannot_alternate_are_refused(n_pairs):
 def test_seconds_are_those_of_the_work():
     machine = Machine()
     assert seconds_of(machine.work("a", 2.0), machine.clock) == 11.0
+
+
+# --- claims about one run ----------------------------------------------------------
+
+
+def test_the_share_of_falls_is_counted_before_the_minimum():
+    assert falls_share([4.0, 3.0, 2.0, 2.5, 1.0, 1.5, 2.0]) == pytest.approx(3 / 4)
+    assert falls_share([1.0, 2.0]) == 0.0
+
+
+def test_a_curve_that_levels_off_is_told_from_one_that_does_not():
+    steps = np.arange(0, 641, 8)
+    noise = np.random.default_rng(0).normal(0, 0.002, len(steps))
+    flat = levelling(steps, 2.5 + 1.2 * np.maximum(steps, 1) ** -0.8 + noise)
+    assert flat.limit == pytest.approx(2.5, abs=0.03) and flat.has_levelled()
+    falling = levelling(steps, 3.5 - 0.002 * steps + noise)
+    assert not falling.has_levelled()
+
+
+def test_stable_gradients_have_few_spikes_and_no_drift():
+    calm = {"median": 1.0, "largest": 1.5, "spikes": 0.0, "quarters": 0.9}
+    assert is_stable(calm)
+    for change in ({"spikes": 0.02}, {"quarters": 2.5}, {"largest": math.inf}):
+        assert not is_stable(calm | change)
+
+
+def test_overfitted_points_begin_after_the_best_dev_loss():
+    evaluations = [
+        {"step": s, "gain": g} for s, g in ((0, 0.0), (8, 0.1), (16, 0.12), (24, 0.11), (32, 0.05))
+    ]
+    assert overfitted_from(evaluations) == 24 and overfitted_from(evaluations[:3]) is None
