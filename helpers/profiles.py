@@ -8,6 +8,7 @@ module is the only one that reads environment variables:
     COURSE_TEXTS      a folder with alice.txt and edgar.txt (and plain.txt, if you like)
     COURSE_STEPS      at most so many training steps
     COURSE_BUILD      where results go (default: build/ in the project)
+    COURSE_PLAIN      1: replies as text alone, as stored notebooks have them, without cards and forms
     COURSE_DATA       where downloaded books and models are kept (default: .downloads/ in the project)
 
 Beside these it reads JPY_SESSION_NAME, by which Jupyter tells a kernel whose notebook it runs, and
@@ -398,6 +399,11 @@ def open_notebook() -> str | None:
     """The notebook that this kernel runs, one of `NOTEBOOKS`: Jupyter's server names it. None where nobody does."""
     name = Path(_setting("JPY_SESSION_NAME") or "").stem
     return name if name in NOTEBOOKS else None
+
+
+def wants_text_alone() -> bool:
+    """Whether COURSE_PLAIN is set: then replies are text, which can be stored and compared."""
+    return _setting("COURSE_PLAIN") is not None
 
 
 def one_thread_each() -> None:

@@ -66,6 +66,7 @@ LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",
     "equal": "Equal steps or equal gain?",
+    "planner": "Does it fit?",
 }
 
 

@@ -170,7 +170,7 @@ def test_a_solution_uses_no_name_of_another_cell(cell, above, after):
     imported = {key: what for source in others for key, what in imports_of(source).items()}
     same = {key for key, what in imports_of(solution).items() if imported.get(key, what) == what}
     taken = set().union(*(sets | reads for sets, reads in map(names_of, others)))
-    clashes = (names_of(solution)[0] - same) & taken
+    clashes = (names_of(solution)[0] - same - {f"answer_{name}"}) & taken
     assert not clashes, f"rename {', '.join(sorted(clashes))}, or put the lines into a function"
 
 
@@ -227,6 +227,17 @@ def test_the_quiz_explains_every_choice(path):
         assert len(choices) >= 3, question
         silent = [c for c in choices if f"({c})" not in answer]
         assert not silent, f"the answer says nothing about {silent}: {question}"
+
+
+@pytest.mark.parametrize("path", BOOKS[4:], ids=lambda p: p.stem)
+def test_each_choice_of_a_quiz_stands_on_a_line_of_its_own(path):
+    text = "\n\n".join(c.source for c in cells_of(path) if c.cell_type == "markdown")
+    quiz = text[text.rindex("## Quiz") :]
+    questions = re.findall(r"\*\*\d+\..*?(?=<details>)", quiz, re.S)
+    assert questions
+    for question in questions:
+        n_choices = len(re.findall(r"\([a-z]\) ", question))
+        assert len(re.findall(r"^- \([a-z]\) ", question, re.MULTILINE)) == n_choices, question
 
 
 def project_of(path):

@@ -45,7 +45,6 @@ COMMANDS = {
     "pytest-timeout": "pyproject.toml",
     "pytest-xdist": "Makefile",
     "setuptools": "pyproject.toml",
-    "ipywidgets": "requirements.txt",  # JupyterLab shows its sliders
     "sphinx": "publishing/site.py",
     "docutils": "publishing/conf.py",
     "myst-nb": "publishing/conf.py",

@@ -116,8 +116,8 @@ PHRASES = [
     ("02", "freezing-065", f"with {gpt_neo_125m_config().num_layers} blocks, numbered 0 to 11."),
     ("02", "freezing-077", f"{WORDS[len(EXHIBITS)].capitalize()} exhibits."),
     ("02", "cut-text", f"only LayerNorms train, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
-    ("02", "quiz", f"only the LayerNorms, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
-    ("03", "cell-000", f"$2^{{20}}$ = {2**20:,} bytes"),
+    ("02", "quiz-6", f"only the LayerNorms, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
+    ("03", "first-words", f"$2^{{20}}$ = {2**20:,} bytes"),
     (
         "03",
         "cell-011",
@@ -133,18 +133,22 @@ PHRASES = [
     ("03", "ex-03d-help", f"/ 7 \\approx {window_of(FULL):.1f}$ MiB a window"),
     (
         "03",
-        "ex-03d-help",
+        "ex-03d-solution",
         f"saves {STATE_SAVED:.0f} MiB once, whatever the batch, and "
         f"{100 * (1 - window_of(PLAN) / window_of(FULL)):.0f}% of what each window needs",
     ),
-    ("03", "ex-03d-help", f"gets {FREE // PEAKS[FULL][1]:.0f} and {FREE // PEAKS[PLAN][1]:.0f}:"),
-    ("03", "ex-03e-help", f"costs {chain(F, F, T, T)} and `[True, True, False, False]` {chain(T, T, F, F)},"),
-    ("03", "ex-03f-help", f"gives {MAIN:,} and {TOTAL:,}, so R = {MAIN / TOTAL:.3f}."),
-    ("03", "ex-03f-help", f"trains {UNTIED[0]:,} of {UNTIED[1]:,}, so R = {UNTIED[0] / UNTIED[1]:.3f}."),
-    ("03", "close", f"sum to {(TOTAL + HEAD) / 1e6:.1f} M, its card says {TOTAL // 10**6} M."),
-    ("03", "close", f"(a): {TOTAL / 1e6:.1f} M includes the embeddings"),
-    ("03", "close", f"only the LayerNorms, R = {COUNTS['norm'] / TOTAL:.4f}."),
-    ("03", "close", f"You freeze {100 * (1 - MAIN / TOTAL):.0f}% of the parameters."),
+    ("03", "ex-03d-solution", f"gets {FREE // PEAKS[FULL][1]:.0f} and {FREE // PEAKS[PLAN][1]:.0f}:"),
+    (
+        "03",
+        "ex-03e-solution",
+        f"costs {chain(F, F, T, T)} and `[True, True, False, False]` {chain(T, T, F, F)},",
+    ),
+    ("03", "ex-03f-solution", f"gives {MAIN:,} and {TOTAL:,}, so R = {MAIN / TOTAL:.3f}."),
+    ("03", "ex-03f-solution", f"trains {UNTIED[0]:,} of {UNTIED[1]:,}, so R = {UNTIED[0] / UNTIED[1]:.3f}."),
+    ("03", "quiz-2", f"sum to {(TOTAL + HEAD) / 1e6:.1f} M, its card says {TOTAL // 10**6} M."),
+    ("03", "quiz-2", f"(a): {TOTAL / 1e6:.1f} M includes the embeddings"),
+    ("03", "quiz-4", f"only the LayerNorms, R = {COUNTS['norm'] / TOTAL:.4f}."),
+    ("03", "quiz-3", f"You freeze {100 * (1 - MAIN / TOTAL):.0f}% of the parameters."),
 ]
 
 
@@ -216,4 +220,4 @@ def test_the_limits_of_the_speed_up_in_03_are_those_of_its_outputs():
     norms = float(re.search(r"only-norms .* step ([\d.]+) of full", printed("03", "cell-085"))[1])
     assert "the speed-up stays under 1.5:" in prose("03", "cell-088") and most < 1.5
     assert "still costs more than two thirds" in prose("03", "cell-088") and norms > 2 / 3
-    assert "About 1.5 times faster at most" in prose("03", "close") and round(1 / norms, 1) <= 1.5
+    assert "About 1.5 times faster at most" in prose("03", "quiz-4") and round(1 / norms, 1) <= 1.5
