@@ -33,13 +33,22 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would run
 Show = Annotated[bool, typer.Option("--show", help="Only print the numbers so far.")]
 Books = Annotated[
     Path,
-    typer.Option(metavar="FOLDER", help="The real authors, e.g. alice.txt, poe.txt.", show_default="none"),
+    typer.Option(
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        help="The real authors, e.g. alice.txt, poe.txt.",
+        show_default="none",
+    ),
 ]
 Stages = Annotated[
     list[str], typer.Option(metavar="STAGE", help="Only this; may be repeated.", show_default="all")
 ]
 Notebooks = Annotated[
-    Path, typer.Option(metavar="FOLDER", help="Where the notebooks are.", show_default="notebooks/")
+    Path,
+    typer.Option(
+        metavar="FOLDER", file_okay=False, help="Where the notebooks are.", show_default="notebooks/"
+    ),
 ]
 Shape = Annotated[str, typer.Option(metavar="SHAPE", help="125m; or small: seconds, for tests.")]
 
@@ -162,7 +171,7 @@ def model() -> None:
 @app.command(rich_help_panel=OWN)
 def export(
     delta: Annotated[Path, typer.Option(metavar="FILE", help="A delta, or the run folder that holds it.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where to write.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", file_okay=False, help="Where to write.")],
     format: Annotated[
         str, typer.Option(metavar="FORMAT", help="peft: an adapter; merged: a whole model.")
     ] = "peft",
@@ -200,13 +209,15 @@ def first(
     profile: Annotated[str, typer.Option(metavar="NAME", help="tiny (the miniature) or smollm2.")] = "tiny",
     folder: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="Where run files go.", show_default="build/, then packed"),
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Where run files go.", show_default="build/, then packed"
+        ),
     ] = None,
     books: Books = None,
     stages: Stages = [],  # noqa: B006 (typer copies it)
     seeds: Annotated[
         int,
-        typer.Option(metavar="N", help="At most so many main seeds.", show_default="the protocol's"),
+        typer.Option(metavar="N", min=0, help="At most so many main seeds.", show_default="the protocol's"),
     ] = None,
     plans: Annotated[
         list[str], typer.Option(metavar="PLAN", help="Only this now; may be repeated.", show_default="all")
@@ -214,7 +225,7 @@ def first(
     texts: Annotated[
         list[str], typer.Option(metavar="TEXT", help="Only this now; may be repeated.", show_default="all")
     ] = [],  # noqa: B006
-    processes: Annotated[int, typer.Option(metavar="N", help="How many; one thread each.")] = 2,
+    processes: Annotated[int, typer.Option(metavar="N", min=1, help="How many; one thread each.")] = 2,
     dry_run: DryRun = False,
     start_over: Annotated[
         bool, typer.Option("--start-over", help="First delete this model's records.")
@@ -238,14 +249,17 @@ def second(
     ] = [],  # noqa: B006
     stages: Stages = [],  # noqa: B006
     workers: Annotated[
-        int, typer.Option(metavar="N", help="Processes of one thread; 0: none beside this one.")
+        int, typer.Option(metavar="N", min=0, help="Processes of one thread; 0: none beside this one.")
     ] = 2,
     page: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The protocol.", show_default="data/evidence/PROTOCOL-2.md"),
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="The protocol.", show_default="data/evidence/PROTOCOL-2.md"
+        ),
     ] = None,
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/study2")
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where to write.", show_default="build/study2"),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -261,10 +275,12 @@ def second(
 @study.command()
 def hits(
     minutes: Annotated[
-        float, typer.Option(metavar="N", help="Begin no case later.", show_default="no limit")
+        float,
+        typer.Option(metavar="N", min=0, help="Begin no case later.", show_default="no limit"),
     ] = None,
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/hits")
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where to write.", show_default="build/hits"),
     ] = None,
     pack: Annotated[
         bool, typer.Option("--pack", help="Only write data/evidence/hits.json and docs/compare.md.")
@@ -288,7 +304,10 @@ def abilities(
         list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="tiny")
     ] = [],  # noqa: B006
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the study wrote.", show_default="build/study2")
+        Path,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Where the study wrote.", show_default="build/study2"
+        ),
     ] = None,
 ) -> None:
     """Ask the tuned models that the second study kept for what their base could do."""
@@ -316,7 +335,10 @@ def verdicts(
         str, typer.Option(metavar="NAME", help="tiny or smollm2.", show_default="all that were studied")
     ] = None,
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the records are.", show_default="data/evidence")
+        Path,
+        typer.Option(
+            metavar="FOLDER", file_okay=False, help="Where the records are.", show_default="data/evidence"
+        ),
     ] = None,
 ) -> None:
     """Print the verdicts of the records, and what stands beside them."""
@@ -328,7 +350,8 @@ def verdicts(
 @study.command()
 def pack(
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The run files.", show_default="build/study1")
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="The run files.", show_default="build/study1"),
     ] = None,
     unpack: Annotated[
         bool, typer.Option("--unpack", help="The other way: run files, to go on with a study.")
@@ -348,10 +371,12 @@ def pack(
 
 @app.command(rich_help_panel=STUDY)
 def benchmark(
-    pairs: Annotated[int, typer.Option(metavar="N", help="Repetitions of every pair.")] = 5,
+    pairs: Annotated[int, typer.Option(metavar="N", min=1, help="Repetitions of every pair.")] = 5,
     file: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="Where to write.", show_default="build/, then packed"),
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Where to write.", show_default="build/, then packed"
+        ),
     ] = None,
     shape: Shape = "125m",
     dry_run: DryRun = False,
@@ -370,7 +395,10 @@ def benchmark(
 @app.command(rich_help_panel=STUDY)
 def memory(
     file: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/, then packed")
+        Path,
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Where to write.", show_default="build/, then packed"
+        ),
     ] = None,
     shape: Shape = "125m",
     constant: Annotated[
@@ -394,7 +422,10 @@ def memory(
 @app.command(rich_help_panel=STUDY)
 def costs(
     file: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where to write.", show_default="data/evidence/costs.json")
+        Path,
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Where to write.", show_default="data/evidence/costs.json"
+        ),
     ] = None,
     shape: Shape = "125m",
     dry_run: DryRun = False,
@@ -421,7 +452,8 @@ def gpu(
         int, typer.Option(metavar="N", min=0, help="Runs of SmolLM2 side by side on the card.")
     ] = 4,
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where to write.", show_default="build/card")
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where to write.", show_default="build/card"),
     ] = None,
     dry_run: DryRun = False,
     show: Show = False,
@@ -440,13 +472,15 @@ def gpu(
 
 @app.command(rich_help_panel=STUDY)
 def guard(
-    pairs: Annotated[int, typer.Option(metavar="N", help="An even number of pairs.")] = 20,
+    pairs: Annotated[int, typer.Option(metavar="N", min=2, help="An even number of pairs.")] = 20,
     show: Show = False,
 ) -> None:
     """Measure what a freeze guard adds to a step.
 
     The miniature, in pairs with the guard and without; about five minutes. Writes data/evidence/guard.json.
     """
+    if pairs % 2:
+        raise typer.BadParameter(f"--pairs must be even, so that the order can alternate; found {pairs}.")
     from helpers.study import guard_cost
 
     if show:
@@ -463,10 +497,16 @@ def known_shape(shape: str) -> str:
 
 @app.command(rich_help_panel=STUDY)
 def style(
-    alice: Annotated[Path, typer.Option(metavar="FILE", help="A real book of Carroll.")],
-    edgar: Annotated[Path, typer.Option(metavar="FILE", help="Real tales of Poe.")],
-    steps: Annotated[int, typer.Option(metavar="N", help="Optimizer steps.")] = 40,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write.", show_default="build/")] = None,
+    alice: Annotated[
+        Path, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="A real book of Carroll.")
+    ],
+    edgar: Annotated[
+        Path, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Real tales of Poe.")
+    ],
+    steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimizer steps.")] = 40,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", dir_okay=False, help="Where to write.", show_default="build/")
+    ] = None,
 ) -> int:
     """Ask real books whether the course's texts carry style.
 
@@ -510,6 +550,8 @@ def pretrain(
 
     from helpers.study import pretrain as training
 
+    if export:
+        training.require_target(Path(export))
     training.train(
         SimpleNamespace(
             texts=texts, out=out, steps=steps, batch=batch, rate=rate, warmup=warmup, decay=decay,
@@ -530,7 +572,8 @@ def notebooks(
         list[str], typer.Argument(metavar="NAME", help="Such as 02_freezing.", show_default="all")
     ] = None,
     folder: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where they are.", show_default="notebooks/")
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Where they are.", show_default="notebooks/"),
     ] = ROOT / "notebooks",
 ) -> int:
     """Run notebooks in place and store their outputs.
@@ -654,10 +697,12 @@ def mutate(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which ones.")] = 0,
     least: Annotated[
-        float, typer.Option(metavar="SHARE", min=0, max=1, help="Exit code 1 below this score.")
+        float,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Exit code 1 below this score."),
     ] = 0.0,
     root: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Of another project.", show_default="this one")
+        Path,
+        typer.Option(metavar="FOLDER", file_okay=False, help="Of another project.", show_default="this one"),
     ] = ROOT,
 ) -> int:
     """Break the code at one place at a time: what do the tests notice?
@@ -672,14 +717,22 @@ def mutate(
 @app.command(rich_help_panel=KEEP)
 def drift(
     colab: Annotated[
-        Path, typer.Option(metavar="FILE", help="Colab's newest pip-freeze.txt.", show_default="none")
+        Path,
+        typer.Option(
+            metavar="FILE", dir_okay=False, help="Colab's newest pip-freeze.txt.", show_default="none"
+        ),
     ] = None,
     canary: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="An environment of the newest versions.", show_default="none"),
+        typer.Option(
+            metavar="FOLDER",
+            file_okay=False,
+            help="An environment of the newest versions.",
+            show_default="none",
+        ),
     ] = None,
     control: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="That of the lock.", show_default=".venv")
+        Path, typer.Option(metavar="FOLDER", file_okay=False, help="That of the lock.", show_default=".venv")
     ] = ROOT / ".venv",
     folder: Notebooks = ROOT / "notebooks",
 ) -> int:

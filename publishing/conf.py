@@ -1,4 +1,4 @@
-"""How Sphinx makes the course's site. `make site` calls it through publishing/site.py.
+"""How Sphinx makes the course's site. `course site` calls it through publishing/site.py.
 
 myst-nb shows the notebooks with their stored outputs and runs nothing; furo is the theme.
 No page fetches anything from elsewhere: formulas are MathML, badges are local pictures.

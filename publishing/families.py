@@ -1,7 +1,7 @@
 """What works in which family of decoders: build each one small, try everything, write docs/families.md.
 
-    python -m publishing.families                 all rows, about two minutes
-    python -m publishing.families llama mamba     print these rows alone
+    course families                 all rows, about two minutes
+    course families llama mamba     print these rows alone
 
 A cell says what the code did, whatever it should do: "yes", "refused" (an error of the course, one
 line, nothing changed), "failed" (another error), or "wrong" (a result that is not the model's own).
@@ -13,7 +13,6 @@ import copy
 import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig
-from transformers.utils import logging as transformers_logging
 
 from helpers.costs import BudgetError, budget
 from helpers.freezing import FreezePlan, LoraError, PlanError, insert
@@ -155,6 +153,7 @@ FAMILIES |= {
     "deepseek_v3": ("deepseek_v3", _MLA | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}),
     "youtu": ("youtu", _MLA),
     "gpt_neo": ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
+    "falcon, alibi": ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False}),
     "gptj": ("gptj", {"rotary_dim": 8}),
     "codegen": ("codegen", {"num_attention_heads": 4, "rotary_dim": 4}),
     "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8}),
@@ -359,7 +358,7 @@ def _require_close(found: torch.Tensor, wanted: torch.Tensor, close: float = CLO
 
 HEADING = """# What works in which family
 
-Made by `python -m publishing.families`; do not edit by hand. Families of the installed transformers that can
+Made by `course families`; do not edit by hand. Families of the installed transformers that can
 be built small are built with random weights, and everything is tried. `tests/models/test_families.py` compares
 each row.
 
@@ -370,7 +369,7 @@ each row.
 
 | column | what is tried |
 | --- | --- |
-| attention | "fast" where the family has PyTorch's fused attention, else "eager" |
+| attention | "fast" where the family has PyTorch's fused attention, else "eager"; where both exist, they agree |
 | loads | saved, loaded with `load_model`: the same logits |
 | roles | `anatomy` finds a role for each tensor |
 | loss | value and all gradients of `next_token_loss`, and `token_losses`, to 1e-5 of the model's own loss |
@@ -389,7 +388,8 @@ logits than one product, so its own forward makes them all.
 
 A term that a family adds to its own loss is no part of the course's loss: with `output_router_logits=True`
 or a `z_loss_coefficient` a model is refused in training. An encoder, which sees the token that it should
-predict, is refused as well, and so is a model whose own loss is another.
+predict, is refused as well, and so is a model whose own loss is another. The eager attention of Falcon with ALiBi adds
+the positions' bias twice in this transformers: `load_model(..., attention="eager")` refuses it, and the fast kind is right.
 
 """
 
@@ -401,14 +401,3 @@ def line(cells: dict[str, str]) -> str:
 def document(rows: list[dict[str, str]]) -> str:
     table = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}", *map(line, rows)]
     return HEADING + "\n".join(table) + "\n"
-
-
-if __name__ == "__main__":
-    transformers_logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    asked = sys.argv[1:]
-    rows = [row(name) for name in asked or sorted(FAMILIES)]
-    if asked:
-        print(*map(line, rows), sep="\n")
-    else:
-        DOCUMENT.write_text(document(rows), encoding="utf-8")

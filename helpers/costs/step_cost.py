@@ -21,8 +21,11 @@ from transformers import masking_utils
 from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
-from helpers.freezing import BottomError, FreezePlan, frozen_blocks, insert, skipping
+from helpers.freezing import BottomError, FreezePlan, LoraError, PlanError, frozen_blocks, insert, skipping
 from helpers.models import (
+    AnatomyError,
+    LossError,
+    ModelError,
     base_predictions,
     build_model,
     divergence_loss,
@@ -208,10 +211,18 @@ def budget(
             _run_step(model, counts, (batch, length), n_parts, dtype, loss, replay, skip)
         except BottomError as error:
             raise BudgetError(str(error)) from error
-        except RuntimeError as error:
+        except (AnatomyError, LoraError, LossError, ModelError, PlanError):
+            raise
+        except (
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # the family's forward
             raise NotPredicted(
                 f"A step of this '{config.model_type}' model cannot be run on shapes alone "
-                f"({str(error).strip().splitlines()[0]}). Measure a step instead."
+                f"({(str(error).strip() or type(error).__name__).splitlines()[0]}). Measure a step instead."
             ) from error
     return _summary(model, counts, plan, batch, length)
 

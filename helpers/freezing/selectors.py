@@ -24,7 +24,7 @@ PARTS = ("q", "k", "v", "qkv", "attention-out", "mlp-in", "mlp-gate", "mlp-out",
 WORDS = (*ROLES, *GROUPS, *PARTS)  # every name that stands alone
 
 _FUSED = {"q": ("qkv",), "k": ("qkv", "kv"), "v": ("qkv", "kv")}
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _FORMS = "layers:0-5, attention@0-5, name:transformer.h.*.mlp.c_fc.weight"
 
 

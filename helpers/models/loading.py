@@ -210,6 +210,8 @@ def load_config(source: str | Path):
         except Exception as error:
             raise ModelError(why_not(source, error, part="config")) from error
         require_config(config, source)
+    config.return_dict = True  # in what form a model answers is no part of the model
+    config.output_hidden_states = config.output_attentions = False
     return config
 
 
@@ -239,6 +241,11 @@ def load_model(
     if config.model_type == "gpt_neo" and config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, one fused kernel
     require_readable(source, ("generation_config.json",))
+    if attention == "eager" and config.model_type == "falcon" and config.alibi:
+        raise ModelError(
+            f"The eager attention that transformers has for '{source}' (Falcon with ALiBi) adds the positions' bias "
+            "twice, and computes something else than the fast one. Load it with attention='fast'."
+        )
     stored = require_files(source)
     require_fit(shape_of(config), stored, source)
     options = {

@@ -397,11 +397,11 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         ) from error
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
     error_allowed = min(0.05, 1000 * eps)  # of rounding, relative
-    leak = (logits - changed).abs().max().item() / logits.abs().max().item()
-    if leak > error_allowed:
+    leak, largest = (logits - changed).abs().max().item(), logits.abs().max().item()
+    if leak > error_allowed * largest:
         raise LossError(
             f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
-            f"{leak:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
+            f"{leak / largest:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
             "are one only with config.is_decoder=True."
         )
     mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -221,16 +222,16 @@ def require_files(source: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
     Raises:
         ModelError: no weights, a file that is missing, cut short or a git-lfs pointer, an index that leads out of the
-            folder, an adapter in place of a model, or tensors that are packed.
+            folder, an adapter in place of a model, or tensors that are packed or there twice.
     """
     folder = Path(source)
     if not folder.is_dir():
         return {}
     if (folder / "adapter_config.json").exists():
         raise ModelError(why_not(source, OSError("an adapter")))
-    stored: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for path in weight_files(folder):
-        stored |= _header(path)
+    headers = [_header(path) for path in weight_files(folder)]
+    stored = {name: found for header in headers for name, found in header.items()}
+    _require_once([name for header in headers for name in header], source)
     packed = [
         name
         for name, (kind, shape) in stored.items()
@@ -249,6 +250,17 @@ def require_files(source: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             "before you save."
         )
     return stored
+
+
+def _require_once(names: list[str], source: str | Path) -> None:
+    """Raise ModelError where two tensors of a folder are one of the model's: nothing says which is meant."""
+    times = Counter(map(plain_name, names))
+    twice = sorted(name for name, n in times.items() if n > 1)
+    if twice:
+        raise ModelError(
+            f"'{source}' holds {counted(twice)} more than once, in two files or with and without a wrapper's "
+            "prefix: nothing says which one is meant. Save the model again with save_pretrained."
+        )
 
 
 def require_fit(shape: nn.Module, stored: dict, source: str | Path) -> None:
@@ -471,6 +483,12 @@ def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
         )
     if not (folder / "config.json").exists():
         return f"'{source}' is not a model folder: it has no config.json. It holds: {_listing(folder)}."
+    lost = [
+        name for name in (WEIGHTS, INDEX) if (folder / name).is_symlink() and not (folder / name).exists()
+    ]
+    if part == "model" and lost:
+        target = os.readlink(folder / lost[0])
+        return f"'{source}' has no weights: {lost[0]} is a link to '{target}', which is not there. Download the model again."
     if part == "model" and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
         half = [
             path.name for path in folder.iterdir() if path.suffix in (".incomplete", ".part", ".crdownload")

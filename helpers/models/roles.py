@@ -236,20 +236,19 @@ def matches(pattern: str, name: str) -> bool:
 
     So "h.1.*" never takes "h.10.weight", and "norm" never takes "input_norm.weight".
     """
-    return _match(pattern.split("."), name.split("."))
+    parts = name.split(".")
+    taken = {0}  # how many components the pattern so far can take: one walk, however many stars
+    for piece in pattern.split("."):
+        if piece == "**":
+            taken = set(range(min(taken), len(parts) + 1)) if taken else taken
+        else:
+            taken = {n + 1 for n in taken if n < len(parts) and fnmatchcase(parts[n], piece)}
+    return len(parts) in taken
 
 
 def starred(names) -> list[str]:
     """Names with each number replaced by ``*``, without repeats: one line for all blocks."""
     return list(dict.fromkeys(".".join("*" if c.isdigit() else c for c in n.split(".")) for n in names))
-
-
-def _match(pattern: list[str], parts: list[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        return any(_match(pattern[1:], parts[i:]) for i in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _match(pattern[1:], parts[1:])
 
 
 def _names_by_tensor(model: nn.Module) -> list[tuple[list[str], nn.Parameter]]:

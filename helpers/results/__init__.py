@@ -8,8 +8,6 @@ __getattr__, __dir__, __all__ = face(
         "cards": [
             "RECORDED",
             "claim_cards",
-            "card_text",
-            "decision_card",
             "recorded_claims",
             "verdict_counts",
         ],
@@ -46,7 +44,7 @@ __getattr__, __dir__, __all__ = face(
         ],
         "plan_answers": ["every_plan", "forgetting_by_model", "forgetting_by_rate", "lora_table"],
         "questions": ["QUESTIONS"],
-        "recipe_answers": ["forgotten_first", "headline", "recorded_study", "short"],
+        "recipe_answers": ["forgotten_first", "headline", "recipes_of", "recorded_study", "short"],
         "second_verdicts": ["FULL", "SecondStudy", "recorded_recipes"],
         "verdicts": [
             "how_catastrophic",

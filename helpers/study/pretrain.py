@@ -22,6 +22,7 @@ import random
 import shutil
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from helpers.files import file_hash, write_json
+from helpers.files import file_hash, read_json, write_json
 from helpers.models import build_model, mini_config, next_token_loss, token_losses, weight_hash
 from helpers.training import (
     Checkpoint,
+    TrainSettings,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -42,6 +44,21 @@ from helpers.training import (
 LENGTH = 256  # tokens a window
 SEGMENT = 5 * LENGTH  # tokens held out in one piece
 END = "<|endoftext|>"
+TOKENS, SOURCES = "tokens.npz", "texts.json"
+HALF_MADE = {
+    "tokenizer",
+    SOURCES,
+    "books.json",
+    "tokens.partial.npz",
+}  # what a kill while they are made can leave
+OF_A_RUN = (
+    "batch",
+    "rate",
+    "warmup",
+    "decay",
+    "seed",
+    "bfloat16",
+)  # what one run keeps from its first step on
 
 
 # --- text --------------------------------------------------------------------------
@@ -51,19 +68,19 @@ def read_books(paths: list[Path]) -> list[dict]:
     """Each book as {"title", "year", "text"}, cut by the manifest where there is one."""
     books = []
     for path in paths:
-        raw = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
-        manifest = path.parent / (path.name.split(".")[0] + ".manifest.json")
-        whole = [{"title": path.stem, "year": "", "offset": 0, "bytes": len(raw)}]
-        for entry in json.loads(manifest.read_text("utf-8")) if manifest.exists() else whole:
-            text = raw[entry["offset"] : entry["offset"] + entry["bytes"]].decode("utf-8")
-            books.append(
-                {
-                    "title": entry["title"],
-                    "year": entry.get("year", ""),
-                    "author": entry.get("author", ""),
-                    "text": text,
-                }
-            )
+        try:
+            raw = lzma.open(path).read() if path.suffix == ".xz" else path.read_bytes()
+            manifest = path.parent / (path.name.split(".")[0] + ".manifest.json")
+            whole = [{"title": path.stem, "year": "", "offset": 0, "bytes": len(raw)}]
+            for entry in read_json(manifest, list) if manifest.exists() else whole:
+                text = raw[entry["offset"] : entry["offset"] + entry["bytes"]].decode("utf-8")
+                rest = {name: entry.get(name, "") for name in ("year", "author")}
+                books.append({"title": entry["title"], **rest, "text": text})
+        except (OSError, EOFError, lzma.LZMAError, ValueError, TypeError, KeyError) as error:
+            raise SystemExit(
+                f"Cannot read the book '{path}' ({type(error).__name__}: {error}). Give plain UTF-8 texts, or .txt.xz, "
+                "each with a manifest that fits it, or without one."
+            ) from error
     return books
 
 
@@ -157,29 +174,28 @@ def held_out_loss(model, held_out: np.ndarray) -> float:
 
 
 def train(args) -> None:
-    """Train, or go on; checkpoint every --save-every minutes; log one line every 20 steps."""
+    """Train, or go on; checkpoint every --save-every minutes; log one line every 20 steps.
+
+    Raises:
+        SystemExit, TrainingError: a word that cannot be, other texts or settings than those of the run that the folder
+            holds, or a folder of something else; nothing is written then.
+    """
     out = Path(args.out)
+    check(args, out)
     tokens = prepare(args, out)
     train_tokens, held_out = tokens["train"], tokens["held_out"]
+    if args.batch > (len(train_tokens) - LENGTH) // LENGTH:
+        raise SystemExit(f"The text has fewer windows of {LENGTH} tokens than a --batch of {args.batch}.")
     model = build_model(mini_config(), seed=args.seed)
     optimizers = build_optimizers(model, args.rate)
     names = {p: n for n, p in model.named_parameters()}
     first = resume(out, model, optimizers, names)
-    if first < args.again_from:
-        raise SystemExit(
-            f"--again-from {args.again_from} takes a finished run further, but '{out}' stands at step "
-            f"{first}. Finish it first: the same command with --steps {args.again_from}, without "
-            "--again-from."
-        )
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(train_tokens):,} tokens, "
         f"steps {first:,} to {args.steps:,}",
         flush=True,
     )
-    recipe = {
-        k: getattr(args, k)
-        for k in ("batch", "rate", "warmup", "decay", "seed", "bfloat16", "steps", "again_from")
-    }
+    recipe = {k: getattr(args, k) for k in (*OF_A_RUN, "steps", "again_from")}
     began = saved = time.monotonic()
     running = None
     for step in range(first, args.steps):
@@ -217,18 +233,80 @@ def train(args) -> None:
             saved = now
 
 
+def check(args, out: Path) -> None:
+    """Refuse a word that cannot be, and a folder that is none of this run. Nothing is written."""
+    TrainSettings(
+        args.steps, args.rate, args.batch, None, args.seed, args.warmup, evaluate_every=args.evaluate_every
+    )
+    for name, value, is_one, wanted in (
+        ("--held-out", args.held_out, args.held_out >= 1, "1 segment or more"),
+        ("--decay", args.decay, 0 <= args.decay <= 1, "from 0 to 1"),
+        ("--save-every", args.save_every, 0 <= args.save_every < math.inf, "0 minutes or more"),
+        ("--again-from", args.again_from, 0 <= args.again_from <= args.steps, "from 0 to --steps"),
+    ):
+        if not is_one:
+            raise SystemExit(f"{name} must be {wanted}; found {value:g}.")
+    if out.exists() and not out.is_dir():
+        raise SystemExit(f"The run folder '{out}' is a file. Choose another name.")
+    inside = {path.name for path in out.iterdir() if path.name[0] != "."} if out.exists() else set()
+    if TOKENS not in inside and inside - HALF_MADE:
+        raise SystemExit(
+            f"The folder '{out}' is not empty and holds no run of this command. Choose a new folder."
+        )
+    if (out / SOURCES).exists() and read_json(out / SOURCES, list) != hashes_of(args.texts):
+        raise SystemExit(f"The folder '{out}' holds a run on other books. Choose a new folder.")
+    _check_step(args, out, load_checkpoint(out) if TOKENS in inside else None)
+
+
+def _check_step(args, out: Path, checkpoint: Checkpoint | None) -> None:
+    """Refuse to go on from a checkpoint that is another run's, or that stands too early to be taken further."""
+    first = checkpoint.step if checkpoint else 0
+    if first < args.again_from:
+        raise SystemExit(
+            f"--again-from {args.again_from} takes a finished run further, but '{out}' stands at step "
+            f"{first}. Finish it first: the same command with --steps {args.again_from}, without "
+            "--again-from."
+        )
+    before = checkpoint.state.get("recipe", {}) if checkpoint else {}
+    unlike = [
+        f"{name} {before[name]!r} there, {getattr(args, name)!r} here"
+        for name in OF_A_RUN
+        if name in before and before[name] != getattr(args, name)
+    ]
+    if unlike and not args.again_from:
+        raise SystemExit(f"The folder '{out}' holds another run ({'; '.join(unlike)}). Choose a new folder.")
+
+
+def hashes_of(texts: list[str]) -> list[str]:
+    """The SHA-256 of each file of books."""
+    try:
+        return [file_hash(path) for path in texts]
+    except OSError as error:
+        raise SystemExit(f"Cannot read a book: {error}. Give plain UTF-8 texts, or .txt.xz.") from error
+
+
 def prepare(args, out: Path):
     """Tokenizer and token streams, made once and kept in the run folder."""
-    if not (out / "tokens.npz").exists():
-        out.mkdir(parents=True, exist_ok=True)
+    if not (out / TOKENS).exists():
         books = read_books([Path(p) for p in args.texts])
         tokenizer = train_tokenizer(books, mini_config().vocab_size)
-        tokenizer.save_pretrained(out / "tokenizer")
         train_tokens, held_out = encode(tokenizer, books, args.seed, args.held_out)
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(out / "tokenizer")
+        write_json(out / SOURCES, hashes_of(args.texts))
         write_json(out / "books.json", [{k: b[k] for k in ("title", "author", "year")} for b in books])
         np.savez(out / "tokens.partial.npz", train=train_tokens, held_out=held_out)
-        (out / "tokens.partial.npz").rename(out / "tokens.npz")
-    return np.load(out / "tokens.npz")
+        (out / "tokens.partial.npz").rename(out / TOKENS)
+    try:
+        tokens = np.load(out / TOKENS)
+        same = len(tokens["held_out"]) == args.held_out and len(tokens["train"]) > 0
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise SystemExit(
+            f"'{out / TOKENS}' is damaged ({error}). Delete it, and give the same command again."
+        ) from error
+    if not same:
+        raise SystemExit(f"The folder '{out}' holds a run with another --held-out. Choose a new folder.")
+    return tokens
 
 
 def resume(out: Path, model, optimizers, names) -> int:
@@ -279,6 +357,16 @@ def log(out: Path, entry: dict) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
+def require_target(target: Path) -> None:
+    """Refuse a place that holds something else than an earlier export: it is not overwritten."""
+    if target.exists() and not target.is_dir():
+        raise SystemExit(f"'{target}' is a file, and no folder for a model. Choose another name.")
+    if target.exists() and any(target.iterdir()) and not (target / "training.json").exists():
+        raise SystemExit(
+            f"The folder '{target}' is not empty and holds no export of this command. Choose a new folder."
+        )
+
+
 def export(run: Path, target: Path) -> None:
     """Write the newest checkpoint in the Hugging Face format: float16 on disk, float32 when loaded."""
     model = build_model(mini_config())
@@ -292,7 +380,7 @@ def export(run: Path, target: Path) -> None:
     config = json.loads((target / "config.json").read_text("utf-8"))
     config["dtype"] = "float32"  # what from_pretrained makes of the float16 file
     write_json(target / "config.json", config)
-    tokens = np.load(run / "tokens.npz")
+    tokens = np.load(run / TOKENS)
     loss, text = held_out_loss(model.float(), tokens["held_out"]), tokens["held_out"].reshape(-1, LENGTH)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(run / "tokenizer")
     n_characters = sum(len(tokenizer.decode(row[1:].tolist())) for row in text)

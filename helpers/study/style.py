@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from helpers import profiles
-from helpers.files import write_json
+from helpers.files import read_json, write_json
 from helpers.freezing import FreezePlan
 from helpers.measuring import block_error, held_out_loss
 from helpers.models import load_model, load_tokenizer, weight_hash
@@ -79,12 +79,24 @@ def compare_on(books: dict[str, Path], steps: int) -> dict:
     return report
 
 
+def _is_record(place: Path) -> bool:
+    """Whether a file is one that `write` wrote."""
+    try:
+        return {"books", "n_seeds"} <= read_json(place).keys()
+    except (OSError, ValueError):
+        return False
+
+
 def write(alice: Path, edgar: Path, steps: int = 40, out: Path = WORK / "style.json") -> bool:
     """Compare on a real book of each author, print and keep what was found.
 
     Returns:
         Whether each difference is two standard errors or more.
     """
+    if out.exists() and not _is_record(out):
+        raise SystemExit(
+            f"'{out}' is no record of this command: it is not overwritten. Choose another --out."
+        )
     report = compare_on({"alice": alice, "edgar": edgar}, steps)
     for author, row in report["books"].items():
         print(f"{author}: " + ", ".join(f"{k} {v}" for k, v in row.items()))

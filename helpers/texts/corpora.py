@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
+import stat
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ MIN_CHAPTERS = 5
 MAX_HEADING = 80  # characters
 NEAR = 0.02  # a cut may miss its place by this share of the text
 MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters makes no test
+MOST_BYTES = 10**9  # of a text; with its tokens it takes about 20 bytes of memory for each
 PIECE = 1 << 17  # characters given to the tokenizer at once; it needs about 200 bytes for each of them
 MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's characters cannot read it
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
@@ -52,6 +54,17 @@ def _read_bytes(path: str | Path) -> bytes:
         found = f"it holds {', '.join(inside[:5])}" if inside else "it holds no .txt file"
         raise TextError(f"'{path}' is a folder, not a text: {found}. Give one text file.")
     try:
+        found = place.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise TextError(
+                f"'{path}' is a pipe or a device, and a text is read more than once: to go on, and to check its hash. "
+                "Save it as a file, and give that."
+            )
+        if found.st_size > MOST_BYTES:
+            raise TextError(
+                f"The text '{path}' has {found.st_size:,} bytes, more than fit into memory with their tokens "
+                f"({MOST_BYTES:,} at most here). Give a part of it."
+            )
         return place.read_bytes()
     except FileNotFoundError as error:
         raise TextError(f"No text at '{path}': there is no such file. Give a UTF-8 text file.") from error

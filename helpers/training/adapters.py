@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from helpers import profiles
@@ -53,7 +54,7 @@ def export_peft(
 
     Raises:
         DeltaError: a delta that cannot be read, that has tensors which the base has not, or whose modules
-            lie within each other; or a folder that cannot be written.
+            lie within each other; or a folder that is not empty or cannot be written.
     """
     from peft import LNTuningConfig
 
@@ -67,9 +68,8 @@ def export_peft(
         task_type="CAUSAL_LM", target_modules=modules, base_model_name_or_path=base_name, inference_mode=True
     )
     copies = {_peft_name(name): tensors[first].clone() for name, first in names.items()}
-    folder = Path(folder)
+    folder = _new_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / WEIGHTS, copies, {**header, "format": "pt"})
         config.save_pretrained(str(folder))
     except OSError as error:
@@ -130,19 +130,21 @@ def export_merged(
         tokenizer: stored beside the weights, where given.
 
     Raises:
-        DeltaError: as `load_delta` raises it, or a folder that cannot be written.
+        DeltaError: as `load_delta` raises it, a type that has no room for a weight, or a folder that is not empty or
+            cannot be written.
     """
     model = unwrapped(load_delta(delta, base, tokenizer=tokenizer))
     if dtype is not None:
+        _require_room(model, dtype)
         model = model.to(dtype)
+    folder = _new_folder(folder)
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)  # transformers only logs that a file is in the way
         for part in (model, tokenizer):
             if part is not None:
                 part.save_pretrained(str(folder))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DeltaError(f"Could not write the model '{folder}': {error}. Choose another place.") from error
-    return Path(folder)
+    return folder
 
 
 def export_delta(
@@ -181,6 +183,35 @@ def export_delta(
     )  # the base's hash, before anything is written
     export_peft(delta, base, folder, base_name=source)
     return f'{folder}: PeftModel.from_pretrained(base, "{folder}"), the base is {source}'
+
+
+# --- checked before anything is written --------------------------------------------
+
+
+def _new_folder(folder: str | Path) -> Path:
+    """Make a folder that holds nothing yet. Raises DeltaError where it holds something: that is not overwritten."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError) as error:
+        raise DeltaError(f"Could not write into '{folder}': {error}. Choose another place.") from error
+    if inside:
+        raise DeltaError(
+            f"The folder '{folder}' holds {some(inside)}, and nothing is overwritten. Choose a new or an empty folder."
+        )
+    return folder
+
+
+def _require_room(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise DeltaError where a type has no room for a weight: the cast would make it infinite."""
+    most = torch.finfo(dtype).max
+    beyond = [name for name, weight in named_parameters(model) if weight.abs().max() > most]
+    if beyond:
+        raise DeltaError(
+            f"{str(dtype).removeprefix('torch.')} ends at {most:g}, and {some(beyond)} holds larger numbers: they would "
+            "become infinite. Take bfloat16, or keep the base's type."
+        )
 
 
 # --- PEFT's names ------------------------------------------------------------------

@@ -220,9 +220,10 @@ def save_delta(
 
     Raises:
         DeltaError: a frozen tensor is not the base's (a broken freeze), ``base`` is another
-            model, or the file cannot be written.
+            model, or the file cannot be written, or is there and is no delta.
         PlanError, AnatomyError: the plan does not fit the model.
     """
+    require_own(place_of(path))
     base = base if isinstance(base, BaseRecord) else base_record(base)
     ledger, names = plan.explain(model, roles), plan.trainable_names(anatomy(model, roles))
     _require_frozen(model, plan, names, base)
@@ -249,6 +250,24 @@ def save_delta(
             "and save again; what was there before is intact."
         ) from error
     return place
+
+
+def require_own(place: Path) -> None:
+    """Raise DeltaError where a file stands that is no delta of this course: it is not overwritten.
+
+    What cannot be read is taken for a damaged delta under a delta's own name, and for another's file elsewhere.
+    """
+    if not place.exists():
+        return
+    try:
+        with safe_open(place, framework="pt") as file:
+            is_own = "delta" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        is_own = place.is_file() and place.name == FILE_NAME
+    if not is_own:
+        raise DeltaError(
+            f"'{place}' is there and is no delta of this course: it is not overwritten. Choose another name."
+        )
 
 
 def _require_frozen(model: nn.Module, plan: FreezePlan, names: frozenset[str], base: BaseRecord) -> None:

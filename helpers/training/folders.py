@@ -17,6 +17,7 @@ from helpers.training.runs import FREE_SETTINGS, TrainingError
 
 RUN, REPORT, CHECKPOINTS = "run.json", "report.json", "checkpoints"
 _OF_EVERY_RUN = {"text_sha256", "model_hash", "plan", "length", "n_steps"}
+_ASKED_FOR = ("replay", "patience")  # a run without it has no entry for it
 # Under these names the files above are written before they take their place; a kill can leave one.
 _HALF_WRITTEN = re.compile(rf"\.({re.escape(RUN)}|{re.escape(REPORT)}|{re.escape(FILE_NAME)})\.\d+")
 
@@ -60,10 +61,11 @@ def refuse_other(out: Path, mine: dict) -> None:
             f"'{place}' is not of this course: it has no "
             f"{', '.join(sorted(_OF_EVERY_RUN - other.keys()))}. Choose a new folder."
         )
+    compared = [k for k in mine if k in other and k not in FREE_SETTINGS and k not in _ASKED_FOR]
     unlike = [
-        f"{k} {other[k]!r} there, {v!r} here"
-        for k, v in mine.items()
-        if k in other and k not in FREE_SETTINGS and other[k] != v
+        f"{k} {other.get(k)!r} there, {mine.get(k)!r} here"
+        for k in (*compared, *_ASKED_FOR)
+        if other.get(k) != mine.get(k)
     ]
     if unlike:
         raise TrainingError(

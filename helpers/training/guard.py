@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from helpers.freezing import FreezePlan, FreezingError, Proof, Watch, freezing_proof
 from helpers.measuring import Retention
 from helpers.models import unwrapped
-from helpers.training.deltas import base_record, save_delta
+from helpers.training.deltas import base_record, place_of, require_own, save_delta
 from helpers.training.processes import is_main
 
 FORGETTING = "eval_forgetting"  # its name among the Trainer's numbers
@@ -55,6 +55,7 @@ class FreezeGuard(TrainerCallback):
 
     Raises:
         PlanError, AnatomyError: the plan does not fit the model, which is then unchanged.
+        DeltaError: in the delta's place stands another file.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class FreezeGuard(TrainerCallback):
         tokenizer=None,
         roles: dict[str, str] | None = None,
     ):
+        if delta is not None:
+            require_own(place_of(delta))
         self.model = model
         self.plan = plan
         self.retention = retention

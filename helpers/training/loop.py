@@ -126,15 +126,17 @@ def fit(
         cache_limit: bytes of memory for that output; beyond it True uses a file in ``folder``.
 
     Raises:
-        BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once.
-        TrainingError: a non-finite loss, a folder that holds another run, or a GPU too small.
+        BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once. The model is unchanged.
+        TrainingError: windows of another form, a non-finite loss, a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
         LossError: the model does not predict the next token, or its config adds a term to the loss.
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
+    _require_windows(windows)
     with evaluating(model):
         require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     plan.apply(model)
     start = _on_the_gpu(model)
     micro = settings.micro_batch or settings.batch
@@ -150,6 +152,10 @@ def fit(
                 result.bottom = reason or str(bottom)
                 result.bottom_size = bottom and BottomSize(bottom.n_tokens, bottom.in_memory)
                 return result
+        except BottomError:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            raise
         except torch.cuda.OutOfMemoryError as error:
             _require_room_for_less(micro, error)
             micro = micro // 2
@@ -167,6 +173,20 @@ def fit(
             raise lost_process(folder) from error
         finally:
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
+
+
+def _require_windows(windows: torch.Tensor) -> None:
+    """Raise TrainingError unless these are token ids of one window a row, with a next token to predict."""
+    found = type(windows).__name__
+    if isinstance(windows, torch.Tensor):
+        found = f"{tuple(windows.shape)} of {windows.dtype}"
+        is_table = windows.dim() == 2 and windows.size(0) >= 1 and windows.size(1) >= 2
+        if windows.dtype == torch.long and is_table:
+            return
+    raise TrainingError(
+        "The windows must be a tensor of token ids, (windows, length), int64, with one window or more and 2 tokens "
+        f"or more in each; found {found}. `tensor_of(corpus.train)` is one."
+    )
 
 
 def _on_the_gpu(model: nn.Module) -> dict[str, torch.Tensor]:

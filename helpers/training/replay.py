@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from collections.abc import Callable
 
 import torch
@@ -26,6 +25,7 @@ from helpers.models import base_predictions, last_states, plain_trunk, weight_ha
 from helpers.training.processes import own_share, sum_over_processes
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 
+MOST_WEIGHT = 10**6  # usual are 0.3 to 3; far larger ones overflow
 AT_A_TIME = 4  # windows, when the base reads them once
 
 
@@ -56,9 +56,9 @@ class Replay:
         seed: int = 0,
         limit: int = CACHE_LIMIT,
     ):
-        if not (math.isfinite(weight) and weight > 0):
+        if not 0 < weight <= MOST_WEIGHT:  # NaN is in no range
             raise TrainingError(
-                f"The weight of the replay must be above 0; found {weight!r}. Usual values "
+                f"The weight of the replay must be above 0, and at most {MOST_WEIGHT:,}; found {weight!r}. Usual values "
                 "are 0.3 to 3; for no replay, leave it out."
             )
         if batch < 1:

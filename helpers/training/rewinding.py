@@ -174,6 +174,11 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
                 "for it. Give one of the two."
             )
         values[first] = value.detach()
+    absent = sorted(set(first_names.values()) - values.keys())
+    if isinstance(base, nn.Module) and absent:
+        raise RewindError(
+            f"The base has no weight '{absent[0]}'. Give the base of this very model, the one that it was trained from."
+        )
     return values
 
 

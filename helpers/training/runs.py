@@ -69,7 +69,7 @@ class TrainSettings:
     def __post_init__(self):
         for name in ("n_steps", "batch", "evaluate_every", "save_every"):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or not 1 <= value <= MAX_COUNT:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= MAX_COUNT:
                 raise TrainingError(
                     f"{name} must be a whole number, 1 or more and at most {MAX_COUNT:,}; found {value!r}."
                 )

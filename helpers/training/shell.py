@@ -261,6 +261,11 @@ def require_batch(batch: int, corpus: Corpus) -> None:
 def require_prompt(prompt: str | None, tokenizer, config) -> None:
     """Raises TextError where a prompt leaves no room for a sample."""
     limit, n_tokens = n_positions(config), len(tokenizer(prompt)["input_ids"]) if prompt else 0
+    if limit and limit < SAMPLE:
+        raise TextError(
+            f"The model has {limit} positions, and the sample that is shown before and after needs {SAMPLE}. "
+            "Give a model that reads longer texts."
+        )
     if limit and n_tokens + SAMPLE > limit:
         raise TextError(
             f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "

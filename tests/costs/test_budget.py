@@ -584,3 +584,12 @@ def test_a_model_whose_shapes_depend_on_the_text_says_that_it_is_not_predicted()
     with pytest.raises(BudgetError, match="batch must be a whole number"):
         budget_or_reason(config, FULL, 0, 32)
     assert budget_or_reason(LLAMA, FULL, 2, 32) == (budget(LLAMA, FULL, 2, 32), "")
+
+
+def test_a_familys_forward_that_fails_is_not_predicted_and_a_plan_that_does_not_fit_is_the_plans_error():
+    config = copy.deepcopy(LLAMA)
+    config.return_dict = False  # transformers' own forward then asks a tuple for its last_hidden_state
+    found, reason = budget_or_reason(config, FULL, 2, 32)
+    assert found is None and "last_hidden_state" in reason and "\n" not in reason
+    with pytest.raises(PlanError):
+        budget_or_reason(config, FreezePlan.only("layers:99"), 2, 32)

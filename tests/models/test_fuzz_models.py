@@ -21,6 +21,7 @@ FIELDS = (
     "window_size", "attention_types", "attention_layers", "activation_function", "bos_token_id", "eos_token_id",
     "pad_token_id", "attention_dropout", "layer_norm_epsilon", "initializer_range", "model_type", "architectures",
     "dtype", "tie_word_embeddings", "use_cache", "auto_map", "quantization_config", "transformers_version",
+    "return_dict", "output_attentions", "output_hidden_states",
 )  # fmt: skip
 
 
@@ -55,7 +56,7 @@ bytes_cases = st.tuples(
 field_cases = st.dictionaries(st.sampled_from(FIELDS), values, min_size=1, max_size=3)
 tensor_cases = st.tuples(
     st.integers(0, 60),
-    st.sampled_from(["drop", "rename", "nan", "int8", "row", "extra", "_orig_mod.", "module."]),
+    st.sampled_from(["drop", "rename", "nan", "int8", "row", "extra", "twin", "_orig_mod.", "module."]),
 )
 
 
@@ -78,6 +79,8 @@ def check_tensors(case):
         tensor = tensors[name]
         if how.endswith("."):
             tensors = {how + n: t for n, t in tensors.items()}
+        elif how == "twin":
+            tensors["module." + name] = tensor + 1
         elif how == "extra":
             tensors["extra.weight"] = tensor.clone()
         else:

@@ -22,6 +22,7 @@ from helpers.models.loading import (
     mini_config,
     weight_hash,
 )
+from helpers.models.losses import token_losses
 from helpers.models.model_files import ModelError, require_loaded
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -123,6 +124,24 @@ def test_a_compiled_blocks_prefix_in_the_middle_of_a_name_is_stripped(folder):
     assert weight_hash(load_model(folder)) == wanted
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_a_tensor_with_and_without_a_wrappers_prefix_is_not_guessed(folder, prefix):
+    change_tensors(folder, lambda t: t | {prefix + UP: t[UP] + 1})
+    message = refusal(load_model, folder)
+    assert "1 tensor" in message and UP in message and "more than once" in message
+
+
+def test_a_tensor_in_two_files_is_not_guessed(folder):
+    whole = load_file(folder / "model.safetensors")
+    load_model(folder).save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink()
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    other = folder / next(file for file in index.values() if file != index[UP])
+    save_file(load_file(other) | {UP: whole[UP] + 1}, other, metadata={"format": "pt"})
+    message = refusal(load_model, folder)
+    assert UP in message and "more than once" in message
+
+
 def test_a_tied_head_that_is_not_in_the_file_is_none_missing(folder):
     build_model(LlamaConfig(**SHAPE, tie_word_embeddings=True)).save_pretrained(folder)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
@@ -219,6 +238,22 @@ def test_an_index_stays_in_its_folder_and_names_files_that_are_there(folder, ind
     (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert word in refusal(load_model, folder)
+
+
+def test_a_link_to_weights_that_are_not_there_is_called_one(folder):
+    """As in a hub's cache whose blobs were deleted."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "blobs" / "gone")
+    message = refusal(load_model, folder)
+    assert "is a link to" in message and "gone" in message
+
+
+@pytest.mark.parametrize("field", ["return_dict", "output_hidden_states", "output_attentions"])
+def test_in_what_form_a_model_answers_changes_no_loss(folder, field):
+    ids = torch.arange(12).reshape(1, 12)
+    wanted = token_losses(load_model(folder), ids)
+    change_config(folder, **{field: field != "return_dict"})
+    assert torch.equal(token_losses(load_model(folder), ids), wanted)
 
 
 def test_a_model_in_several_files_loads(folder):

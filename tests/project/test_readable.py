@@ -103,6 +103,24 @@ def test_the_words_that_a_lesson_uses_first_are_in_its_table_as_in_the_glossary(
     assert rows == {(word, meaning) for word, meaning, first in glossary if first == name[:2]}
 
 
+UNMARKED = ("## What you can do now", "## Recap", "## The lesson's words", "## Quiz")
+
+
+def sections(name: str) -> list[str]:
+    """The headings of a lesson's sections, those in blocks of code left out."""
+    text = "\n".join(cell.source for cell in cells_of(name, "markdown"))
+    return re.findall(
+        r"^## .+$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_section_says_whether_it_may_be_left_out_on_a_first_reading(name):
+    marked = [heading for heading in sections(name) if heading not in UNMARKED]
+    assert not [heading for heading in marked if heading[-2:] not in (" ★", " ☆")], "end it with ★ or ☆"
+    assert {heading[-1] for heading in marked} == {"★", "☆"}, "a lesson has a core, and something around it"
+
+
 # --- how long it takes to read -----------------------------------------------------
 
 # Lessons whose minutes still wait to be computed.
@@ -126,24 +144,6 @@ def test_the_minutes_to_read_are_those_of_a_clock(name):
     assert abs(stated - reading_minutes(name)) <= 3, (
         f"write: {5 * round(reading_minutes(name) / 5)} minutes to read"
     )
-
-
-UNMARKED = ("## What you can do now", "## Recap", "## The lesson's words", "## Quiz")
-
-
-def sections(name: str) -> list[str]:
-    """The headings of a lesson's sections, those in blocks of code left out."""
-    text = "\n".join(cell.source for cell in cells_of(name, "markdown"))
-    return re.findall(
-        r"^## .+$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
-    )
-
-
-@pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_section_says_whether_it_may_be_left_out_on_a_first_reading(name):
-    marked = [heading for heading in sections(name) if heading not in UNMARKED]
-    assert not [heading for heading in marked if heading[-2:] not in (" ★", " ☆")], "end it with ★ or ☆"
-    assert {heading[-1] for heading in marked} == {"★", "☆"}, "a lesson has a core, and something around it"
 
 
 def test_a_wide_line_goes_on_below_and_what_fits_stays_as_it_is(capsys):

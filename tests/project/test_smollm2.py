@@ -22,10 +22,11 @@ from helpers.freezing.plans import COURSE_PLANS
 from helpers.freezing.selectors import PlanError
 from helpers.measuring.evaluation import Retention, held_out_loss, sample_text, sample_windows
 from helpers.models import smollm2 as pretrained
-from helpers.models.loading import build_model, load_model, load_tokenizer, weight_hash
+from helpers.models.loading import build_model, load_config, load_model, load_tokenizer, weight_hash
 from helpers.models.losses import next_token_loss
 from helpers.models.roles import anatomy
 from helpers.models.smollm2 import Package, PretrainedError, fetch
+from helpers.texts import begin_ids, load_corpus, tensor_of
 from helpers.training import shell as train
 from helpers.training.loop import fit
 from helpers.training.runs import TrainSettings
@@ -526,3 +527,22 @@ def test_the_real_weights_are_the_recorded_ones_and_know_english():
     assert sample_text(model, tokenizer, "Once upon a", 2, temperature=0.01) == "Once upon a time,"
     total, n_tokens = next_token_loss(model, ids)
     assert total.item() / n_tokens == pytest.approx(model(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
+
+
+@pytest.mark.skipif(
+    not (FETCHED / pretrained.RECORD).is_file(), reason="SmolLM2 is not fetched: course model"
+)
+def test_the_real_tokenizer_puts_no_mark_into_a_window_and_none_is_added():
+    """The one rule for marks (`begin_ids`). A sample of the model alone begins with the config's begin token."""
+    tokenizer, config = load_tokenizer(FETCHED), load_config(FETCHED)
+    assert begin_ids(tokenizer) == []
+    corpus = load_corpus(profiles.OWN_TEXTS["alice"], tokenizer, 64)
+    rows = tensor_of(corpus.train)
+    wanted = tokenizer(corpus.split.train, add_special_tokens=False, verbose=False)["input_ids"]
+    assert rows.flatten().tolist() == wanted[: rows.numel()]
+    assert not set(tokenizer.all_special_ids) & set(rows.flatten().tolist())
+    assert corpus.begin == "" and "each window begins" not in str(corpus)
+    tiny = build_model(CONFIG)
+    tiny.config.bos_token_id, tiny.config.eos_token_id = config.bos_token_id, config.eos_token_id
+    start = sample_windows(tiny, 2, 3, seed=0)[:, 0]
+    assert tokenizer.decode(start[:1]) == "<|endoftext|>" and set(start.tolist()) == {config.bos_token_id}

@@ -121,6 +121,7 @@ BAD = {
     "no version": (["badges", "--version", "two words"], "'two words' is not a version"),
     "nothing to set": (["badges"], "--repo"),
     "nothing to mutate": (["mutate", "{folder}/none"], "There is no"),
+    "nothing of Python": (["mutate", str(ROOT / "README.md")], "is no Python file"),
     "no such device": (["gpu", "--device", "tpu"], "'tpu' is not known"),
     "a large stand-in": (["gpu", "--device", "cpu"], "--shape small"),
     "nothing to show": (["gpu", "--show", "--folder", "{folder}/card"], "No card has been measured"),
@@ -133,6 +134,20 @@ BAD = {
     "no such text to compare on": (["compare", "--text", "{folder}/a.txt", "--out", "{folder}/c"], "a.txt"),
     "no time": (["compare", "--text", "{folder}/a.txt", "--minutes", "0"], "--minutes must be"),
     "no memory": (["compare", "--text", "{folder}/a.txt", "--memory", "much"], "--memory must be"),
+    "fewer seeds than none": (["study", "first", "--seeds", "-1", "--dry-run"], "--seeds"),
+    "no process": (["study", "first", "--processes", "0", "--dry-run"], "--processes"),
+    "no folder of books": (["study", "first", "--books", "{folder}/none", "--dry-run"], "--books"),
+    "fewer workers than none": (["study", "second", "--workers", "-1", "--dry-run"], "--workers"),
+    "a file for a folder": (
+        ["study", "second", "--folder", str(ROOT / "README.md"), "--dry-run"],
+        "is a file",
+    ),
+    "a folder for a file": (["costs", "--file", str(ROOT / "docs"), "--dry-run"], "is a directory"),
+    "minutes that are no number": (["study", "hits", "--minutes", "nan"], "--minutes"),
+    "no pairs": (["benchmark", "--pairs", "0", "--shape", "small"], "--pairs"),
+    "a share that is no number": (["mutate", "helpers", "--least", "nan"], "--least"),
+    "pairs that cannot alternate": (["guard", "--pairs", "3"], "--pairs must be even"),
+    "no steps": (["style", "--alice", "README.md", "--edgar", "README.md", "--steps", "0"], "--steps"),
     "no such text to train on": (["train", "--text", "{folder}/a.txt", "--out", "{folder}/run"], "a.txt"),
 }
 
@@ -196,19 +211,31 @@ def test_make_has_few_words_of_its_own():
     assert targets == {"help", "venv", "course", "test", "test-long", "lint", "lab"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "data/README.md"])
+WITHOUT_A_COMMAND = ("data/README.md", "docs/glossary.md")
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("", "docs", "data", "data/evidence")
+    for path in (ROOT / folder).glob("*.md")
+    if not path.name.startswith("PROTOCOL")  # pages of their day
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_that_a_page_names_is_there(page):
     text = (ROOT / page).read_text("utf-8")
     code = "\n".join(
         re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
     )
     named = re.findall(r"^(?:\.venv/bin/)?course ((?:study )?[a-z]+)\b", code, re.MULTILINE)
-    assert named or page == "data/README.md"
+    assert named or page in WITHOUT_A_COMMAND
     for words in named:
         assert tuple(words.split()) in COMMANDS, words
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"\bmake ([a-z-]+)", code):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for module in re.findall(r"python -m ((?:helpers|publishing)[a-z_.]*)", text):
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8")
+        assert 'if __name__ == "__main__":' in source, module
 
 
 def test_an_environment_that_was_built_before_there_was_a_program_gets_it(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from helpers.files import bytes_hash
 from helpers.profiles import ROOT
 from helpers.study import pretrain as script
 from helpers.training.checkpoints import load_checkpoint
+from publishing.cli import main
 
 TEXT = ROOT / "data" / "plain_tales.txt"
 
@@ -137,3 +138,59 @@ def test_too_little_text_is_said():
     tokenizer = script.train_tokenizer([{"text": "a b c " * 50}], 300)
     with pytest.raises(SystemExit, match="too few"):
         script.encode(tokenizer, [{"text": "a b c " * 50}], seed=0, n_held_out=2)
+
+
+REFUSED = {
+    "no steps": (["--steps", "0"], "n_steps"),
+    "a rate that is no number": (["--rate", "nan"], "rate must be"),
+    "no windows": (["--batch", "0"], "batch must be"),
+    "a negative seed": (["--seed", "-1"], "seed must be"),
+    "a negative warm-up": (["--warmup", "-1"], "warmup must be"),
+    "never an evaluation": (["--evaluate-every", "0"], "evaluate_every must be"),
+    "nothing held out": (["--held-out", "0"], "--held-out must be 1 segment or more; found 0"),
+    "a decay over twice the steps": (["--decay", "2"], "--decay must be from 0 to 1; found 2"),
+    "a pause that is no number": (
+        ["--save-every", "nan"],
+        "--save-every must be 0 minutes or more; found nan",
+    ),
+    "a run that was not finished": (["--again-from", "1"], "stands at step 0"),
+    "more held out than there is": (["--held-out", "100000"], "too few to hold out"),
+    "a missing book": (["nowhere.txt"], "Cannot read the book 'nowhere.txt'"),
+    "a folder": (["data"], "Cannot read the book 'data'"),
+    "no text": (["data/gpt-neo-mini/model.safetensors"], "UnicodeDecodeError"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_one_line_and_leaves_no_folder(name, tmp_path, capsys):
+    words, said = REFUSED[name]
+    book = [str(TEXT)] if words[0].startswith("-") else []
+    usual = {"--steps": "2", "--batch": "2", "--held-out": "2", "--out": str(tmp_path / "run")}
+    usual |= dict(zip(words[::2], words[1::2], strict=True)) if book else {}
+    code = main(["pretrain", *(book or words), *(word for pair in usual.items() for word in pair)])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and len(lines) == 1 and said in lines[0] and "unexpected" not in lines[0], lines
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_goes_on_with_its_own_books_and_settings_alone(unbroken, tmp_path, capsys):
+    before, own = weights(unbroken), command(unbroken, steps=14)[3:]
+    for place, value, said in (
+        (own.index("--batch") + 1, "3", "batch 2 there, 3 here"),
+        (own.index("--held-out") + 1, "3", "another --held-out"),
+        (own.index(str(TEXT)), str(ROOT / "data" / "alice_style.txt"), "a run on other books"),
+    ):
+        assert main([*own[:place], value, *own[place + 1 :]]) == 2
+        assert said in capsys.readouterr().err
+    assert weights(unbroken) == before
+    (tmp_path / "diary.txt").write_text("a reader's own")
+    assert main(command(tmp_path)[3:]) == 2 and "holds no run of this command" in capsys.readouterr().err
+    assert main([*command(tmp_path / "run")[3:], "--export", str(tmp_path)]) == 2
+    assert "holds no export of this command" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["diary.txt"]
+
+
+def test_a_record_of_style_is_not_written_over_another_file(tmp_path, capsys):
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    words = ["style", "--alice", str(TEXT), "--edgar", str(TEXT), "--out", str(tmp_path / "notes.json")]
+    assert main(words) == 2 and "it is not overwritten" in capsys.readouterr().err

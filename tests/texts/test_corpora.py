@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import os
 import re
 import socket
 import subprocess
@@ -78,12 +79,20 @@ def folder_with_a_text(path):
     write(path / "inside.txt", "Words.")
 
 
+def sparse(path, n_bytes):
+    """A file that is long and takes no room on the disk."""
+    with open(path, "wb") as file:
+        file.truncate(n_bytes)
+
+
 BAD_TEXTS = {
     "missing": (lambda p: None, "there is no such file"),
     "empty": (lambda p: write(p, b""), "is empty: 0 bytes"),
     "only blanks": (lambda p: write(p, b" \n\n\t "), "is empty"),
     "only a byte order mark": (lambda p: write(p, b"\xef\xbb\xbf\n"), "is empty"),
     "a folder": (folder_with_a_text, "is a folder, not a text: it holds inside.txt"),
+    "a pipe that nobody writes to": (os.mkfifo, "is a pipe or a device"),
+    "larger than memory": (lambda p: sparse(p, 300 << 30), "has 322,122,547,200 bytes, more than fit"),
     "binary": (
         lambda p: write(p, b"PK\x03\x04\x00\x00words"),
         "binary file, not a text: byte 0x03 at offset 2",

@@ -184,7 +184,7 @@ def test_an_adapter_of_another_hand_and_an_empty_folder_are_refused(tmp_path):
         )
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DeltaError, match="Could not write the adapter"):
+    with pytest.raises(DeltaError, match="Could not write into"):
         export_peft(run, base, tmp_path / "file")
 
 
@@ -236,8 +236,20 @@ def test_a_merged_model_can_be_cast_each_number_once(tmp_path):
     assert same_state(again, copy.deepcopy(model).bfloat16())
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
     (tmp_path / "file").write_text("")
-    with pytest.raises(DeltaError, match="Could not write the model"):
+    with pytest.raises(DeltaError, match="Could not write into"):
         export_merged(run, base, tmp_path / "file")
+
+
+def test_a_type_without_room_for_a_weight_is_refused_before_anything_is_written(tmp_path):
+    """float16 ends at 65,504: a larger weight would become infinite without a word."""
+    base = build_model(tiny.config())
+    with torch.no_grad():
+        base.transformer.h[1].attn.attention.q_proj.weight[0, 0] = -1e5
+    _, _, run, _ = made(tmp_path, base=base)
+    with pytest.raises(DeltaError, match=r"float16 ends at 65504, and transformer\.h\.1\..*q_proj\.weight"):
+        export_merged(run, base, tmp_path / "merged", dtype=torch.float16)
+    assert not (tmp_path / "merged").exists()
+    export_merged(run, base, tmp_path / "merged", dtype=torch.bfloat16)
 
 
 # --- the command ---------------------------------------------------------------------
@@ -296,6 +308,18 @@ def test_the_command_says_in_one_line_what_it_cannot_do(run_of_the_miniature, tm
     code, _, said = course(f"export --delta {run_of_the_miniature[2]} --out {tmp_path / 'x'} {words}")
     assert code == 2 and len(said.splitlines()) == 1 and BAD[words] in said
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_an_export_overwrites_nothing(run_of_the_miniature, tmp_path, course, form):
+    """`--out` could be the base's own folder: it would be gone."""
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("a reader's own")
+    code, _, said = course(f"export --delta {run_of_the_miniature[2]} --format {form} --out {tmp_path}")
+    assert code == 2 and len(said.splitlines()) == 1 and "nothing is overwritten" in said
+    assert {p.read_text() for p in tmp_path.iterdir()} == {"a reader's own"} and len(
+        [*tmp_path.iterdir()]
+    ) == 2
 
 
 @pytest.mark.parametrize("form", ["peft", "merged"])

@@ -28,6 +28,7 @@ from helpers.training.deltas import (
     save_delta,
     tokenizer_hash,
 )
+from helpers.training.guard import FreezeGuard
 from support import tiny
 from support.tiny import FAMILIES
 
@@ -433,6 +434,26 @@ def test_a_disk_that_fills_leaves_the_older_delta_whole(tmp_path, monkeypatch):
         save_delta(trained(base, MAIN, seed=5), MAIN, base, tmp_path)
     assert same(load_delta(place, base), model)
     assert [p.name for p in tmp_path.iterdir()] == ["delta.safetensors"]
+
+
+def test_another_file_in_a_deltas_place_is_not_overwritten(tmp_path):
+    base = small()
+    base.save_pretrained(tmp_path)
+    place = tmp_path / "model.safetensors"
+    before = place.read_bytes()
+    with pytest.raises(DeltaError, match="is no delta of this course: it is not overwritten"):
+        save_delta(trained(base, MAIN), MAIN, base, place)
+    assert place.read_bytes() == before
+    model = small()
+    with pytest.raises(DeltaError, match="is no delta of this course"):
+        FreezeGuard(model, MAIN, delta=place)  # before the training, not after it
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_damaged_delta_under_its_own_name_is_written_anew(tmp_path):
+    (tmp_path / "delta.safetensors").write_text("half of it")
+    place, base, model = saved(tmp_path)
+    assert same(load_delta(place, base), model)
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):

@@ -128,7 +128,8 @@ def test_the_bytes_that_are_kept_are_counted():
 @pytest.mark.parametrize(
     "more, message",
     [
-        ({"weight": 0.0}, "weight of the replay must be above 0; found 0.0"),
+        ({"weight": 1e308}, "at most 1,000,000; found 1e"),
+        ({"weight": 0.0}, "weight of the replay must be above 0, and at most 1,000,000; found 0.0"),
         ({"weight": float("nan")}, "found nan"),
         ({"batch": 0}, "needs 1 replay window or more; found 0"),
     ],

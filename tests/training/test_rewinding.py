@@ -163,6 +163,15 @@ def test_another_base_is_refused_and_nothing_changes(base, tuned, change, messag
     assert weight_hash(tuned) == before
 
 
+def test_a_base_model_that_lacks_a_weight_is_another(tuned):
+    """A tied base of an untied model: share 0 would not be the base."""
+    untied = build_model(tiny.config(tie_word_embeddings=False))
+    before = weight_hash(untied)
+    with pytest.raises(RewindError, match=r"The base has no weight 'lm_head\.weight'"):
+        rewind(untied, tuned, 0.0)
+    assert weight_hash(untied) == before
+
+
 def test_rewinding_for_a_while_gives_the_tuned_weights_back_also_after_an_error(base, tuned):
     before = weight_hash(tuned)
     with rewound(tuned, base, 0.3):

@@ -262,6 +262,18 @@ def test_another_run_is_refused_before_anything_is_written(tmp_path):
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("word", [{"replay": 1.0}, {"patience": 10}])
+def test_a_word_that_was_not_given_before_or_is_not_given_now_makes_another_run(tmp_path, word):
+    for first, then in ((MINE, MINE | word), (MINE | word, MINE)):
+        place = tmp_path / str(len(first))
+        folders.claim(place, first)
+        locks.give_back(place)
+        before = content(place)
+        with pytest.raises(TrainingError, match=f"another run .{next(iter(word))} "):
+            folders.claim(place, then)
+        assert content(place) == before
+
+
 def test_more_steps_or_a_smaller_micro_batch_are_no_other_run_but_fewer_steps_than_saved_are_refused(
     tmp_path,
 ):

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config
+from transformers import AutoConfig, BertConfig, GPT2Config
 
 from helpers.costs.step_cost import budget
+from helpers.freezing.bottom import BottomError
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, enable_checkpointing, weight_hash
-from helpers.models.losses import LossError, next_token_loss
+from helpers.models.losses import LossError, next_token_loss, require_next_token_model
 from helpers.training import loop as training
 from helpers.training import runs
 from helpers.training.loop import build_optimizer, fit
@@ -197,6 +198,7 @@ def test_a_gpu_too_small_for_one_window_is_an_error(monkeypatch):
     "bad, words",
     [
         ({"n_steps": 0}, "n_steps"),
+        ({"n_steps": True}, "n_steps"),
         ({"rate": 0.0}, "rate"),
         ({"rate": -1.0}, "rate"),
         ({"rate": float("nan")}, "nan"),
@@ -412,3 +414,45 @@ def test_a_model_that_is_no_decoder_is_refused_before_anything_changes():
     with pytest.raises(LossError, match="sees later tokens"):
         train(FreezePlan.freeze("name:**.word_embeddings.weight"), model=model)
     assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize(
+    "windows, found",
+    [
+        ([[1, 2, 3]], "found list"),
+        (torch.ones(24, dtype=torch.long), r"found \(24,\) of torch.int64"),
+        (torch.ones(4, 24), r"found \(4, 24\) of torch.float32"),
+        (torch.ones(0, 24, dtype=torch.long), r"found \(0, 24\)"),
+        (torch.ones(4, 1, dtype=torch.long), r"found \(4, 1\)"),
+    ],
+    ids=["list", "one-window", "float", "none", "one-token"],
+)
+def test_windows_of_another_form_are_refused_before_anything_changes(windows, found):
+    model = build_model(CONFIG)
+    with pytest.raises(TrainingError, match=found):
+        fit(model, MAIN, windows, TrainSettings(n_steps=1, rate=1e-3))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_frozen_bottom_that_cannot_be_kept_leaves_the_flags_as_they_were():
+    model = build_model(tiny.config(resid_dropout=0.2))
+    model.transformer.wpe.weight.requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(BottomError, match="dropout"):
+        fit(
+            model, FreezePlan.only("layers:1"), make_windows(), TrainSettings(n_steps=1, rate=1e-3),
+            progress=False, cache_frozen=True,
+        )  # fmt: skip
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e6])
+def test_a_model_whose_logits_are_all_zero_sees_no_later_token(factor):
+    """All weights 0, or so large that a norm divides by infinity: the logits are 0, and 0 / 0 is no reason to stop."""
+    model = build_model(AutoConfig.for_model("llama", **tiny.FAMILIES["llama"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(factor)
+        if factor:
+            model.model.norm.weight.zero_()
+    require_next_token_model(model.eval(), make_windows(1)[:, :16] % 64)

@@ -10,17 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from helpers.lessons.checks import (
-    FAULTS,
-    AnswerFault,
-    Reply,
-    call,
-    exercise,
-    judge_number,
-    right,
-    value_of,
-    wrong,
-)
+from helpers.lessons import checks
+from helpers.lessons.checks import FAULTS, AnswerFault, Reply, call, exercise, right, value_of, wrong
 from helpers.lessons.museum import EXHIBITS
 from helpers.lessons.reading import items, number
 from helpers.models import build_model, choose_device, mini_config
@@ -31,7 +22,7 @@ from helpers.models import build_model, choose_device, mini_config
 @exercise("02a")
 def zeroed_gradient(answer: Any) -> Reply:
     """w = 2, gradient filled with zeros, AdamW with rate 0.1 and decay 0.1, three steps."""
-    return judge_number(
+    return checks.judge_number(
         answer,
         2 * 0.99**3,
         "Decay asks for no gradient: 2 · 0.99³ = 1.9406.",

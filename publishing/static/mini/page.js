@@ -37,7 +37,7 @@ export async function start(run) {
 
 async function loaded(name) {
   const answer = await fetch(new URL(`data/${name}`, import.meta.url));
-  if (!answer.ok) throw new Error(`${name} did not load (${answer.status}). Build the site again: make site.`);
+  if (!answer.ok) throw new Error(`${name} did not load (${answer.status}). Build the site again: course site.`);
   return answer;
 }
 
