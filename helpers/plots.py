@@ -306,6 +306,20 @@ def loss_curves(
     return figure
 
 
+def named_lines(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, x: str, y: str
+) -> Figure:
+    """A few lines, each with its name beside its end: {label: (xs, ys)}.
+
+    Their colours leave ice and orange to what is frozen and what trains.
+    """
+    figure, ax = axes(title, x, y)
+    for (label, (xs, ys)), colour, marker in zip(lines.items(), COLOURS[2:], MARKERS, strict=False):
+        ax.plot(xs, ys, label=label, color=colour, marker=marker, markersize=4, linewidth=1.8)
+    _names_at_ends(ax)
+    return figure
+
+
 def over_rates(sweeps: Mapping[str, Mapping[float, float]], title: str, base_loss: float) -> Figure:
     """Loss against learning rate: {label: {rate: loss}}. A run without a number leaves a gap.
 

@@ -8,6 +8,7 @@ module is the only one that reads environment variables:
     COURSE_TEXTS      a folder with alice.txt and edgar.txt (and plain.txt, if you like)
     COURSE_STEPS      at most so many training steps
     COURSE_BUILD      where results go (default: build/ in the project)
+    COURSE_PLAIN      1: replies as text alone, as stored notebooks have them, without cards and forms
     COURSE_DATA       where downloaded books and models are kept (default: .downloads/ in the project)
 
 Beside these it reads JPY_SESSION_NAME, by which Jupyter tells a kernel whose notebook it runs, and
@@ -114,6 +115,7 @@ NOTEBOOKS = (
     "06_keep_what_it_knew",
     "07_lora",
     "08_scaling_up",
+    "A1_who_does_what",
 )
 
 
@@ -137,7 +139,7 @@ TINY = Profile(
     retention_windows=64,
     held_out_windows=None,
     precision="float32",
-    minutes=_minutes(1, 1, 1, 1, 3, 5, 4, 3, 2),
+    minutes=_minutes(1, 1, 1, 1, 3, 5, 4, 3, 2, 1),
     note="the shipped miniature on the CPU, no network needed",
     rates_name="rates.json",
     rates={
@@ -180,7 +182,7 @@ GPT_NEO = Profile(
     retention_windows=64,
     held_out_windows=64,
     precision="auto",
-    minutes=_minutes(2, 2, 2, 2, 10, 20, 15, 10, 5),
+    minutes=_minutes(2, 2, 2, 2, 10, 20, 15, 10, 5, 2),
     note="GPT-Neo 125M and real books",
 )
 
@@ -201,7 +203,7 @@ SMOLLM2 = Profile(
     retention_windows=5,
     held_out_windows=8,
     precision="float32",
-    minutes=_minutes(5, 1, 3, 1, 15, 10, 15, 10, 5),
+    minutes=_minutes(5, 1, 3, 1, 15, 10, 15, 10, 5, 1),
     note="SmolLM2-135M, the instruct variant, de-quantised from 4 bits: its loss is not the published one",
     rates_name="rates-smollm2.json",
 )
@@ -397,6 +399,11 @@ def open_notebook() -> str | None:
     """The notebook that this kernel runs, one of `NOTEBOOKS`: Jupyter's server names it. None where nobody does."""
     name = Path(_setting("JPY_SESSION_NAME") or "").stem
     return name if name in NOTEBOOKS else None
+
+
+def wants_text_alone() -> bool:
+    """Whether COURSE_PLAIN is set: then replies are text, which can be stored and compared."""
+    return _setting("COURSE_PLAIN") is not None
 
 
 def one_thread_each() -> None:

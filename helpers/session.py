@@ -221,7 +221,7 @@ def notebook_in_colab() -> str | None:
     except page.MessageError:
         return None
     cells = ((reply or {}).get("ipynb") or {}).get("cells") or [{}]
-    title = re.match(r"# (\d\d)\. ", "".join(cells[0].get("source", "")))
+    title = re.match(r"# (\w\d)\. ", "".join(cells[0].get("source", "")))
     return next((name for name in NOTEBOOKS if title and name.startswith(title[1])), None)
 
 

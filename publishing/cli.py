@@ -623,8 +623,9 @@ def site(
     from publishing import site as pages
 
     if data:
-        from publishing import page_deltas, page_records
+        from publishing import page_budgets, page_deltas, page_records
 
+        page_budgets.write()
         page_deltas.write()
         page_records.write()
     return pages.build_course()

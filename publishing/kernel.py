@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 # What every kernel of the course gets. Waiting threads that spin would starve a busy
-# machine, and a progress bar in a stored output differs from run to run.
+# machine; a progress bar in a stored output differs from run to run, and so does a form.
 KERNEL_SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TQDM_DISABLE": "1",
@@ -28,6 +28,7 @@ KERNEL_SETTINGS = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "COURSE_PLAIN": "1",
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"

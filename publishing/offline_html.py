@@ -25,6 +25,17 @@ TEMPLATE = """\
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_css -%}
+{{ super() }}
+<style>.jp-RenderedSVG svg { max-width: min(100%, 88vw); height: auto }</style>
+{%- endblock -%}
+{%- block input_group -%}
+{%- if cell.metadata.get("jupyter", {}).get("source_hidden") -%}
+<details><summary>Code</summary>{{ super() }}</details>
+{%- else -%}
+{{ super() }}
+{%- endif -%}
+{%- endblock -%}
 {%- block data_png scoped -%}
 <div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
 <img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
@@ -33,7 +44,7 @@ TEMPLATE = """\
 {%- endblock -%}
 """
 REMOTE_IMAGE = re.compile(r"<img\b[^>]*?\bsrc\s*=\s*[\"']?(?:https?:)?//[^>]*>", re.IGNORECASE)
-LESSON_LINK = re.compile(r"(href=\"(?:\./)?\d\d_\w+)\.ipynb")
+LESSON_LINK = re.compile(r"(href=\"(?:\./)?\w\d_\w+)\.ipynb")
 
 
 class OfflineRenderer(IPythonRenderer):

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.freezing import FreezePlan
-from helpers.lessons.widgets.losses import Line, Scale, chart, text
 from helpers.measuring import Retention, held_out_loss
 from helpers.models import load_model, load_tokenizer
 from helpers.texts import load_corpus, tensor_of
 from helpers.training import TrainSettings, fit
+from publishing.page_records import Line, Scale, chart, text
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data" / "gpt-neo-mini"

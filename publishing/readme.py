@@ -66,13 +66,14 @@ LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",
     "equal": "Equal steps or equal gain?",
+    "planner": "Does it fit?",
 }
 
 
 def lesson_row(notebook: Path, slug: str) -> str:
     """One row of the table, from the notebook's first cell: title, the minutes, the badge."""
     first = "".join(json.loads(notebook.read_text("utf-8"))["cells"][0]["source"])
-    title = re.search(r"^# \d\d\. (.+)$", first, re.M)
+    title = re.search(r"^# \w\d\. (.+)$", first, re.M)
     minutes = re.search(r"(\d+)(?: minutes)? to read.*?(\d+) (?:minutes )?with the exercises", first, re.S)
     if not (title and minutes):
         raise SystemExit(

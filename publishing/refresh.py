@@ -28,6 +28,7 @@ KERNEL = {
 }
 ASKED, REVEALED = re.compile(r'\bpredict\("([\w-]+)"'), re.compile(r'\breveal\("([\w-]+)"')
 FAR = 15  # cells
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in JupyterLab, and on Colab
 CELL_NOISE = ("execution", "collapsed", "scrolled", "jupyter", "ExecuteTime", "trusted")
 
 
@@ -43,6 +44,9 @@ def normalise(book: nbformat.NotebookNode) -> None:
             cell.metadata.pop(key, None)
     for cell in answered(book.cells):
         cell.metadata |= {"collapsed": True, "jupyter": {"outputs_hidden": True}}
+    for cell in code_cells(book):
+        if "session.enter()" in cell.source:  # the set-up cell: what it says is for the reader, not its code
+            cell.metadata |= FOLDED
 
 
 def answered(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

@@ -216,7 +216,8 @@ def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: boo
         raise CourseError("--record-minutes keeps the times of all notebooks together: leave out --notebook.")
     paths = lessons(folder.resolve(), notebook)
     profile, build = current(), Path(build_dir()).resolve()
-    settings = KERNEL_SETTINGS | (OFFLINE if profile.name == "tiny" else {})
+    settings = KERNEL_SETTINGS | {"COURSE_PLAIN": ""}  # these pages are to be read: with cards
+    settings |= OFFLINE if profile.name == "tiny" else {}
     if not notebook:
         forget_claims(build)
     begin = time.monotonic()

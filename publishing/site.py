@@ -2,10 +2,11 @@
 
     course site
 
-README, the notebooks and the pages of docs/ and results/ are laid out in one folder, with four changes: a badge from
+README, the notebooks and the pages of docs/ and results/ are laid out in one folder, with five changes: a badge from
 elsewhere becomes a local picture, a link to a file that is no page leads to the repository, each figure gets its
-alternative text, and the table of claims becomes cards. Then Sphinx makes the site, set up by
-publishing/conf.py. Exit code 1: Sphinx warned of something. Exit code 2: the pages do not fit together.
+alternative text, a widget's picture gets what makes it react, and the table of claims becomes cards. Then Sphinx makes
+the site, set up by publishing/conf.py. Exit code 1: Sphinx warned of something. Exit code 2: the pages do not fit
+together.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path, PurePosixPath
 
 import nbformat
 
+from helpers import lessons
 from helpers.results import claim_cards, recorded_claims
 from publishing import badges
 
@@ -201,6 +203,30 @@ def described(cell: nbformat.NotebookNode, name: str) -> None:
         cell.metadata["mystnb"] = {"image": {"alt": text}}
 
 
+def living(outputs: Iterable[nbformat.NotebookNode], up: str) -> list[nbformat.NotebookNode]:
+    """What makes the widgets of a cell react in the site: for each an output with its module's data.
+
+    Args:
+        up: from the page to the site's folder, as "../".
+    """
+    found = [output.get("metadata", {}).get(lessons.widgets.ON_PAGES) for output in outputs]
+    return [
+        nbformat.v4.new_output("display_data", {"text/html": place_of(widget, f"{up}{MINI}")})
+        for widget in found
+        if widget
+    ]
+
+
+def place_of(widget: str, folder: str) -> str:
+    """The HTML in which `onpage.js` starts a widget, given as JSON; no text in it can end the script."""
+    stored = widget.replace("<", "\\u003c")
+    return (
+        f'<div data-course-widget><link rel="stylesheet" href="{folder}/widgets.css">'
+        f'<script type="application/json">{stored}</script></div>'
+        f'<script type="module" src="{folder}/onpage.js"></script>'
+    )
+
+
 def page_text(page: str, text: str, links: Links) -> str:
     """A page as Sphinx reads it."""
     if not page.endswith(".ipynb"):
@@ -212,8 +238,10 @@ def page_text(page: str, text: str, links: Links) -> str:
             cell.source = links.rewritten(cell.source, page)
         elif cell.cell_type == "code":
             described(cell, page)
-            if cell.metadata.get("jupyter", {}).get("outputs_hidden"):
-                cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-output"]
+            cell.outputs += living(cell.outputs, "../" * (len(PurePosixPath(page).parts) - 1))
+            for key, tag in (("outputs_hidden", "hide-output"), ("source_hidden", "hide-input")):
+                if cell.metadata.get("jupyter", {}).get(key):
+                    cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
     return nbformat.writes(book)
 
 
@@ -240,7 +268,7 @@ def lay_out(root: Path, folder: Path) -> int:
 
 
 def add_model(root: Path, out: Path) -> int:
-    """Copy the miniature's files to where the living pages look for them.
+    """Copy the miniature's files and the widgets' modules to where the living pages look for them.
 
     Returns:
         Bytes of all files of the living pages.
@@ -252,6 +280,7 @@ def add_model(root: Path, out: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for name in MODEL_FILES:
         shutil.copy(root / "data" / "gpt-neo-mini" / name, folder / name)
+    shutil.copytree(lessons.widgets.MODULES, out / MINI, dirs_exist_ok=True)
     n_bytes = sum(path.stat().st_size for path in (out / MINI).rglob("*") if path.is_file())
     if n_bytes > MINI_LIMIT:
         raise SiteError(

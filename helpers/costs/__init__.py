@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = face(
     __name__,
     {
         "closed_form": ["is_quick", "predictor"],
-        "meter": ["allocated_at_most"],
+        "meter": ["KINDS", "StepMeter", "allocated_at_most"],
         "reasons": ["CostReasons", "explain_cost"],
         "scaling": [
             "BFLOAT16",

@@ -8,6 +8,7 @@ autograd keeps under a plan is not guessed: PyTorch itself decides it, as it wil
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from unittest import mock
@@ -153,6 +154,8 @@ def budget(
     lora: LoraSize | None = None,
     frozen_dtype: torch.dtype = torch.float32,
     n_parts: int = 1,
+    meter: Callable[[nn.Module], StepMeter] = StepMeter,
+    on_shapes: bool = True,
 ) -> Budget:
     """Predict bytes and FLOPs of one training step from the config: no weights, no data.
 
@@ -176,6 +179,8 @@ def budget(
         frozen_dtype: of the frozen weights in memory: float32, or bfloat16 beside autocast in bfloat16.
         n_parts: micro-batches of a step, whose gradients add up: ``batch`` windows in memory at a time, and
             ``n_parts`` times as many in a step. FLOPs are those of the whole step.
+        meter: makes what counts the step, out of the model.
+        on_shapes: False runs the step on real numbers: the same count, quicker for a model of almost no size.
 
     Raises:
         BudgetError: batch or length below what a step needs, more windows at a time than any machine
@@ -192,7 +197,7 @@ def budget(
     require_config(config)
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
-    with FakeTensorMode(), _never_packed(), _experts_in_one():
+    with FakeTensorMode() if on_shapes else nullcontext(), _never_packed(), _experts_in_one():
         try:
             model = _build(config, attention)
             if lora is not None:
@@ -201,9 +206,9 @@ def budget(
             _cast_frozen(model, frozen_dtype)
             if checkpointing:
                 enable_checkpointing(model)
-            meter = StepMeter(model)
-            skip = _skipped(model, meter, bottom, dtype)
-            _run_step(model, meter, (batch, length), n_parts, dtype, loss, replay, skip)
+            counts = meter(model)
+            skip = _skipped(model, counts, bottom, dtype)
+            _run_step(model, counts, (batch, length), n_parts, dtype, loss, replay, skip)
         except BottomError as error:
             raise BudgetError(str(error)) from error
         except (AnatomyError, LoraError, LossError, ModelError, PlanError):
@@ -219,7 +224,7 @@ def budget(
                 f"A step of this '{config.model_type}' model cannot be run on shapes alone "
                 f"({(str(error).strip() or type(error).__name__).splitlines()[0]}). Measure a step instead."
             ) from error
-    return _summary(model, meter, plan, batch, length)
+    return _summary(model, counts, plan, batch, length)
 
 
 def budget_or_reason(*args, **settings) -> tuple[Budget | None, str]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from helpers.lessons.checks import Reply, right, value_of, wrong
+from helpers.lessons.checks import Reply, call, handed_on, right, wrong
 from helpers.lessons.reading import number, plain
 
 
@@ -36,7 +36,14 @@ def judge_function(
         TypeError, ValueError: it returned something that is no number.
     """
     cases = list(cases)
-    found = [_results(value_of(answer, *copy.deepcopy(case))) for case in cases]
+    values = [call(answer, *copy.deepcopy(case)) for case in cases]
+    silent = [case for case, value in zip(cases, values, strict=True) if value is None]
+    if 0 < len(silent) < len(cases):
+        return wrong(
+            f"for {_shown_case(silent[0])} your function comes to its end without a `return`, so it gives None. "
+            "Which case is left out?"
+        )
+    found = [_results(handed_on(value)) for value in values]
     expected = [_results(correct(*case)) for case in cases]
     wrong_at = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not _same(a, b, within)]
     if not wrong_at:
@@ -46,11 +53,31 @@ def judge_function(
             _same(a, _results(mistake(*copy.deepcopy(c))), within) for a, c in zip(found, cases, strict=True)
         ):
             return wrong(reason)
+    for form, reason in _OTHER_FORMS:
+        if all(_same(a, form(b), within) for a, b in zip(found, expected, strict=True)):
+            return wrong(reason)
     first = wrong_at[0]
+    if len(found[first]) != len(expected[first]):
+        return wrong(f"{_count(expected[first])} asked for, and your function returns {len(found[first])}.")
     return wrong(
         f"for {_shown_case(cases[first])} your function gives {_shown(found[first])}, and "
         f"{_shown(expected[first])} is right. Work this case out by hand."
     )
+
+
+# The right numbers in a form that was not asked for
+_OTHER_FORMS: tuple[tuple[Callable[[list[float]], list[float]], str], ...] = (
+    (
+        lambda values: [100 * v for v in values],
+        "you return a hundred times the right number. Percent is not asked for.",
+    ),
+    (lambda values: [-v for v in values], "the size is right, and the sign is turned round."),
+    (lambda values: values[::-1], "the numbers are right, and they stand in the wrong order."),
+)
+
+
+def _count(values: list[float]) -> str:
+    return "one number is" if len(values) == 1 else f"{len(values)} numbers are"
 
 
 def _results(value: Any) -> list[float]:
@@ -72,4 +99,4 @@ def _shown(values: list[float]) -> str:
 
 def _shown_case(case: tuple) -> str:
     text = ", ".join(str(argument) for argument in case)
-    return text if len(text) <= 120 else f"{text[:117]}…"
+    return text if len(text) <= 160 else f"{text[:157]}…"

@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.files import keep, read_kept, say
+from helpers.files import keep, read_kept
+from helpers.lessons.calibrating import calibration
 from helpers.lessons.reading import finite, named
+from helpers.lessons.showing import card, in_html, tell
 from helpers.profiles import build_dir
 
 FAULTS = (Exception,)  # what a reader's own function may raise when it is called: anything
@@ -90,15 +92,27 @@ def reply_to(name: str, answer: Any) -> Reply:
 
 
 def check(name: str, answer: Any) -> None:
-    """Print the reply to an answer, and keep a right one for `progress`; Run-all goes on whatever it is.
+    """Show the reply to an answer, and keep a right one for `progress`; Run-all goes on whatever it is.
 
     Returns nothing, so that a notebook shows the reply alone. `reply_to` gives the reply itself.
     """
     reply = reply_to(name, answer)
     words = {True: "right. ", False: "not yet. ", None: ""}[reply.ok]
-    say(f"{name}: {words}{reply.message}")
+    tell(f"{name}: {words}{reply.message}", lambda: _card(name, reply))
     if reply.ok:
         _keep(name)
+
+
+def _card(name: str, reply: Reply) -> str:
+    """A reply as HTML, with the exercise's name and what its check is called."""
+    kind, word = {
+        True: ("right", "right"),
+        False: ("not yet", "not yet"),
+        None: ("open", "your turn"),
+    }[reply.ok]
+    title = _CHECKS[name].__name__.removeprefix("check_").replace("_", " ")
+    body = in_html(reply.message)
+    return card(kind, word, f"**{name}** {title}", body)
 
 
 def _find(name: str) -> Callable[[Any], Reply]:
@@ -141,11 +155,26 @@ def judge_number(
     for value, reason in mistakes.items():
         if math.isclose(found, value, rel_tol=1e-9, abs_tol=within):
             return wrong(reason)
+    for value, reason in _of_another_form(correct).items():
+        if math.isclose(found, value, rel_tol=1e-3):
+            return wrong(reason)
     return wrong(f"{found:,.6g} is not it. {otherwise}")
 
 
-def call(function: Any, *arguments: Any) -> Any:
+def _of_another_form(correct: float) -> dict[float, str]:
+    """The right number in a form that was not asked for, to what it is."""
+    return {
+        -correct: "the size is right, and the sign is turned round.",
+        100
+        * correct: "this is a hundred times the right number. Percent is not asked for here: look at the unit.",
+    }
+
+
+def call(function: Any, *arguments: Any, hints: Mapping[str, str] | None = None) -> Any:
     """Return what the reader's function returns, for a check that tries it on several cases.
+
+    Args:
+        hints: words of an error to what it means in this exercise.
 
     Raises:
         AnswerFault: it is no function, or it stopped with an error. `reply_to` turns it into the reply.
@@ -162,17 +191,27 @@ def call(function: Any, *arguments: Any) -> Any:
         asked = (
             "" if _takes(function, len(arguments)) else f". It is called with {len(arguments)} arguments here"
         )
-        raise AnswerFault(f"your function stopped with {type(error).__name__}: {error}{asked}") from error
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        meant = "".join(f". {hint}" for words, hint in (hints or {}).items() if words in said)
+        raise AnswerFault(f"your function stopped with {said}{asked}{meant}") from error
 
 
-def value_of(function: Any, *arguments: Any) -> Any:
+def value_of(function: Any, *arguments: Any, hints: Mapping[str, str] | None = None) -> Any:
     """Return what the reader's function returns, as `call` does, where it must return something.
 
     Raises:
         AnswerFault: as in `call`.
         ValueError: it returned nothing.
     """
-    value = call(function, *arguments)
+    return handed_on(call(function, *arguments, hints=hints))
+
+
+def handed_on(value: Any) -> Any:
+    """Return a value that a reader's function returned.
+
+    Raises:
+        ValueError: it is None.
+    """
     if value is None:
         raise ValueError(
             "your function returns None: end it with `return`; print shows a value on the screen, "
@@ -196,7 +235,7 @@ def _takes(function: Any, n: int) -> bool:
 
 
 def progress() -> None:
-    """Print which exercises are solved, notebook by notebook."""
+    """Print which exercises are solved, notebook by notebook, and how well the predictions held."""
     names, done = exercise_names(), solved()
     for book in sorted({name[:2] for name in names}):
         marks = "  ".join(f"{name} {'■' if name in done else '·'}" for name in names if name.startswith(book))
@@ -205,6 +244,7 @@ def progress() -> None:
     print(
         f"■ solved: {n_solved} of {len(names)} exercises. Kept in progress.json in the build folder, nowhere else."
     )
+    calibration()
 
 
 def exercise_names() -> list[str]:

@@ -95,7 +95,7 @@ def data_flow(model: nn.Module, theme: str = "auto") -> Svg:
         "After the last block a LayerNorm and the head, which is the table of the token embedding, give a score "
         "for each token of the vocabulary."
     )
-    drawing, y = titled("Every part reads the stream and adds to it", words, theme)
+    drawing, y = titled("Each part adds to one stream", words, theme)
     parts = {
         TABLE: Part(f"token embedding, {c.vocab_size:,} rows"),
         POSITIONS: Part("positions"),

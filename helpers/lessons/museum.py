@@ -111,6 +111,19 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+# --- the visitor's proof -----------------------------------------------------------
+
+
+def copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of every parameter by its name: what a proof keeps before training."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def moved(before: dict[str, torch.Tensor], model: nn.Module) -> set[str]:
+    """Return the names of the parameters that are no longer, bit for bit, what `copies` kept."""
+    return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+
 # --- the exhibits ------------------------------------------------------------------
 
 

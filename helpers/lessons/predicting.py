@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from helpers.files import keep, read_kept, say
+from helpers.lessons.asked import QUESTIONS
 from helpers.lessons.reading import finite
+from helpers.lessons.showing import card, is_rich, number_line, tell
 from helpers.profiles import build_dir
-from helpers.results import CLAIMS, ClaimError, Entry, is_number
+from helpers.results import CLAIMS, ClaimError, is_number
 
 
 def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> None:
@@ -20,7 +21,8 @@ def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> 
 
     Kept in ``build/predictions.json`` on this machine alone. It says what was understood; whatever is given,
     nothing stops. ``predict("C4", 0.5)`` notes a number without a range, ``predict("C4", None)`` takes an earlier
-    one back, and ``predict("C4", ...)`` leaves it as it is.
+    one back, and ``predict("C4", ...)`` leaves it as it is. Without a number, a notebook shows a form; what was
+    saved in it stays, until it is taken back there or a number is given here.
     A result that no claim is about is named by its notebook, as in ``predict("00-gain", None)``.
 
     Raises:
@@ -30,7 +32,11 @@ def predict(claim: str, value: Any = ..., low: Any = None, high: Any = None) -> 
         raise ClaimError(f"Claim '{claim}' is not known. Claims: {', '.join(CLAIMS)}.")
     earlier = predictions().get(claim)
     if value is None or value is ...:
-        say(f"{claim}: {_left_open(claim, value, earlier)}")
+        words = _left_open(claim, value, earlier)
+        if is_rich():
+            _show_form(claim, words)
+        else:
+            say(f"{claim}: {words}")
         return
     try:
         number = _estimate(value)
@@ -57,12 +63,101 @@ def _left_open(claim: str, value: Any, earlier: Mapping | None) -> str:
     """What to say where no number was given, after doing what it means."""
     if earlier is None:
         return f"no prediction. Put a number in place of {'None' if value is None else 'the three dots'} to make one."
-    if value is ...:
+    if value is ... or "from_form" in earlier:
         return f"your earlier prediction is kept: {_said(earlier)}."
-    rest = {name: entry for name, entry in predictions().items() if name != claim}
-    if not keep(_predictions_file(), rest):
+    return _taken_back(claim)
+
+
+def _taken_back(claim: str) -> str:
+    """Forget a prediction, and say so."""
+    kept = predictions()
+    entry = kept.pop(claim, None)
+    if not keep(_predictions_file(), kept):
         return "your earlier prediction stays."
-    return f"your earlier prediction, {_said(earlier)}, is taken back."
+    return f"your earlier prediction, {_said(entry)}, is taken back."
+
+
+# --- the form ----------------------------------------------------------------------
+
+
+def _show_form(claim: str, words: str) -> None:
+    """Show a form with what is noted for a claim or result, and save what is written into it."""
+    from helpers.lessons.widgets.prediction_forms import PredictionForm  # ipywidgets and torch take a while
+
+    noted = predictions().get(claim)
+    texts = {name: "" if number is None else f"{number:.12g}" for name, number in _fields(noted).items()}
+    form = PredictionForm(
+        f"{claim}: {QUESTIONS.get(claim, 'what do you expect?')}",
+        texts,
+        f"{words[0].upper()}{words[1:]}" if noted or "taken back" in words else "",
+        lambda **written: save_form(claim, written),
+        lambda: _taken_back(claim).capitalize(),
+    )
+    form.show(f"{claim}: {words}")
+
+
+def _fields(entry: Mapping | None) -> dict[str, float | None]:
+    """An entry by the names of the form's fields."""
+    entry = entry or {}
+    return {"guess": entry.get("value"), "low": entry.get("low"), "high": entry.get("high")}
+
+
+def save_form(claim: str, written: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Keep what was written into a form, if all of it can be read.
+
+    Args:
+        written: the texts of the fields guess, low and high; the last two may be empty.
+
+    Returns:
+        What is wrong, by field, and what to say. With a fault nothing is kept.
+    """
+    numbers, faults = _read(written)
+    faults = faults or _contradictions(**numbers)
+    if faults:
+        earlier = predictions().get(claim)
+        stays = f" Your earlier prediction, {_said(earlier)}, stays." if earlier else ""
+        return faults, f"Nothing is saved yet: see what is said beside the field.{stays}"
+    entry = {"value": numbers["guess"], "low": numbers["low"], "high": numbers["high"], "from_form": True}
+    if not keep(_predictions_file(), {**predictions(), claim: entry}):
+        return {}, "Nothing could be saved: the build folder cannot be written."
+    sure = f", and are 80% sure of {entry['low']:g} to {entry['high']:g}" if _has_range(entry) else ""
+    return {}, (
+        f"Saved: you predict {entry['value']:g}{sure}. Now go on, and run the cell that reveals {claim}."
+        + ("" if sure else " A range would say how sure you are.")
+    )
+
+
+def _read(written: Mapping[str, str]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """The numbers of the fields, None where one is empty, and a fault for each field that holds no number."""
+    numbers: dict[str, float | None] = {}
+    faults = {}
+    for field, text in written.items():
+        try:
+            numbers[field] = _estimate(text) if text.strip() else None
+        except ValueError as fault:
+            words = str(fault)
+            faults[field] = f"{words[0].upper()}{words[1:]}."
+    if not written["guess"].strip():
+        faults["guess"] = "Write a number here."
+    return numbers, faults
+
+
+def _contradictions(guess: float, low: float | None, high: float | None) -> dict[str, str]:
+    """What is wrong with a range, by the field where it can be mended."""
+    if low is None and high is None:
+        return {}
+    if low is None or high is None:
+        return {"low" if low is None else "high": "A range has two ends: this one is missing."}
+    if low > high:
+        return {"low": f"{low:g} is above {high:g}: the lower end comes first."}
+    if low == high:
+        return {"high": "Both ends are the same, and nobody is that sure."}
+    if not low <= guess <= high:
+        return {"guess": f"{guess:g} is not inside your range, {low:g} to {high:g}."}
+    return {}
+
+
+# --- what was typed ----------------------------------------------------------------
 
 
 def _estimate(value: Any) -> float:
@@ -115,7 +210,9 @@ def _readable(found: Any) -> dict[str, dict]:
 
 
 def _is_prediction(entry: Any) -> bool:
-    if not isinstance(entry, dict) or set(entry) != {"value", "low", "high"} or not is_number(entry["value"]):
+    if not isinstance(entry, dict) or set(entry) - {"from_form"} != {"value", "low", "high"}:
+        return False
+    if not is_number(entry["value"]) or entry.get("from_form", True) is not True:
         return False
     low, high = entry["low"], entry["high"]
     if low is None and high is None:
@@ -144,36 +241,84 @@ def _holds(entry: Mapping, measured: float) -> bool | None:
     return entry["low"] <= measured <= entry["high"] if _has_range(entry) else None
 
 
-def reveal(claim: str, measured: float, unit: str = "", article: str = "", how: str = "measured") -> None:
-    """Print article, prediction and measurement side by side. A miss is a question, not a mark.
+# --- what was measured -------------------------------------------------------------
+
+
+def reveal(
+    claim: str,
+    measured: float,
+    unit: str = "",
+    article: str = "",
+    how: str = "measured",
+    interval: tuple[float | None, float | None] = (None, None),
+) -> None:
+    """Show article, prediction and measurement side by side. A miss is a question, not a mark.
+
+    In a notebook the reader's range and the measured number stand on one line.
 
     Args:
         how: where the number comes from; "predicted" where it was computed and nothing was measured.
+        interval: of the measured number, where it has one. It is drawn, and not printed.
     """
     yours = predictions().get(claim)
-    say(f"{claim}  article: {article or '-'} | you: {_said(yours)} | {how}: {measured:.3g} {unit}".rstrip())
-    if yours is not None and _holds(yours, measured) is False:
-        say("Outside your range. Which assumption was different from what happened?")
-
-
-def prediction_ledger(entries: Sequence[Entry]) -> pd.DataFrame:
-    """Return reader and measurement side by side, and whether the 80% range held (NA where none was given)."""
-    yours = predictions()
-    table = pd.DataFrame(
-        [
-            {
-                "claim": e.id,
-                "you": yours[e.id]["value"],
-                "measured": e.first.value,
-                "unit": e.first.unit,
-                "in your range": _holds(yours[e.id], e.first.value),
-            }
-            for e in entries
-            if e.id in yours and e.first.value is not None
-        ],
-        columns=["claim", "you", "measured", "unit", "in your range"],
+    words = (
+        f"{claim}  article: {article or '-'} | you: {_said(yours)} | {how}: {measured:.3g} {unit}".rstrip()
     )
-    return table.astype({"in your range": "boolean"})
+    if yours is not None and _holds(yours, measured) is False:
+        words += "\nOutside your range. Which assumption was different from what happened?"
+    if yours is not None and is_number(float(measured)):
+        keep(_revealed_file(), {**revealed(), claim: float(measured)})
+    ends = None if None in interval else interval
+    about = " ".join(filter(None, (f"{claim}, {how}: {measured:.3g}", unit)))
+    tell(words, lambda: _reveal_card(claim, yours, float(measured), ends, how, about, article))
+
+
+def _reveal_card(
+    claim: str,
+    yours: Mapping | None,
+    measured: float,
+    interval: tuple[float, float] | None,
+    how: str,
+    about: str,
+    article: str,
+) -> str:
+    """A reveal as HTML. ``about``: names the number, and its unit."""
+    said = f"<div>The article says: {escape(article)}.</div>" if article else ""
+    if yours is None:
+        code = escape(f'predict("{claim}", …)')
+        said += f"<div>To compare it with a guess of yours, fill in the form of <code>{code}</code> "
+        return card("open", "no prediction of yours", about, f"{said}above, and run this cell again.</div>")
+    ends = (yours["low"], yours["high"]) if _has_range(yours) else None
+    if is_number(measured):
+        said += number_line(measured, interval, yours["value"], ends, how)
+    holds = _holds(yours, measured)
+    if holds is None:
+        return card("number", "beside your guess", about, said)
+    if holds:
+        return card("right", "inside your range", about, said)
+    question = "<div>Which assumption was different from what happened?</div>"
+    return card("not yet", "outside your range", about, said + question)
+
+
+def revealed() -> dict[str, float]:
+    """Return the answers to the reader's predictions, as far as they were revealed, by claim or result."""
+    return read_kept(_revealed_file(), _numbers_in)
+
+
+def _numbers_in(found: Any) -> dict[str, float]:
+    """The entries of a file of revealed numbers that are numbers."""
+    return {name: n for name, n in found.items() if is_number(n)} if isinstance(found, dict) else {}
+
+
+def held() -> dict[str, bool]:
+    """Return whether the 80% range held the answer, for each prediction with a range whose answer was revealed."""
+    answers = revealed()
+    found = {name: _holds(entry, answers[name]) for name, entry in predictions().items() if name in answers}
+    return {name: holds for name, holds in found.items() if holds is not None}
+
+
+def _revealed_file() -> Path:
+    return build_dir() / "revealed.json"
 
 
 def _predictions_file() -> Path:

@@ -28,9 +28,11 @@ def number(answer: Any) -> float:
     if isinstance(answer, str):
         answer = _without_marks(answer)
     if isinstance(answer, (list, tuple)):
-        pair = isinstance(answer, tuple) and len(answer) == 2
+        pair = isinstance(answer, tuple) and len(answer) == 2 and all(isinstance(a, int) for a in answer)
         comma = ". A decimal is written with a point, {0}.{1} and not {0},{1}".format(*answer) if pair else ""
         raise ValueError(f"one number is asked for, found {len(answer)}{comma}")
+    if answer is None:
+        raise ValueError("None is no number: print shows a value on the screen, and hands nothing on")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise ValueError(f"{named(answer)} is no number")
     try:

@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = face(
             "studied_models",
             "style_findings",
         ],
-        "plan_answers": ["every_plan", "forgetting_by_model", "lora_table"],
+        "plan_answers": ["every_plan", "forgetting_by_model", "forgetting_by_rate", "lora_table"],
         "questions": ["QUESTIONS"],
         "recipe_answers": ["forgotten_first", "headline", "recorded_study", "short"],
         "second_verdicts": ["FULL", "SecondStudy", "recorded_recipes"],

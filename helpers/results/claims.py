@@ -46,11 +46,11 @@ class Claim:
 CLAIMS = {
     c.id: c
     for c in (
-        Claim("C1", "A block computes h' = LN(x + MSA(x)), y = LN(h' + MLP(h')).", "01_transformer_block"),
+        Claim("C1", "A block computes h' = LN(x + MSA(x)), y = LN(h' + MLP(h')).", "A1_who_does_what"),
         Claim(
             "C2",
             "Attention learns relations between tokens; the MLP transforms features.",
-            "01_transformer_block",
+            "A1_who_does_what",
             Scale(1, "worth less", "worth more"),
         ),
         Claim(

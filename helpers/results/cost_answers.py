@@ -64,12 +64,12 @@ def engine(folder: Path) -> Answer | None:
         f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})"
     )
     return Answer(
-        sentence="A step of the course's engine takes "
-        f"{found['time_ratio_main']:.2f} of the time and {found['memory_ratio_main']:.2f} of the peak memory "
-        f"of Hugging Face's Trainer under the main plan, and {found['time_ratio_full']:.2f} and "
-        f"{found['memory_ratio_full']:.2f} in full training ({of_pairs}). Under the main plan it reaches "
-        f"{found['share_of_limit_main']:.2f} of the rate of a plain matrix product; an engine at that rate "
-        f"itself would take {found['least_time_ratio_main']:.2f} of the Trainer's time.",
+        sentence=f"On {setting['machine']} the course's engine reaches {found['share_of_limit_main']:.2f} of the rate of "
+        f"a plain matrix product under the main plan, and {found['share_of_limit_full']:.2f} in full training. That is "
+        f"{found['time_ratio_main']:.2f} and {found['time_ratio_full']:.2f} of the time of Hugging Face's Trainer as it "
+        f"comes, where an engine at that rate itself would take {found['least_time_ratio_main']:.2f} and "
+        f"{found['least_time_ratio_full']:.2f}; its peak memory is {found['memory_ratio_main']:.2f} and "
+        f"{found['memory_ratio_full']:.2f} of the Trainer's ({of_pairs}).{best_settings(found)}",
         title=title,
         data=rows,
         alt="Change of time and memory against the Trainer in percent, with 95% intervals",
@@ -78,6 +78,19 @@ def engine(folder: Path) -> Answer | None:
         f"{setting['machine']}, torch {setting['versions']['torch']}, transformers "
         f"{setting['versions']['transformers']}; code at commit {commits(found)}.",
     )
+
+
+def best_settings(record: Mapping) -> str:
+    """A sentence on the Trainer with its best settings; nothing where a record has none of it."""
+    said = []
+    for plan, words in {"main": "under the main plan", "full": "in full training"}.items():
+        found = study.against_best(record["pairs"], plan)
+        if found is None:
+            return ""
+        engine, ratio, _ = found
+        how = "compiled" if engine == "trainer+compiled" else "not compiled"
+        said.append(f"{ratio:.2f} {words} ({how})")
+    return f" Of the time of the Trainer with its best settings it takes {' and '.join(said)}."
 
 
 def commits(record: Mapping) -> str:

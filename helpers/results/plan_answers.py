@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
-from helpers.measuring import LESS, MORE, Interval, curve, frontier, n_levelled
+from helpers.measuring import LESS, MORE, Interval, curve, forgetting_at, frontier, n_levelled
 from helpers.results.answers import (
     LABELS,
     STYLES,
@@ -44,6 +44,7 @@ from helpers.results.evidence import (
     read_evidence,
     share_of_every_rate,
     studied_models,
+    tuning_runs,
 )
 from helpers.results.verdicts import numbers
 
@@ -230,6 +231,24 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
         },
         orient="index",
     )
+
+
+def forgetting_by_rate(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | None:
+    """Forgetting at the equal gain of `lora_table`, a row a plan and a column a rate: the mean of its tuning runs.
+
+    NaN where a plan was not tried at a rate. None where `lora_table` is none.
+    """
+    read = lora_readings(evidence, text)
+    if read is None:
+        return None
+    level = read[0] * full_gain(evidence, text)
+    rows = {}
+    for plan in SET_BESIDE:
+        by_rate: dict[float, list[float]] = {}
+        for run in tuning_runs(evidence, plan, text):
+            by_rate.setdefault(run["rate"], []).append(forgetting_at(run["evaluations"], level))
+        rows[LABELS[plan]] = {rate: np.mean(found) for rate, found in by_rate.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").sort_index(axis="columns")
 
 
 def lora_readings(evidence: Evidence, text: str) -> tuple[float, dict[str, Reading]] | None:

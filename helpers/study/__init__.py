@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = face(
             "BENCHMARK",
             "COSTS",
             "MEMORY",
+            "against_best",
             "bottom_table",
             "by_plan",
             "falls",

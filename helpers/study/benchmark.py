@@ -11,7 +11,9 @@ in a process of its own before and after each. The order of the engines alternat
 
 Engines: "trainer" is the Trainer as it comes; "trainer+pieces" is the Trainer with the fused GELU and the
 course's attention, so that the table shows what the rest (the loss in chunks, the loop) brings; "ours" is
-`helpers.training.loop.fit`. All see the same windows in every step, so their first losses must agree.
+`helpers.training.loop.fit`. "trainer+settings" and "trainer+compiled" are the Trainer with the best settings it has
+for this (`BEST`), without torch.compile and with it: the faster of the two is its best here. All see the same windows
+in every step, so their first losses must agree.
 
 glibc keeps freed blocks below a threshold that grows up to 32 MiB, so part of a peak is memory that nothing uses. To
 show how much of the ratio is the allocator's, the engines "… (exact allocator)" measure the two once more with
@@ -29,6 +31,7 @@ import time
 from pathlib import Path
 
 from helpers.study.jobs import WORK
+from helpers.study.measured_costs import BEST_ENGINES, against_best
 from helpers.study.processes import (
     EXACT,
     STATUS,
@@ -42,11 +45,18 @@ FILE = WORK / "benchmark.json"
 REAL = {"batch": 4, "length": 512}
 SMALL = {"batch": 2, "length": 32}
 N_STEPS, WARM_UP = 3, 1
+# The Trainer's settings that cost time and that `fit` does without, from the reference of TrainingArguments
+# (transformers 5.23). Its other defaults are already the fastest for this: AdamW is the fused one, batches are made in
+# this process, and nothing is logged, saved or evaluated. Its GPT-Neo has no attention but the plain one on a CPU.
+BEST = {
+    "max_grad_norm": 0.0,  # no clipping: else a norm over all gradients, and a product with each
+    "logging_nan_inf_filter": False,  # else each loss is looked at
+}
 TOLERANCE = 1e-4  # of the first loss, relative: float32 in another order
 # What is measured in one repetition: a plan and its engines, one after the other.
 GROUPS = (
-    ("main", ("trainer", "ours", "trainer+pieces")),
-    ("full", ("trainer", "ours", "trainer+pieces")),
+    ("main", ("trainer", "ours", "trainer+pieces", *BEST_ENGINES)),
+    ("full", ("trainer", "ours", "trainer+pieces", *BEST_ENGINES)),
     ("first-half", ("ours",)),
 )
 EXACT_GROUP = (
@@ -54,7 +64,14 @@ EXACT_GROUP = (
     ("trainer (exact allocator)", "ours (exact allocator)"),
 )  # in the first repetition alone
 # Estimates for --dry-run, on two idle cores: seconds of one process, start and warm-up included.
-SECONDS = {"trainer": 60, "trainer+pieces": 45, "ours": 40, "sgemm": 7}
+SECONDS = {
+    "trainer": 60,
+    "trainer+pieces": 45,
+    "trainer+settings": 60,
+    "trainer+compiled": 150,
+    "ours": 40,
+    "sgemm": 7,
+}
 
 
 # --- in a process of its own -------------------------------------------------------
@@ -100,8 +117,13 @@ def measure_ours(plan, shape: str) -> dict:
     return {"step_seconds": history.seconds[WARM_UP:], "first_loss": history.steps[0]["loss"]}
 
 
-def measure_trainer(plan, shape: str, pieces: bool) -> dict:
-    """Hugging Face's Trainer with its own defaults; ``pieces``: with the fused GELU and the course's attention."""
+def measure_trainer(plan, shape: str, pieces: bool = False, **settings) -> dict:
+    """Hugging Face's Trainer with its own defaults.
+
+    Args:
+        pieces: with the fused GELU and the course's attention.
+        settings: of `TrainingArguments`, in place of their defaults.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from helpers.measuring import wait_for_gpu
@@ -138,6 +160,7 @@ def measure_trainer(plan, shape: str, pieces: bool) -> dict:
             disable_tqdm=True,
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=False,
+            **settings,
         )
         rows = [{"input_ids": row, "labels": row} for row in ids]
         Timed(model, arguments, train_dataset=rows, callbacks=[Clock()]).train()
@@ -164,11 +187,13 @@ def measure(engine: str, plan_name: str, shape: str) -> dict:
     from helpers.study.measured_costs import PLANS
 
     plan, kind = COURSE_PLANS[PLANS[plan_name]], engine.removesuffix(" (exact allocator)")
-    found = (
-        measure_ours(plan, shape)
-        if kind == "ours"
-        else measure_trainer(plan, shape, kind == "trainer+pieces")
-    )
+    settings = {
+        "trainer": {},
+        "trainer+pieces": {"pieces": True},
+        "trainer+settings": BEST,
+        "trainer+compiled": {**BEST, "torch_compile": True},
+    }
+    found = measure_ours(plan, shape) if kind == "ours" else measure_trainer(plan, shape, **settings[kind])
     return found | {"peak_bytes": peak_bytes()}
 
 
@@ -282,8 +307,10 @@ def record(
     """
     from helpers.study.records import write_record
 
-    found = continued(file, identity(shape), pairs=[])
-    missing = [g for g in wanted_groups(n_pairs) if not is_there(found["pairs"], *g)]
+    found, wanted = continued(file, identity(shape), pairs=[]), wanted_groups(n_pairs)
+    missing = [group for group in wanted if not is_there(found["pairs"], *group)]
+    known = [set(engines) for _, _, engines in wanted]  # a group of other engines than these is measured anew
+    found["pairs"] = [pair for pair in found["pairs"] if set(pair["engines"]) in known]
     if not show:
         print(
             f"{n_pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "
@@ -297,6 +324,10 @@ def record(
     for name, value in found.items():
         if isinstance(value, (int, float)):
             print(f"{name:<38} {value} {found['intervals'].get(name, '')}")
+    for plan in ("main", "full"):
+        best = against_best(found["pairs"], plan)
+        if best is not None:
+            print(f"{f'time_ratio_{plan} against {best[0]}':<38} {best[1]} {best[2]}")
 
 
 if __name__ == "__main__":  # the fresh process of one measurement

@@ -28,6 +28,7 @@ PLANS = {
     "full": "full",
     "first-half": "first-half",
 }  # their names in COURSE_PLANS
+BEST_ENGINES = ("trainer+settings", "trainer+compiled")  # the Trainer with the best settings it has for this
 FIELDS = {
     BENCHMARK.name: {"pairs": list, "flops": dict},
     MEMORY.name: {"points": list, "times": list, "setting": dict},
@@ -116,6 +117,20 @@ def summary(pairs: Sequence[Mapping], flops: Mapping[str, int]) -> dict:
         found["memory_ratio_main_exact_allocator"], _ = _ratio(exact)
     found["n_pairs"] = min(len(log_ratios(pairs, plan, "seconds")) for plan in ("main", "full"))
     return found | {"intervals": intervals}
+
+
+def against_best(pairs: Sequence[Mapping], plan: str) -> tuple[str, float, list[float | None]] | None:
+    """The time of a step as a share of the Trainer's with its best settings.
+
+    Returns:
+        The faster of `BEST_ENGINES`, the geometric mean over the pairs, its 95% interval; None where neither was
+        measured.
+    """
+    found = {engine: log_ratios(pairs, plan, "seconds", engine) for engine in BEST_ENGINES}
+    fastest = min((e for e in found if found[e]), key=lambda e: fmean(found[e]), default=None)
+    if fastest is None:
+        return None
+    return fastest, *_ratio(log_ratios(pairs, plan, "seconds", against=fastest))
 
 
 def _number(engine: Mapping, what: str) -> float:

@@ -125,12 +125,13 @@ def ratios(jupyter, context):
 
 def test_a_wrong_answer_hears_its_mistake_and_a_right_one_hears_why(ratios):
     stub = next(i for i, c in enumerate(ratios.cells) if c["metadata"].get("exercise") == "03a")
-    expect(ratios.run_cell(stub)).to_contain_text("03a: not attempted yet")
+    expect(ratios.run_cell(stub)).to_contain_text("not attempted yet. Put your answer")
     output = ratios.run_cell(stub, 'answer_03a = 163_795_968\ncheck("03a", answer_03a)')
-    expect(output).to_contain_text("not yet.")
+    expect(output.locator(".course-card")).to_contain_text("↻ not yet 03a trainable of the main plan")
     expect(output).to_contain_text("the tied head counted twice; named_parameters() lists it once")
     output = ratios.run_cell(stub, 'answer_03a = 56_707_584\ncheck("03a", answer_03a)')
-    expect(output).to_contain_text("03a: right. 56,707,584: the MLPs")
+    expect(output).to_contain_text("56,707,584: the MLPs")
+    expect(output.locator(".course-card")).to_contain_text("✓ right 03a")
     assert ratios.complaints() == []
 
 
@@ -156,27 +157,88 @@ def test_a_hint_unfolds_from_the_keyboard(ratios):
     expect(hint.locator("p").first).to_be_visible()
 
 
+# --- predictions -------------------------------------------------------------------
+
+
+def test_a_prediction_is_made_from_the_keyboard_and_stands_on_a_line_with_what_was_measured(ratios, jupyter):
+    """Notebook 03's C6: a range turned round is told, Enter saves, and the reveal draws both."""
+    ask = next(i for i, c in enumerate(ratios.cells) if 'predict("C6"' in "".join(c["source"]))
+    tell = next(i for i, c in enumerate(ratios.cells) if 'reveal("C6"' in "".join(c["source"]))
+    form = ratios.run_cell(ask)
+    guess, low, high = (
+        form.get_by_label(name, exact=True) for name in ("Your guess", "80% sure: from", "to")
+    )
+    guess.focus()
+    for text in ("0.7", "0.9", "0.5"):
+        ratios.page.keyboard.type(text)
+        ratios.page.keyboard.press("Tab")
+    expect(form.get_by_role("button", name="Save my prediction")).to_be_focused()
+    ratios.page.keyboard.press("Space")
+    expect(form.get_by_role("alert")).to_have_text("↻ 0.9 is above 0.5: the lower end comes first.")
+    low.fill("0.5")
+    high.fill("0.9")
+    high.press("Enter")
+    expect(form.get_by_role("status")).to_contain_text(
+        "Saved: you predict 0.7, and are 80% sure of 0.5 to 0.9."
+    )
+    expect(form.get_by_role("alert")).to_have_count(0)
+    kept = json.loads((jupyter.folder / "build" / "predictions.json").read_text("utf-8"))
+    assert kept["C6"] == {"value": 0.7, "low": 0.5, "high": 0.9, "from_form": True}
+    reveal = ratios.run_cell(tell, 'reveal("C6", 0.774, article="0.5")')
+    expect(reveal.get_by_role("img")).to_be_visible()
+    expect(reveal.get_by_role("img")).to_have_accessible_name(re.compile("you: 0.7 .* measured: 0.774"))
+    expect(reveal).to_contain_text("✓ inside your range")
+    for theme in lab.THEMES:
+        for width in (390, 800, 1280):
+            ratios.show(theme, width)
+            for name, place in {"form": ask, "reveal": tell}.items():
+                ratios.screenshot(place, SHOTS / f"predict-{theme}-{width}-{name}.png")
+        assert ratios.cut_off() == []
+        assert serious(ratios) == []
+    ratios.show("light", 1280)
+    assert ratios.complaints() == []
+
+
 # --- widgets -----------------------------------------------------------------------
 
 
-def test_a_box_ticked_from_the_keyboard_changes_the_plan_and_its_numbers(pages):
+@pytest.fixture(scope="module")
+def designer(pages):
+    """The output of notebook 02 that holds the freeze designer."""
     page = pages["02_freezing"]
     place = next((i for i, c in enumerate(page.cells) if "freeze_designer(" in "".join(c["source"])), None)
     if place is None:
         require_or_skip("notebook 02 shows no freeze designer")
     output = page.cell(place).locator(".jp-Cell-outputArea")
-    shown = {part: output.locator(f".freeze-designer-{part}") for part in ("ratio", "code", "ledger", "cost")}
+    expect(output.locator(".course-widget")).to_be_visible()
+    return output
+
+
+def test_a_part_frozen_from_the_keyboard_changes_the_plan_and_its_numbers(pages, designer):
+    shown = {part: designer.locator(part) for part in (".share", "code", ".meter >> nth=1")}
+    expect(shown[".meter >> nth=1"]).to_contain_text(
+        "memory at the fullest moment"
+    )  # the kernel has answered
     before = {part: element.inner_text() for part, element in shown.items()}
     assert "mlp" not in before["code"]
-    box = output.get_by_label("mlp", exact=True)
-    box.focus()
-    page.page.keyboard.press("Space")
-    expect(shown["code"]).to_contain_text("mlp")
-    for part in ("ratio", "ledger", "cost"):
-        expect(shown[part]).not_to_have_text(before[part], use_inner_text=True)
-    page.page.keyboard.press("Space")
-    expect(shown["ratio"]).to_have_text(before["ratio"])
-    expect(shown["code"]).to_have_text(before["code"])
+    part = designer.locator('[data-part="mlp@0"]')
+    part.focus()
+    pages["02_freezing"].page.keyboard.press("Space")
+    expect(part).to_have_attribute("aria-checked", "false")
+    expect(shown["code"]).to_contain_text("mlp@0")
+    for name in (".share", ".meter >> nth=1"):
+        expect(shown[name]).not_to_have_text(before[name], use_inner_text=True)
+    pages["02_freezing"].page.keyboard.press("Space")
+    for name, element in shown.items():
+        expect(element).to_have_text(before[name], use_inner_text=True)
+
+
+@pytest.mark.parametrize("theme", lab.THEMES)
+def test_a_widget_follows_the_theme_of_the_lab(theme, pages, designer):
+    pages["02_freezing"].show(theme, 1280)
+    expect(designer.locator(".course-widget")).to_have_css("color-scheme", theme)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    designer.screenshot(path=SHOTS / f"02_freezing-{theme}-designer.png")
 
 
 # --- looks -------------------------------------------------------------------------
@@ -229,22 +291,26 @@ def test_every_stored_picture_carries_its_alternative_text(path):
     assert all(len(o["metadata"].get(kind, {}).get("alt", "")) > 20 for o, kind in pictures)
 
 
-@pytest.mark.parametrize("theme", lab.THEMES)
-@each_book
-def test_axe_finds_nothing_serious_in_what_the_course_shows(pages, name, theme):
-    pages[name].show(theme, 1280)
-    found = Axe().run(pages[name].page, OURS, {"resultTypes": ["violations"]}).response["violations"]
+def serious(page: NotebookPage) -> list[str]:
+    """What axe finds serious in all that the course shows on a page."""
+    found = Axe().run(page.page, OURS, {"resultTypes": ["violations"]}).response["violations"]
     rule, place = NO_ALT_IN_JUPYTERLAB
-    serious = [
+    return [
         f"{v['id']} ({v['impact']}) at {node['target']}: {node['html'][:150]}"
         for v in found
         if v["impact"] in ("serious", "critical") or v["id"] == "heading-order"
         for node in v["nodes"]
         if v["id"] != rule
-        or pages[name].page.locator(f"{place} img").and_(pages[name].page.locator(node["target"][0])).count()
-        == 0
+        or page.page.locator(f"{place} img").and_(page.page.locator(node["target"][0])).count() == 0
     ]
-    assert not serious, "\n".join(serious)
+
+
+@pytest.mark.parametrize("theme", lab.THEMES)
+@each_book
+def test_axe_finds_nothing_serious_in_what_the_course_shows(pages, name, theme):
+    pages[name].show(theme, 1280)
+    found = serious(pages[name])
+    assert not found, "\n".join(found)
 
 
 # --- last: what all the pages asked for --------------------------------------------

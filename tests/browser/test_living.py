@@ -17,15 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.costs import LoraSize, budget, is_quick, predictor
 from helpers.freezing import COURSE_PLANS, FreezePlan
 from helpers.models import anatomy, load_model, load_tokenizer
 from helpers.texts.corpora import split_text
-from publishing import page_deltas, page_records
+from publishing import page_budgets, page_deltas, page_records
 from publishing import site as build_site
 from support.pages import SHOTS, THEMES, QuietHandler, findings
 
 STATIC = Path(page_deltas.OUT).parents[1]
-PAGES = ("freeze", "forget", "equal")
+PAGES = ("freeze", "forget", "equal", "planner")
 TEXTS = ("alice_style.txt", "edgar_style.txt", "plain_tales.txt")
 ODD = [
     "",
@@ -471,6 +472,121 @@ def test_the_level_is_dragged_in_the_picture(open_page):
     assert float(line.get_attribute("x1")) * scale == pytest.approx(0.4 * box["width"], abs=4)
     page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
     assert float(line.get_attribute("x1")) * scale == pytest.approx(0.4 * box["width"], abs=4)
+
+
+# --- does it fit? ------------------------------------------------------------------
+
+PEAKS = """async (settings) => {
+    const { peak } = await import("./budget.js");
+    const table = await (await fetch("data/budgets.json")).json();
+    return settings.map(([shape, setting]) => Object.values(peak(table, shape, setting)));
+}"""
+
+
+def random_steps(n: int, **fixed) -> list[tuple]:
+    """Models (half of them edited) and settings that the page can show."""
+    rng, found = np.random.default_rng(1), []
+    while len(found) < n:
+        shape = list(page_budgets.MODELS.values())[rng.integers(len(page_budgets.MODELS))]
+        if rng.integers(2):
+            shape = page_budgets.edited(shape, rng)
+        setting = {
+            "plan": str(rng.choice(page_budgets.PLANS)),
+            "precision": str(rng.choice(list(page_budgets.PRECISIONS))),
+            "checkpointing": bool(rng.integers(2)),
+            "batch": int(rng.choice(page_budgets.BATCHES)),
+            "length": int(rng.choice(page_budgets.offered(shape))),
+            "parts": int(rng.choice([1, 2, 4])),
+            "rank": int(rng.choice(page_budgets.RANKS)),
+        } | fixed
+        if not fixed or (is_quick(shape.config()) and setting["plan"] != page_budgets.LORA):
+            found.append((shape, setting))
+    return found
+
+
+def assert_the_page_says(page, steps: list[tuple], costs: list, within: float) -> None:
+    """Each kind, ``within`` a share of the whole. One window of 256 tokens has 255 predictions, taken for 256."""
+    asked = [[shape.__dict__, setting] for shape, setting in steps]
+    for (shape, setting), found, cost in zip(steps, page.evaluate(PEAKS, asked), costs, strict=True):
+        allowed = 1e-3 if (setting["batch"], setting["length"]) == (1, 256) else within
+        off = np.abs(np.array(found) - list(cost.at_peak.values()))
+        assert off.sum() <= allowed * cost.peak_bytes, (shape, setting, found, cost.at_peak)
+
+
+def test_two_hundred_steps_need_what_python_says_within_a_ten_thousandth(open_page):
+    steps = random_steps(200, precision="float32", checkpointing=False, parts=1)
+    costs = [
+        predictor(shape.config())(COURSE_PLANS[setting["plan"]], setting["batch"], setting["length"])
+        for shape, setting in steps
+    ]
+    assert_the_page_says(open_page("planner"), steps, costs, within=1e-4)
+
+
+@pytest.mark.parametrize("n", [8, pytest.param(200, marks=pytest.mark.long)])
+def test_steps_of_every_kind_need_what_the_budget_says(n, open_page):
+    steps = random_steps(n)
+    costs = [page_budgets.predicted(*step) for step in steps]
+    assert_the_page_says(open_page("planner"), steps, costs, within=1e-3)
+
+
+def peak_shown(page) -> int:
+    return int(page.locator("#peak").get_attribute("data-bytes"))
+
+
+def test_the_python_line_says_what_the_page_shows(open_page):
+    page = open_page("planner")
+    page.select_option("[name=model]", "the course's miniature")
+    config = page_budgets.MODELS["the course's miniature"].config()
+    names = {
+        "budget": budget,
+        "config": config,
+        "torch": torch,
+        "FreezePlan": FreezePlan,
+        "LoraSize": LoraSize,
+    }
+    for plan, precision in (("attention+embeddings", "float32"), ("lora", "half")):
+        page.select_option("[name=plan]", plan)
+        page.select_option("[name=precision]", precision)
+        page.select_option("[name=parts]", "4")
+        page.locator("[name=checkpointing]").click()
+        assert eval(page.inner_text("#code"), names) == peak_shown(page), plan
+        assert page.locator(".rank").is_visible() == (plan == "lora")
+    assert page.inner_text("#peak") == f"{peak_shown(page) / 2**30:.2f} GiB"
+
+
+def test_what_would_help_saves_what_its_button_says(open_page):
+    page = open_page("planner")
+    before, buttons = peak_shown(page), page.locator("#advice button")
+    assert buttons.count() >= 3
+    said = float(re.search(r"saves ([\d.]+) GiB", buttons.first.inner_text())[1])
+    buttons.first.focus()
+    page.keyboard.press("Enter")
+    assert (before - peak_shown(page)) / 2**30 == pytest.approx(said, abs=0.06)
+    assert page.evaluate("document.activeElement.id") == "advice-title"
+    assert page.inner_text("#said").startswith("Changed: ")
+
+
+def test_a_card_says_whether_the_step_fits_and_what_it_cannot_compute(open_page):
+    page = open_page("planner")
+    lines = dict(zip(page_budgets.CARDS, page.locator("#cards li").all_inner_texts(), strict=True))
+    for card, gib in page_budgets.CARDS.items():
+        fits = peak_shown(page) <= page_budgets.RESERVE * gib * 2**30
+        assert ("does not fit" in lines[card]) != fits and card in lines[card]
+    page.select_option("[name=precision]", "half")
+    assert "does not compute in bfloat16" in page.locator("#cards li", has_text="T4").inner_text()
+
+
+def test_sizes_are_typed_and_a_wrong_one_changes_nothing(open_page):
+    page = open_page("planner")
+    page.locator("summary").click()
+    before = peak_shown(page)
+    page.locator("#sizes [name=L]").fill("12")
+    smaller = peak_shown(page)
+    assert smaller < before
+    page.locator("#sizes [name=L]").fill("13")  # GPT-Neo's blocks alternate, and a half must too
+    assert peak_shown(page) == smaller
+    page.select_option("[name=model]", "SmolLM2-135M")
+    assert page.locator("#sizes [name=q]").input_value() == "3"
 
 
 # --- every page --------------------------------------------------------------------

@@ -329,6 +329,18 @@ def test_search_finds_a_word(open_page):
     assert any("transformer block" in title for title in titles), titles
 
 
+def test_a_widget_runs_in_place_of_its_picture(open_page):
+    page = open_page("notebooks/05_loss_and_forgetting.html", "dark")
+    page.wait_for_selector("[data-course-widget].runs")
+    cell = page.locator(".cell_output", has=page.locator("[data-course-widget]"))
+    assert cell.locator("img").count() == 1 and not cell.locator("img").is_visible()
+    assert cell.locator(".course-widget").evaluate("one => one.style.colorScheme") == "dark"
+    chart = cell.locator(".chart")
+    before = chart.inner_html()
+    cell.get_by_role("button", name="norms alone").click()
+    assert chart.inner_html() != before
+
+
 def test_a_hint_unfolds_at_a_click(open_page):
     page = open_page("notebooks/02_freezing.html")
     hint = page.locator("details:not(.hide)").first

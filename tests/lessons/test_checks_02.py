@@ -1,10 +1,13 @@
 """Notebook 02's checks: right answers in every form, and a name for each usual mistake."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from helpers.freezing.plans import FreezePlan
+from helpers.lessons import museum
 from helpers.lessons.checks import reply_to
 from helpers.lessons.exercises import nb02 as checks_02
 from helpers.lessons.exercises import nb02 as checks_02_recipes
@@ -14,7 +17,7 @@ from helpers.lessons.museum import EXHIBITS
 RIGHT_B = ["nonzero", "nonzero", "absent", "nonzero", "absent", "nonzero"]
 
 
-@pytest.mark.parametrize("name", ["02a", "02b", "02c", "02d", "02e", "02f"])
+@pytest.mark.parametrize("name", ["02a", "02b", "02c", "02d", "02e", "02f", "02g"])
 def test_an_untouched_stub_is_not_attempted(name):
     reply = reply_to(name, ...)
     assert reply.ok is None and "not attempted yet" in reply.message
@@ -37,6 +40,7 @@ def test_the_decayed_weight_passes_in_every_form(answer):
         (torch.tensor(2.0), "no gradient, no movement"),
         (1.94, "first* value"),
         (1.94, "rounded"),
+        (1.941, "three decimals"),
         (1.458, "forgot the rate"),
         (1.98, "after one step"),
         (1.7, "only decay acts"),
@@ -254,6 +258,120 @@ def test_a_wrong_freeze_of_one_block_names_the_mistake(answer, what):
 # --- 02e ---------------------------------------------------------------------------
 
 
+def kept_by(value, wanted=lambda name, p: True):
+    """A function that keeps a value of each parameter, by its name."""
+    return lambda model: {name: value(p) for name, p in model.named_parameters() if wanted(name, p)}
+
+
+def named_where(differs, wanted=lambda name, p: True):
+    """A function that names the parameters which differ from what was kept."""
+    return lambda before, model: {
+        name for name, p in model.named_parameters() if wanted(name, p) and differs(before[name], p)
+    }
+
+
+def cloned(p):
+    return p.detach().clone()
+
+
+def unequal(before, p):
+    return not torch.equal(before, p)
+
+
+def trains(name, p):
+    return p.requires_grad
+
+
+def is_frozen(name, p):
+    return not p.requires_grad
+
+
+RIGHT_KEPT, RIGHT_MOVED = kept_by(cloned), named_where(unequal)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (museum.copies, museum.moved),
+        [RIGHT_KEPT, RIGHT_MOVED],
+        (copy.deepcopy, lambda before, model: RIGHT_MOVED(dict(before.named_parameters()), model)),
+        (kept_by(lambda p: p.tolist()), named_where(lambda old, p: old != p.tolist())),
+        (
+            kept_by(lambda p: p.detach().numpy().copy()),
+            named_where(lambda old, p: (old != p.detach().numpy()).any()),
+        ),
+        (RIGHT_KEPT, lambda before, model: sorted(RIGHT_MOVED(before, model))),
+        (
+            kept_by(lambda p: hash(p.detach().numpy().tobytes())),
+            named_where(lambda old, p: old != hash(p.detach().numpy().tobytes())),
+        ),
+    ],
+)
+def test_a_right_proof_passes(answer):
+    reply = reply_to("02e", answer)
+    assert reply.ok is True, reply.message
+
+
+def state(model):
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def moved_in_state(before, model):
+    return {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+
+
+@pytest.mark.parametrize(
+    ("keep", "compare", "what"),
+    [
+        *(
+            (kept_by(value), RIGHT_MOVED, "itself")
+            for value in (lambda p: p, lambda p: p.data, lambda p: p.detach(), lambda p: p.detach().cpu())
+        ),
+        (lambda model: dict(model.named_parameters()), RIGHT_MOVED, "add .clone()"),
+        (lambda model: model.state_dict(), RIGHT_MOVED, "add .clone()"),
+        (kept_by(lambda p: p.detach().numpy()),
+         named_where(lambda old, p: (old != p.detach().numpy()).any()), "add .clone()"),
+        (RIGHT_KEPT, lambda before, model: set(), "Which values"),
+        (RIGHT_KEPT, named_where(unequal, trains), "block 3"),
+        (RIGHT_KEPT, named_where(unequal, is_frozen), "none of those that train"),
+        (RIGHT_KEPT, named_where(lambda old, p: bool((old != p).all())), "One is enough"),
+        (RIGHT_KEPT, named_where(lambda old, p: not torch.allclose(old, p)), "last bit"),
+        (RIGHT_KEPT, named_where(lambda old, p: (old - p).abs().max() > 1e-6), "last bit"),
+        (kept_by(lambda p: p.sum().item()), named_where(lambda old, p: old != p.sum().item()), "number by number"),
+        (kept_by(lambda p: p.norm().item()), named_where(lambda old, p: old != p.norm().item()), "number by number"),
+        (RIGHT_KEPT, named_where(torch.equal), "turned round"),
+        (RIGHT_KEPT, named_where(lambda old, p: old is not p), "it also names"),
+        (state, moved_in_state, "second name"),
+        (RIGHT_KEPT, named_where(lambda old, p: old != p), "torch.equal gives one"),
+        (RIGHT_KEPT, lambda before, model: len(RIGHT_MOVED(before, model)), "not how many"),
+        (RIGHT_KEPT, lambda before, model: bool(RIGHT_MOVED(before, model)), "not how many"),
+        (RIGHT_KEPT, lambda before, model: print(RIGHT_MOVED(before, model)), "returns None"),
+        (lambda model: print("kept"), RIGHT_MOVED, "returns None"),
+        (kept_by(cloned, trains), RIGHT_MOVED, "stopped with KeyError"),
+        (kept_by(lambda p: p.data.zero_().clone()), RIGHT_MOVED, "the values of"),
+        ({}, RIGHT_MOVED, "found dict"),
+    ],
+)  # fmt: skip
+def test_a_wrong_proof_names_the_mistake(keep, compare, what):
+    reply = reply_to("02e", (keep, compare))
+    assert reply.ok is False and what in reply.message, reply.message
+
+
+@pytest.mark.parametrize("answer", [RIGHT_KEPT, (RIGHT_KEPT,), {"copies": RIGHT_KEPT}, "six lines"])
+def test_one_function_is_no_proof(answer):
+    assert "two functions are asked for" in reply_to("02e", answer).message
+
+
+def test_of_an_untouched_model_nothing_is_named():
+    def moved(before, model):
+        return RIGHT_MOVED(before, model) or {"transformer.wpe.weight"}
+
+    assert "untouched model it names 1" in reply_to("02e", (RIGHT_KEPT, moved)).message
+
+
+# --- 02f ---------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -269,27 +387,27 @@ def test_a_wrong_freeze_of_one_block_names_the_mistake(answer, what):
     ids=repr,
 )
 def test_the_right_letters_pass_in_every_form(answer):
-    assert reply_to("02e", answer).ok is True
+    assert reply_to("02f", answer).ok is True
 
 
 @pytest.mark.parametrize(("number", "letter"), list(MISREAD))
 def test_a_misread_exhibit_is_named_with_its_reason(number, letter):
     answer = DIAGNOSES[: number - 1] + letter + DIAGNOSES[number:]
-    reply = reply_to("02e", answer)
+    reply = reply_to("02f", answer)
     assert reply.ok is False
     assert f"7 of 8 are right. Exhibit {number}, {letter}: {MISREAD[number, letter]}" == reply.message
 
 
 def test_a_kept_weight_without_clone_is_explained():
-    assert "without clone()" in reply_to("02e", "A" + DIAGNOSES[1:]).message
+    assert "without clone()" in reply_to("02f", "A" + DIAGNOSES[1:]).message
 
 
 def test_movement_without_flags_is_explained():
-    assert "movement alone" in reply_to("02e", DIAGNOSES[:6] + "AD").message
+    assert "movement alone" in reply_to("02f", DIAGNOSES[:6] + "AD").message
 
 
 def test_another_wrong_letter_points_at_the_evidence():
-    reply = reply_to("02e", DIAGNOSES[:7] + "C")
+    reply = reply_to("02f", DIAGNOSES[:7] + "C")
     assert reply.ok is False and "does not fit the evidence" in reply.message
 
 
@@ -303,11 +421,11 @@ def test_another_wrong_letter_points_at_the_evidence():
     ],
 )
 def test_an_answer_of_another_form_is_explained(answer, what):
-    reply = reply_to("02e", answer)
+    reply = reply_to("02f", answer)
     assert reply.ok is False and what in reply.message
 
 
-# --- 02f ---------------------------------------------------------------------------
+# --- 02g ---------------------------------------------------------------------------
 
 
 def others(weight, rows):
@@ -376,7 +494,7 @@ def without_no_grad(weight, rows, optimizer):
 
 @pytest.mark.parametrize("answer", [put_back, by_where])
 def test_a_right_step_on_some_rows_passes(answer):
-    reply = reply_to("02f", answer)
+    reply = reply_to("02g", answer)
     assert reply.ok is True, reply.message
 
 
@@ -398,5 +516,5 @@ def test_a_right_step_on_some_rows_passes(answer):
     ],
 )
 def test_a_wrong_step_on_some_rows_names_the_mistake(answer, what):
-    reply = reply_to("02f", answer)
+    reply = reply_to("02g", answer)
     assert reply.ok is False and what in reply.message

@@ -119,7 +119,8 @@ def but(n, verdict):
 @pytest.mark.parametrize(
     "answer, words",
     [
-        (but(1, "not decided"), "with zero and with"),
+        (but(1, "not decided"), "large enough"),
+        (but(1, "does not hold"), "with zero and with"),
         (but(2, "does not hold"), "shown to be absent"),
         (but(2, "holds"), "the middle alone"),
         (but(3, "not decided"), "look at the width"),

@@ -198,7 +198,8 @@ def test_a_merge_and_a_fair_clock_are_right():
         (lambda W, A, B, alpha: W.add_(alpha / RANK * B @ A), "changed the W"),
         (lambda W, A, B, alpha: W + A @ B, "stopped with RuntimeError"),
         (lambda W, A, B, alpha: (B @ A).T, f"({N_OUT}, {N_IN})"),
-        (lambda W, A, B, alpha: W - alpha / RANK * B @ A, "another output"),
+        (lambda W, A, B, alpha: W - alpha / RANK * B @ A, "the change is added"),
+        (lambda W, A, B, alpha: W + 10 * B @ A, "another output"),
     ],
 )
 def test_each_mistake_about_merging_is_named(merge, words):
@@ -214,7 +215,8 @@ def test_each_mistake_about_merging_is_named(merge, words):
         (as_run, "also where b ran first"),
         (swapped, "turned round"),
         (whole, "inside the measured time"),
-        (lambda a, b, n, clock: [(1.0, 1.0)] * n, "twice as long"),
+        (lambda a, b, n, clock: [(1.0, 1.0)] * n, "never calls the clock"),
+        (lambda a, b, n, clock: [(1.0, 1.0 + 0 * clock())] * n, "twice as long"),
         (lambda a, b, n, clock: [], "n_pairs pairs"),
         (lambda a, b, n, clock: [(0.0, 1.0)] * n, "not above 0"),
     ],

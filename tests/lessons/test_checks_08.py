@@ -67,7 +67,7 @@ def scaled(nats, n_here, n_all, n):
         (share, scaled),
         [share, scaled],
         (lambda r, p, n: np.array_split(np.arange(r), n)[p], scaled),
-        (share, lambda *a: torch.tensor(scaled(*a))),
+        (share, lambda *a: torch.as_tensor(scaled(*a))),
     ],
 )
 def test_a_right_pair_passes_in_every_form(answer):

@@ -1,16 +1,15 @@
 """The prediction cells of the notebooks: whatever a reader writes into them, in a fresh clone, everything runs on."""
 
 import ast
-import itertools
 import re
 
 import nbformat
 import pytest
 
-from helpers import lessons, results
+from helpers import lessons
 from helpers.lessons import predicting
+from helpers.lessons.asked import QUESTIONS
 from helpers.profiles import ROOT
-from helpers.results import claims
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
 from support.said import sayings
 
@@ -74,11 +73,6 @@ def constant(node: ast.expr) -> str:
     return node.value if isinstance(node, ast.Constant) else "something measured"
 
 
-def entry(claim: str) -> claims.Entry:
-    where = {"model": "m", "model_hash": "h", "n_seeds": 0, "source": "live"}
-    return claims.Entry((claims.Verdict(claim, "holds", value=0.45, unit="", **where),))
-
-
 @each_notebook
 def test_every_prediction_is_a_stub_that_can_be_replaced(path):
     lines = [
@@ -117,7 +111,7 @@ def test_every_prediction_of_the_course_and_every_reveal_runs(kind, fresh_clone,
         assert len(said) == n_asked * (2 if kind == "None after a number" else 1), said
         for call in reveals_in(path):
             texts = [constant(argument) for argument in call.args[2:]]
-            named = {keyword.arg: constant(keyword.value) for keyword in call.keywords}
+            named = {k.arg: (0.4, 0.5) if k.arg == "interval" else constant(k.value) for k in call.keywords}
             predicting.reveal(constant(call.args[0]), 0.45, *texts, **named)
         said = "\n".join(sayings(capsys.readouterr().out))
         yours = {"good": "you: 0.5 (0.4 to 0.6) |", "turned": "you: 0.5 (0.4 to 0.6) |"}
@@ -126,19 +120,35 @@ def test_every_prediction_of_the_course_and_every_reveal_runs(kind, fresh_clone,
         ) == len(reveals_in(path))
 
 
-LEDGERS = [source for path in BOOKS for source in sources(path) if "prediction_ledger(" in source]
+CALIBRATIONS = [source for path in BOOKS for source in sources(path) if "calibration(" in source]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("source", LEDGERS, ids=itertools.count())
-def test_the_ledger_counts_ranges_alone(source, kind, capsys):
+def test_a_lesson_ends_by_counting_ranges_alone(kind, capsys):
+    assert len(CALIBRATIONS) >= 2
     predict_c4 = pasted('predict("C4", None)', kind)
     exec(predict_c4, {"predict": predicting.predict})  # noqa: S102
-    claims.store(entry("C4"))
+    predicting.reveal("C4", 0.45)
     capsys.readouterr()
-    exec(source, {"lessons": lessons, "results": results, "newest": claims.load_claims()})  # noqa: S102 (the course's own text)
-    said = capsys.readouterr().out
-    assert said == ("your 80% ranges: 1 of 1 held\n" if kind in WITH_RANGE else "no predictions were noted\n")
+    for source in CALIBRATIONS:
+        exec(source, {"lessons": lessons})  # noqa: S102 (the course's own text)
+        said = capsys.readouterr().out
+        counted = said.startswith("your 80% ranges: 1 of 1 held\n")
+        assert counted if kind in WITH_RANGE else said == "no predictions were noted\n"
+
+
+def test_what_was_computed_is_not_called_measured():
+    outputs = [o for path in BOOKS for c in code_cells(nbformat.read(path, 4)) for o in c.outputs]
+    unfolded = "\n".join(re.sub(r"\n {4,}", " ", output.get("text", "")) for output in outputs)
+    said = [line for line in unfolded.splitlines() if " | you: " in line]
+    wrong = [line for line in said if "| measured:" in line and re.search("not measured|predicted", line)]
+    assert len(said) > 20 and not wrong
+
+
+def test_every_prediction_has_a_question_of_its_own():
+    asked = {name for path in BOOKS for name in predictions_in(path)}
+    assert asked == set(QUESTIONS), "helpers/lessons/asked.py has a sentence for each"
+    assert len(set(QUESTIONS.values())) == len(QUESTIONS)
 
 
 @pytest.mark.long

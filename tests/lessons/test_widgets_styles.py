@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 import torch
 
-from helpers.lessons.widgets.styles import FIRST_TOKENS, side_by_side, style_mixer, texts_figure
+from helpers.lessons.widgets.styles import FIRST_TOKENS, in_pieces, side_by_side, style_mixer, texts_figure
 from helpers.measuring.evaluation import sample_text
 from helpers.models.loading import build_model, load_model, load_tokenizer, mini_config
 from helpers.models.model_files import ModelError
@@ -60,40 +60,48 @@ def test_sampling_leaves_models_and_gradients_as_they_are(models, tokenizer):
     assert models["random"].training and torch.is_grad_enabled()
 
 
-def test_the_first_text_is_short_and_the_button_asks_for_more(models, tokenizer):
-    frame = style_mixer({"base": models["base"]}, tokenizer, PROMPT, n_tokens=FIRST_TOKENS + 10, seed=3)
-    first = frame.views["texts"].value
-    frame.controls["write"].click()
-    assert len(frame.views["texts"].value) > len(first)
+def test_a_text_comes_in_pieces_of_one_token(models, tokenizer):
+    texts = list(side_by_side(models, tokenizer, PROMPT, 12, seed=2))
+    *_, pieces = in_pieces(iter(texts))
+    assert {name: "".join(own) for name, own in pieces.items()} == texts[-1]
+    assert {len(own) for own in pieces.values()} == {12}
 
 
-def test_moving_a_control_writes_nothing_and_the_button_does(mixer):
-    before = mixer.views["texts"].value
-    mixer.controls["seed"].value = 4
-    assert mixer.views["texts"].value == before
-    mixer.controls["write"].click()
-    assert mixer.views["texts"].value != before and not mixer.controls["write"].disabled
+def test_a_letter_of_two_tokens_comes_with_the_second():
+    *_, pieces = in_pieces(iter([{"a": "x"}, {"a": "x\ufffd"}, {"a": "x\u00e9"}]))
+    assert pieces == {"a": ["x", "", "\u00e9"]}
 
 
-def test_a_streamed_text_is_shown_token_by_token(mixer):
+def written(widget, **changes) -> dict[str, str]:
+    widget.choice = widget.choice | changes
+    return {name: "".join(own) for name, own in widget.answer["pieces"].items()}
+
+
+def test_the_first_text_is_short_and_the_reader_asks_for_more(models, tokenizer):
+    widget = style_mixer({"base": models["base"]}, tokenizer, PROMPT, n_tokens=FIRST_TOKENS + 10, seed=3)
+    assert len(widget.answer["pieces"]["base"]) == FIRST_TOKENS and widget.answer["is_whole"]
+    written(widget, asked=1)
+    assert len(widget.answer["pieces"]["base"]) == FIRST_TOKENS + 10
+
+
+def test_a_text_is_shown_token_by_token(mixer):
     seen = []
-    mixer.views["texts"].observe(lambda change: seen.append(change["new"]), "value")
-    mixer.controls["seed"].value = 9
-    mixer.controls["write"].click()
-    assert len(seen) >= 6  # 8 tokens; some change nothing that can be seen
+    mixer.observe(lambda change: seen.append(change["new"]), "answer")
+    written(mixer, seed=9)
+    assert [len(one["pieces"]["base"]) for one in seen] == list(range(1, 9))
+    assert [one["is_whole"] for one in seen] == [False] * 7 + [True]
 
 
-def test_a_prompt_is_shown_as_text_and_not_as_html(mixer):
-    mixer.controls["prompt"].value = "<b>bold</b>"
-    mixer.controls["write"].click()
-    assert "<b>bold" not in mixer.views["texts"].value
+def test_another_seed_throws_other_dice(mixer):
+    assert written(mixer, seed=4) != written(mixer, seed=5)
+    assert written(mixer, seed=4, asked=2) == written(mixer, seed=4, asked=3)
 
 
 @pytest.mark.parametrize("prompt, message", [("", "at least one word"), ("word " * 255, "256 positions")])
 def test_a_prompt_that_cannot_be_continued_is_told(mixer, prompt, message):
-    mixer.controls["prompt"].value = prompt
-    mixer.controls["write"].click()
-    assert message in mixer.problem.value and not mixer.controls["write"].disabled
+    before = mixer.answer
+    written(mixer, prompt=prompt)
+    assert message in mixer.problem and mixer.answer == before
 
 
 def test_two_families_of_words_in_one_prompt_are_an_error(models, tokenizer):
@@ -102,7 +110,7 @@ def test_two_families_of_words_in_one_prompt_are_an_error(models, tokenizer):
 
 
 def test_the_picture_says_what_it_shows(mixer, models):
-    figure, said = mixer.still()
+    figure, said = mixer._still()
     assert all(f"{name}: " in said for name in models) and PROMPT in said
     assert {*models} <= {text.get_text() for text in texts_figure(PROMPT, dict.fromkeys(models, "x")).texts}
     assert figure.texts

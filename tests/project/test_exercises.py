@@ -21,20 +21,32 @@ def cells_of(path):
 
 
 def exercises():
-    """(the exercise's cell, the markdown above it, the three cells after it)"""
+    """(its notebook, (the exercise's cell, the markdown above it, the three cells after it))"""
     for path in BOOKS:
         cells = cells_of(path)
         for i, cell in enumerate(cells):
             if "exercise" in cell.metadata.get("tags", []):
                 above = next(c.source for c in reversed(cells[:i]) if c.cell_type == "markdown")
-                yield pytest.param(
-                    cell, above, cells[i + 1 : i + 4], id=cell.metadata.get("exercise", f"{path.stem}-{i}")
+                yield (
+                    path,
+                    pytest.param(
+                        cell,
+                        above,
+                        cells[i + 1 : i + 4],
+                        id=cell.metadata.get("exercise", f"{path.stem}-{i}"),
+                    ),
                 )
 
 
-ALL = list(exercises())
+PLACED = list(exercises())
+ALL = [exercise for _, exercise in PLACED]
 each_exercise = pytest.mark.parametrize("cell, above, after", ALL)
 each_notebook = pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)
+
+
+def exercises_of(path):
+    """Those that a notebook holds: an appendix goes on with the letters of its lesson."""
+    return [exercise for place, exercise in PLACED if place == path]
 
 
 def solution_of(cell, after) -> str:
@@ -57,12 +69,11 @@ def heading_of(name, above):
 
 @each_notebook
 def test_each_notebook_has_three_exercises_or_more(path):
-    assert sum(p.id.startswith(path.stem[:2]) for p in ALL) >= 3
+    assert len(exercises_of(path)) >= 3
 
 
 def test_every_check_has_its_exercise_and_every_exercise_its_check():
-    here = {path.stem[:2] for path in BOOKS}
-    assert sorted(p.id for p in ALL) == [name for name in exercise_names() if name[:2] in here]
+    assert sorted(p.id for p in ALL) == exercise_names()
 
 
 @each_exercise
@@ -97,7 +108,7 @@ def test_the_stub_is_its_solution_with_the_answer_removed(cell, above, after):
 
 @each_notebook
 def test_a_level_and_minutes_stand_at_each_exercise_and_no_level_falls(path):
-    own = [p for p in ALL if p.id.startswith(path.stem[:2])]
+    own = exercises_of(path)
     levels = [heading_of(p.id, p.values[1])[0] for p in own]
     assert levels == sorted(levels), [LEVELS[level] for level in levels]
     assert [p.id for p in own] == sorted(p.id for p in own), "letters follow the reading order"
@@ -112,7 +123,7 @@ def test_the_minutes_with_the_exercises_are_the_sum(path):
             r"(\d+)(?: minutes)? to read.*?(\d+) (?:minutes )?with the exercises", opening, re.S
         ).groups(),
     )
-    total = read + sum(heading_of(p.id, p.values[1])[1] for p in ALL if p.id.startswith(path.stem[:2]))
+    total = read + sum(heading_of(p.id, p.values[1])[1] for p in exercises_of(path))
     assert abs(total - with_exercises) <= 5, f"{read} to read and the exercises make {total} minutes"
 
 
@@ -153,13 +164,13 @@ def imports_of(source: str) -> dict[str, str]:
 def test_a_solution_uses_no_name_of_another_cell(cell, above, after):
     """A learner pastes it in and runs on: what later cells read must be what it was."""
     name = cell.metadata["exercise"]
-    path = next(path for path in BOOKS if path.stem.startswith(name[:2]))
+    path = next(path for path, exercise in PLACED if exercise.id == name)
     solution = solution_of(cell, after)
     others = [c.source for c in cells_of(path) if c.cell_type == "code" and c.id != cell.id]
     imported = {key: what for source in others for key, what in imports_of(source).items()}
     same = {key for key, what in imports_of(solution).items() if imported.get(key, what) == what}
     taken = set().union(*(sets | reads for sets, reads in map(names_of, others)))
-    clashes = (names_of(solution)[0] - same) & taken
+    clashes = (names_of(solution)[0] - same - {f"answer_{name}"}) & taken
     assert not clashes, f"rename {', '.join(sorted(clashes))}, or put the lines into a function"
 
 
@@ -175,7 +186,7 @@ def test_the_stub_gives_the_name_of_the_function_that_is_asked_for(cell, above, 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("path", BOOKS[:4], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*BOOKS[:4], BOOKS[-1]], ids=lambda p: p.stem)
 def test_a_notebook_with_its_solutions_pasted_in_gives_the_same_outputs(path, tmp_path):
     untouched, solved = (outputs_of(path, pasted, tmp_path / str(pasted)) for pasted in (False, True))
     assert untouched == solved
@@ -216,6 +227,17 @@ def test_the_quiz_explains_every_choice(path):
         assert len(choices) >= 3, question
         silent = [c for c in choices if f"({c})" not in answer]
         assert not silent, f"the answer says nothing about {silent}: {question}"
+
+
+@pytest.mark.parametrize("path", BOOKS[4:], ids=lambda p: p.stem)
+def test_each_choice_of_a_quiz_stands_on_a_line_of_its_own(path):
+    text = "\n\n".join(c.source for c in cells_of(path) if c.cell_type == "markdown")
+    quiz = text[text.rindex("## Quiz") :]
+    questions = re.findall(r"\*\*\d+\..*?(?=<details>)", quiz, re.S)
+    assert questions
+    for question in questions:
+        n_choices = len(re.findall(r"\([a-z]\) ", question))
+        assert len(re.findall(r"^- \([a-z]\) ", question, re.MULTILINE)) == n_choices, question
 
 
 def project_of(path):

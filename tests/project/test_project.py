@@ -34,6 +34,7 @@ LESSONS = (
     "06_keep_what_it_knew",
     "07_lora",
     "08_scaling_up",
+    "A1_who_does_what",
 )
 
 # Packages that are run, not imported, and the file that shows it.
@@ -44,7 +45,6 @@ COMMANDS = {
     "pytest-timeout": "pyproject.toml",
     "pytest-xdist": "Makefile",
     "setuptools": "pyproject.toml",
-    "ipywidgets": "requirements.txt",  # JupyterLab shows its sliders
     "sphinx": "publishing/site.py",
     "docutils": "publishing/conf.py",
     "myst-nb": "publishing/conf.py",

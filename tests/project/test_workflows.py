@@ -104,3 +104,21 @@ def test_drift_is_watched_once_a_week_by_the_command_that_the_tests_know(tmp_pat
     ]
     assert any(step.endswith("googlecolab/backend-info/main/pip-freeze.txt") for step in steps)
     assert str(REPORT.relative_to(ROOT)) in steps[-1]
+
+
+def test_drift_makes_what_it_uses_and_reports_a_stop_too():
+    """On a bare machine: each path is there before it is read, and a stop before the report hides no other error."""
+    drift = (ROOT / ".github" / "workflows" / "drift.yml").read_text("utf-8")
+    assert "permissions:\n  contents: read\n" in drift
+    uses = re.findall(r"uses: (\S+)@", drift)
+    assert uses == ["actions/checkout", "actions/setup-python", "actions/upload-artifact"]
+    python = re.search(r'python-version: "(\d+)\.(\d+)"', drift)
+    assert tuple(map(int, python.groups())) >= (3, 11), "the least that the course takes"
+    control, canary, colab, compare, report = re.findall(r"run: (.+)", drift)
+    assert control == "make venv" and "-r requirements.txt" in canary
+    assert canary.startswith("python -m venv build/canary"), "it makes build/, into which the list goes"
+    assert "-o build/colab.txt" in colab
+    assert "--colab build/colab.txt" in compare and "--canary build/canary" in compare
+    conditions = re.findall(r"if: (.+)", drift)
+    assert conditions == ["always() && hashFiles('build/drift/report.md') != ''", "always()"]
+    assert report.startswith("cat build/drift/report.md"), "of no file it would be a second error"

@@ -1,5 +1,6 @@
 """How the pages of the site are made from those of the repository, before Sphinx reads them."""
 
+import json
 import re
 
 import nbformat
@@ -85,6 +86,18 @@ def test_the_alternative_text_of_a_picture_is_handed_on():
 def test_a_picture_that_cannot_be_described_stops_the_build(texts, reason):
     with pytest.raises(SiteError, match=reason):
         build_site.described(cell_with_pictures(*texts), "02")
+
+
+def test_a_widget_of_a_notebook_gets_its_module_and_its_data():
+    widget = {"module": "losses", "data": {"words": "</script><b>"}, "choice": {}, "answer": {}}
+    output = nbformat.v4.new_output(
+        "display_data", {"image/png": ""}, metadata={"course-widget": json.dumps(widget)}
+    )
+    (added,) = build_site.living([output, nbformat.v4.new_output("stream", text="x")], "../")
+    html = added.data["text/html"]
+    assert 'src="../_static/mini/onpage.js"' in html and 'href="../_static/mini/widgets.css"' in html
+    stored = re.search(r'<script type="application/json">(.*?)</script>', html)[1]
+    assert json.loads(stored) == widget
 
 
 def test_readme_is_split_into_the_front_page_and_others():
@@ -213,3 +226,10 @@ def test_a_folded_output_is_folded_on_the_site(links):
     page = nbformat.writes(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("x")]))
     one, other = nbformat.reads(build_site.page_text("notebooks/02_freezing.ipynb", page, links), 4).cells
     assert one.metadata.tags == ["hide-output"] and "tags" not in other.metadata
+
+
+def test_a_folded_cell_is_folded_on_the_site_with_its_output_open(links):
+    cell = nbformat.v4.new_code_cell("session.enter()", metadata={"jupyter": {"source_hidden": True}})
+    page = nbformat.writes(nbformat.v4.new_notebook(cells=[cell]))
+    (one,) = nbformat.reads(build_site.page_text("notebooks/02_freezing.ipynb", page, links), 4).cells
+    assert one.metadata.tags == ["hide-input"]

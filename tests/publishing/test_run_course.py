@@ -341,6 +341,22 @@ def test_normalising_removes_what_means_nothing():
     assert book.cells[0].metadata == {"tags": ["keep"], "reason": "r"} and book.cells[0].source == "x = 1"
 
 
+def test_the_set_up_cell_shows_what_it_found_and_not_its_code():
+    sources = ("from helpers import session; session.enter()", "print(1)")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    refresh_notebooks.normalise(book)
+    set_up, other = (cell.metadata for cell in book.cells)
+    assert set_up == {"jupyter": {"source_hidden": True}, "cellView": "form"} and not other
+
+
+def test_folded_code_is_folded_in_the_page_and_its_output_is_open(tmp_path):
+    cell = nbformat.v4.new_code_cell("set_up_course()", metadata={"jupyter": {"source_hidden": True}})
+    cell.outputs = [nbformat.v4.new_output("stream", text="No GPU")]
+    page = offline_html.notebook_html(nbformat.v4.new_notebook(cells=[cell]), "code", tmp_path)
+    inside = page[page.index("<summary>Code</summary>") :]
+    assert inside.index("set_up_course") < inside.index("</details>") < inside.index("No GPU")
+
+
 def test_hints_stay_folded_in_the_page(tmp_path):
     text = "<details><summary>Hint 1</summary>\n\nLook *here*.\n\n</details>"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers.lessons import predicting
-from helpers.lessons.predicting import in_band, predict, prediction_ledger, reveal
+from helpers.lessons.predicting import held, in_band, predict, reveal
 from helpers.profiles import ROOT
 from helpers.results import claims
 from helpers.results.cards import claim_cards
@@ -114,15 +114,14 @@ def test_a_prediction_is_kept_and_set_beside_the_measurement(capsys):
     reveal("C4", 0.774, article="0.5")
     out = capsys.readouterr().out
     assert "you: 0.5 (0.4 to 0.6)" in out and "Which assumption" in out and "wrong" not in out
-    ledger = prediction_ledger([note("C4")])
-    assert list(ledger["in your range"]) == [False]
+    assert held() == {"C4": False}
 
 
 def test_a_result_that_no_claim_is_about_is_predicted_by_its_notebook(capsys):
     predict("00-gain", 0.3, 0.1, 0.6)
     reveal("00-gain", 0.2, "nats per token")
     assert "you: 0.3 (0.1 to 0.6) | measured: 0.2 nats per token" in capsys.readouterr().out
-    assert len(prediction_ledger([note("C4")])) == 0
+    assert held() == {"00-gain": True}
     for name in ("gain", "0-gain", "00-", "C99"):
         with pytest.raises(ClaimError, match="not known"):
             predict(name, 0.3)
@@ -138,7 +137,7 @@ def test_no_prediction_lets_everything_go_on(capsys):
     predict("C4", None)
     reveal("C4", 0.774)
     assert "no prediction" in capsys.readouterr().out
-    assert len(prediction_ledger([note("C4")])) == 0
+    assert held() == predicting.revealed() == {}
 
 
 NOTHING, BARE = None, (None, None)
@@ -189,7 +188,8 @@ def test_whatever_is_predicted_one_line_says_what_was_understood(capsys, argumen
     reveal("C4", 0.774)
     outside = "Outside your range" in capsys.readouterr().out
     assert outside == (noted == (0.4, 0.6)), "only a range can be missed"
-    assert len(prediction_ledger([note("C4")])) == (kept is not None)
+    assert set(predicting.revealed()) == ({"C4"} if kept else set())
+    assert held() == ({"C4": False} if noted == (0.4, 0.6) else {"C4": True} if noted == (0.25, 1) else {})
 
 
 def test_none_takes_a_prediction_back_and_three_dots_leave_it(capsys):
@@ -219,11 +219,13 @@ def test_the_first_prediction_of_a_fresh_clone_is_kept(tmp_path, monkeypatch):
     assert predicting.predictions() == {"00-gain": {"value": 0.3, "low": 0.1, "high": 0.6}}
 
 
-def test_only_ranges_count_in_the_ledger():
+def test_only_ranges_that_were_revealed_count():
     predict("C4", 0.5)
     predict("C8", 0.7, 0.7 - 0.1, 0.8)
-    ranges = prediction_ledger([note("C4"), note("C8")])["in your range"].dropna()
-    assert (ranges.sum(), len(ranges)) == (1, 1)
+    predict("C9", 0.7, 0.6, 0.8)
+    reveal("C4", 0.774)
+    reveal("C8", 0.774)
+    assert held() == {"C8": True}
 
 
 # --- damaged files -----------------------------------------------------------------

@@ -44,6 +44,20 @@ def test_a_role_keeps_its_colour_in_every_picture():
         assert to_hex(bars["mlp"].get_facecolor()).upper() == plots.ROLE_COLOURS["mlp"]
 
 
+def test_named_lines_have_their_names_beside_their_ends_and_leave_ice_and_orange_free():
+    lines = {
+        "falls": ((0, 1, 2), (3, 2, 1)),
+        "stays": ((0, 1, 2), (3, 3, 3)),
+        "just below": ((0, 2), (3, 2.98)),
+    }
+    figure = plots.named_lines(lines, "One falls", "step", "value")
+    (ax,) = figure.axes
+    heights = {t.get_text(): t.xy[1] for t in ax.texts if t.get_text() in lines}
+    assert ax.get_legend() is None and set(heights) == set(lines)
+    assert heights["falls"] == 1 and heights["stays"] - heights["just below"] > 0.1, "names do not overlap"
+    assert not {line.get_color() for line in ax.get_lines()} & set(plots.COLOURS[:2])
+
+
 ROWS = {"a": (-0.03, -0.05, -0.01), "b": (0.02, -0.01, 0.05), "c": (0.01, np.nan, np.nan)}
 
 

@@ -238,6 +238,7 @@ def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
     for plan in plan_answers.LORA:
         found.runs.extend(runs_like(found, "only-attention", plan, rate=3e-4))
     assert plan_answers.lora(found) is None, "without tuning runs no gentlest rate is known"
+    assert plan_answers.forgetting_by_rate(found) is None
     tops = dict.fromkeys(("only-attention", *plan_answers.LORA), 0.09)
     answer = plan_answers.lora(with_tuning(found, tops, plans=plan_answers.SET_BESIDE))
     title = answer.title.replace("\n", " ")
@@ -248,6 +249,12 @@ def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
         table.loc["LoRA on the MLP", "at rate"] == 3e-4 and table.loc["LoRA on the MLP", "forgetting"] < 0.025
     )
     assert "rate that forgets least" not in answer.sentence and "at its gentlest rate" in answer.table
+    by_rate = plan_answers.forgetting_by_rate(found)
+    assert list(by_rate.index) == list(table.index) and list(by_rate.columns) == sorted(by_rate.columns)
+    assert (
+        by_rate.min(axis="columns").tolist() == table["forgetting"].tolist()
+        and by_rate.notna().sum().min() > 1
+    )
     answer.draw()
 
 

@@ -10,6 +10,7 @@ from helpers.costs.step_cost import MIB, budget
 from helpers.freezing.plans import COURSE_PLANS
 from helpers.measuring.decisions import FAILS, HOLDS, UNTESTED
 from helpers.models.loading import mini_config
+from helpers.results.cost_answers import best_settings
 from helpers.study import benchmark
 from helpers.study import measured_costs as benchmarks
 from helpers.study import memory as measure_memory
@@ -44,9 +45,35 @@ def test_one_pair_has_no_interval(pairs):
     assert benchmarks.summary(pairs[:3], FLOPS)["intervals"]["time_ratio_main"] == [None, None]
 
 
+def test_the_best_of_the_trainer_is_the_faster_of_two_and_no_word_where_it_was_not_measured(pairs):
+    assert benchmarks.against_best(pairs, "main") == ("trainer+compiled", 0.8, [0.8, 0.8])
+    assert "0.80 under the main plan (compiled)" in best_settings({"pairs": pairs})
+    for pair in pairs:
+        pair["engines"].pop("trainer+compiled", None)
+    assert benchmarks.against_best(pairs, "full")[:2] == ("trainer+settings", round(5 / 9.5, 4))
+    assert "0.53 in full training (not compiled)" in best_settings({"pairs": pairs})
+    for pair in pairs:
+        pair["engines"].pop("trainer+settings", None)
+    assert benchmarks.against_best(pairs, "main") is None and best_settings({"pairs": pairs}) == ""
+
+
+def test_groups_of_other_engines_are_measured_anew(tmp_path, monkeypatch):
+    file = tmp_path / "b.json"
+    run_benchmark(monkeypatch, file, "--pairs", "1")
+    record = json.loads(file.read_text())
+    for pair in record["pairs"]:
+        pair["engines"].pop("trainer+compiled", None)
+    file.write_text(json.dumps(record))
+    run_benchmark(monkeypatch, file, "--pairs", "1")
+    again = json.loads(file.read_text())
+    assert len(again["pairs"]) == 4
+    assert [p["plan"] for p in again["pairs"] if "trainer+compiled" in p["engines"]] == ["main", "full"]
+
+
 def test_the_order_alternates_and_the_rate_stands_before_and_after_each(pairs):
     orders = [p["order"] for p in pairs if p["plan"] == "main"]
-    assert orders[0] == orders[1][::-1] == orders[2] == ["trainer", "ours", "trainer+pieces"]
+    assert orders[0] == orders[1][::-1] == orders[2]
+    assert orders[0] == ["trainer", "ours", "trainer+pieces", "trainer+settings", "trainer+compiled"]
     assert all(len(e["sgemm_flops"]) == 2 for p in pairs for e in p["engines"].values())
 
 
@@ -102,7 +129,16 @@ def test_pairs_of_another_setting_are_refused(tmp_path, monkeypatch):
         run_benchmark(monkeypatch, file, "--pairs", "2")
 
 
-@pytest.mark.parametrize("engine", ["ours", "trainer", "trainer+pieces"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "ours",
+        "trainer",
+        "trainer+pieces",
+        "trainer+settings",
+        pytest.param("trainer+compiled", marks=pytest.mark.long),  # a compiler runs
+    ],
+)
 def test_every_engine_takes_its_steps_and_starts_at_the_same_loss(engine):
     found = benchmark.measure(engine, "main", "small")
     assert len(found["step_seconds"]) == benchmark.N_STEPS and min(found["step_seconds"]) > 0

@@ -164,7 +164,13 @@ def probe(candidate, gain=0.1, stopped=0.1, rewound=0.06, ended="", bump=1.0) ->
 
 # --- a machine whose times and sizes are known --------------------------------------
 
-SECONDS = {"trainer": 10.0, "trainer+pieces": 8.0, "ours": 5.0}
+SECONDS = {
+    "trainer": 10.0,
+    "trainer+pieces": 8.0,
+    "trainer+settings": 9.5,
+    "trainer+compiled": 6.25,
+    "ours": 5.0,
+}
 FACTOR = {"main": 1.0, "full": 1.25, "first-half": 0.7}
 FLOPS = {"main": 4e12, "full": 5e12, "first-half": 3e12}
 

@@ -1,6 +1,7 @@
-"""Checks of notebook 01: instruments that the reader builds to look into a model.
+"""Checks of notebook 01 and its appendix A1: instruments that the reader builds to look into a model.
 
-01d finds a leak of the future, 01e tells which part wrote a logit.
+01d finds a leak of the future. In A1, 01e tells which part wrote a logit, 01f is a milder ablation, and 01j turns
+queries and keys by their positions.
 """
 
 from __future__ import annotations
@@ -268,8 +269,7 @@ def check_logit_by_piece(answer: Any) -> Reply:
     )
 
 
-# --- Check of notebook 01's last exercise: a hook that replaces a part's output by its mean ---
-
+# --- 01f: a hook that replaces a part's output by its mean -------------------------
 
 # What was probably averaged, by the axes over which it was done: the output is (batch, time, width).
 MISAVERAGED = (
@@ -332,7 +332,7 @@ def _named(found: torch.Tensor, whole: torch.Tensor, skipped: torch.Tensor, aver
             "it is hung in before the model runs."
         )
     if _same(found, skipped):
-        return wrong("this is the zero of section 12, not the mean.")
+        return wrong("this is the zero of `skipped`, not the mean.")
     for axes, reason in MISAVERAGED:
         if _same(found, averaged(axes)):
             return wrong(reason)
@@ -389,3 +389,90 @@ def _judge_after(answer: Any, block: nn.Module, x: torch.Tensor, whole: torch.Te
             "in try, and handle.remove() in finally."
         )
     return None
+
+
+# --- 01j: rotary positions ---------------------------------------------------------
+
+
+def practice_turn() -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Queries (2 heads, 5 tokens, head_dim 8), positions that do not begin at 0, and the constant θ."""
+    dice = torch.Generator().manual_seed(8)
+    return torch.randn(2, 5, 8, generator=dice), torch.tensor([3, 4, 5, 6, 9]), 100.0
+
+
+def turned_with(
+    t: torch.Tensor,
+    positions: torch.Tensor,
+    theta: float,
+    pairs: str = "halves",
+    speeds: str = "falling",
+    sign: int = 1,
+    places: str = "given",
+) -> torch.Tensor:
+    """Rotary positions (Su and others 2021) as Llama has them; each choice but the first is a known mistake."""
+    half = t.shape[-1] // 2
+    number = torch.arange(half)
+    exponent = {
+        "falling": -number / half,
+        "half as fast": -number / t.shape[-1],
+        "rising": number / half,
+        "one for all": 0 * number,
+    }[speeds]
+    place = positions if places == "given" else torch.arange(len(positions)) + (places == "from 1")
+    angle = sign * place[:, None] * theta**exponent  # (time, half)
+    a, b = (t[..., :half], t[..., half:]) if pairs == "halves" else (t[..., ::2], t[..., 1::2])
+    turned = a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()
+    return torch.cat(turned, -1) if pairs == "halves" else torch.stack(turned, -1).flatten(-2)
+
+
+MISTURNED: tuple[tuple[dict[str, Any], str], ...] = (
+    (
+        {"pairs": "neighbours"},
+        "you pair neighbours, 0 with 1 and 2 with 3. Some models do. Llama pairs number i with number i + head_dim/2.",
+    ),
+    ({"sign": -1}, "you turn the other way: a·cos − b·sin comes first, then b·cos + a·sin."),
+    (
+        {"speeds": "half as fast"},
+        "the exponent is −i/head_dim. It is −2i/head_dim: i divided by *half* of head_dim.",
+    ),
+    (
+        {"speeds": "rising"},
+        "the last pair is the fastest in your function. The exponent is negative: the first is.",
+    ),
+    ({"speeds": "one for all"}, "all pairs turn at one speed. Pair i has the speed θ^(−2i/head_dim)."),
+    (
+        {"places": "from 0"},
+        "you count the positions anew from 0. Use those that are given: a text may go on where another part ended.",
+    ),
+    ({"places": "from 1"}, "you count the positions anew from 1. Use those that are given."),
+    (
+        {"pairs": "neighbours", "places": "from 0"},
+        "you pair neighbours, and count the positions from 0. Llama pairs i with i + head_dim/2, at the given positions.",
+    ),
+)
+
+
+@exercise("01j")
+def check_rotary(answer: Any) -> Reply:
+    """A function (t, positions, theta) -> t with each pair of numbers turned by its angle."""
+    t, positions, theta = practice_turn()
+    found = tensor(value_of(answer, t.clone(), positions.clone(), theta))
+    if found.shape != t.shape:
+        return wrong(f"the shape is {tuple(found.shape)}; turning keeps it, here {tuple(t.shape)}.")
+    if _same(found, turned_with(t, positions, theta)):
+        return right(
+            "Each pair is turned by its angle, and a score depends only on how far two tokens are apart."
+        )
+    if _same(found, t):
+        return wrong("nothing was turned: the numbers are those that came in.")
+    for choices, reason in MISTURNED:
+        if _same(found, turned_with(t, positions, theta, **choices)):
+            return wrong(reason)
+    if not torch.allclose(found.norm(dim=-1), t.norm(dim=-1), rtol=1e-4):
+        return wrong(
+            "the lengths changed, and turning keeps a length. Take both numbers of a pair as they *came in*: a·cos − b·sin "
+            "and b·cos + a·sin."
+        )
+    return wrong(
+        "each length is right, so you do turn. Print the angles: position times θ^(−2i/head_dim), for pair i."
+    )

@@ -29,19 +29,25 @@ HEAD = COUNTS["token_embedding"]  # tied: the same tensor
 _ONE_BLOCK = tuple(COUNTS["mlp"] // 12 + n_norms * 2 * 768 for n_norms in (0, 1, 2, 3))
 
 
-def _in_millions(answer: Any) -> bool:
-    """Whether an answer is the right count in millions, to one decimal or more."""
-    return abs(finite(answer) - MAIN / 1e6) < 0.06
+def _rounded(answer: Any) -> bool:
+    """Whether an answer is the right count with digits left out: in millions, or as 56,700,000."""
+    value = finite(answer)
+    if value < 1_000:
+        return abs(value - MAIN / 1e6) < 0.5
+    return abs(value - MAIN) < 0.5e6 and value % 1_000 == 0
 
 
 @exercise("03a")
 def trainable_of_the_main_plan(answer: Any) -> Reply:
     """Parameters that train with attention and embeddings frozen."""
-    if _in_millions(answer):
+    if _rounded(answer):
+        in_millions = ", in millions" if finite(answer) < 1_000 else ""
         return wrong(
-            "this is near, in millions. Give all the digits: a rounded number does not show whether the "
+            f"this is near{in_millions}. Give all the digits: a rounded number does not show whether the "
             "LayerNorms and the biases are in it."
         )
+    if any(math.isclose(finite(answer), scale * MAIN / TOTAL, rel_tol=1e-2) for scale in (1, 100)):
+        return wrong("this is R, the share that trains. Asked is how many parameters that is.")
     return judge_number(
         answer,
         MAIN,
@@ -67,6 +73,16 @@ def trainable_of_the_main_plan(answer: Any) -> Reply:
                 "this is one block. The model has 12, and each has an MLP of its own. (The "
                 "LayerNorm after the last block is there once.)",
             ),
+            MAIN
+            - 12
+            * (
+                4 * 768**2 + 768
+            ): "you counted the first of the MLP's two layers. It has a second one, back to the width.",
+            MAIN
+            - 12
+            * (
+                4 * 768**2 + 4 * 768
+            ): "you counted the second of the MLP's two layers. It has a first one, to the inner width.",
             MAIN
             - 12 * 2 * 768: "one LayerNorm is missing in each block: a block has two, one before each part.",
             MAIN
@@ -177,10 +193,18 @@ _MISTAKES = (  # (low, high) in percent, and what probably happened
     (
         10.5,
         12.2,
-        "you counted gradients. At the fullest moment they are not made yet: look at the second column.",
+        "this is near two mistakes. Either you counted gradients: at the fullest moment they are not made yet, look at "
+        "the second column. Or you took away all of the optimizer state: only the part of the frozen weights goes.",
     ),
     (24, 31, "this is the article's number, or a guess. Work it out from the table, kind by kind."),
     (20, 23, "this is the fall with the course's engine. Asked is the stock setting."),
+    (
+        0,
+        0,
+        "0% is not near: a weight that does not train has no moments, so the optimizer state shrinks with R.",
+    ),
+    (4.5, 4.95, "this is what *stays* of the optimizer state. Asked is what goes: 1 - R of it."),
+    (480, 830, "this looks like MiB. Divide what is saved by the whole peak: percent is asked for."),
     (87, 96, "this is what *remains* of the peak. Asked is by how much it falls."),
 )
 
@@ -236,8 +260,9 @@ def largest_batches(answer: Any) -> Reply:
         "eighth of the peak at batch 8 for each window: part of it is the state, which does not grow.",
         tuple(
             math.ceil(x) for x in exact
-        ): "one window too many in each. Either you rounded up, and the next whole window does not fit any more. Or "
-        "you counted the first window twice: 1 is added only if its cost was taken away with the fixed part.",
+        ): "one window too many in each, and there are three ways to get there. You rounded up, and the next whole "
+        "window does not fit any more. Or you divided all 14,000 by what a window costs: the fixed part needs its room "
+        "first. Or you counted the first window twice: 1 is added only if its cost was taken away with the fixed part.",
         (
             13,
             28,
@@ -255,6 +280,9 @@ def largest_batches(answer: Any) -> Reply:
         return wrong(
             "the lines are right, but a batch is a whole number of windows. Which whole number still fits?"
         )
+    whole = tuple(map(math.floor, map(finite, found)))
+    if whole in known:
+        return wrong(known[whole])
     return wrong(
         f"{found[0]:g} and {found[1]:g} are not it. For each plan: what does one more window cost, and what "
         "is there before the first window?"
@@ -298,6 +326,62 @@ def _price(trains: list[bool]) -> int:
     return len(trains) + sum(trains) + sum(any(trains[:i]) for i in range(len(trains)))
 
 
+_STOPPED = (
+    "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through it: the "
+    "second term stays."
+)
+_ALWAYS = (
+    "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where the "
+    "frozen layers stand decides."
+)
+_CHAIN_MISTAKES: tuple[tuple[Callable, str], ...] = (  # wrong counts of the terms, and what probably happened
+    (lambda t: len(t) + 2 * sum(t) - any(t), _STOPPED),
+    (lambda t: len(t) + 2 * sum(t), _STOPPED),
+    (lambda t: 2 * len(t) - 1 + sum(t), _ALWAYS),
+    (lambda t: 2 * len(t) + sum(t), _ALWAYS),
+    (
+        lambda t: len(t) + sum(t) + sum(any(t[: i + 1]) for i in range(len(t))),
+        "almost: you give an input gradient to the first trainable layer as well. Nothing below it trains, so nobody "
+        "needs it. In full training that is layer 1.",
+    ),
+    (
+        lambda t: _price(t[::-1]),
+        "you read the list from the wrong end: the first entry is the layer next to the input.",
+    ),
+    (
+        lambda t: len(t) + sum(t) + sum(any(t[i:]) for i in range(len(t))),
+        "you ask whether a layer *above* trains. The gradient of an input is needed by the layers below it: trains[:i].",
+    ),
+    (
+        lambda t: len(t) + sum(t),
+        "the second term is missing: the gradient with respect to the input of a layer.",
+    ),
+)
+
+
+def _chain_mistakes() -> dict[Callable, str]:
+    """Wrong shares to what probably happened; each wrong count is divided by what it or the right one gives in full."""
+    shares: dict[Callable, str] = {
+        lambda t: (
+            sum(t) / len(t)
+        ): "you return the trainable share R. The forward pass, and the gradients that pass "
+        "through frozen layers, cost time too.",
+        _price: "you return the number of terms. Divide by the number of terms when every layer trains.",
+        lambda t: (
+            _price(t) / (3 * len(t))
+        ): "the terms are right. Full training has one less than three a layer: the "
+        "first layer has no backward to its input.",
+        lambda t: (
+            (_price(t) - len(t)) / (2 * len(t) - 1)
+        ): "the forward pass is missing. Every layer does it, frozen or not.",
+    }
+    for price, reason in _CHAIN_MISTAKES:
+        shares[lambda t, price=price: step_share(t, price)] = reason
+        shares[lambda t, price=price: price(t) / (3 * len(t) - 1)] = reason
+        shares[lambda t, price=price: price(t) / (3 * len(t))] = reason
+    return shares
+
+
 @exercise("03e")
 def share_of_a_chain(answer: Any) -> Reply:
     """A function from a list of True and False (first layer first) to a share of full training's FLOPs."""
@@ -305,42 +389,7 @@ def share_of_a_chain(answer: Any) -> Reply:
         answer,
         [(list(chain),) for chain in CHAINS],
         step_share,
-        {
-            lambda t: (
-                sum(t) / len(t)
-            ): "you return the trainable share R. The forward pass, and the gradients that pass through frozen layers, "
-            "cost time too.",
-            _price: "you return the number of terms. Divide by the number of terms when every layer trains.",
-            lambda t: step_share(
-                t, lambda u: len(u) + 2 * sum(u) - any(u)
-            ): "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through "
-            "it: the second term stays.",
-            lambda t: step_share(
-                t, lambda u: len(u) + 2 * sum(u)
-            ): "you let a frozen layer stop the gradient. If anything *below* it trains, the gradient must pass through "
-            "it: the second term stays.",
-            lambda t: step_share(
-                t, lambda u: 2 * len(u) - 1 + sum(u)
-            ): "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where "
-            "the frozen layers stand decides.",
-            lambda t: step_share(
-                t, lambda u: 2 * len(u) + sum(u)
-            ): "you always count the backward pass to the input. Below the first layer that trains nobody needs it: where "
-            "the frozen layers stand decides.",
-            lambda t: step_share(
-                t, lambda u: len(u) + sum(u) + sum(any(u[: i + 1]) for i in range(len(u)))
-            ): "almost: you give an input gradient to the first trainable layer as well. Nothing below it trains, so "
-            "nobody needs it. In full training that is layer 1.",
-            lambda t: step_share(
-                t[::-1]
-            ): "you read the list from the wrong end: the first entry is the layer next to the input.",
-            lambda t: step_share(
-                t, lambda u: len(u) + sum(u)
-            ): "the second term is missing: the gradient with respect to the input of a layer.",
-            lambda t: (
-                (_price(t) - len(t)) / (2 * len(t) - 1)
-            ): "the forward pass is missing. Every layer does it, frozen or not.",
-        },
+        _chain_mistakes(),
         "Equal R, unequal cost: what is frozen at the start saves two terms, what is frozen elsewhere saves one.",
     )
     if not reply.ok:
@@ -380,13 +429,18 @@ def gpt_neo_counts(
     head_counts=True,
     last_norm=True,
     qkv_biases=False,
+    out_bias=True,
+    mlp_biases=True,
+    head_bias=False,
+    position_counts=True,
+    norm_vectors=2,
 ) -> tuple[int, int]:
     """(trainable, all) parameters of a GPT-Neo of these sizes with attention and embeddings frozen."""
-    attention = n_layers * (4 * width**2 + (4 if qkv_biases else 1) * width)
-    mlp = n_layers * (2 * width * inner + inner + width)
-    norms = (2 * n_layers + last_norm) * 2 * width
-    head = 0 if tied or not head_counts else vocabulary * width
-    everything = attention + mlp + norms + (vocabulary + positions) * width + head
+    attention = n_layers * (4 * width**2 + (3 * qkv_biases + out_bias) * width)
+    mlp = n_layers * (2 * width * inner + mlp_biases * (inner + width))
+    norms = (2 * n_layers + last_norm) * norm_vectors * width
+    head = 0 if tied or not head_counts else vocabulary * (width + head_bias)
+    everything = attention + mlp + norms + (vocabulary + position_counts * positions) * width + head
     return mlp + norms + (head if head_trains else 0), everything
 
 
@@ -428,6 +482,24 @@ def counts_for_any_size(answer: Any) -> Reply:
                 head_trains=False
             ): "you froze the untied head with the embeddings. The plan freezes attention and "
             "embeddings; an untied head is neither, so it trains.",
+            _but(
+                out_bias=False
+            ): "the attention's bias is missing: its output projection has one in each block.",
+            _but(mlp_biases=False): "the biases of the MLP's two layers are missing.",
+            _but(
+                head_bias=True
+            ): "you gave the untied head a bias. It has none: width x vocabulary, and no more.",
+            _but(
+                position_counts=False
+            ): "the position embedding is missing: it is frozen, and it counts in all.",
+            lambda *sizes: gpt_neo_counts(
+                *sizes[:-1], not sizes[-1]
+            ): "you turned tied round: if tied is True, the head adds nothing.",
+            _but(norm_vectors=1): "a LayerNorm has a scale and a shift: 2 x width numbers.",
+            lambda *sizes: (
+                gpt_neo_counts(*sizes)[0],
+                _frozen(*sizes)[0],
+            ): "the second number is what the plan freezes. Asked are all parameters.",
             _tied_counted_twice: twice,
             _total_counts_twice: twice,
             _four_times: "you took 4 x width for the inner width of the MLP. That is usual, and not certain: the size is "

@@ -45,6 +45,19 @@ def _judge_choice(choose: Callable) -> Reply:
     worst = {plan: max(losses, key=losses.get) for plan, losses in TWO_PLANS.items()}
     if two == worst:
         return wrong("you took the rate with the highest loss. A lower loss is better.")
+    if set(two.values()) == {WIDER}:
+        return wrong(
+            f"for {TWO_PLANS} you say '{WIDER}' for both plans. There the *highest* losses are at the edge, and the "
+            "lowest are not. A lower loss is better."
+        )
+    if two == {plan: min(losses.values()) for plan, losses in TWO_PLANS.items()}:
+        return wrong("you return the lowest loss of each plan. Asked is the rate that gave it.")
+    for plan, rate in two.items():
+        if rate != WIDER and rate not in TWO_PLANS[plan]:
+            return wrong(
+                f"for {plan} you chose {rate:g}, which was not tried with this plan. Choose among a plan's own rates: "
+                "inside the loop over the plans."
+            )
     if two != {"full": 1e-4, "main": 3e-4}:
         return wrong(
             f"for {TWO_PLANS} your function says {two}. The lowest loss of each plan stands in the middle of "
@@ -63,17 +76,17 @@ def _judge_choice(choose: Callable) -> Reply:
 
 
 def _judge_awkward(choose: Callable) -> Reply:
-    found = _chosen(choose, DIVERGED)["main"]
-    if found != 3e-4:
-        return wrong(
-            f"for {DIVERGED['main']} you chose {found}. NaN is a run that diverged. It must not win (a "
-            "comparison with NaN is always False, so min() may return it), and it is a neighbour that was "
-            "tried."
-        )
     if _chosen(choose, ANY_ORDER)["main"] != 3e-4 or _chosen(choose, ANY_ORDER_EDGE)["main"] != WIDER:
         return wrong(
             "your function trusts the order of the table. The edge is the smallest and the largest rate, "
             "wherever they stand."
+        )
+    found = _chosen(choose, DIVERGED)["main"]
+    if found != 3e-4:
+        return wrong(
+            f"for {DIVERGED['main']} you chose {found}. NaN is a run that diverged. It must not win (a "
+            "comparison with NaN is always False, so min() may return it: math.isnan finds it). And it is a neighbour that "
+            "was tried: its rate counts when you ask for the edge."
         )
     return right("A rate for each plan, never from the edge of a grid, and no prize for a run that diverged.")
 
@@ -85,7 +98,21 @@ def _chosen(choose: Callable, table: dict) -> dict:
             f"it should return a dict with the keys {sorted(table)}, and returned "
             f"{found if isinstance(found, dict) else named(found)}"
         )
-    return {plan: WIDER if _says_wider(value) else number(value) for plan, value in found.items()}
+    return {plan: _rate(value) for plan, value in found.items()}
+
+
+def _rate(value: Any) -> float | str:
+    """A rate, or the word "wider".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        return WIDER if _says_wider(value) else number(value)
+    except ValueError:
+        raise ValueError(
+            f"for a plan it should return a rate or the word '{WIDER}', and returned {named(value)}"
+        ) from None
 
 
 def _says_wider(value: Any) -> bool:
@@ -116,6 +143,8 @@ def _two_functions(answer: Any) -> tuple[Callable, Callable]:
     )
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(callable(f) for f in pair):
         raise ValueError("two functions are asked for: answer_04d = (save, load)")
+    if [getattr(f, "__name__", "") for f in pair] == ["load", "save"]:
+        raise ValueError("save comes first: answer_04d = (save, load)")
     return tuple(pair)
 
 
@@ -124,6 +153,10 @@ def _judge_resume(save: Callable, load: Callable) -> Reply:
     _toy_steps(model, optimizer, 0, SAVED_AT)
     then = _all_of(model, optimizer)
     saved = save(model, optimizer, SAVED_AT)
+    if saved is None:
+        return wrong(
+            "save returns nothing, so load has nothing to put back. Return one value that holds all."
+        )
     _toy_steps(model, optimizer, SAVED_AT, KILLED_AT)  # work that the kill will lose
     lost = _all_of(model, optimizer)
     model, optimizer = _toy(seed=999)  # a new process: other weights, empty optimizer, other dice
@@ -235,6 +268,19 @@ def loss_over_unequal_lengths(answer: Any) -> Reply:
             total: "you added up the nats of all tokens, which is right, and forgot to divide by the number of tokens.",
             total
             / 3: "you divided the sum of all nats by three micro-batches. Divide by the number of tokens.",
+            4.76: "the tokens stand in the wrong order: the first micro-batch has 400, the last has 20.",
+            3.0: "this is the loss of the first micro-batch alone. The tokens of the other two count as well.",
+            sum(
+                mean / n for mean, n in MICRO_BATCHES
+            ): "you divided each mean by its tokens. A mean times its tokens is the sum of nats.",
+            **{
+                total
+                / (
+                    n_tokens - n
+                ): f"1,620 nats are right. But the batch has {n_tokens} tokens, and you divided "
+                f"by {n_tokens - n}."
+                for _, n in MICRO_BATCHES
+            },
             12.0: "you added up the three means. A mean cannot be added up: turn each back into a sum first.",
             12.0
             / n_tokens: "you divided the sum of the *means* by the tokens. First turn each mean back into a sum: "
@@ -269,16 +315,22 @@ def broken_step(weight: str = "tokens", clear: str = "after", often: bool = Fals
     """A step with one fault: how a part is weighted, when gradients are cleared, a step for each part."""
 
     def step(model, optimizer, parts, loss_of) -> float:
-        n_tokens, nats = sum(map(len, parts)), 0.0
+        n_tokens, n_so_far, nats = sum(map(len, parts)), 0, 0.0
         for part in parts:
             if clear == "each part":
                 optimizer.zero_grad()
             total = loss_of(model, part)
+            n_so_far += len(part)
             (
                 total
-                / {"tokens": n_tokens, "means": len(part) * len(parts), "sum of means": len(part), "sums": 1}[
-                    weight
-                ]
+                / {
+                    "tokens": n_tokens,
+                    "means": len(part) * len(parts),
+                    "sum of means": len(part),
+                    "sums": 1,
+                    "parts": len(parts),
+                    "so far": n_so_far,
+                }[weight]
             ).backward()
             nats += total.item()
             if often:
@@ -308,6 +360,15 @@ MISTAKES = (
         broken_step("sums"),
         "you called backward on the sum of the losses. The gradient then grows with the number of "
         "tokens: divide by the tokens of the whole batch.",
+    ),
+    (
+        broken_step("parts"),
+        "you divided by the number of parts. loss_of gives a sum over tokens: divide by the tokens of the whole batch.",
+    ),
+    (
+        broken_step("so far"),
+        "you divided by the tokens read so far, so the first parts count too much. Count the tokens of all parts "
+        "before the loop.",
     ),
     (
         broken_step(clear="never"),
@@ -404,7 +465,17 @@ TIMES = (
 
 
 def time_ratio(
-    pairs, *, inverse=False, mean=lambda logs: logs.mean(), t=None, ddof=1, root=True, paired=True, logs=True
+    pairs,
+    *,
+    inverse=False,
+    mean=lambda logs: logs.mean(),
+    t=None,
+    ddof=1,
+    root=True,
+    paired=True,
+    logs=True,
+    level=0.975,
+    lost=1,
 ) -> tuple[float, float, float]:
     """(ratio, low, high) of main over full over pairs of times; the options are the usual mistakes."""
     main, full = np.array(pairs, dtype=float).T
@@ -412,7 +483,7 @@ def time_ratio(
         main, full = full, main
     d, n = (np.log(main / full) if logs else main / full), len(main)
     spread = d.std(ddof=ddof) if paired else math.hypot(np.log(main).std(ddof=1), np.log(full).std(ddof=1))
-    half = (t or stats.t.ppf(0.975, n - 1)) * spread / (math.sqrt(n) if root else 1)
+    half = (t or stats.t.ppf(level, n - lost)) * spread / (math.sqrt(n) if root else 1)
     middle = mean(d)
     bounds = middle, middle - half, middle + half
     return tuple(float(np.exp(x)) if logs else float(x) for x in bounds)
@@ -438,6 +509,11 @@ def ratio_of_times(answer: Any) -> Reply:
     first = plain(value_of(answer, list(TIMES[0])))
     if not isinstance(first, (list, tuple)) or len(first) != 3:
         return wrong("return three numbers: the ratio, and the two ends of its interval.")
+    low, ratio, _ = map(number, first)
+    if math.isclose(ratio, time_ratio(TIMES[0])[0]) and low < ratio:
+        return wrong(
+            "the ratio stands in the middle. Asked is the ratio first, then the lower and the upper end."
+        )
     reply = judge_function(
         lambda pairs: answer(pairs)[0],
         [(case,) for case in TIMES],
@@ -490,6 +566,17 @@ def _judge_bounds(answer: Callable) -> Reply:
             _variant(
                 ddof=0
             ): "the ratio is right. The spread is not: np.std divides by n unless you say ddof=1.",
+            _variant(
+                lost=0
+            ): "the ratio is right. For the interval you took n degrees of freedom: one is used up by the mean, n - 1.",
+            _variant(
+                level=0.95
+            ): "the ratio is right. You took 0.95 for t: that leaves 5% on *each* side. Take 0.975 for an interval "
+            "of 95%.",
+            lambda pairs: (
+                time_ratio(pairs)[0],
+                *time_ratio(pairs)[:0:-1],
+            ): "the two ends are right, and their order is not: the lower one comes first.",
             _variant(
                 root=False
             ): "the ratio is right. Divide the standard deviation by the square root of the number of pairs.",

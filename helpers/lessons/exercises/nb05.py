@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from typing import Any
 
 import torch
+from scipy import stats
 from torch.nn.functional import kl_div, log_softmax
 
 from helpers.lessons.cases import judge_function
@@ -25,6 +27,15 @@ def forgetting_at_equal_gain(answer) -> Reply:
             -0.055: "you compared at equal steps (step 40). Compare where both have a gain of 0.10.",
             -0.085: "you compared the last points. A's gain is falling there, and the gains are not equal.",
             -0.07: "0.07 is A's forgetting at that gain. Subtract it from B's.",
+            0.07: "0.07 is A's forgetting at that gain. Subtract it from B's.",
+            -0.025: "you took the first point past a gain of 0.10. Join it to the point before by a line, and read at "
+            "0.10.",
+            0.005: "you took the last point before a gain of 0.10. Join it to the next by a line, and read at 0.10.",
+            0.06
+            - 0.10: "for A you took the first point past a gain of 0.10. Join it to the point before by a line.",
+            0.13: "this is the sum. Asked is the difference, B minus A.",
+            0.06 / 0.07: "this is the ratio B / A. Asked is the difference, B minus A.",
+            0.07 / 0.06: "this is a ratio. Asked is the difference, B minus A.",
             0.06: "0.06 is B's forgetting at that gain. Subtract A's from it.",
         },
         within=5e-4,
@@ -38,15 +49,55 @@ def half_width_over_pairs(answer) -> Reply:
         answer,
         0.014307,
         "Ten pairs, nine degrees of freedom: t is 2.26.",
-        {
-            0.001241: "you took n = 1,000. Windows are repeated looks at the same ten pairs.",
-            0.012396: "you took 1.96. With ten pairs the t distribution asks for 2.26.",
-            0.006325: "that is the standard error. Multiply it by t.",
-            0.045243: "you left out the square root of n: that is the spread of single pairs.",
-        },
+        _half_width_mistakes(),
         within=4e-5,
         otherwise="half-width = t with n - 1 degrees of freedom, times SD, over the square root of n.",
     )
+
+
+def _half_width_mistakes() -> dict[float, str]:
+    """A wrong half-width to what probably happened."""
+
+    def half(t: float | None = None, n: float = 10, sd: float = 0.02) -> float:
+        return (t or stats.t.ppf(0.975, 9)) * sd / math.sqrt(n)
+
+    windows = "Windows are repeated looks at the same ten pairs: n is the number of pairs."
+    times = {
+        f"you took n = 1,000. {windows}": (
+            half(n=1000),
+            half(1.96, 1000),
+            half(stats.t.ppf(0.975, 999), 1000),
+        ),
+        f"you took n = 100. {windows}": (half(n=100), half(1.96, 100), half(stats.t.ppf(0.975, 99), 100)),
+        "you took 1.96. With ten pairs the t distribution asks for 2.26.": (half(1.96),),
+        "you took t with 10 degrees of freedom. Ten pairs have 9: one is used up by the mean.": (
+            half(stats.t.ppf(0.975, 10)),
+        ),
+        "you took t at 0.95, which leaves 5% on *each* side. Take 0.975 for an interval of 95%.": (
+            half(stats.t.ppf(0.95, 9)),
+        ),
+        "that is the standard error. Multiply it by t.": (half(1),),
+        "you left out the square root of n: that is the spread of single pairs.": (half(n=1),),
+        "you took the square root of 9. The 9 belongs to t; the standard deviation is divided by the root of n.": (
+            half(n=9),
+        ),
+        "this is the spread of single pairs. The mean of ten is steadier: divide by the square root of n, and multiply "
+        "by t.": (half(1, 1),),
+        "you halved it once more. t times SD over the square root of n is the half-width already.": (
+            half() / 2,
+        ),
+        "this is the whole width of the interval. Asked is half of it.": (2 * half(),),
+        "you squared the standard deviation: that is a variance.": (half(sd=0.02**2),),
+    }
+    found = {float(value): reason for reason, values in times.items() for value in values}
+    found[half(n=100)] = (
+        "this has the square root of 100, and there are two ways to get there. Either you divided by n, 10: divide "
+        f"by its square root. Or you took n = 100. {windows}"
+    )
+    return found
+
+
+STYLE_HINTS = {"KeyError": 'The keys of the table are pairs: loss["A", "E"].'}
 
 
 @exercise("05c")
@@ -59,9 +110,17 @@ def style_number(answer) -> Reply:
     }
     one_better = {**any_story, ("A", "A"): 3.0, ("A", "E"): 3.5}  # A's model is better at every story
     own = {**any_story, ("A", "A"): 3.1, ("E", "E"): 3.6}
-    number_of_any, number_of_one, number_of_own = (
-        number(value_of(answer, t)) for t in (any_story, one_better, own)
+    no_tuning = {(m, t): base for t, base in texts.items() for m in ("base", "A", "E")}
+    mirrored = {**any_story, ("E", "A"): 3.0, ("E", "E"): 3.5}  # E's model is better at every story
+    number_of_none, number_of_any, number_of_one, number_of_mirrored, number_of_own = (
+        number(value_of(answer, t, hints=STYLE_HINTS))
+        for t in (no_tuning, any_story, one_better, mirrored, own)
     )
+    if not math.isclose(number_of_none, 0.0, abs_tol=1e-9):
+        return wrong(
+            "three equal models get a style, because the text of E is harder than that of A. Compare two models "
+            "on the *same* text, and never one model on two texts."
+        )
     if not math.isclose(number_of_any, 0.0, abs_tol=1e-9):
         return wrong(
             "two models that became better at every story get a style. That is the own gain: compare two "
@@ -69,11 +128,27 @@ def style_number(answer) -> Reply:
         )
     if not math.isclose(number_of_one, 0.0, abs_tol=1e-9):
         return wrong(
-            "one model that is better at every story gets a style. Use both texts, so that it cancels."
+            "one model that is better at every story gets a style. "
+            + _why_it_does_not_cancel(number_of_one, number_of_mirrored)
         )
     if number_of_own <= 0:
         return wrong("models that are best on their own author get no positive number. Check the sign.")
     return right("what helps with any story cancels, on both texts.")
+
+
+def _why_it_does_not_cancel(one: float, mirrored: float) -> str:
+    """What probably happened, from the numbers where A's model is better at every story, and where E's is."""
+    if one > 0 and mirrored > 0:
+        return (
+            "So does the other one. Do not take sizes alone (abs), and not the larger of the two: a gain on one text "
+            "and the loss on the other must cancel."
+        )
+    if math.isclose(one, -mirrored, abs_tol=1e-9):
+        return (
+            "Use both texts, other minus own on each, and *add* the two: the sign of one is turned round, or one text is "
+            "missing."
+        )
+    return "Use both texts alike, other minus own on each, so that it cancels."
 
 
 # --- 05d: verdicts -----------------------------------------------------------------
@@ -101,6 +176,11 @@ VERDICTS = (
 # (case, verdict given) to what probably happened
 MISREAD = {
     (
+        1,
+        "not decided",
+    ): "it is decided. The whole interval lies below zero, and the estimate, -0.05, is large enough. That the upper "
+    "end is below zero is enough: it need not be below -0.02.",
+    (
         2,
         "does not hold",
     ): "zero lies inside, so an effect is not shown. But -0.05 lies inside as well: it is not shut "
@@ -121,6 +201,10 @@ MISREAD = {
         4,
         "not decided",
     ): "the interval is narrow: it says quite well how large the difference is. Too small to count.",
+    (
+        5,
+        "not decided",
+    ): "the interval is wholly above zero: X forgets more. All that would count for the claim is shut out.",
     (5, "holds"): "the interval leaves zero out on the *other* side: the claim says lower.",
     (6, "holds"): "the estimate is large enough to count, but the interval holds zero.",
     (
@@ -193,10 +277,15 @@ RUNS = (
     [_run((3.6, 3.50, 3.52), (3.3, 3.41, 3.46), (3.1, 3.38, 3.47), (2.9, 3.44, 3.45))],
     [
         _run((3.6, 3.50, 3.52), (3.3, 3.40, 3.44), (3.35, 3.43, 3.41)),
-        _run((3.6, 3.50, 3.52), (3.2, 3.42, 3.49), (3.0, 3.39, 3.50)),
         _run((3.6, 3.50, 3.52), (3.4, 3.45, 3.40), (3.2, 3.41, 3.48)),
+        _run((3.6, 3.50, 3.52), (3.2, 3.42, 3.49), (3.0, 3.39, 3.50)),
+        _run((3.6, 3.50, 3.52), (3.3, 3.43, 3.49), (3.1, 3.44, 3.46)),
     ],
-    [_run((3.6, 3.50, 3.52), (3.3, 3.41, 3.45), (NAN, NAN, NAN)), _run((3.6, 3.50, 3.52), (NAN, NAN, NAN))],
+    [
+        _run((3.6, 3.50, 3.52), (3.3, 3.41, 3.45), (NAN, NAN, NAN)),
+        _run((3.6, 3.50, 3.52), (NAN, NAN, NAN), (NAN, NAN, NAN)),
+        _run((3.6, 3.50, 3.52), (3.4, 3.44, 3.47), (3.2, 3.40, 3.42)),
+    ],
 )
 
 
@@ -216,6 +305,13 @@ def _mean(choose) -> Any:
 def _nan_wins(run: list[dict]) -> float:
     """As numpy's argmin does: NaN is the smallest."""
     return next((e["test"] for e in run if math.isnan(e["dev"])), _best(run, "dev")["test"])
+
+
+def _at_one_step(runs: list[list[dict]]) -> float:
+    """The mean test loss at the step with the lowest mean dev loss, of the steps that all runs have."""
+    points = list(zip(*runs, strict=False))
+    best = min(points, key=lambda point: sum(e["dev"] for e in point))
+    return sum(e["test"] for e in best) / len(best)
 
 
 @exercise("05e")
@@ -259,6 +355,17 @@ def test_loss_to_report(answer: Any) -> Reply:
             lambda runs: sum(
                 _best(run, "dev")["test"] for run in runs
             ): "you added the runs up. Divide by their number.",
+            lambda runs: statistics.median(
+                _best(run, "dev")["test"] for run in runs
+            ): "you took the median. Then how bad the unlucky run is does not count: take the mean.",
+            lambda runs: _best(runs[-1], "dev")[
+                "test"
+            ]: "you return the last run alone. Take the mean over all runs.",
+            _mean(
+                lambda run: max(run, key=lambda e: e["dev"])["test"]
+            ): "you read test where the dev loss is *highest*. A lower loss is better.",
+            _at_one_step: "you chose one step for all runs. Each run is read at the point where its *own* dev loss is "
+            "lowest.",
         },
         "Chosen on dev, read on test, averaged over all runs, with none left out.",
     )
@@ -266,16 +373,15 @@ def test_loss_to_report(answer: Any) -> Reply:
 
 
 def _judge_diverged(answer: Any, reply: Reply, nan: str) -> Reply:
+    dropped = "you dropped the run that diverged. It counts too, at its best dev loss: leave out its NaN points, not the run."
     return judge_function(
         answer,
         [(RUNS[2],)],
         reported,
         {
             _mean(_nan_wins): nan,
-            lambda runs: _best(runs[0], "dev")[
-                "test"
-            ]: "you dropped the run that diverged. It counts too, at its best dev "
-            "loss: leave out its NaN points, not the run.",
+            lambda runs: reported(runs[2:]): dropped,
+            lambda runs: reported(runs[::2]): dropped,
         },
         reply.message,
     )
@@ -336,6 +442,15 @@ def forgetting_from_logits(answer: Any) -> Reply:
             lambda b, t: (
                 forgetting(b, t) / math.log(2)
             ): "this is in bits. For nats take the natural logarithm.",
+            lambda b, t: (
+                (log_softmax(b, -1) - log_softmax(t, -1)).sum(-1).mean()
+            ): "every token of the vocabulary counts alike. Weigh ln p - ln q with the base's probability p.",
+            lambda b, t: (
+                (log_softmax(t, -1).exp() * (log_softmax(b, -1) - log_softmax(t, -1))).sum(-1).mean()
+            ): "you weigh by the tuned model's probabilities. Weigh by the base's.",
+            lambda b, t: (
+                (log_softmax(b, -1).exp() * (b - t)).sum(-1).mean()
+            ): "you subtract logits. ln p and ln q are log_softmax of the logits: take that of both first.",
             _over_time: "your softmax runs over the tokens (dim 1). The vocabulary is the last dimension: dim=-1.",
             _cross_entropy: "this is the cross-entropy: it is not 0 for two equal models. Subtract the base's own entropy, "
             "or use ln p - ln q.",

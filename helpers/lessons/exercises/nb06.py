@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,6 +30,12 @@ def gain_at_a_budget(answer: Any) -> Reply:
             0.09: "0.09 is the gain at the end, and there the run had forgotten more than twice the budget.",
             0.11: "you went halfway. 0.07 is a quarter of the way from 0.06 to 0.10.",
             0.115: "you went three quarters of the way. Begin at the point with the smaller forgetting, 0.06.",
+            0.06: "0.06 is the gain at step 10, and the forgetting at step 20. Asked is a gain, at a forgetting of 0.07.",
+            22.5: "this is the step. Asked is the gain there.",
+            0.03: "you took a forgetting from a gain. Asked is the gain alone, where forgetting is 0.07.",
+            0.10
+            * 0.07
+            / 0.06: "your line starts at zero. Join the two neighbouring points: from a gain of 0.10 to 0.12.",
             0.07: "0.07 is the budget, a forgetting. The gain that it buys is asked for.",
         },
         within=5e-4,
@@ -76,9 +83,14 @@ def _of_the_tuned_gain(points: list[dict]) -> tuple[float, float]:
 
 
 def _largest(points: list[dict]) -> tuple[float, float]:
+    return _report(points, _good(points)[-1])
+
+
+def _good(points: list[dict]) -> list[dict]:
+    """The points that keep nine tenths of the best dev gain."""
     base = points[0]["dev"]
     best = base - min(p["dev"] for p in points)
-    return _report(points, [p for p in points if base - p["dev"] >= KEPT * best][-1])
+    return [p for p in points if base - p["dev"] >= KEPT * best]
 
 
 @exercise("06b")
@@ -95,10 +107,15 @@ def share_chosen_on_dev(answer: Any) -> Reply:
         {
             lambda p: _report(p, _smallest(p, "test")): on_test,
             lambda p: _report(p, min(p, key=lambda e: e["test"])): on_test,
+            lambda p: _report(p, min(_good(p), key=lambda e: e["test"])): on_test,
             lambda p: _report(
                 p, min(p, key=lambda e: e["dev"])
             ): "you took the share of the lowest dev loss. A "
             "smaller one that keeps 90% of the best gain forgets less: that one is asked for.",
+            lambda p: _report(
+                p, p[0]
+            ): "you always keep the base. Take 90% of the best *gain*, base minus loss: 90% of "
+            "a *loss* is a limit that every point keeps.",
             _largest: "you took the largest share that keeps 90%. The smallest is nearer to the base, and forgets less.",
             _of_the_tuned_gain: "you took 90% of the gain at the last share, the tuned model. The rule says: of the "
             "best gain, which can stand at a smaller share.",
@@ -163,29 +180,44 @@ def _all(found: Tensors, wanted: Tensors, exactly: bool = False) -> bool:
     )
 
 
-def _called(answer: Any, *more: Any) -> tuple[Tensors, Reply | None]:
-    """What the function gives for base, tuned and more; a reply where it changed them, or left tensors out."""
+def _called(answer: Any, *more: Any) -> tuple[Tensors, Reply | None, bool]:
+    """What the function gives for base, tuned and more; a reply where it changed them, or left tensors out.
+
+    The last one says whether it handed back one of the two dicts themselves.
+    """
     base, tuned = _models()
     given = _copy(base), _copy(tuned)
     found = _tensors(value_of(answer, *given, *more), base)
     if not (_all(given[0], base, True) and _all(given[1], tuned, True)):
-        return found, wrong(
+        changed = (
             "your function changed the weights that it was given. Then the base is lost, and a second share starts "
             "from the wrong place. Make new tensors."
         )
+        return found, wrong(changed), False
     missing = [name for name in base if name not in found]
     if missing:
-        return found, wrong(f"'{missing[0]}' is missing in what you return. A model needs all its tensors.")
-    return found, None
+        return (
+            found,
+            wrong(f"'{missing[0]}' is missing in what you return. A model needs all its tensors."),
+            False,
+        )
+    return found, None, any(found is one for one in given)
+
+
+NOT_NEW = (
+    "the numbers are right, but your function hands back the very dict that it was given. Then a change in one is a "
+    "change in the other: return a new dict."
+)
 
 
 @exercise("06c")
 def go_back(answer: Any) -> Reply:
     """A function (base, tuned, alpha) of dicts of tensors."""
     base, tuned = _models()
-    by_share = {}
+    by_share, given_back = {}, []
     for alpha in (0.5, 0.25, 0.0, 1.0):
-        by_share[alpha], fault = _called(answer, alpha)
+        by_share[alpha], fault, same = _called(answer, alpha)
+        given_back.append(same)
         if fault:
             return fault
     half = {name: (base[name] + tuned[name]) / 2 for name in base}
@@ -195,6 +227,8 @@ def go_back(answer: Any) -> Reply:
         return wrong("that is the change alone. Add it to the base.")
     if _all(by_share[0.5], {name: tuned[name] + 0.5 * (tuned[name] - base[name]) for name in base}):
         return wrong("you went on from the tuned model, away from the base. Start at the base.")
+    if _all(by_share[0.5], {name: base[name] + 0.5 * tuned[name] for name in base}):
+        return wrong("you added a part of the tuned weights. Add a part of the *change*, tuned - base.")
     quarter = {name: base[name] + 0.25 * (tuned[name] - base[name]) for name in base}
     if not (_all(by_share[0.5], half) and _all(by_share[0.25], quarter)):
         return wrong("halfway is not halfway: at 0.5 each weight must be the mean of base and tuned.")
@@ -204,6 +238,8 @@ def go_back(answer: Any) -> Reply:
                 f"at {alpha:g} it is nearly the {who}, and not bit for bit. base + (tuned - base) rounds twice, and "
                 "what was rounded away does not come back. Let the ends be the tensors themselves, or use torch.lerp."
             )
+    if any(given_back):
+        return wrong(NOT_NEW)
     return right("bit for bit at both ends, and the mean at one half. A proof can now ask for equality.")
 
 
@@ -213,7 +249,7 @@ ROLES = {
     "h.1.attn.weight": "attention",
     "wte.weight": "embeddings",
 }
-SHARES = {"attention": 0.5, "embeddings": 0.0}
+SHARES = {"attention": 0.25, "embeddings": 0.0}
 
 
 def in_roles(base: Tensors, tuned: Tensors, roles: Mapping, shares: Mapping, absent: float = 1.0) -> Tensors:
@@ -225,7 +261,7 @@ def in_roles(base: Tensors, tuned: Tensors, roles: Mapping, shares: Mapping, abs
 def go_back_in_roles(answer: Any) -> Reply:
     """A function (base, tuned, roles, shares) of dicts."""
     base, tuned = _models()
-    found, fault = _called(answer, dict(ROLES), dict(SHARES))
+    found, fault, given_back = _called(answer, dict(ROLES), dict(SHARES))
     if fault:
         left_out = "is missing" in fault.message
         more = " What has no share stays tuned: return it as it is." if left_out else ""
@@ -234,25 +270,45 @@ def go_back_in_roles(answer: Any) -> Reply:
         "a role without a share went back to the base. What is not named must stay tuned: share 1.": in_roles(
             base, tuned, ROLES, SHARES, absent=0.0
         ),
-        "every tensor went back by one and the same share. Look up each tensor's role first.": in_roles(
-            base, tuned, ROLES, dict.fromkeys(ROLES.values(), 0.5)
-        ),
         "the shares are turned round: 0 is the base, and 1 the tuned model.": in_roles(
             tuned, base, ROLES, SHARES, absent=0.0
+        ),
+        "the shares are turned round: a share says how much of its change a role keeps. What has none keeps all.": (
+            in_roles(tuned, base, ROLES, SHARES)
         ),
         "only one tensor of attention went back. A role has many tensors: this one has two.": {
             **in_roles(base, tuned, ROLES, SHARES),
             "h.1.attn.weight": tuned["h.1.attn.weight"],
         },
-        "nothing went back: all is still tuned.": tuned,
+        "a share of 0 was taken for a missing one. 0 means: all the way back. Ask whether the role is in shares, "
+        "not whether its share is true.": in_roles(base, tuned, ROLES, {"attention": 0.25}),
+        "only the last share counts: each round of your loop writes all tensors again. Write those of the role alone.": (
+            in_roles(base, tuned, ROLES, {"embeddings": 0.0})
+        ),
+        "nothing went back: all is still tuned. shares is asked by role, and roles[name] is the role of a tensor; a "
+        "tensor's name is neither.": tuned,
     }
     if _all(found, in_roles(base, tuned, ROLES, SHARES)):
-        return right("attention halfway, embeddings the base's, and the MLP untouched.")
+        return (
+            wrong(NOT_NEW)
+            if given_back
+            else right("attention a quarter of the way, embeddings the base's, and the MLP untouched.")
+        )
     for reason, weights in mistakes.items():
         if _all(found, weights):
             return wrong(reason)
+    if _at_one_share(found, base, tuned):
+        return wrong("every tensor went back by one and the same share. Look up each tensor's role first.")
     off = next(n for n, w in in_roles(base, tuned, ROLES, SHARES).items() if not _all(found, {n: w}))
     return wrong(f"'{off}' ({ROLES[off]}) is not where its share {SHARES.get(ROLES[off], 1):g} puts it.")
+
+
+def _at_one_share(found: Tensors, base: Tensors, tuned: Tensors) -> bool:
+    """Whether all tensors stand at the same share, which is neither the base nor the tuned model."""
+    if any(found[n].shape != w.shape for n, w in base.items()):
+        return False
+    shares = torch.cat([((found[n] - w) / (tuned[n] - w)).flatten() for n, w in base.items()])
+    return 0.01 < shares[0] < 0.99 and torch.allclose(shares, shares[0], atol=1e-3)
 
 
 # --- 06e: the replay term ----------------------------------------------------------
@@ -271,6 +327,11 @@ def kl(base: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
+def _over_tokens(base: torch.Tensor, model: torch.Tensor) -> float:
+    log_p, log_q = log_softmax(base, 1), log_softmax(model, 1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
+
+
 def _replay_mistakes(text: float, base: torch.Tensor, model: torch.Tensor, weight: float) -> dict[float, str]:
     """Value of the loss to what probably happened."""
     whole, n_tokens = kl(base, model).item(), base[..., 0].numel()
@@ -279,12 +340,27 @@ def _replay_mistakes(text: float, base: torch.Tensor, model: torch.Tensor, weigh
         + weight
         * kl(model, base).item(): "this is KL(model || base). What the *base* finds likely must stay "
         "likely: weigh by the base's probabilities.",
+        text
+        + weight
+        * _over_tokens(base, model): "your softmax runs over the tokens (dim 1). The vocabulary is the "
+        "last dimension: dim=-1.",
+        text
+        - weight
+        * (log_softmax(base, -1).exp() * log_softmax(model, -1)).sum(-1).mean().item(): "this adds the "
+        "cross-entropy: it is not 0 where the model equals the base. Use ln p - ln q.",
         text + whole: "the weight is missing: text loss + weight * KL.",
         weight
         * whole: "the loss on the text is missing. Replay alone holds the model still: it would learn nothing.",
         text
         - weight
         * whole: "the sign is turned round. A loss is made small, so the distance to the base is added.",
+        text
+        + weight
+        * (base - model)
+        .square()
+        .mean()
+        .item(): "you compared logits. Adding a constant to all logits changes no "
+        "probability: compare distributions, with the KL.",
         text
         + weight
         * whole
@@ -347,11 +423,11 @@ def _judge_replay(answer: Any, weight: float) -> Reply | None:
 RECIPES = tuple(
     {"name": name, "memory": memory, "trains_embeddings": trains, "path": path}
     for name, memory, trains, path in (
-        ("full, fast", 11.0, True, [(0.0, 0.0), (0.30, 0.10), (0.52, 0.30), (0.48, 0.60)]),
-        ("full, rewound", 11.0, True, [(0.0, 0.0), (0.25, 0.03), (0.41, 0.09), (0.50, 0.20)]),
-        ("attention frozen, rewound", 7.5, True, [(0.0, 0.0), (0.22, 0.03), (0.37, 0.08), (0.46, 0.21)]),
         ("main plan, gentle", 6.0, False, [(0.0, 0.0), (0.24, 0.02), (0.39, 0.05), (0.43, 0.12)]),
         ("embeddings alone", 4.0, True, [(0.0, 0.0), (0.05, 0.01), (0.09, 0.02), (0.10, 0.14)]),
+        ("attention frozen, rewound", 7.5, True, [(0.0, 0.0), (0.22, 0.03), (0.37, 0.08), (0.46, 0.13)]),
+        ("full, rewound", 11.0, True, [(0.0, 0.0), (0.25, 0.03), (0.41, 0.09), (0.50, 0.20)]),
+        ("full, fast", 11.0, True, [(0.0, 0.0), (0.30, 0.15), (0.52, 0.30), (0.48, 0.60)]),
     )
 )
 JOBS = (
@@ -361,6 +437,13 @@ JOBS = (
     {"memory": 16.0, "budget": 0.35, "new_words": False},
     {"memory": 16.0, "budget": 0.05, "new_words": True},
     {"memory": 5.0, "budget": 0.03, "new_words": False},
+    {"memory": 7.5, "budget": 0.10, "new_words": True},  # exactly the memory of one recipe
+    {"memory": 16.0, "budget": 0.09, "new_words": True},  # exactly the forgetting of one point
+    {
+        "memory": 16.0,
+        "budget": 0.08,
+        "new_words": True,
+    },  # a line between two points would choose another recipe
 )
 
 
@@ -393,7 +476,47 @@ def _end_within(recipes: list[dict], job: Mapping) -> str:
     return _best(recipes, job, lambda r: r["path"][-1][0] * (r["path"][-1][1] <= job["budget"]))
 
 
+def _between(recipe: Mapping, budget: float) -> float:
+    """The highest gain within the budget on the straight lines between the points."""
+    path = recipe["path"]
+    on_lines = [
+        low[0] + (high[0] - low[0]) * (budget - low[1]) / (high[1] - low[1])
+        for low, high in itertools.pairwise(path)
+        if low[1] <= budget < high[1]
+    ]
+    return max([_gain_within(recipe, budget), *on_lines])
+
+
+def _forgetting_within(recipe: Mapping, budget: float) -> float:
+    return max(forgetting for gain, forgetting in recipe["path"] if gain <= budget)
+
+
+def _below(job: Mapping, *keys: str) -> dict:
+    """The job with its limits a little lower: what fits exactly does not count any more."""
+    return {**job, **{key: job[key] - 1e-9 for key in keys}}
+
+
+_AT_MOST = (
+    "what needs exactly the memory, or forgets exactly the budget, is allowed: at most means <=, and not <."
+)
 RECIPE_MISTAKES: dict[Callable, str] = {
+    lambda rows, job: _best(rows, _below(job, "memory", "budget")): _AT_MOST,
+    lambda rows, job: _best(rows, _below(job, "memory")): _AT_MOST,
+    lambda rows, job: _best(rows, _below(job, "budget")): _AT_MOST,
+    lambda rows, job: _best(
+        rows, {**job, "new_words": True}
+    ): "you always ask for trained embeddings. Where the job has no new words, frozen ones will do as well.",
+    lambda rows, job: _best(
+        rows, job, lambda r: _between(r, job["budget"])
+    ): "you went between two points of a path. Only its points are models that you can take.",
+    lambda rows, job: _best(
+        rows, job, lambda r: _forgetting_within(r, job["budget"])
+    ): "gain and forgetting are "
+    "exchanged. A point is (gain, forgetting): the budget is for the second, and the first is what you want.",
+    lambda rows, job: _best(
+        rows, job, lambda r: -min(f for _, f in r["path"])
+    ): "you asked which path forgets least. "
+    "Each begins with the base, which forgets nothing, so all are equal. Ask for the highest gain within the budget.",
     lambda rows, job: _best(rows, job, memory=False): "a recipe that does not fit the memory was taken.",
     lambda rows, job: _best(rows, job, words=False): "the job has new words, and you took a recipe that "
     "freezes the embeddings. The vectors of these words must train.",
@@ -408,6 +531,9 @@ RECIPE_MISTAKES: dict[Callable, str] = {
         rows, job, lambda r: -r["path"][-1][1]
     ): "you took the recipe that forgets least at its end. One that learns nothing wins that contest.",
     lambda rows, job: _best(
+        rows, job, lambda r: -_gain_within(r, job["budget"])
+    ): "you took the lowest gain within the budget. The highest is asked for: max.",
+    lambda rows, job: _best(
         rows, job, lambda r: -r["memory"]
     ): "you took the smallest. It fits, but the job is to learn.",
     lambda rows, job: _best(
@@ -421,7 +547,7 @@ RECIPE_MISTAKES: dict[Callable, str] = {
 @exercise("06f")
 def recipe_for_a_job(answer: Any) -> Reply:
     """A function (recipes, job): the name of one recipe."""
-    found = [_name(value_of(answer, [dict(r) for r in RECIPES], dict(job))) for job in JOBS]
+    found = [_name(_taken(answer, job)) for job in JOBS]
     wanted = [recipe_for(list(RECIPES), job) for job in JOBS]
     if found == wanted:
         return right("what cannot be done goes first, then the highest gain within the budget.")
@@ -430,6 +556,14 @@ def recipe_for_a_job(answer: Any) -> Reply:
             return wrong(reason)
     i = next(i for i in range(len(JOBS)) if found[i] != wanted[i])
     return wrong(f"for the job {JOBS[i]} your function gives '{found[i]}', and '{wanted[i]}' is right.")
+
+
+def _taken(answer: Any, job: Mapping) -> Any:
+    nothing_left = (
+        f"For the job {job} nothing is left to choose from, and there is a recipe for each job. It needs at most the "
+        "memory of the job, trained embeddings only where there are new words, and *one* point within the budget."
+    )
+    return value_of(answer, [dict(r) for r in RECIPES], dict(job), hints={"empty": nothing_left})
 
 
 def _name(value: Any) -> str:

@@ -60,6 +60,10 @@ def start_of_the_factors(answer: Any) -> Reply:
 def _two_factors(answer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
         raise ValueError("your function should return two tensors, A and B")
+    if any(isinstance(value, torch.Tensor) and not value.is_floating_point() for value in answer):
+        raise ValueError(
+            "a tensor of whole numbers can have no gradient, so it never trains: use torch.randn, torch.zeros"
+        )
     A, B = map(tensor, answer)
     return A, B
 
@@ -83,6 +87,12 @@ def rank_of_equal_size(answer: Any) -> Reply:
             4: "you forgot that the MLP has two matrices and attention four: 4 x 1,536 x 10 = 2 x 3,840 x r.",
             16: "you counted one matrix of the MLP in each block. It has two: c_fc and c_proj.",
             2: "you counted one matrix of attention in each block. It has four: q, k, v and out_proj.",
+            6: "you counted three matrices of attention in each block. There are four: q, k, v and out_proj.",
+            20: "you compared the number of matrices, four and two. Their sizes differ as well: count r (in + out).",
+            2.5: "you compared one full matrix with another, in x out. LoRA's factors grow with in + out, and there are four "
+            "matrices and two.",
+            61_440: "this is the number of parameters in one block of attention. Which rank on the MLP has as many?",
+            96: "this is 12 times the rank: the 12 blocks are on both sides. Compare one block with one block.",
             737_280: "this is the number of parameters, and it is right. Which rank on the MLP has as many?",
         },
         within=1e-6,
@@ -106,7 +116,10 @@ def width_of_a_sweep(answer: Any) -> Reply:
             2.0: "this counts the rates, or takes 1e-4 to 1e-2. A width is log10(highest / lowest), over the rates whose "
             "loss is at most 3.43.",
             0.002: "this is the difference of the two rates. Rates act by their ratio: take log10(highest / lowest).",
-            3.0: "this is the ratio of the two rates. Take its log10.",
+            3.0: "3 may be two things: the ratio of the rates 1e-3 and 3e-3, then take its log10; or the decades from "
+            "1e-5 to 1e-2, then take only the rates whose loss is at most 3.43.",
+            math.log2(3): "this is the logarithm to base 2. A decade is a factor of ten: take log10.",
+            0.04: "this is a difference of losses, or the limit of 0.05. A width is one of rates: log10(highest / lowest).",
             math.log(3): "this is the natural logarithm. A decade is a factor of ten: take log10.",
             1.0: "3.44 is 0.06 above the best, 3.38: the rate 1e-2 is out.",
             math.log10(30): "3.45 is 0.07 above the best, 3.38: the rate 1e-4 is out.",
@@ -120,7 +133,7 @@ def width_of_a_sweep(answer: Any) -> Reply:
 
 # --- 07d: merged = unmerged, and both timed ----------------------------------------
 
-ALPHA = 6.0
+ALPHA = 4.0  # so that every wrong factor below is another number
 DRIFT = 1.05  # each run on the pretended machine takes so many times the one before
 COLD = {"a": 9.0, "b": 90.0}  # what the first run of each takes on top
 
@@ -153,6 +166,10 @@ def _judge_merge(merge: Callable) -> Reply | None:
         1.0: "alpha / r is forgotten: you added B A. The unmerged layer adds (alpha / r) B A.",
         ALPHA: "you multiplied by alpha and did not divide by the rank, which is the number of rows of A.",
         RANK / ALPHA: "the factor is turned round: it is alpha / r, not r / alpha.",
+        -ALPHA / RANK: "the sign is turned round: the change is added.",
+        ALPHA
+        / N_OUT: "you divided by the rows of B, which is the width of the output. The rank is the number of rows "
+        "of A.",
         ALPHA / N_IN: "you divided by the width. The rank is the number of rows of A.",
         0.0: "this is W itself. Add (alpha / r) B A.",
     }
@@ -216,14 +233,19 @@ def _mean_ratio(compare: Callable, b_costs: float) -> float:
 
 def _ratios(compare: Callable, b_costs: float, drift: float = DRIFT, n_pairs: int = 10) -> list[float]:
     """ln(b / a) of each pair that ``compare`` returns, on the pretended machine."""
-    now, n_runs, cold = 0.0, 0, dict(COLD)
+    now, n_runs, n_looks, cold = 0.0, 0, 0, dict(COLD)
 
     def run(name: str, cost: float) -> None:
         nonlocal now, n_runs
         now += cost * drift**n_runs + cold.pop(name, 0.0)
         n_runs += 1
 
-    pairs = call(compare, lambda: run("a", 1.0), lambda: run("b", b_costs), n_pairs, lambda: now)
+    def clock() -> float:
+        nonlocal n_looks
+        n_looks += 1
+        return now
+
+    pairs = call(compare, lambda: run("a", 1.0), lambda: run("b", b_costs), n_pairs, clock)
     if not isinstance(pairs, (list, tuple)) or len(pairs) != n_pairs:
         raise ValueError(f"compare should return a list of n_pairs pairs, here {n_pairs}")
     if any(not isinstance(pair, (list, tuple)) or len(pair) != 2 for pair in pairs):
@@ -233,4 +255,6 @@ def _ratios(compare: Callable, b_costs: float, drift: float = DRIFT, n_pairs: in
         raise ValueError(
             "a time is not above 0: call clock() before and after each run, and take the difference"
         )
+    if not n_looks:
+        raise ValueError("compare never calls the clock that it is given: use clock(), and no other")
     return [math.log(b / a) for a, b in seconds]

@@ -51,9 +51,8 @@ def _mistakes() -> dict[frozenset[str], str]:
         "you counted the frozen weights with 4 bytes: then no plan fits. They are kept in bfloat16, 2 bytes each.": _fitting(
             frozen=4
         ),
-        "one choice too many. You left out the activations, 5 GB, or one of AdamW's two moments.": _fitting(
-            activations=0
-        ),
+        "one choice too many: 2 blocks need 24.1 GB, a little more than there is. If you found less, you "
+        "left out the activations (5 GB) or one of AdamW's two moments.": _fitting(activations=0),
         "you left out AdamW's two moments: 8 more bytes for each trained number.": _fitting(trained=8),
         "you counted weights only. A trained number also needs its gradient (4 bytes) and two moments (8), and the "
         "activations need 5 GB.": _fitting(trained=4, activations=0),
@@ -78,6 +77,8 @@ def plans_that_fit(answer: Any) -> Reply:
     known = _mistakes().get(chosen)
     if known:
         return wrong(known)
+    if chosen == frozenset(TRAINABLE) - _fitting():
+        return wrong("turned round: these are the plans that do not fit.")
     missing, extra = _fitting() - chosen, chosen - _fitting()
     return wrong(
         f"{'too few' if missing else 'too many'}: look again at {', '.join(sorted(missing or extra))}. Bytes "
@@ -111,7 +112,7 @@ def one_gradient_of_two_processes(answer: Any) -> Reply:
     if not isinstance(answer, (tuple, list)) or len(answer) != 2:
         return wrong("two functions are asked for: answer_08b = (share, scaled)")
     share, scaled = answer
-    for n_rows, n_processes in ((4, 2), (5, 2), (7, 3)):
+    for n_rows, n_processes in ((4, 2), (5, 2), (7, 3), (8, 3)):
         problem = _wrong_share(share, n_rows, n_processes)
         if problem:
             return wrong(problem)
@@ -122,6 +123,11 @@ def _wrong_share(share: Callable, n_rows: int, n: int) -> str | None:
     shares = [[int(finite(r)) for r in items(value_of(share, n_rows, i, n), "rows")] for i in range(n)]
     rows = sorted(r for one in shares for r in one)
     case = f"{n_rows} rows, {n} processes: your shares are {shares}"
+    outside = sorted(set(rows) - set(range(n_rows)))
+    if outside:
+        return f"{case}. There is no row {outside[0]}: they are counted from 0 to {n_rows - 1}."
+    if set(rows) != set(range(n_rows)) and len(rows) > len(set(rows)):
+        return f"{case}. A row is read twice, and others never. Begin at the process's number, and step by n_processes."
     if len(rows) > len(set(rows)):
         return f"{case}. A row is read twice. Use the process's number to tell the shares apart."
     if rows != list(range(n_rows)):
@@ -138,13 +144,19 @@ def _judge_scale(scaled: Callable) -> Reply:
     nats, n_here = [3.0 * sum(halves[0]), 5.0 * sum(halves[1])], [sum(h) for h in halves]
     n_all = sum(n_here)
     goal = sum(nats) / n_all
-    found = (
-        sum(number(value_of(scaled, s, n, n_all, 2)) for s, n in zip(nats, n_here, strict=True)) / 2
-    )  # DDP's mean
+    sums = [torch.tensor(s, dtype=torch.float64, requires_grad=True) for s in nats]  # as a loss is
+    values = [value_of(scaled, s, n, n_all, 2) for s, n in zip(sums, n_here, strict=True)]
+    found = sum(map(number, values)) / 2  # DDP's mean
     told = {
         "Each token of the shorter share counts six times as much: you divided by the process's own tokens. Divide by "
         "those of all processes.": sum(s / n for s, n in zip(nats, n_here, strict=True)) / 2,
         "Half of it: DDP takes the *mean* over processes, after your division. Multiply by their number.": goal
+        / 2,
+        "A quarter of it: you divided by the number of processes, and DDP does so again. Multiply by it instead.": goal
+        / 4,
+        "You multiplied by the process's own tokens. nats is a sum over them already.": sum(
+            s * n / n_all for s, n in zip(nats, n_here, strict=True)
+        )
         / 2,
         "You divided by your own tokens and multiplied by the number of processes. Divide by the tokens of all.": sum(
             s / n for s, n in zip(nats, n_here, strict=True)
@@ -153,6 +165,11 @@ def _judge_scale(scaled: Callable) -> Reply:
         "You multiplied by the number of processes, and did not divide by the tokens.": sum(nats),
     }
     if math.isclose(found, goal, rel_tol=1e-6):
+        if not all(isinstance(value, torch.Tensor) and value.requires_grad for value in values):
+            return wrong(
+                "the number is right, but it has no gradient, so backward() can do nothing. nats is a tensor: leave out "
+                "float(), .item() and torch.tensor()."
+            )
         return right(
             "Every row once, every token once: the gradient is that of one process with the whole batch."
         )
@@ -166,6 +183,12 @@ def _judge_scale(scaled: Callable) -> Reply:
 # --- 08c: unfreeze layer by layer --------------------------------------------------
 
 
+UNFREEZE_HINTS = {
+    "'bool' object is not callable": "requires_grad is the flag itself; requires_grad_(…) sets it.",
+    "more than one parameter group": "Give each tensor to the optimizer once: the whole list in one group.",
+}
+
+
 @exercise("08c")
 def unfreeze_with_one_optimizer(answer: Any) -> Reply:
     """A function ``unfreeze(optimizer, new)`` that lets the tensors ``new`` train from here on."""
@@ -173,13 +196,18 @@ def unfreeze_with_one_optimizer(answer: Any) -> Reply:
     new, old = list(model[0].parameters()), list(model[1].parameters())
     values = [p.detach().clone() for p in model.parameters()]
     state = {p: {k: torch.as_tensor(v).clone() for k, v in optimizer.state[p].items()} for p in old}
-    returned = call(answer, optimizer, new)
+    returned = call(answer, optimizer, new, hints=UNFREEZE_HINTS)
     used = returned if isinstance(returned, torch.optim.Optimizer) else optimizer
     if any(not torch.equal(a, p) for a, p in zip(values, model.parameters(), strict=True)):
         return wrong("your function changed weights. It should change only what trains.")
     if not all(p.requires_grad for p in new):
         return wrong(
-            "the new tensors still have requires_grad False: they get no gradient, so they never move."
+            "new tensors still have requires_grad False: they get no gradient, so they never move. Set it for each "
+            "of them, with requires_grad_(True), and not for copies."
+        )
+    if not all(p.requires_grad for p in old):
+        return wrong(
+            "the tensors that trained before are frozen now. They must go on: change the new ones alone."
         )
     held = [p for group in used.param_groups for p in group["params"]]
     if not all(any(p is q for q in held) for p in new):
@@ -261,7 +289,20 @@ def cards_for_70b(answer: Any) -> Reply:
             math.ceil(
                 STATE / 4 / room
             ): "you counted the weights only. Gradients and two moments are three times as much again.",
-            math.ceil(STATE / 2 / room): "you left out AdamW's two moments: half of the state.",
+            math.ceil(
+                STATE / 2 / room
+            ): "14 may be two things: half of the state, without AdamW's two moments; or all "
+            "80 GB of each card for the state. 72 GB may be filled, and 32 of them are taken.",
+            **dict.fromkeys(
+                (STATE / 80, STATE / USABLE),
+                "gathered weights (20 GB) and activations (12 GB) stand on every card in "
+                "full: of 72 GB only a part is left for the state. And a card cannot be divided.",
+            ),
+            STATE / room: "27.6 is right, and there is no 0.6 of a card. Which whole number is enough?",
+            math.ceil(STATE / room)
+            + 1: "one card too many: 28 hold 1,120 GB of the state, and 1,104 are needed.",
+            32: "28 cards are enough, also if they do not fill whole machines of eight.",
+            room: "this is what is left on each card, in GB. How many such parts make the state?",
             STATE // room: "you rounded down: so many cards are a little too few.",
         },
         within=1e-6,

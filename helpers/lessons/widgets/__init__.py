@@ -3,8 +3,8 @@
     from helpers.lessons import widgets
     widgets.freeze_designer(config, batch, length)      # as the last line of a cell
 
-A file of this folder names its widget in `__all__`. `frame` says what they have in common. On a page without a
-kernel each one is a picture.
+A file of this folder names its widget in `__all__`, and draws it with the ES module of the same name in `js`. `live`
+says what they have in common. Where nothing runs each one is a picture.
 """
 
 from __future__ import annotations

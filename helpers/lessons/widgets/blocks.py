@@ -1,37 +1,33 @@
-"""The block explorer: choose a block, a head and a token, and see what the token looks at.
+"""The block explorer: click a word of a passage, and see where every head looks from there.
 
-Rows of the map are queries, columns are keys. Grey keys are hidden: they come later, or they lie outside
+Rows of a head's map are queries, columns are keys. Grey keys are hidden: they come later, or they lie outside
 the block's local window.
 """
 
 from __future__ import annotations
 
-import html
-import io
 from base64 import b64encode
 
-import ipywidgets
 import numpy as np
 import torch
-from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from torch import nn
 
-from helpers.lessons.widgets.frame import STYLE, Frame, control
+from helpers.lessons.widgets.live import LiveDrawing
 from helpers.measuring import evaluating
 from helpers.models import ModelError, n_positions
 
 __all__ = ["block_explorer"]
 
-MAP_SIDE = 400  # pixels
 HIDDEN = "#bbbbbb"
 MOST_TOKENS = 512  # twice the 125M's window; in a longer passage the points get too small to see
+STEPS = 65535  # the square root of a weight travels as one of these many steps
+MOST_WEIGHTS = 2_000_000  # of all heads together: more are sent when a reader asks for them
 
 
 def block_explorer(
     model: nn.Module, tokenizer, passage: str, block: int = 0, head: int = 0, query: int | None = None
-) -> Frame:
+) -> LiveDrawing:
     """A widget that shows the attention of any block, head and token of a passage.
 
     Args:
@@ -43,58 +39,27 @@ def block_explorer(
         ModelError: the model shows no attention weights.
     """
     page = Passage(model, tokenizer, passage)
-    n_layers, n_heads = page.weights.shape[:2]
     last = len(page.tokens) - 1
-    controls = {
-        "block": control(
-            ipywidgets.Dropdown,
-            "Block",
-            "which block's attention to show",
-            value=block,
-            options=[(f"{i} ({kind})", i) for i, kind in enumerate(attention_kinds(model.config))],
-        ),
-        "head": control(
-            ipywidgets.IntSlider,
-            "Head",
-            "which attention head of the block",
-            value=head,
-            min=0,
-            max=n_heads - 1,
-        ),
-        "query": control(
-            ipywidgets.IntSlider,
-            "Query",
-            "the position of the token that looks",
-            value=last if query is None else query,
-            min=0,
-            max=last,
-        ),
-        "text": control(
-            ipywidgets.Textarea,
-            "Passage",
-            "your own text; it is read when you leave the field (Tab)",
-            value=passage,
-            continuous_update=False,
-            rows=3,
-            layout={"width": "95%"},
-        ),
-    }
+    start = {"block": block, "head": head, "query": last if query is None else query, "text": passage}
+    data = {"passage": page.sent()}
+    told = {}  # the passage as an answer, where it is another one than at the start
 
-    def adjust(text, **_):
-        if text != page.text:
-            page.read(text)
-            controls["query"].max = len(page.tokens) - 1  # the slider ends at the new last token
+    def answer(choice):
+        if choice["text"] != page.text:
+            page.read(choice["text"])
+            told["passage"] = page.sent()
+        if page.is_small:
+            yield dict(told)
+        else:
+            at = min(choice["query"], len(page.tokens) - 1)
+            yield told | page.asked_for(choice["block"], choice["head"], at)
 
-    def answer(block, head, query, text):
-        yield "words", words_html(page, block, head, query)
-        yield "map", map_html(page, block, head, query)
+    shown = start["query"]
 
     def still():
-        values = {name: controls[name].value for name in ("block", "head", "query")}
-        return map_figure(page, **values), sentence(page, **values)
+        return map_figure(page, block, head, shown), sentence(page, block, head, shown)
 
-    rows = [["block", "head", "query"], ["text"]]
-    return Frame(controls, {"words": 130, "map": 0}, answer, still, rows, adjust=adjust)
+    return LiveDrawing("blocks", data, start, still, answer, is_on_page=page.is_small)
 
 
 class Passage:
@@ -127,6 +92,38 @@ class Passage:
     def visible(self, block: int) -> np.ndarray:
         """Which keys each query of a block may see: (queries, keys)."""
         return visible_keys(self.kinds[block], self.window, len(self.tokens))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all weights can be sent at once."""
+        n_blocks, n_heads, n, _ = self.weights.shape
+        return n_blocks * n_heads * n * (n + 1) // 2 <= MOST_WEIGHTS
+
+    def sent(self) -> dict:
+        """The passage as the module reads it, with all weights where they are few."""
+        found = {
+            "text": self.text,
+            "tokens": self.tokens,
+            "nHeads": self.weights.shape[1],
+            "kinds": self.kinds,
+            "window": self.window,
+        }
+        if self.is_small:
+            found["weights"] = as_text(self.weights[..., *np.tril_indices(len(self.tokens))])
+        return found
+
+    def asked_for(self, block: int, head: int, query: int) -> dict:
+        """Every head's row of a query, and the whole map of one head."""
+        n = len(self.tokens)
+        rows = self.weights[:, :, query, : query + 1]
+        return {
+            "rows": {"query": query, "data": as_text(rows)},
+            "maps": {
+                "block": block,
+                "head": head,
+                "data": as_text(self.weights[block, head][np.tril_indices(n)]),
+            },
+        }
 
     def shown(self, block: int, head: int) -> np.ndarray:
         """What the map shows: the square root of each weight, NaN where the key is hidden: (queries, keys)."""
@@ -190,52 +187,13 @@ def sentence(page: Passage, block: int, head: int, query: int) -> str:
     )
 
 
-def words_html(page: Passage, block: int, head: int, query: int) -> str:
-    """The passage, the darker a token the more the query looks at it; below, the five largest weights."""
-    row, visible = page.weights[block, head, query], page.visible(block)[query]
-    words = "".join(word_html(token, row[k], visible[k], k == query) for k, token in enumerate(page.tokens))
-    top = ", ".join(
-        f"{html.escape(repr(page.tokens[k]))} ({k}): {weight:.2f}" for k, weight in looked_at(row)
-    )
-    return (
-        f'<div class="block-explorer-words" style="{STYLE}"><p>{words}</p>'
-        f"<p>Query {query} sees {int(visible.sum())} of {len(row)} keys. It looks most at {top}.</p></div>"
-    )
-
-
-def word_html(token: str, weight: float, is_visible: bool, is_query: bool) -> str:
-    """One token: its weight as the strength of a blue ground; a hidden one is pale; the query has a frame."""
-    styles = [f"background: rgba(0, 114, 178, {0.6 * weight**0.5:.2f})" if is_visible else "opacity: 0.45"]
-    if is_query:
-        styles.append("outline: 2px solid var(--jp-warn-color1, #D55E00)")
-    return f'<span style="{"; ".join(styles)}">{html.escape(token)}</span>'
+def as_text(weights: np.ndarray) -> str:
+    """Weights as the module reads them: square roots in `STEPS`, two bytes each, as base64."""
+    return b64encode(np.round(STEPS * np.sqrt(weights)).astype("<u2").tobytes()).decode()
 
 
 def heading(page: Passage, block: int, head: int) -> str:
     return f"Block {block} ({page.kinds[block]}), head {head}: square root of the weight"
-
-
-def map_html(page: Passage, block: int, head: int, query: int) -> str:
-    """The map as pixels, one a weight, enlarged by the browser: quick to make. A line marks the query."""
-    out = io.BytesIO()
-    imsave(out, coloured(page.shown(block, head)), format="png")
-    alt, n = html.escape(sentence(page, block, head, query), quote=True), len(page.tokens)
-    data, side = b64encode(out.getvalue()).decode(), MAP_SIDE
-    return (
-        f'<div class="block-explorer-map" style="{STYLE}"><p>{heading(page, block, head)} '
-        f"(dark: 0, yellow: 1, grey: hidden)</p>"
-        f'<div style="position: relative; width: {side}px; height: {side}px; background: white">'
-        f'<img src="data:image/png;base64,{data}" alt="{alt}" width="{side}" height="{side}" decoding="sync" '
-        f'style="image-rendering: pixelated; max-width: none">'
-        f'<div aria-hidden="true" style="position: absolute; left: 0; width: 100%; border-top: 1px solid #D55E00; '
-        f'top: {(query + 0.5) / n:.2%}"></div></div>'
-        f"<p>down: query, 0 to {n - 1}; to the right: key, 0 to {n - 1}</p></div>"
-    )
-
-
-def coloured(values: np.ndarray) -> np.ndarray:
-    """Values from 0 to 1 as colours, NaN as grey: (queries, keys, 4) bytes."""
-    return colormaps["viridis"].with_extremes(bad=HIDDEN)(np.ma.masked_invalid(values), bytes=True)
 
 
 def map_figure(page: Passage, block: int, head: int, query: int) -> Figure:

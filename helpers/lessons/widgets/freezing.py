@@ -1,148 +1,142 @@
-"""The freeze designer: tick what to freeze, and see what it does to the ledger, R, memory and FLOPs.
+"""The freeze designer: click what to freeze, and see what it does to the share that trains, memory and FLOPs.
 
-For tests that look at the page: the checkboxes are called by their role ("attention", "mlp", "norm",
-"token_embedding", "position_embedding", "head") and by their block ("block 0", "block 1", …); the list in front
-is called "Ticked parts". The results stand in elements of the classes `RESULT` (all of it), `LEDGER`, `RATIO`,
-`CODE` (the plan as Python) and `COST`.
+The drawing, the counts and the bytes of state are the module's own; what depends on the step, the memory at the peak
+and the FLOPs, is predicted here.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from functools import cache
 
-import ipywidgets
 from matplotlib.figure import Figure
 
-from helpers.costs import MIB, Budget, compare, predictor
-from helpers.freezing import FreezePlan, Ledger
-from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html, tick
+from helpers.costs import Budget, compare, predictor
+from helpers.freezing import COURSE_PLANS, PLANS, FreezePlan, Ledger, PlanError
+from helpers.lessons.widgets.live import LiveDrawing
 from helpers.models import Anatomy, anatomy, build_on_meta
 from helpers.plots import THEME
 
 __all__ = ["freeze_designer"]
 
 LEAST = 0.012  # of the longest bar: two pixels and more in the stored picture
-
-RESULT, LEDGER, RATIO, CODE, COST = (
-    f"freeze-designer-{part}" for part in ("result", "ledger", "ratio", "code", "cost")
-)
-IN_BLOCKS = ("attention", "mlp", "norm")
 EMBEDDINGS = ("token_embedding", "position_embedding")
-WAYS = {"stay frozen, all else trains": "freeze", "train, all else stays frozen": "only"}
+LABELS = {"mlp": "MLP", "norm": "norms", "token_embedding": "token table", "position_embedding": "positions"}
 
 
 def freeze_designer(
     config, batch: int, length: int, ticked: Sequence[str] = ("attention", *EMBEDDINGS)
-) -> Frame:
-    """A widget in which a reader builds a plan by ticking roles and blocks.
+) -> LiveDrawing:
+    """A widget in which a reader builds a plan by clicking parts of the model.
 
     Args:
         config: any transformers config of a causal language model.
         batch, length: of the step whose memory and FLOPs are predicted.
-        ticked: the roles at the start, in all blocks.
+        ticked: the roles that are frozen at the start, in all blocks.
     """
-    parts = anatomy(build_on_meta(config))
-    controls = {
-        "way": control(
-            ipywidgets.Dropdown,
-            "Ticked parts",
-            "what happens to the parts that you tick",
-            options=list(WAYS),
-            value=next(iter(WAYS)),
-        )
-    }
-    controls |= {
-        role: tick(role, f"all weights of the role {role.replace('_', ' ')}", role in ticked)
-        for role in parts.counts()
-    }
-    controls |= {
-        f"block {i}": tick(f"block {i}", f"the ticked ones of attention, mlp and norm, in block {i}", True)
-        for i in range(parts.n_layers)
-    }
+    anatomy_ = anatomy(build_on_meta(config))
+    parts = parts_of(anatomy_)
+    selectors = {part["id"]: part["selectors"] for part in parts}
     predict = predictor(config)
 
     @cache
     def cost_of(plan: FreezePlan) -> Budget:
         return predict(plan, batch, length)
 
-    def answer(way, **ticks):
-        plan = plan_of(parts, way, [name for name, is_on in ticks.items() if is_on])
-        yield "ledger", ledger_html(plan.ledger(parts))
-        yield "cost", cost_html(cost_of(FreezePlan.full()), cost_of(plan))
+    def answer(choice):
+        plan = plan_of([word for part in choice["frozen"] for word in selectors[part]])
+        own, full = cost_of(plan), cost_of(FreezePlan.full())
+        yield {"frozen": choice["frozen"], **sizes(own), "full": sizes(full)}
 
     def still():
-        plan = plan_of(parts, next(iter(WAYS)), [name for name, one in controls.items() if one.value is True])
-        figure = plan_figure(plan.ledger(parts), cost_of(FreezePlan.full()), cost_of(plan))
-        return figure, sentence(plan.ledger(parts), cost_of(FreezePlan.full()), cost_of(plan))
+        plan = plan_of([role for role in ticked if role not in EMBEDDINGS], set(ticked) & set(EMBEDDINGS))
+        costs = cost_of(FreezePlan.full()), cost_of(plan)
+        return plan_figure(plan.ledger(anatomy_), *costs), sentence(plan.ledger(anatomy_), *costs)
 
-    blocks = [name for name in controls if name.startswith("block ")]
-    return Frame(
-        controls, {"ledger": 220, "cost": 150}, answer, still, [["way"], list(parts.counts()), blocks]
-    )
+    data = {
+        "parts": parts,
+        "plans": named_plans(anatomy_, parts),
+        "step": f"a step of {batch} x {length} tokens",
+    }
+    frozen = [part["id"] for part in parts if part["role"] in ticked]
+    return LiveDrawing("freezing", data, {"frozen": frozen}, still, answer)
 
 
-def plan_of(parts: Anatomy, way: str, ticked: Sequence[str]) -> FreezePlan:
-    """The plan that ticks mean: a role in blocks counts in the ticked blocks, the embeddings and the head as a whole.
+def parts_of(model: Anatomy) -> list[dict]:
+    """The boxes of the drawing, in the order in which a text passes them: a role in a block, or outside of all."""
+    places: dict[tuple, list] = {}
+    for entry in model.entries:
+        places.setdefault((entry.layer, entry.role), []).append(entry)
+    last = {"norm": 1, "head": 2}  # outside the blocks: embeddings come before them, these after
+    order = ("norm", "attention", "mlp")
 
-    Args:
-        way: a key of `WAYS`.
-        ticked: roles, and blocks as "block 3".
+    def passed(place):
+        block, role = place
+        if block is None:
+            return (last.get(role, -1) * (model.n_layers + 1), 0)
+        return (block, order.index(role) if role in order else len(order))
+
+    return [
+        {
+            "id": " ".join(selectors_of(place, places[place])),
+            "selectors": selectors_of(place, places[place]),
+            "role": place[1],
+            "block": place[0],
+            "label": label_of(*place),
+            "n": sum(entry.n_parameters for entry in places[place]),
+        }
+        for place in sorted(places, key=passed)
+    ]
+
+
+def selectors_of(place: tuple[int | None, str], entries: Sequence) -> list[str]:
+    """The selectors that take exactly the parameters of one box."""
+    block, role = place
+    if block is not None:
+        return [f"{'norms' if role == 'norm' else role}@{block}"]
+    return [f"name:{entry.name}" for entry in entries] if role == "norm" else [role]
+
+
+def label_of(block: int | None, role: str) -> str:
+    """A box in words: "block 3, MLP"; "the last norm" outside the blocks."""
+    words = LABELS.get(role, role)
+    return f"block {block}, {words}" if block is not None else "the last norm" if role == "norm" else words
+
+
+def named_plans(model: Anatomy, parts: Sequence[dict]) -> list[dict]:
+    """The course's plans that freeze whole boxes: each with its key, its label and the boxes that it freezes."""
+    found = []
+    for key, plan in COURSE_PLANS.items():
+        try:
+            trainable = plan.trainable_names(model)
+            own = {part["id"]: plan_of(part["selectors"]).trainable_names(model) for part in parts}
+        except PlanError:  # such as biases in a family that has none
+            continue
+        frozen = [name for name, others in own.items() if trainable <= others]
+        if (
+            plan_of([w for part in parts if part["id"] in frozen for w in part["selectors"]]).trainable_names(
+                model
+            )
+            == trainable
+        ):
+            found.append({"key": key, "label": PLANS[key].label, "frozen": frozen})
+    return found
+
+
+def plan_of(selectors: Sequence[str], embeddings: Sequence[str] = ()) -> FreezePlan:
+    """The plan that freezes these; both embeddings together have one word.
 
     Raises:
-        PlanError: nothing would train.
+        PlanError: a selector that is not known.
     """
-    blocks = [i for i in range(parts.n_layers) if f"block {i}" in ticked]
-    embeddings = [role for role in EMBEDDINGS if role in ticked]
-    selectors = ["embeddings"] if embeddings == list(EMBEDDINGS) else embeddings
-    selectors += ["head"] if "head" in ticked else []
-    for role in (role for role in IN_BLOCKS if role in ticked):
-        selectors += [role] if len(blocks) == parts.n_layers else [f"{role}@{run}" for run in runs_of(blocks)]
-    if WAYS[way] == "freeze":
-        return FreezePlan.freeze(*selectors) if selectors else FreezePlan.full()
-    return FreezePlan.only(*selectors)
+    words = [*selectors, *(["embeddings"] if len(embeddings) == 2 else embeddings)]
+    return FreezePlan.freeze(*words) if words else FreezePlan.full()
 
 
-def runs_of(numbers: Sequence[int]) -> list[str]:
-    """Neighbouring numbers joined: [0, 1, 2, 5] becomes ["0-2", "5"]."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-
-
-def ledger_html(ledger: Ledger) -> str:
-    """Role by role what trains; R; and the Python that makes the plan."""
-    rows = [(row.role, f"{row.n_parameters:,}", f"{row.n_trainable:,}", row.state) for row in ledger.rows]
-    rows.append(("<b>all</b>", f"{ledger.n_parameters:,}", f"{ledger.n_trainable:,}", ""))
-    return (
-        f'<div class="{RESULT}" style="{STYLE}">'
-        + table_html(("role", "parameters", "trainable", "state"), rows, LEDGER)
-        + f'<p>R = {ledger.n_trainable:,} / {ledger.n_parameters:,} = <b class="{RATIO}">{ledger.R:.4f}</b></p>'
-        + f'<p>The plan: <code class="{CODE}">{html.escape(ledger.plan.code)}</code></p></div>'
-    )
-
-
-def cost_html(full: Budget, own: Budget) -> str:
-    """Predicted memory and FLOPs of a step, beside full training's."""
-    rows = [
-        ("weights, gradients, optimizer", *shared(full.state_bytes, own.state_bytes, MIB, "MiB")),
-        ("all at the fullest moment", *shared(full.peak_bytes, own.peak_bytes, MIB, "MiB")),
-    ]
-    for term in ("forward", "backward_input", "backward_weight", "step"):
-        name = {"step": "all three"}.get(term, term.replace("_", " to the "))
-        rows.append((name, *shared(getattr(full.flops, term), getattr(own.flops, term), 1e9, "GFLOP")))
-    head = (f"one step of {own.batch} x {own.length} tokens", "nothing frozen", "this plan", "share")
-    return f'<div class="{RESULT}">{table_html(head, rows, COST)}</div>'
-
-
-def shared(full: int, own: int, scale: float, unit: str) -> tuple[str, str, str]:
-    """Full training's amount, the plan's, and its share."""
-    return f"{full / scale:,.1f} {unit}", f"{own / scale:,.1f} {unit}", f"{own / full:.0%}"
+def sizes(budget: Budget) -> dict:
+    """What the module shows of a step: bytes at the fullest moment, and FLOPs in three terms."""
+    flops = budget.flops
+    return {"peak": budget.peak_bytes, "flops": [flops.forward, flops.backward_input, flops.backward_weight]}
 
 
 def sentence(ledger: Ledger, full: Budget, own: Budget) -> str:

@@ -1,147 +1,24 @@
-"""The loss explorer: recorded runs, plan by plan and seed by seed, smoothed openly.
+"""The loss explorer: recorded runs, plan by plan: the mean over seeds, and a band from the lowest to the highest.
 
-Smoothing makes a line calmer than what was measured. Here the measured points stay in the picture, the width
-of the smoothing stands in its title, and a table says how far the seeds of a plan lie apart.
+Smoothing makes a line calmer than what was measured. So the title says how many points were averaged, one click shows
+every measured point, and the last points of the runs stand below, never smoothed.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html, tick
-from helpers.plots import COLOURS
+from helpers.freezing import PLANS
+from helpers.lessons.widgets.live import LiveDrawing
+from helpers.plots import line_styles
 from helpers.study import read_runs
 
 __all__ = ["loss_explorer"]
-
-# --- Line charts as SVG text: drawn in a few milliseconds, where matplotlib takes a tenth of a second ---
-
-
-WIDTH, HEIGHT = 800, 390
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 34, 44  # margins
-INK, GRID = "#222222", "#dddddd"
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line. What is no number leaves a gap.
-
-    Attributes:
-        x, y: (points,).
-        dash: an SVG dash pattern; "" for a whole line.
-        dots: also mark each point.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    colour: str
-    width: float = 1.0
-    opacity: float = 1.0
-    dash: str = ""
-    dots: bool = False
-
-
-def chart(lines: Sequence[Line], title: str, x_label: str, y_label: str, description: str) -> str:
-    """A chart of lines over common axes."""
-    scale, middle = Scale.over(lines), (TOP + HEIGHT - BOTTOM) / 2
-    body = [
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        text(LEFT, 20, title, size=14),
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_label, anchor="middle"),
-        text(0, 0, y_label, anchor="middle", more=f'transform="translate(14 {middle}) rotate(-90)"'),
-        *scale.grid(),
-        *(drawn(line, scale) for line in lines),
-    ]
-    label = html.escape(description, quote=True)
-    return (
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'style="max-width: 100%; height: auto; background: white; font-family: sans-serif">{"".join(body)}</svg>'
-    )
-
-
-@dataclass(frozen=True)
-class Scale:
-    """From values to places in the chart, with the numbers that stand at the axes."""
-
-    x_ticks: np.ndarray
-    y_ticks: np.ndarray
-
-    @classmethod
-    def over(cls, lines: Sequence[Line]) -> Scale:
-        """Axes that hold every point of some lines."""
-        return cls(
-            *(
-                ticks(np.concatenate([getattr(line, axis) for line in lines] or [np.array([])]))
-                for axis in ("x", "y")
-            )
-        )
-
-    def x(self, values: np.ndarray) -> np.ndarray:
-        low, high = self.x_ticks[[0, -1]]
-        return LEFT + (values - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, values: np.ndarray) -> np.ndarray:
-        low, high = self.y_ticks[[0, -1]]
-        return HEIGHT - BOTTOM - (values - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    def grid(self) -> list[str]:
-        found = []
-        for value, place in zip(self.x_ticks, self.x(self.x_ticks), strict=True):
-            found += [
-                rule(place, TOP, place, HEIGHT - BOTTOM),
-                text(place, HEIGHT - BOTTOM + 15, f"{value:g}", anchor="middle"),
-            ]
-        for value, place in zip(self.y_ticks, self.y(self.y_ticks), strict=True):
-            found += [
-                rule(LEFT, place, WIDTH - RIGHT, place),
-                text(LEFT - 6, place + 4, f"{value:g}", anchor="end"),
-            ]
-        return found
-
-
-def ticks(values: np.ndarray) -> np.ndarray:
-    """Round numbers around some values."""
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    return np.round(MaxNLocator(7).tick_values(low, high), 10)
-
-
-def drawn(line: Line, scale: Scale) -> str:
-    """A line, its points as dots if it has them."""
-    x, y, is_there = scale.x(line.x), scale.y(line.y), np.isfinite(line.y)
-    places = [f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True)]
-    steps = [("L" if i and is_there[i - 1] else "M") + places[i] for i in np.flatnonzero(is_there)]
-    style = f'fill="none" stroke="{line.colour}" opacity="{line.opacity}" stroke-dasharray="{line.dash}"'
-    found = f'<path d="{"".join(steps)}" {style} stroke-width="{line.width}" stroke-linejoin="round"/>'
-    if line.dots:
-        dots = "".join(f"M{places[i]}h0" for i in np.flatnonzero(is_there))
-        found += (
-            f'<path d="{dots}" fill="none" stroke="{line.colour}" opacity="{line.opacity}" stroke-width="3.5" '
-            'stroke-linecap="round"/>'
-        )
-    return found
-
-
-def rule(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{GRID}"/>'
-
-
-def text(x: float, y: float, words: str, size: int = 12, anchor: str = "start", more: str = "") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{INK}" text-anchor="{anchor}" {more}>'
-        f"{html.escape(words)}</text>"
-    )
-
 
 # What can be drawn: label to (list of the record, key in each entry or None, unit).
 MEASURES = {
@@ -151,12 +28,7 @@ MEASURES = {
     "forgetting": ("evaluations", "forgetting", "nats per token"),
     "gradient norm": ("norms", None, "norm"),
 }
-DASHES = {
-    "": "solid",
-    "6 3": "dashed",
-    "2 2": "dotted",
-    "8 2 2 2": "double",
-}  # SVG to CSS; from the eighth label on
+DASHES = ("", "8 4", "2 4", "8 4 2 4")  # a plan's rates, from the lowest
 WINDOWS = (1, 3, 5, 9, 15, 25)
 ALL = "all"
 
@@ -172,14 +44,14 @@ def loss_explorer(
     choice: str | None = None,
     measure: str = "training loss, each batch",
     window: int = 9,
-) -> Frame:
+) -> LiveDrawing:
     """A widget that draws recorded runs.
 
     Args:
         folder: with one JSON file a run, as `records.write_record` writes them; any plans, texts and seeds.
         text: shown at the start; None takes the first.
-        plans: whose runs are ticked at the start; None takes the first two.
-        choice: ticks only runs at the rate for this purpose, "keep" or "learn"; None: at every rate.
+        plans: whose runs are shown at the start; None takes the first two.
+        choice: shows only runs at the rate for this purpose, "keep" or "learn"; None: at every rate.
         measure: a key of `MEASURES`.
         window: points that are averaged at the start; 1 draws the points alone.
 
@@ -187,63 +59,33 @@ def loss_explorer(
         RunsError: there is no run in the folder, or there are runs of several models.
     """
     runs = runs_of_one_model(folder)
-    texts, seeds = (sorted({run[key] for run in runs}) for key in ("text", "seed"))
+    texts = sorted({run["text"] for run in runs})
+    text = text or texts[0]
     first = plans or sorted({run["plan"] for run in runs})[:2]
-    ticked = {
-        label(r)
-        for r in runs
-        if r["plan"] in first and (choice is None or choice in r.get("rate_choice", ""))
+    on = sorted(
+        {
+            label(run)
+            for run in runs
+            if run["plan"] in first and (choice is None or choice in run.get("rate_choice", ""))
+        }
+    )
+    data = {
+        "runs": [run_data(run) for run in runs],
+        "labels": looks(runs),
+        "measures": [{"name": name, "unit": unit} for name, (_, _, unit) in MEASURES.items()],
+        "windows": list(WINDOWS),
+        "texts": texts,
+        "seeds": sorted({run["seed"] for run in runs}),
     }
-    labels = sorted(
-        set(map(label, runs)), key=lambda one: (one not in ticked, one)
-    )  # the ticked: colours of their own
-    controls = {
-        "text": control(
-            ipywidgets.Dropdown,
-            "Text",
-            "which text the runs were trained on",
-            options=texts,
-            value=text or texts[0],
-        ),
-        "measure": control(
-            ipywidgets.Dropdown, "Measure", "what is drawn", options=list(MEASURES), value=measure
-        ),
-        "seed": control(
-            ipywidgets.Dropdown,
-            "Seed",
-            "one run of each plan, or all of them",
-            options=[ALL, *map(str, seeds)],
-            value=ALL,
-        ),
-        "window": control(
-            ipywidgets.SelectionSlider,
-            "Points averaged",
-            "1: nothing is smoothed",
-            options=WINDOWS,
-            value=window,
-        ),
-    }
-    controls |= {one: tick(one, f"show the runs of {one}", one in ticked) for one in labels}
-
-    def drawn(values) -> tuple[dict, list[Line], str, str]:
-        on = [one for one in labels if values[one]]
-        found = runs_shown(runs, on, values["text"], values["seed"])
-        shown = values["measure"], values["window"], values["text"]
-        return found, lines_of(found, *shown[:2], labels), title_of(*shown), sentence(found, *shown)
-
-    def answer(**values):
-        found, lines, title, said = drawn(values)
-        unit = MEASURES[values["measure"]][2]
-        yield "curves", chart(lines, title, "optimizer step", unit, said) + legend_html(found, labels)
-        yield "ends", ends_html(found, values["measure"])
+    start = {"text": text, "measure": measure, "seed": ALL, "window": window, "every": False, "on": on}
 
     def still():
-        found, lines, title, said = drawn(frame.values)
-        return curves_figure(lines, found, labels, title, MEASURES[frame.values["measure"]][2]), said
+        found = runs_shown(runs, on, text)
+        return curves_figure(found, measure, window, text, data["labels"]), sentence(
+            found, measure, window, text
+        )
 
-    rows = [["text", "measure", "seed", "window"], labels]
-    frame = Frame(controls, {"curves": 0, "ends": 110}, answer, still, rows)
-    return frame
+    return LiveDrawing("losses", data, start, still)
 
 
 def runs_of_one_model(folder: str | Path) -> list[dict]:
@@ -262,15 +104,42 @@ def label(run: Mapping) -> str:
     return f"{run['plan']}, rate {run['rate']:g}"
 
 
-def runs_shown(
-    runs: Sequence[Mapping], labels: Sequence[str], text: str, seed: str = ALL
-) -> dict[str, list[Mapping]]:
+def looks(runs: Sequence[Mapping]) -> list[dict]:
+    """Each label with its words, its plan's colour, and the dash of its rate, in the registry's order of plans."""
+    order = [*PLANS, *sorted({run["plan"] for run in runs} - set(PLANS))]
+    pairs = sorted(
+        {(run["plan"], run["rate"]) for run in runs}, key=lambda pair: (order.index(pair[0]), pair[1])
+    )
+    colours = line_styles(dict.fromkeys(plan for plan, _ in pairs))
+    found = []
+    for plan, rate in pairs:
+        rates = [r for p, r in pairs if p == plan]
+        words = PLANS[plan].label if plan in PLANS else plan
+        found.append(
+            {
+                "label": label({"plan": plan, "rate": rate}),
+                "words": f"{words}, {rate:.0e}".replace("e-0", "e-"),
+                "colour": colours[plan]["color"],
+                "dash": DASHES[rates.index(rate) % len(DASHES)],
+            }
+        )
+    return found
+
+
+def run_data(run: Mapping) -> dict:
+    """What the module needs of a run. Steps that count from 1 are left out; None is no number."""
+    found = {}
+    for measure, (_, key, _) in MEASURES.items():
+        steps, values = series(run, measure)
+        numbers = [None if np.isnan(value) else round(float(value), 4) for value in values]
+        found[measure] = {"values": numbers} if key is None else {"steps": steps.tolist(), "values": numbers}
+    return {"label": label(run), "text": run["text"], "seed": run["seed"], "series": found}
+
+
+def runs_shown(runs: Sequence[Mapping], labels: Sequence[str], text: str) -> dict[str, list[Mapping]]:
     """Label to its runs on a text, in order of their seeds; a label without runs there is left out."""
     found = {
-        one: sorted(
-            (r for r in runs if label(r) == one and r["text"] == text and seed in (ALL, str(r["seed"]))),
-            key=lambda r: r["seed"],
-        )
+        one: sorted((r for r in runs if label(r) == one and r["text"] == text), key=lambda r: r["seed"])
         for one in labels
     }
     return {one: own for one, own in found.items() if own}
@@ -304,6 +173,28 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0.5)
 
 
+@dataclass(frozen=True)
+class Band:
+    """Several runs as one line: (points,) each, as far as all runs go."""
+
+    steps: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def band(runs: Sequence[Mapping], measure: str, window: int) -> Band | None:
+    """The mean over runs, smoothed, and its lowest and highest run; None where no run has points."""
+    found = [own for own in (series(run, measure) for run in runs) if len(own[0])]
+    if not found:
+        return None
+    steps = np.array(sorted(set.intersection(*(set(own) for own, _ in found))))
+    values = np.array([smoothed(y, window)[np.isin(x, steps)] for x, y in found])  # (runs, points)
+    is_whole = np.isfinite(values).all(axis=0)
+    values = values[:, is_whole]
+    return Band(steps[is_whole], values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
 def ends(found: Mapping[str, Sequence[Mapping]], measure: str) -> dict[str, np.ndarray]:
     """Label to the last value of each of its runs that has one."""
     last = {
@@ -318,105 +209,34 @@ def sentence(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, 
     if not found:
         return f"Loss explorer: no run is chosen on {text}."
     own = "; ".join(f"{one}: {len(runs)} seed{'s' * (len(runs) != 1)}" for one, runs in found.items())
-    thick = (
-        "nothing is smoothed"
-        if window == 1
-        else f"the thick lines are means over {window} neighbouring points"
-    )
+    how = "no points are averaged" if window == 1 else f"each point is the mean of {window} neighbouring ones"
     last = "; ".join(f"{one} {values.mean():.3f}" for one, values in ends(found, measure).items())
     return (
-        f"Loss explorer: {measure} over steps on {text} ({own}). Every measured point is drawn, and {thick}. "
-        f"At the end, mean over seeds: {last} {MEASURES[measure][2]}."
+        f"Loss explorer: {measure} over steps on {text} ({own}). A line is the mean over seeds, a band goes from the "
+        f"lowest to the highest seed, and {how}. At the end, mean over seeds: {last} {MEASURES[measure][2]}."
     )
-
-
-def ends_html(found: Mapping[str, Sequence[Mapping]], measure: str) -> str:
-    """For each label the last value: its mean over seeds, its lowest and its highest seed. Never smoothed."""
-    rows = [
-        (one, str(len(values)), f"{values.mean():.3f}", f"{values.min():.3f}", f"{values.max():.3f}")
-        for one, values in ends(found, measure).items()
-    ]
-    head = (f"{measure}, last point ({MEASURES[measure][2]})", "runs", "mean", "lowest seed", "highest seed")
-    return f'<div class="loss-explorer-ends" style="{STYLE}">{table_html(head, rows, "loss-explorer-table")}</div>'
-
-
-def lines_of(
-    found: Mapping[str, Sequence[Mapping]], measure: str, window: int, labels: Sequence[str]
-) -> list[Line]:
-    """Thin with dots: every point, one line a seed. Thick: the smoothed one, if any. A label keeps its colour."""
-    thin, thick = [], []
-    for one, own in found.items():
-        style = style_of(one, labels)
-        for run in own:
-            steps, values = series(run, measure)
-            thin.append(Line(steps, values, **style, opacity=0.45, dots=True))
-            if window > 1:
-                thick.append(Line(steps, smoothed(values, window), **style, width=2.5))
-    return thin + thick
-
-
-def style_of(one: str, labels: Sequence[str]) -> dict[str, str]:
-    """Colour and dash of a label: its own, as long as there are no more than 28."""
-    place = labels.index(one)
-    return {"colour": COLOURS[place % len(COLOURS)], "dash": [*DASHES][place // len(COLOURS) % len(DASHES)]}
-
-
-def title_of(measure: str, window: int, text: str) -> str:
-    """What is drawn and how it was smoothed."""
-    how = (
-        "every point, nothing smoothed"
-        if window == 1
-        else f"thin: every point; thick: mean of {window} points"
-    )
-    return f"{measure[0].upper()}{measure[1:]}, {text} ({how})"
-
-
-def legend_html(found: Mapping[str, Sequence[Mapping]], labels: Sequence[str]) -> str:
-    """Which colour and dash is which label."""
-    box = "display: inline-block; width: 1.6em; margin-bottom: 0.25em; border-top: 4px"
-    styles = {one: style_of(one, labels) for one in found}
-    words = "".join(
-        f'<span style="margin-right: 1.5em; white-space: nowrap"><span aria-hidden="true" '
-        f'style="{box} {DASHES[own["dash"]]} {own["colour"]}"></span> {html.escape(one)}</span>'
-        for one, own in styles.items()
-    )
-    return f'<div class="loss-explorer-legend" style="{STYLE}">{words}</div>'
 
 
 def curves_figure(
-    lines: Sequence[Line],
-    found: Mapping[str, Sequence[Mapping]],
-    labels: Sequence[str],
-    title: str,
-    unit: str,
+    found: Mapping[str, Sequence[Mapping]], measure: str, window: int, text: str, labels: Sequence[Mapping]
 ) -> Figure:
-    """The same lines as a picture."""
+    """The same lines and bands as a picture."""
     figure = Figure(figsize=(8, 3.9), layout="constrained")
     ax = figure.add_subplot()
-    for line in lines:
-        ax.plot(
-            line.x,
-            line.y,
-            color=line.colour,
-            linestyle=_pattern(line.dash),
-            linewidth=line.width,
-            alpha=line.opacity,
-            marker="o" if line.dots else None,
-            markersize=2.5,
-        )
-    for one in found:
-        own = style_of(one, labels)
-        ax.plot([], [], color=own["colour"], linestyle=_pattern(own["dash"]), label=one)
-    ax.set_title(title, loc="left", fontsize=10)
+    for one, runs in found.items():
+        own, look = band(runs, measure, window), next(each for each in labels if each["label"] == one)
+        if own is not None:
+            pattern = (0, tuple(map(float, look["dash"].split()))) if look["dash"] else "-"
+            ax.fill_between(own.steps, own.low, own.high, color=look["colour"], alpha=0.18, linewidth=0)
+            ax.plot(own.steps, own.mean, color=look["colour"], linestyle=pattern, label=look["words"])
+    how = "no points averaged" if window == 1 else f"mean of {window} neighbouring points"
+    ax.set_title(
+        f"{measure[0].upper()}{measure[1:]}, {text} ({how}; band: all seeds)", loc="left", fontsize=10
+    )
     ax.set_xlabel("optimizer step")
-    ax.set_ylabel(unit)
+    ax.set_ylabel(MEASURES[measure][2])
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     if found:
         ax.legend(fontsize=8)
     return figure
-
-
-def _pattern(dash: str):
-    """An SVG dash as matplotlib's line style."""
-    return (0, tuple(map(float, dash.split()))) if dash else "-"

@@ -6,23 +6,23 @@ A prediction from the config. A card gives a program less than its name says; wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import ipywidgets
 import torch
 from matplotlib.figure import Figure
 
 from helpers.costs import DEVICES, GIB, RESERVE, WITHOUT_BFLOAT16, Budget, is_quick, predictor
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError
-from helpers.lessons.widgets.frame import STYLE, Frame, control, table_html
+from helpers.lessons.widgets.live import LiveDrawing
 from helpers.models import Anatomy, anatomy, build_on_meta, n_positions
 from helpers.plots import COLOURS
 
 __all__ = ["memory_planner"]
 
 CARDS = ("T4", "L4", "A100 40")
-PRECISIONS = {"float32": torch.float32, "bfloat16 (autocast)": torch.bfloat16}
+FLOAT32, HALF = "float32", "bfloat16 (autocast)"
+PRECISIONS = {FLOAT32: torch.float32, HALF: torch.bfloat16}
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 LENGTHS = (128, 256, 512, 1024, 2048)
 KINDS = {
@@ -48,7 +48,7 @@ class Setting:
         return Setting(**{**self.__dict__, **changes})
 
 
-def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 512) -> Frame:
+def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 512) -> LiveDrawing:
     """A widget that says whether a step fits on a T4, an L4 or an A100, and what to change where it does not.
 
     Args:
@@ -56,71 +56,58 @@ def memory_planner(configs: Mapping[str, object], batch: int = 8, length: int = 
         batch, length: at the start.
     """
     planner = Planner(configs)
-    start = Setting(next(iter(configs)), "full", batch, length, "float32")
-    controls = {
-        "model": control(
-            ipywidgets.Dropdown, "Model", "whose config is used", options=list(configs), value=start.model
-        ),
-        "plan": control(
-            ipywidgets.Dropdown,
-            "Plan",
-            "what is frozen; only-… names what trains",
-            options=planner.plans(start.model),
-            value=start.plan,
-        ),
-        "batch": control(
-            ipywidgets.SelectionSlider,
-            "Batch",
-            "windows in memory at a time",
-            options=BATCHES,
-            value=batch,
-            continuous_update=False,
-        ),
-        "length": control(
-            ipywidgets.SelectionSlider,
-            "Length",
-            "tokens in a window",
-            value=length,
-            options=planner.lengths(start.model),
-            continuous_update=False,
-        ),
-        "precision": control(
-            ipywidgets.Dropdown,
-            "Precision",
-            "of the matrix products; weights stay float32",
-            options=list(PRECISIONS),
-            value=start.precision,
-        ),
-    }
+    start = Setting(next(iter(configs)), "full", batch, length, FLOAT32)
 
-    def adjust(model, **_):
-        fit_options(controls["plan"], planner.plans(model))
-        fit_options(controls["length"], planner.lengths(model))
-
-    def answer(**values):
-        yield "cards", cards_html(planner, Setting(**values))
+    def answer(choice):
+        setting = Setting(**choice)
+        yield {"costs": {key(one): kinds(planner.cost(one)) for one in neighbours(planner, setting)}}
 
     def still():
-        setting = Setting(**frame.values)
-        return cards_figure(planner, setting), sentence(planner, setting)
+        return cards_figure(planner, start), sentence(planner, start)
 
-    frame = Frame(
-        controls,
-        {"cards": 210},
-        answer,
-        still,
-        [["model", "plan", "precision"], ["batch", "length"]],
-        adjust=adjust,
-    )
-    return frame
+    data = {
+        "models": {name: model_data(planner, start.but(model=name)) for name in configs},
+        "cards": [{"name": n, "room": room(n), "hasHalf": n not in WITHOUT_BFLOAT16} for n in CARDS],
+        "kinds": list(KINDS),
+        "precisions": list(PRECISIONS),
+        "half": HALF,
+        "reserve": f"{RESERVE:.0%}",
+    }
+    return LiveDrawing("memory", data, start.__dict__, still, answer, is_on_page=False)
 
 
-def fit_options(choice, options) -> None:
-    """Give a list new options; a value that is no longer there becomes the last one."""
-    if tuple(choice.options) != tuple(options):
-        value = choice.value if choice.value in options else options[-1]
-        choice.options = options
-        choice.value = value
+def model_data(planner: Planner, start: Setting) -> dict:
+    """What a reader may choose for a model; each plan with the share of the parameters that train."""
+    plans = [{"key": name, "R": planner.R(start.but(plan=name))} for name in planner.plans(start.model)]
+    return {
+        "batches": list(BATCHES),
+        "lengths": planner.lengths(start.model),
+        "plans": plans,
+        "isQuick": is_quick(planner.configs[start.model]),
+    }
+
+
+def neighbours(planner: Planner, setting: Setting) -> list[Setting]:
+    """A setting, and all that differ from it in one thing. Where a prediction takes seconds, the setting alone."""
+    if not is_quick(planner.configs[setting.model]):
+        return [setting]
+    values = {
+        "batch": BATCHES,
+        "length": planner.lengths(setting.model),
+        "precision": PRECISIONS,
+        "plan": planner.plans(setting.model),
+    }
+    return [setting, *(setting.but(**{name: value}) for name, own in values.items() for value in own)]
+
+
+def key(setting: Setting) -> str:
+    """The name under which the module finds a setting's cost."""
+    return "|".join(map(str, setting.__dict__.values()))
+
+
+def kinds(found: Budget) -> list[int]:
+    """Bytes at the fullest moment, in the order of `KINDS`."""
+    return [sum(found.at_peak[kind] for kind in part) for part in KINDS.values()]
 
 
 class Planner:
@@ -157,10 +144,6 @@ class Planner:
         """Whether the step's fullest moment stays within what the card gives a program."""
         return is_able(card, setting.precision) and self.cost(setting).peak_bytes <= room(card)
 
-    def largest(self, setting: Setting, card: str, name: str, values: Iterable[int]) -> int | None:
-        """The largest of some batches or lengths with which the step fits; None where it never does."""
-        return max((v for v in values if self.fits(setting.but(**{name: v}), card)), default=None)
-
 
 def suits(plan: FreezePlan, parts: Anatomy) -> bool:
     """Whether each selector of a plan finds something in a model."""
@@ -172,79 +155,12 @@ def suits(plan: FreezePlan, parts: Anatomy) -> bool:
 
 def is_able(card: str, precision: str) -> bool:
     """Whether a card computes in a precision: a T4 (of 2018) has no bfloat16."""
-    return precision == "float32" or card not in WITHOUT_BFLOAT16
+    return precision == FLOAT32 or card not in WITHOUT_BFLOAT16
 
 
 def room(card: str) -> int:
     """Bytes that a step may take on a card."""
     return int(RESERVE * DEVICES[card] * GIB)
-
-
-def advice(planner: Planner, setting: Setting, card: str) -> str:
-    """What to change so that the step fits on a card, the change that costs least first; or how much more fits."""
-    if not is_able(card, setting.precision):
-        return f"a {card} does not compute in bfloat16: choose float32"
-    if planner.fits(setting, card):
-        if not is_quick(planner.configs[setting.model]):
-            return ""
-        most = planner.largest(setting, card, "batch", BATCHES)
-        if setting.batch == BATCHES[-1]:
-            return ""
-        return f"a batch of {most} fits too" if most > setting.batch else "a batch of twice that does not"
-    return (
-        "; or ".join(changes(planner, setting, card))
-        or "none of these controls alone helps: take a smaller model"
-    )
-
-
-def changes(planner: Planner, setting: Setting, card: str) -> list[str]:
-    """Each single change with which the step would fit.
-
-    Many steps are predicted for it, so only where that is quick.
-    """
-    if not is_quick(planner.configs[setting.model]):
-        return ["try other values: for this family a prediction takes seconds"]
-    found = []
-    batch = planner.largest(setting, card, "batch", [b for b in BATCHES if b < setting.batch])
-    if batch is not None:
-        found.append(f"micro-batches of {batch}, their gradients added up (the same step)")
-    length = planner.largest(
-        setting, card, "length", [n for n in planner.lengths(setting.model) if n < setting.length]
-    )
-    if length is not None:
-        found.append(f"windows of {length} tokens")
-    half = next(name for name in PRECISIONS if name != "float32")
-    if setting.precision == "float32" and planner.fits(setting.but(precision=half), card):
-        found.append("bfloat16")
-    plans = [name for name in planner.plans(setting.model) if planner.fits(setting.but(plan=name), card)]
-    if plans:
-        found.append("the plan " + max(plans, key=lambda name: planner.R(setting.but(plan=name))))
-    return found
-
-
-def cards_html(planner: Planner, setting: Setting) -> str:
-    """Card by card: the room, the share that the step takes, whether it fits, what to change."""
-    found = planner.cost(setting)
-    rows = []
-    for card in CARDS:
-        rows.append(
-            (
-                card,
-                gib(room(card)),
-                f"{found.peak_bytes / room(card):.0%}",
-                f"<b>{verdict(planner, setting, card)}</b>",
-                advice(planner, setting, card),
-            )
-        )
-    kinds = ", ".join(
-        f"{name} {gib(sum(found.at_peak[kind] for kind in part))}" for name, part in KINDS.items()
-    )
-    return (
-        f'<div class="memory-planner-result" style="{STYLE}"><p>At the fullest moment a step of {setting.batch} x '
-        f"{setting.length} tokens needs <b>{gib(found.peak_bytes)} GiB</b> (predicted): {kinds}.</p>"
-        + table_html(("card", "room (GiB)", "taken", "", "what to change"), rows, "memory-planner-cards")
-        + f"<p>Room is {RESERVE:.0%} of what the card gives a program.</p></div>"
-    )
 
 
 def verdict(planner: Planner, setting: Setting, card: str) -> str:

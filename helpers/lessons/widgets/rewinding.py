@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from helpers.lessons.widgets.frame import STYLE, Frame, control
-from helpers.lessons.widgets.losses import Line, chart
+from helpers.lessons.widgets.live import LiveDrawing
 from helpers.measuring import crossing
 from helpers.plots import COLOURS
 
@@ -22,7 +20,9 @@ TRAINED, REWOUND, HERE = COLOURS[1], COLOURS[0], COLOURS[6]  # orange trains, bl
 Point = tuple[float, float]  # gain, forgetting: nats per token
 
 
-def rewinding_dial(trained: Sequence[Point], rewound: Mapping[float, Point], start: float = 1.0) -> Frame:
+def rewinding_dial(
+    trained: Sequence[Point], rewound: Mapping[float, Point], start: float = 1.0
+) -> LiveDrawing:
     """A widget that shows one run's way out, and its way back.
 
     Args:
@@ -30,42 +30,20 @@ def rewinding_dial(trained: Sequence[Point], rewound: Mapping[float, Point], sta
         rewound: share α to the same of the model base + α (tuned - base), measured; 0 and 1 among the shares.
         start: the share that is shown at first, one of them.
     """
-    shares = sorted(rewound)
-    controls = {
-        "share": control(
-            ipywidgets.SelectionSlider,
-            "α, the share of the change that stays",
-            "0 is the base, 1 the tuned model",
-            options=[(f"{share:g}", share) for share in shares],
-            value=start,
-            layout={"width": "min(36em, 95%)"},
-        )
-    }
-
-    def answer(share):
-        said = sentence(trained, rewound, share)
-        yield "said", f'<p style="{STYLE}">{said}</p>'
-        title = "Forgetting against gain: the way out (circles) and the way back (dashed)"
-        yield "picture", chart(lines(trained, rewound, share), title, "gain", "forgetting", said)
+    stops = [
+        {
+            "share": share,
+            "point": list(map(float, rewound[share])),
+            "said": sentence(trained, rewound, share),
+        }
+        for share in sorted(rewound)
+    ]
+    data = {"trained": [list(map(float, point)) for point in trained], "rewound": stops}
 
     def still():
-        share = frame.values["share"]
-        return figure(trained, rewound, share), sentence(trained, rewound, share)
+        return figure(trained, rewound, start), sentence(trained, rewound, start)
 
-    frame = Frame(controls, {"said": 66, "picture": 0}, answer, still)
-    return frame
-
-
-def lines(trained: Sequence[Point], rewound: Mapping[float, Point], share: float) -> list[Line]:
-    """Both ways, and the model at the share: dotted lines lead from it to the axes."""
-    back = np.array([rewound[s] for s in sorted(rewound)]).T  # (2, shares)
-    out = np.array(trained).T  # (2, points)
-    gain, forgetting = rewound[share]
-    return [
-        Line(*out, TRAINED, 1.8, dots=True),
-        Line(*back, REWOUND, 1.8, dash="6 3"),
-        Line(np.array([gain, gain, 0.0]), np.array([0.0, forgetting, forgetting]), HERE, 1.2, dash="2 2"),
-    ]
+    return LiveDrawing("rewinding", data, {"share": start}, still)
 
 
 def sentence(trained: Sequence[Point], rewound: Mapping[float, Point], share: float) -> str:
@@ -91,10 +69,11 @@ def figure(trained: Sequence[Point], rewound: Mapping[float, Point], share: floa
     """The same as a picture, for pages without a kernel."""
     picture = Figure(figsize=(7.5, 3.8), layout="constrained")
     ax = picture.add_subplot()
-    for line, label in zip(lines(trained, rewound, share), ("training", "rewinding", None), strict=True):
-        style = {"": "-", "6 3": "--", "2 2": ":"}[line.dash]
-        marker = "o" if line.dots else None
-        ax.plot(line.x, line.y, style, color=line.colour, marker=marker, markersize=4, label=label)
+    back = np.array([rewound[each] for each in sorted(rewound)]).T  # (2, shares)
+    gain, forgetting = rewound[share]
+    ax.plot(*np.array(trained).T, "o-", color=TRAINED, markersize=4, linewidth=1.8, label="training")
+    ax.plot(*back, "--", color=REWOUND, linewidth=1.8, label="rewinding")
+    ax.plot([gain, gain, 0.0], [0.0, forgetting, forgetting], ":", color=HERE, linewidth=1.2)
     for each in sorted(rewound):
         ax.annotate(
             f"{each:g}", rewound[each], (4, -9), textcoords="offset points", fontsize=8, color=REWOUND

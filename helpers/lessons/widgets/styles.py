@@ -5,16 +5,14 @@ All models throw the same dice: where two of them predict the same, they write t
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Iterator, Mapping
 
-import ipywidgets
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from helpers.lessons.widgets.frame import STYLE, Frame, control
+from helpers.lessons.widgets.live import LiveDrawing
 from helpers.measuring import evaluating
 from helpers.models import ModelError, n_positions, require_seed
 
@@ -30,7 +28,7 @@ def style_mixer(
     n_tokens: int = 40,
     seed: int = 0,
     temperature: float = 0.8,
-) -> Frame:
+) -> LiveDrawing:
     """A widget in which several models go on with the reader's words.
 
     Args:
@@ -39,64 +37,34 @@ def style_mixer(
             so that the page is not held up.
     """
     most = min(200, (n_positions(next(iter(models.values())).config) or 400) // 2)
-    controls = {
-        "prompt": control(
-            ipywidgets.Text,
-            "Prompt",
-            "the words that every model goes on with",
-            value=prompt,
-            layout={"width": "60%"},
-        ),
-        "n_tokens": control(
-            ipywidgets.IntSlider,
-            "Tokens",
-            "how many tokens each model writes",
-            value=n_tokens,
-            min=1,
-            max=most,
-        ),
-        "temperature": control(
-            ipywidgets.FloatSlider,
-            "Temperature",
-            "1: as the model predicts; lower: bolder",
-            value=temperature,
-            min=0.1,
-            max=1.5,
-            step=0.1,
-        ),
-        "seed": control(
-            ipywidgets.BoundedIntText,
-            "Seed",
-            "another number throws other dice",
-            value=seed,
-            min=0,
-            max=10_000,
-            layout={"width": "140px"},
-        ),
-        "write": control(ipywidgets.Button, "Write", "let every model write"),
-    }
+    start = {"prompt": prompt, "n_tokens": n_tokens, "temperature": temperature, "seed": seed}
     texts: dict[str, str] = {}
 
-    def answer(prompt, n_tokens, temperature, seed):
-        texts.clear()
-        for written in side_by_side(models, tokenizer, prompt, n_tokens, seed, temperature):
-            texts.update(written)
-            yield "texts", columns_html(prompt, written)
+    def answer(choice):
+        n = choice["n_tokens"] if texts else min(n_tokens, FIRST_TOKENS)
+        begun = choice["prompt"], n, choice["seed"], choice["temperature"]
+        for pieces in in_pieces(side_by_side(models, tokenizer, *begun)):
+            texts.update({name: "".join(own) for name, own in pieces.items()})
+            n_written = len(next(iter(pieces.values())))
+            yield {"prompt": choice["prompt"], "pieces": pieces, "is_whole": n_written == n}
 
     def still():
-        values = frame.values
-        return texts_figure(values["prompt"], texts), sentence(values["prompt"], texts)
+        return texts_figure(prompt, texts), sentence(prompt, texts)
 
-    frame = Frame(
-        controls,
-        {"texts": 190},
-        answer,
-        still,
-        [["prompt"], ["n_tokens", "temperature", "seed", "write"]],
-        button="write",
-        at_first={"n_tokens": min(n_tokens, FIRST_TOKENS)},
+    return LiveDrawing(
+        "styles", {"names": list(models), "most": most}, start, still, answer, is_on_page=False
     )
-    return frame
+
+
+def in_pieces(texts: Iterator[Mapping[str, str]]) -> Iterator[dict[str, list[str]]]:
+    """Growing texts, name to text, as lists with one piece a token; a letter of two tokens comes with the second."""
+    pieces: dict[str, list[str]] = {}
+    for written in texts:
+        for name, text in written.items():
+            own = pieces.setdefault(name, [])
+            known = "".join(own)
+            own.append(text[len(known) :].rstrip("\ufffd") if text.startswith(known) else "")
+        yield {name: list(own) for name, own in pieces.items()}
 
 
 def side_by_side(
@@ -141,17 +109,6 @@ def tokens(model: nn.Module, start: list[int], n_tokens: int, seed: int, tempera
             probs = torch.softmax(out.logits[:, -1].float() / temperature, dim=-1)  # (1, vocab)
             new, past = torch.multinomial(probs, 1, generator=dice), out.past_key_values
         yield int(new)
-
-
-def columns_html(prompt: str, texts: Mapping[str, str]) -> str:
-    """A column for each model; the prompt is set off from what the model wrote."""
-    cells = "".join(
-        f'<div style="flex: 1 1 200px; min-width: 180px"><b>{html.escape(name)}</b>'
-        f'<p style="white-space: pre-wrap"><i>{html.escape(prompt)}</i>{html.escape(text)}</p></div>'
-        for name, text in texts.items()
-    )
-    style = f"display: flex; flex-flow: row wrap; gap: 1.5em; {STYLE}"
-    return f'<div class="style-mixer-texts" style="{style}">{cells}</div>'
 
 
 def sentence(prompt: str, texts: Mapping[str, str]) -> str:

@@ -58,38 +58,6 @@ export async function loadBase() {
 
 // --- small helps -------------------------------------------------------------------
 
+export { choices, element, shape, whole } from "./draw.js"; // which the notebooks' widgets have too
+
 export const byId = (id) => document.getElementById(id);
-
-/** An HTML element with attributes and children (elements or text). */
-export function element(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
-}
-
-/** The same in SVG. */
-export function shape(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
-
-function filled(part, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) part.setAttribute(name, value);
-  part.append(...children);
-  return part;
-}
-
-/** Buttons of which one is pressed. choose(value) is called with the value of a button that is clicked. */
-export function choices(box, options, choose) {
-  const press = (wanted) => {
-    for (const button of box.children) button.setAttribute("aria-pressed", button.value === wanted);
-  };
-  for (const { value, label } of options) {
-    const button = element("button", { type: "button", value, "aria-pressed": false }, label);
-    button.addEventListener("click", () => {
-      press(value);
-      choose(value);
-    });
-    box.append(button);
-  }
-  return press;
-}
-
-export const whole = (n) => n.toLocaleString("en");

@@ -1,9 +1,9 @@
 // A line chart as SVG: round numbers at the axes, names at the lines' ends, no legend.
 
-import { shape } from "./page.js";
+import { shape } from "./draw.js";
 
 const WIDEST = 520;
-const NAME = "600 14px"; // as in page.css
+const NAME = "600 14px"; // as in page.css and widgets.css
 const MARGIN = { left: 52, right: 16, top: 30, bottom: 46 };
 
 /** At most about six round numbers between two values. */
@@ -17,10 +17,10 @@ export function ticks({ low, high }) {
 }
 
 export class Chart {
-  /** svg: the element to draw in. x and y: {label, low, high}. */
-  constructor(svg, x, y) {
+  /** svg: the element to draw in. x and y: {label, low, high}. room: pixels from left to right. */
+  constructor(svg, x, y, room = Math.min(WIDEST, window.innerWidth - 40)) {
     this.svg = svg;
-    this.width = Math.max(300, Math.min(WIDEST, window.innerWidth - 40)); // so that letters keep their size on a phone
+    this.width = Math.max(300, room); // so that letters keep their size on a phone
     this.height = Math.min(360, this.width);
     svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
     svg.replaceChildren();
@@ -53,15 +53,21 @@ export class Chart {
   }
 
   /** points: [[x, y], …] in the axes' units. */
-  line(points, colour, { width = 2.5, opacity = 1 } = {}) {
+  line(points, colour, { width = 2.5, opacity = 1, dash = "" } = {}) {
     this.drawn.push(...points.map(([x, y]) => ({ x: this.x(x), y: this.y(y) })));
     const places = points.map(([x, y]) => `${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`);
-    const style = `stroke:${colour};stroke-width:${width};opacity:${opacity}`;
+    const style = `stroke:${colour};stroke-width:${width};opacity:${opacity};stroke-dasharray:${dash || "none"}`;
     this.add("path", { d: `M${places.join("L")}`, style, "stroke-linejoin": "round" });
   }
 
+  /** The ground between two lines. */
+  band(lows, highs, colour) {
+    const places = [...lows, ...highs.toReversed()].map(([x, y]) => `${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`);
+    if (places.length) this.add("path", { d: `M${places.join("L")}Z`, style: `fill:${colour};opacity:0.18` });
+  }
+
   dot([x, y], colour, radius = 5) {
-    this.add("circle", { cx: this.x(x), cy: this.y(y), r: radius, style: `fill:${colour}` });
+    return this.add("circle", { cx: this.x(x), cy: this.y(y), r: radius, style: `fill:${colour}` });
   }
 
   /** Names beside lines, near their ends, where they lie on nothing. labels: [{points, words, colour}]. */
