@@ -68,6 +68,11 @@ class Replay:
                 f"Replay windows must be (n, length) with a length of 2 or more; found "
                 f"{tuple(windows.shape)}."
             )
+        if windows.dtype != torch.long or not 0 <= windows.min() <= windows.max() < base.config.vocab_size:
+            raise TrainingError(
+                f"Replay windows must hold token ids of the model, int64, 0 to {base.config.vocab_size - 1}; found "
+                f"{windows.dtype}, {windows.min().item():g} to {windows.max().item():g}."
+            )
         self.windows, self.weight, self.batch, self.seed = windows, weight, batch, seed
         is_small = 4 * windows[:, 1:].numel() * base.config.vocab_size <= limit
         self.keeps_predictions = is_small or plain_trunk(base) is None  # else its states alone would not do

@@ -109,7 +109,9 @@ def test_samples_follow_the_models_own_distribution():
     m = model()
     ids = sample_windows(m, 4000, 2, seed=0)
     with torch.no_grad():
-        expected = m(ids[:1, :1]).logits[0, -1].softmax(-1).numpy()
+        expected = (
+            m(ids[:1, :1]).logits[0, -1].double().softmax(-1).numpy()
+        )  # in float32 the sum misses 1 by 3e-8
     counts = np.bincount(ids[:, 1].numpy(), minlength=97)
     assert stats.chisquare(counts, 4000 * expected / expected.sum()).pvalue > 1e-4
 

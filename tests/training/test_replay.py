@@ -139,6 +139,14 @@ def test_a_replay_that_no_step_can_have_is_refused(more, message):
         replay_of(base_model(), **more)
 
 
+@pytest.mark.parametrize(
+    "windows, found", [(torch.full((2, 8), 97), "97 to 97"), (torch.ones(2, 8), "1 to 1")]
+)
+def test_replay_windows_that_hold_no_ids_of_the_model_are_refused(windows, found):
+    with pytest.raises(TrainingError, match=f"token ids of the model.*{found}"):
+        Replay(base_model(), windows)
+
+
 # --- in the loop -------------------------------------------------------------------
 
 
