@@ -115,7 +115,7 @@ esac
 """
 
 
-def ci(folder: Path, **codes: int) -> subprocess.CompletedProcess:
+def ci(folder: Path, with_long: str = "1", **codes: int) -> subprocess.CompletedProcess:
     """.ci/run of a copy of its own, with a `make` and a browser that do nothing."""
     (folder / ".ci").mkdir()
     (folder / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text("utf-8"))
@@ -124,9 +124,8 @@ def ci(folder: Path, **codes: int) -> subprocess.CompletedProcess:
         (folder / "bin" / name).write_text(text)
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", str(folder / ".ci" / "run")], env=os.environ | {"PATH": path}, capture_output=True, text=True
-    )
+    settings = os.environ | {"PATH": path, "COURSE_CI_LONG": with_long}
+    return subprocess.run(["bash", str(folder / ".ci" / "run")], env=settings, capture_output=True, text=True)
 
 
 def test_ci_runs_the_tests_then_the_long_ones_that_fit_and_ends_with_pytests_closing_lines(tmp_path):
@@ -141,6 +140,11 @@ def test_ci_runs_the_tests_then_the_long_ones_that_fit_and_ends_with_pytests_clo
         "== 7 passed, 1 skipped in 2.00s ==",
         "== 3 passed, 9 skipped in 5.00s ==",
     ]
+
+
+def test_ci_leaves_the_long_ones_out_unless_it_is_asked(tmp_path):
+    done = ci(tmp_path, with_long="", test=0, long=2)
+    assert done.returncode == 0 and "test-long" not in done.stdout
 
 
 @pytest.mark.parametrize("codes", [{"test": 2, "long": 0}, {"test": 0, "long": 2}], ids=str)
