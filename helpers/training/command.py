@@ -235,6 +235,12 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         130: interrupted.
     """
     write_any_letter()
+    if sys.flags.optimize > 1:
+        say(
+            "error: Python runs without docstrings here (-OO, or PYTHONOPTIMIZE=2), and transformers needs them. Take "
+            "the setting away."
+        )
+        return 2
     try:
         command = get_command(app)
         # Not its `main`, which has ends of its own for Ctrl-C and a closed pipe.

@@ -168,6 +168,12 @@ def test_bad_input_in_a_shell_is_no_traceback():
     assert done.stderr == "error: No such option: --wings See course run --help\n"
 
 
+def test_python_without_docstrings_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "2")
+    done = started("progress")
+    assert done.returncode == 2 and "PYTHONOPTIMIZE=2" in done.stderr and done.stdout == ""
+
+
 def test_without_a_word_the_help_is_shown(capsys):
     assert main([]) == 2
     said = capsys.readouterr()
