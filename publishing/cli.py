@@ -225,7 +225,7 @@ def first(
     texts: Annotated[
         list[str], typer.Option(metavar="TEXT", help="Only this now; may be repeated.", show_default="all")
     ] = [],  # noqa: B006
-    processes: Annotated[int, typer.Option(metavar="N", min=1, help="How many; one thread each.")] = 2,
+    processes: Annotated[int, typer.Option(metavar="N", min=0, help="How many; one thread each.")] = 2,
     dry_run: DryRun = False,
     start_over: Annotated[
         bool, typer.Option("--start-over", help="First delete this model's records.")

@@ -34,9 +34,9 @@ from helpers.costs import (
     budget,
 )
 from helpers.freezing import COURSE_PLANS, LORA_PLAN
-from helpers.lessons.widgets.losses import text
 from helpers.models import row_length
 from helpers.plots import COLOURS
+from publishing.page_records import text
 
 OUT = Path(__file__).resolve().parent / "static" / "mini" / "data"
 # GiB. A laptop's graphics card as it is sold; a second card with the room of another is left out.

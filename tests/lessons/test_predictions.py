@@ -81,7 +81,8 @@ def test_every_prediction_is_a_stub_that_can_be_replaced(path):
         for line in source.splitlines()
         if re.match(r"\s*(lessons\.)?predict\(", line)
     ]
-    assert lines and all(STUB.match(line) for line in lines)
+    assert all(STUB.match(line) for line in lines)
+    assert lines or path.stem == "01_transformer_block", "its predictions went into the appendix"
 
 
 def test_what_is_asked_again_keeps_the_number_that_was_given_before():

@@ -405,8 +405,8 @@ def test_ctrl_c_ends_the_study_and_begins_no_other_run(tmp_path):
 def test_a_worker_ignores_ctrl_c_as_its_study_does_in_the_background(ignored, code):
     before = "SIG_IGN" if ignored else "SIG_DFL"
     worker = (
-        f"import os, signal; from helpers.study import workers; signal.signal(signal.SIGINT, signal.{before}); "
-        "workers.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)"
+        f"import os, signal; from helpers.study import processes; signal.signal(signal.SIGINT, signal.{before}); "
+        "processes.end_with_parent(); os.kill(os.getpid(), signal.SIGINT)"
     )
     done = subprocess.run(
         [sys.executable, "-c", worker], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}

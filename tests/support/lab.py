@@ -241,7 +241,7 @@ class NotebookPage:
 
     def prompts(self) -> list[str]:
         """What stands beside the code cells: "[3]:" when it ran, "[*]:" while it waits, "[ ]:" when it did not run."""
-        return [text.strip() for text in self.page.locator(PROMPT).all_inner_texts()]
+        return [text.strip() for text in self.page.locator(PROMPT).all_text_contents()]
 
     def run_all(self) -> None:
         """Start every cell, from the menu; `wait_until_all_ran` waits for them."""
