@@ -395,4 +395,4 @@ def test_a_list_inside_the_ranges_is_no_alarm(ours):
 
 def test_the_list_of_the_tests_room_fits_the_ranges():
     fits, lines = compare_colab(drift.ROOM.read_text("utf-8"))
-    assert fits and any(line.endswith("any more: 0 of 94.") for line in lines), lines
+    assert fits and any(line.endswith("any more: 0 of 93.") for line in lines), lines
