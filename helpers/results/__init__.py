@@ -45,7 +45,7 @@ __getattr__, __dir__, __all__ = face(
         "plan_answers": ["every_plan", "forgetting_by_model", "forgetting_by_rate", "lora_table"],
         "questions": ["QUESTIONS"],
         "recipe_answers": ["forgotten_first", "headline", "recipes_of", "recorded_study", "short"],
-        "second_verdicts": ["FULL", "SecondStudy", "recorded_recipes"],
+        "second_verdicts": ["FULL", "SecondStudy"],
         "verdicts": [
             "how_catastrophic",
             "losses_by_test",

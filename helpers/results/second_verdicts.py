@@ -32,9 +32,9 @@ from helpers.measuring import (
     means_without,
     stacked,
 )
-from helpers.profiles import DATA, PROFILES
+from helpers.profiles import DATA
 from helpers.results.study_runs import REWOUND, STOPPED, StudyRun, read_study_runs
-from helpers.study import Protocol, read_protocol
+from helpers.study import Protocol
 
 PAGE = DATA / "evidence" / "PROTOCOL-2.md"
 FULL = "full"
@@ -482,18 +482,6 @@ def which_weights(study: SecondStudy, text: str) -> tuple[RecipeRow, ...]:
     ]
     at = study.rules.levels.index(study.choices.level)
     return tuple(sorted(rows, key=lambda row: (row.forgetting[at] is None, row.forgetting[at] or 0.0)))
-
-
-def recorded_recipes(base: str, folder: str | File | None = None) -> tuple[RecipeRow, ...]:
-    """Every row of a base, text by text, from the records; empty before its main runs.
-
-    Args:
-        base: its section in the protocol, e.g. "tiny".
-        folder: where its runs are; None: those that the course ships.
-    """
-    place = folder or PAGE.parent / "study2" / "runs" / PROFILES[base].model_name
-    study = read_second_study(place, read_protocol(PAGE), base)
-    return tuple(row for text in sorted({r.text for r in study.runs}) for row in which_weights(study, text))
 
 
 def recipe_row(study: SecondStudy, recipe: Recipe, text: str) -> RecipeRow:

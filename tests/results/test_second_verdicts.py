@@ -26,7 +26,6 @@ from helpers.results.second_verdicts import (
     rate_changes,
     read_second_study,
     recipe_row,
-    recorded_recipes,
     rewinding_removes_the_rate,
     which_weights,
 )
@@ -395,9 +394,15 @@ def written(folder, records):
     return folder
 
 
+def rows_in(base, folder):
+    """The rows of every text, from the records of a folder."""
+    study = read_second_study(folder, read_protocol(PAGE), base)
+    return tuple(row for text in sorted({r.text for r in study.runs}) for row in which_weights(study, text))
+
+
 def test_the_rows_of_every_text_are_read_from_a_folder(tmp_path):
     runs = [record("full", text, seed) for text in ("alice", "edgar") for seed in range(3)]
-    rows = recorded_recipes("tiny", written(tmp_path, tuning() + runs))
+    rows = rows_in("tiny", written(tmp_path, tuning() + runs))
     assert [(r.text, str(r.recipe), r.n_runs) for r in rows] == [
         ("alice", "full, 0.0001, rewound", 3),
         ("alice", "full, 0.0001, stopped", 3),
@@ -407,8 +412,8 @@ def test_the_rows_of_every_text_are_read_from_a_folder(tmp_path):
 
 
 def test_before_the_main_runs_there_is_no_row(tmp_path):
-    assert recorded_recipes("tiny", written(tmp_path, tuning())) == ()
-    assert recorded_recipes("smollm2", tmp_path / "nothing here") == ()
+    assert rows_in("tiny", written(tmp_path, tuning())) == ()
+    assert rows_in("smollm2", tmp_path / "nothing here") == ()
 
 
 def test_a_replay_is_a_recipe_of_its_own():

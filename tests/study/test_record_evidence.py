@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.measuring.comparison import forgetting_difference, frontier
-from helpers.models.loading import build_model, mini_config
+from helpers.models.loading import mini_config
 from helpers.profiles import DATA, ROOT, TINY
 from helpers.study import runner as evidence
 from helpers.study.laboratory import StudySettings
@@ -489,22 +489,9 @@ def test_evidence_of_another_protocol_or_model_is_named_and_refused(small_study,
         assert record(small_study, "--start-over", "--stages", "tune") == 0
 
 
-def test_a_retention_text_of_another_base_is_refused(small_study, small_model, tmp_path, monkeypatch):
+def test_a_retention_text_of_another_base_is_refused(small_study, tmp_path, monkeypatch):
     record(small_study, "--stages", "tune")
-    other = tmp_path / "two-layers"
-    shutil.copytree(small_model, other)
-    build_model(
-        mini_config(
-            hidden_size=16,
-            num_layers=2,
-            num_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            window_size=16,
-            attention_types=[[["global", "local"], 1]],
-        ),
-        seed=4,
-    ).save_pretrained(other)
+    other = tiny.saved(tmp_path / "two-layers", seed=4)
     monkeypatch.setenv("COURSE_MODEL", str(other))
     with pytest.raises(SystemExit, match="another base"):
         record(small_study)

@@ -36,7 +36,7 @@ SHAPES = {
 }
 
 
-def saved(folder, family: str = "gpt_neo"):
+def saved(folder, family: str = "gpt_neo", seed: int = 3):
     """A random model of two layers with the miniature's tokenizer, the same each time; give its folder as COURSE_MODEL."""
     config = mini_config(
         hidden_size=16,
@@ -56,7 +56,7 @@ def saved(folder, family: str = "gpt_neo"):
             eos_token_id=0,
             tie_word_embeddings=True,
         )
-    build_model(config, seed=3).save_pretrained(folder)
+    build_model(config, seed=seed).save_pretrained(folder)
     load_tokenizer(TINY.model).save_pretrained(folder)
     return folder
 
