@@ -135,7 +135,7 @@ BAD = {
     "no time": (["compare", "--text", "{folder}/a.txt", "--minutes", "0"], "--minutes must be"),
     "no memory": (["compare", "--text", "{folder}/a.txt", "--memory", "much"], "--memory must be"),
     "fewer seeds than none": (["study", "first", "--seeds", "-1", "--dry-run"], "--seeds"),
-    "no process": (["study", "first", "--processes", "0", "--dry-run"], "--processes"),
+    "fewer than no process": (["study", "first", "--processes", "-1", "--dry-run"], "--processes"),
     "no folder of books": (["study", "first", "--books", "{folder}/none", "--dry-run"], "--books"),
     "fewer workers than none": (["study", "second", "--workers", "-1", "--dry-run"], "--workers"),
     "a file for a folder": (
