@@ -97,6 +97,11 @@ def _shown(values: list[float]) -> str:
     return ", ".join(f"{v:,.4g}" if abs(v) < 1000 else f"{v:,.0f}" for v in values) or "nothing"
 
 
+def _shown_argument(argument: Any) -> str:
+    shape = getattr(argument, "shape", None)
+    return str(argument) if shape is None else f"a tensor of shape {tuple(shape)}"
+
+
 def _shown_case(case: tuple) -> str:
-    text = ", ".join(str(argument) for argument in case)
+    text = ", ".join(_shown_argument(argument) for argument in case)
     return text if len(text) <= 160 else f"{text[:157]}…"

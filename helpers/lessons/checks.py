@@ -147,14 +147,14 @@ def judge_number(
 
     Args:
         mistakes: wrong value to what probably happened.
-        within: absolute difference that still counts as equal.
+        within: absolute difference that still counts as equal; from a small wrong value a twentieth of it at most.
     """
     found = finite(answer)
     if math.isclose(found, correct, rel_tol=1e-9, abs_tol=within):
         return right(praise)
-    for value, reason in mistakes.items():
-        if math.isclose(found, value, rel_tol=1e-9, abs_tol=within):
-            return wrong(reason)
+    near = min(mistakes, key=lambda value: abs(found - value))
+    if math.isclose(found, near, rel_tol=1e-9, abs_tol=min(within, abs(near) / 20)):
+        return wrong(mistakes[near])
     for value, reason in _of_another_form(correct).items():
         if math.isclose(found, value, rel_tol=1e-3):
             return wrong(reason)
@@ -165,8 +165,8 @@ def _of_another_form(correct: float) -> dict[float, str]:
     """The right number in a form that was not asked for, to what it is."""
     return {
         -correct: "the size is right, and the sign is turned round.",
-        100
-        * correct: "this is a hundred times the right number. Percent is not asked for here: look at the unit.",
+        100 * correct: "this is a hundred times the right number. Look at the unit that is asked for.",
+        correct / 100: "this is a hundredth of the right number. Look at the unit that is asked for.",
     }
 
 

@@ -56,7 +56,7 @@ def test_each_mistake_about_the_uniform_guess_is_named(answer, words):
 
 @pytest.mark.parametrize(
     "answer",
-    [-9.5, 9.5, 9.516, -0.095, "-9.5", "9.5%", torch.tensor(-9.5163), [9.5], 100 * (math.exp(-0.1) - 1)],
+    [-9.5, 9.5, 9.516, "-9.5", "9.5%", torch.tensor(-9.5163), [9.5], 100 * (math.exp(-0.1) - 1)],
 )
 def test_the_perplexity_change_is_right_in_every_form(answer):
     assert reply_to("00b", answer).ok
@@ -68,6 +68,7 @@ def test_the_perplexity_change_is_right_in_every_form(answer):
         (10, "accuracy"),
         (-10, "accuracy"),
         (0.10, "accuracy"),
+        (-0.095, "the share is right"),
         (10.5, "before"),
         (90.5, "what is left"),
         (0.905, "ratio"),

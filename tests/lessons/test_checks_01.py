@@ -71,8 +71,9 @@ def test_a_right_answer_passes_in_every_form(name, answer):
         (MASKED.softmax(-1), "after the softmax"),
         (SCORES, "the mask is missing"),
         (SCORES.masked_fill(~PAST, 0.0), "hid the future with 0"),
-        (SCORES.masked_fill(PAST, -INF), "may see are hidden"),
-        (SCORES.masked_fill(~PAST.tril(-1), -INF), "may see are hidden"),
+        (SCORES.masked_fill(PAST, -INF), "the mask is turned round"),
+        (SCORES.masked_fill(~PAST.tril(-1), -INF), "no token sees itself"),
+        (SCORES.masked_fill(~PAST.tril(-2), -INF), "may see are hidden"),
         (SCORES.masked_fill(~torch.ones(8, 8).tril(1).bool(), -INF), "not every later token is hidden"),
         (torch.zeros(1, 2, 8, 8) * -INF, "there is NaN"),
         (Q.transpose(-1, -2) @ K, "features against features"),
@@ -428,3 +429,19 @@ def test_01f_names_the_mistake_in_the_ablation(answer, named):
 def test_01f_is_not_disturbed_by_an_earlier_wrong_answer():
     reply_to("01f", ablation(over_positions, removes=False))
     assert reply_to("01f", ablation(over_positions)).ok is True
+
+
+def test_01d_a_leak_behind_a_layer_norm_needs_a_change_that_it_keeps():
+    def probe(part, x, change):
+        before = part(x)
+        for j in range(1, x.shape[1]):
+            other = x.clone()
+            change(other[:, j])
+            if not torch.equal(part(other)[:, :j], before[:, :j]):
+                return True
+        return False
+
+    assert reply_to("01d", lambda part, x: probe(part, x, lambda token: token.neg_())).ok
+    assert reply_to("01d", lambda part, x: probe(part, x, lambda token: token[..., 0].add_(1))).ok
+    reply = reply_to("01d", lambda part, x: probe(part, x, lambda token: token.add_(1)))
+    assert not reply.ok and "turn its sign round" in reply.message

@@ -32,31 +32,46 @@ def uniform_guess(answer: Any) -> Reply:
             4096.0: "4,096 is the perplexity, e to the power of the loss. Take its natural logarithm.",
             -UNIFORM: "the size is right, the sign is not: the loss is minus ln p, and ln of a number below 1 is negative.",
             1 / 4096: "1 / 4,096 is the probability of each token. The loss is minus its natural logarithm.",
+            UNIFORM
+            / 4096: "this is -p ln p, one term of a sum over all 4,096 tokens. The loss of one token is -ln p.",
+            UNIFORM
+            - 3.5: "this is how far 3.5 lies below the loss of the guess. Asked is the loss of the guess itself.",
         },
         within=0.006,
+        otherwise="Each of 4,096 tokens has the same probability p. Read the hints, one at a time.",
     )
 
 
 @exercise("00b")
 def perplexity_change(answer: Any) -> Reply:
     """The change of perplexity, in percent, when the loss falls by 0.10 nats; the sign is free."""
-    size = abs(number(answer))
-    size = 100 * size if size < 0.2 else size  # 0.095 is 9.5 percent as well
     return judge_number(
-        size,
+        abs(number(answer)),
         100 * (1 - math.exp(-0.1)),
         "The perplexity is 9.5% lower: e^-0.1 = 0.905.",
         {
-            10.0: "0.10 nats is not ten points of accuracy, and not exactly ten percent of anything: work out e^-0.1.",
+            **dict.fromkeys(
+                (10.0, 0.1),
+                "0.10 nats is not ten points of accuracy, and not exactly ten percent of anything: work out e^-0.1.",
+            ),
             100
             * (
                 math.exp(0.1) - 1
             ): "10.5% is e^0.1 - 1: how much higher the perplexity was *before*, seen from after. "
             "Asked is the fall, seen from before: 1 - e^-0.1.",
             100 * math.exp(-0.1): "90.5% is what is left of the perplexity. Asked is how much is gone.",
+            1
+            - math.exp(
+                -0.1
+            ): "the share is right: 0.095. Asked is a number of percent, a hundred times as much.",
             0.905: "0.905 is the ratio of the two perplexities. Asked is the change in percent.",
             100 * (1 - 2**-0.1): "6.7% comes from powers of 2, but the loss is in nats: use powers of e.",
-            100 * 0.1 / math.log(2): "0.144 is the loss in bits. Asked is the perplexity.",
+            100 * (1 - 10**-0.1): "20.6% comes from powers of 10, but the loss is in nats: use powers of e.",
+            10
+            / 3.5: "2.9% is how far the *loss* falls, seen from 3.5. Asked is the perplexity, e to the power of the loss.",
+            **dict.fromkeys(
+                (0.1 / math.log(2), 10 / math.log(2)), "0.144 is the loss in bits. Asked is the perplexity."
+            ),
         },
         within=0.06,
         otherwise="Perplexity is e to the power of the loss. Divide the one after by the one before.",
@@ -127,6 +142,16 @@ def _judge_leaks(leaks: set[str]) -> Reply:
         return wrong(
             "the roles are right. Of the windows, a, b and c are on the training side; asked is which windows "
             "on the held-out side leak."
+        )
+    if leaks == set("defg"):
+        return wrong(
+            "the roles are right. But you name every window of the held-out side, and two of them are clean: no "
+            "training window is from chapter 7 or chapter 9."
+        )
+    if not leaks:
+        return wrong(
+            "the roles are right. You name no window at all. Two held-out windows come from chapters that were trained on "
+            "as well, and a leak need not be a whole window: some shared tokens are enough, or the next page of a scene."
         )
     if "f" in leaks:
         return wrong(

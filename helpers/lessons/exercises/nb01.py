@@ -48,6 +48,8 @@ def _as_scores(answer: Any, shape: torch.Size) -> torch.Tensor | Reply:
             "these are 32 x 32 numbers a head: features against features. A score belongs to two tokens: "
             "transpose the keys, q @ k.transpose(-1, -2)."
         )
+    if found.shape == (1, *shape[2:]):
+        return wrong("these are the scores of one head. There are two: keep the dimension of the heads.")
     if found.shape != shape:
         return wrong(
             f"the shape is {tuple(found.shape)}; (1, 2, 8, 8) is asked for: batch, heads, queries, keys."
@@ -78,7 +80,18 @@ def _judge_visible(found: torch.Tensor, scores: torch.Tensor, visible: torch.Ten
         return wrong(
             "each row sums to 1: these are weights, after the softmax. The scores before it are asked for."
         )
-    if (found[..., visible] <= HIDDEN).any():
+    hidden, diagonal = found <= HIDDEN, torch.eye(len(visible)).bool()
+    if hidden[..., visible].all() and not hidden[..., ~visible].any():
+        return wrong(
+            "the mask is turned round: what a query may see is hidden, and the future is shown. masked_fill fills where "
+            "the mask is True, so give it what may *not* be seen."
+        )
+    if hidden[..., diagonal].all() and not hidden[..., visible & ~diagonal].any():
+        return wrong(
+            "the diagonal is hidden: no token sees itself. A query sees itself and every token before it: "
+            "the lower triangle stays, with the diagonal."
+        )
+    if hidden[..., visible].any():
         return wrong(
             "some tokens that a query may see are hidden. A query sees itself and every token before it: "
             "the lower triangle stays, with the diagonal."

@@ -326,6 +326,10 @@ def _wrong_for_the_last(x):
     return 2 * x + (x[0, 0, 0] > 50)
 
 
+def _a_little_off_for_the_last(x):
+    return 2 * x * (1 + 2.5e-5 * (x[0, 0, 0] > 50))
+
+
 def _wrong_for_the_first(x):
     return 2 * x + (x[0, 0, 0] < 50)
 
@@ -335,6 +339,13 @@ PRACTICE_PROOFS: tuple[tuple[str, Function, Function, bool], ...] = (
     ("is the true one", _doubled, _doubled, True),
     ("is off by rounding alone", lambda x: 2 * x * (1 + 3e-7), _doubled, True),
     ("is off by one part in a thousand", lambda x: 2.002 * x, _doubled, False),
+    ("is off by one part in forty thousand", lambda x: 2 * x * (1 + 2.5e-5), _doubled, False),
+    (
+        "is off by one part in forty thousand, for the last input alone",
+        _a_little_off_for_the_last,
+        _doubled,
+        False,
+    ),
     ("has the opposite sign", lambda x: -2 * x, _doubled, False),
     ("is wrong at the last token alone", _wrong_at(-1), _doubled, False),
     ("is wrong at the first token alone", _wrong_at(0), _doubled, False),
@@ -373,6 +384,10 @@ def is_proved_equal(
     return bool(over(found))
 
 
+def _mean_error(mine, real, inputs):
+    return sum(residual_error(mine(x.clone()), real(x.clone())) for x in inputs) / len(inputs) < CLOSE
+
+
 def _greater(mine, real, inputs):
     return not any(residual_error(mine(x.clone()), real(x)) > CLOSE for x in inputs)
 
@@ -403,6 +418,15 @@ MISPROVED: tuple[tuple[Proof, str], ...] = (
     (
         lambda mine, real, inputs: is_proved_equal(mine, real, inputs, below=1e-2),
         "your limit is too loose: an error of one part in a thousand passes. A rounding error is below 1e-5.",
+    ),
+    (
+        lambda mine, real, inputs: is_proved_equal(mine, real, inputs, below=1e-4),
+        "your limit is too loose: an error of one part in forty thousand passes. A rounding error is below 1e-5.",
+    ),
+    (
+        _mean_error,
+        "you ask for a small *mean* error over the inputs: one input that fails can hide behind those that agree. Ask of "
+        "each input, or take the largest error.",
     ),
     (
         lambda mine, real, inputs: is_proved_equal(

@@ -36,8 +36,16 @@ def _first_reads(x, source, share=1.0):
     return torch.cat([x[:, :1] + share * x[:, source, None], x[:, 1:]], dim=1)
 
 
+def _next_token_centred(x):
+    return torch.cat([x[:, :-1] + _centred(x[:, 1:]), x[:, -1:]], dim=1)
+
+
 def _third_reads_fourth(x):
     return torch.cat([x[:, :2], x[:, 2:3] + x[:, 3:4], x[:, 3:]], dim=1)
+
+
+def _fourth_reads_fifth(x):
+    return torch.cat([x[:, :3], x[:, 3:4] + x[:, 4:5], x[:, 4:]], dim=1)
 
 
 # (what it does, the part, whether it looks ahead); x is (1, 6, 4)
@@ -49,6 +57,7 @@ PRACTICE_PARTS: tuple[tuple[str, Part, bool], ...] = (
     ("each token minus the mean over all tokens", lambda x: x - x.mean(1, keepdim=True), True),
     ("token 0 reads the last token, and nothing else looks ahead", lambda x: _first_reads(x, -1), True),
     ("token 2 reads token 3, and nothing else looks ahead", _third_reads_fourth, True),
+    ("token 3 reads token 4, and nothing else looks ahead", _fourth_reads_fifth, True),
     ("every token reads the last one", lambda x: x + x[:, -1:], True),
     ("token 0 reads a millionth of token 3", lambda x: _first_reads(x, 3, 1e-6), True),
 )
@@ -63,7 +72,7 @@ def _probe(part, x, places, outputs, equal=torch.equal):
     before = part(x)
     for j in places:
         other = x.clone()
-        other[:, j] += 1.0
+        other[:, j] = -other[:, j]  # a LayerNorm takes away what is added to the whole width; a sign it keeps
         seen = outputs(j)
         if not equal(part(other)[:, seen], before[:, seen]):
             return True
@@ -116,6 +125,10 @@ MISPROBED: tuple[tuple[Probe, str], ...] = (
         "you change only the token in the middle. Change each in turn.",
     ),
     (
+        lambda part, x: _probe(part, x, range(x.shape[1] - 1), _earlier),
+        "you never change the last token. A token before it may read just that one: let the loop run to the end.",
+    ),
+    (
         lambda part, x: _probe(part, x, range(1, x.shape[1]), lambda j: slice(j - 1, j)),
         "you look only at the output just before the changed token. Look at all of them: [:, :j].",
     ),
@@ -129,13 +142,12 @@ MISPROBED: tuple[tuple[Probe, str], ...] = (
 @exercise("01d")
 def check_probe(answer: Any) -> Reply:
     """A function (part, x) -> bool, tried on parts that do and do not look ahead."""
-    x = 1 + torch.rand(
-        1, 6, 4, generator=torch.Generator().manual_seed(3)
-    )  # no number near 0: allclose is blind
+    dice = torch.Generator().manual_seed(3)
+    x = 1 + torch.randint(64, (1, 6, 4), generator=dice) / 64  # not near 0; means of four are exact
     found = tuple(_verdict(answer, part, x) for _, part, _ in PRACTICE_PARTS)
     if found == tuple(truth for *_, truth in PRACTICE_PARTS):
-        return right(
-            f"{len(found)} parts, all told apart. You can test a model whose code you have never seen."
+        return _judge_centred(answer, x) or right(
+            f"{len(found) + 1} parts, all told apart. You can test a model whose code you have never seen."
         )
     for probe, reason in MISPROBED:
         if found == tuple(bool(probe(part, x)) for _, part, _ in PRACTICE_PARTS):
@@ -145,6 +157,16 @@ def check_probe(answer: Any) -> Reply:
     )
     return wrong(
         f"one part computes {what}. It {'does' if truth else 'does not'} look ahead; you say {not truth}."
+    )
+
+
+def _judge_centred(answer: Any, x: torch.Tensor) -> Reply | None:
+    if _verdict(answer, _next_token_centred, x):
+        return None
+    return wrong(
+        f"{len(PRACTICE_PARTS)} parts are told apart. One more reads the next token after taking its mean away, as a "
+        "LayerNorm does, and you say False. A number added to all features is in the mean, so it is taken away too. "
+        "Change a token otherwise: turn its sign round, other[:, j] = -x[:, j], or change one feature."
     )
 
 
@@ -227,6 +249,10 @@ MISSPLIT: tuple[tuple[Split, str], ...] = (
     (
         lambda p, ln, row: (_centred(p) / (p.sum(0).var(-1, keepdim=True) + ln.eps).sqrt() * ln.weight) @ row,
         "your variance is divided by width − 1. LayerNorm divides by width: var(unbiased=False).",
+    ),
+    (
+        lambda p, ln, row: (_centred(p) / (p.var(unbiased=False) + ln.eps).sqrt() * ln.weight) @ row,
+        "your σ is taken over all numbers of all pieces. Take the σ of the stream, which is their sum: pieces.sum(0).",
     ),
     (
         lambda p, ln, row: logit_by_piece(p, ln, row) / logit_by_piece(p, ln, row).sum(),
@@ -408,6 +434,7 @@ def turned_with(
     speeds: str = "falling",
     sign: int = 1,
     places: str = "given",
+    back: str = "as they came",
 ) -> torch.Tensor:
     """Rotary positions (Su and others 2021) as Llama has them; each choice but the first is a known mistake."""
     half = t.shape[-1] // 2
@@ -422,13 +449,19 @@ def turned_with(
     angle = sign * place[:, None] * theta**exponent  # (time, half)
     a, b = (t[..., :half], t[..., half:]) if pairs == "halves" else (t[..., ::2], t[..., 1::2])
     turned = a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()
-    return torch.cat(turned, -1) if pairs == "halves" else torch.stack(turned, -1).flatten(-2)
+    together = (pairs == "halves") == (back == "as they came")
+    return torch.cat(turned, -1) if together else torch.stack(turned, -1).flatten(-2)
 
 
 MISTURNED: tuple[tuple[dict[str, Any], str], ...] = (
     (
         {"pairs": "neighbours"},
         "you pair neighbours, 0 with 1 and 2 with 3. Some models do. Llama pairs number i with number i + head_dim/2.",
+    ),
+    (
+        {"back": "otherwise"},
+        "the turned numbers stand in the wrong places: you pair the halves, and put the pairs back side by side. Put "
+        "half after half: torch.cat.",
     ),
     ({"sign": -1}, "you turn the other way: a·cos − b·sin comes first, then b·cos + a·sin."),
     (

@@ -135,8 +135,8 @@ def whole_roles_nearest_65_million(answer: Any) -> Reply:
         )
     if roles in ({"attention", "mlp"}, {"attention", "mlp", "norm"}):
         return wrong(
-            f"{n:,} is 48% less than 163.8 M, but that total counts the tied head twice, and {n / 1e6:.0f} M "
-            "is far from 65 M. Compare counts, not shares."
+            f"these sum to {n:,}, which is far from 65 M: try all 31. ({n / 1e6:.0f} M is 48% less than 163.8 M, a total "
+            "that counts the tied head twice. If that is why you chose it: compare counts, not shares.)"
         )
     if roles == _NEAREST | {"norm"}:
         return wrong(f"very near: {n:,}. But the LayerNorms take it a little further away from 65 M.")
@@ -148,6 +148,11 @@ def whole_roles_nearest_65_million(answer: Any) -> Reply:
     if roles == {"mlp", "norm"}:
         return wrong(
             f"this is the plan as the article describes it, {n:,}. Other choices come nearer to 65 M."
+        )
+    if roles == _NEAREST | {"position_embedding"}:
+        return wrong(
+            f"these are all the roles that the article says it freezes, {n:,}. The position embedding is one too many: "
+            "without it the sum is nearer to 65 M."
         )
     return wrong(
         f"these sum to {n:,}, {abs(n - 65_000_000):,} away from 65 M. Another choice is nearer: try all 31."
@@ -196,6 +201,17 @@ _MISTAKES = (  # (low, high) in percent, and what probably happened
         "this is near two mistakes. Either you counted gradients: at the fullest moment they are not made yet, look at "
         "the second column. Or you took away all of the optimizer state: only the part of the frozen weights goes.",
     ),
+    (
+        0.05,
+        0.104,
+        "a share of this size is right. Asked is a number of percent, a hundred times as much.",
+    ),
+    (
+        36,
+        39,
+        "you let the activations shrink with R as well. They stay nearly what they are: of this table, only the optimizer "
+        "state has a part for each trainable parameter.",
+    ),
     (24, 31, "this is the article's number, or a guess. Work it out from the table, kind by kind."),
     (20, 23, "this is the fall with the course's engine. Asked is the stock setting."),
     (
@@ -211,9 +227,8 @@ _MISTAKES = (  # (low, high) in percent, and what probably happened
 
 @exercise("03c")
 def fall_of_the_peak(answer: Any) -> Reply:
-    """Percent by which the peak falls, stock setting; a share such as 0.09 and either sign are read as well."""
+    """Percent by which the peak falls, stock setting; either sign is read as well."""
     size = abs(number(answer))
-    size = 100 * size if size < 1 else size
     if 5 <= size <= 10.4:
         return right(
             f"The budget says {FALL}%: the optimizer state shrinks with R, which alone is almost 6%, and the "
@@ -267,6 +282,9 @@ def largest_batches(answer: Any) -> Reply:
             13,
             28,
         ): "you divided by R. R says how many parameters train; most of the peak does not depend on it.",
+        tuple(
+            math.floor(1 + (FREE - peaks[1]) / ((peaks[8] - peaks[1]) / 8)) for peaks in PEAKS.values()
+        ): "you divided the difference of the two peaks by 8. From batch 1 to batch 8 there are 7 windows more.",
         BATCHES[::-1]: "the numbers are right, and the order is not: full training first.",
     }
     if found == BATCHES:
@@ -337,6 +355,12 @@ _ALWAYS = (
 _CHAIN_MISTAKES: tuple[tuple[Callable, str], ...] = (  # wrong counts of the terms, and what probably happened
     (lambda t: len(t) + 2 * sum(t) - any(t), _STOPPED),
     (lambda t: len(t) + 2 * sum(t), _STOPPED),
+    (lambda t: len(t) + sum(t) + sum(t[1:]), _STOPPED),
+    (
+        lambda t: len(t) + sum(t) + sum(t[:-1]),
+        "you ask only whether the layer directly below trains. The gradient of an input is needed if *any* layer below "
+        "trains: any(trains[:i]).",
+    ),
     (lambda t: 2 * len(t) - 1 + sum(t), _ALWAYS),
     (lambda t: 2 * len(t) + sum(t), _ALWAYS),
     (
@@ -366,6 +390,9 @@ def _chain_mistakes() -> dict[Callable, str]:
             sum(t) / len(t)
         ): "you return the trainable share R. The forward pass, and the gradients that pass "
         "through frozen layers, cost time too.",
+        lambda t: (
+            _price(t) / 11
+        ): "you always divide by 11, the terms of full training with four layers. Another number of layers has others.",
         _price: "you return the number of terms. Divide by the number of terms when every layer trains.",
         lambda t: (
             _price(t) / (3 * len(t))

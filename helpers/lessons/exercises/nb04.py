@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 
 from helpers.lessons.cases import judge_function
-from helpers.lessons.checks import FAULTS, Reply, call, exercise, judge_number, right, value_of, wrong
+from helpers.lessons.checks import Reply, call, exercise, judge_number, right, value_of, wrong
 from helpers.lessons.reading import named, number, plain
 
 # --- 04c: which rate? --------------------------------------------------------------
@@ -23,6 +23,7 @@ TWO_PLANS = {"full": {3e-5: 3.39, 1e-4: 3.35, 3e-4: 3.38}, "main": {1e-4: 3.36, 
 UPPER_EDGE = {"main": {1e-4: 3.40, 3e-4: 3.35, 1e-3: 3.31}}
 LOWER_EDGE = {"main": {1e-4: 3.30, 3e-4: 3.35, 1e-3: 3.41}}
 DIVERGED = {"main": {1e-3: NAN, 1e-4: 3.36, 3e-4: 3.33}}
+DIVERGED_INSIDE = {"main": {3e-4: NAN, 1e-4: 3.40, 1e-3: 3.33, 3e-3: 3.37}}  # min() returns the first
 ANY_ORDER = {"main": {3e-4: 3.33, 1e-3: 3.37, 1e-4: 3.36}}
 ANY_ORDER_EDGE = {"main": {3e-4: 3.35, 1e-3: 3.31, 1e-4: 3.40}}
 
@@ -81,12 +82,16 @@ def _judge_awkward(choose: Callable) -> Reply:
             "your function trusts the order of the table. The edge is the smallest and the largest rate, "
             "wherever they stand."
         )
-    found = _chosen(choose, DIVERGED)["main"]
+    inside, found = (_chosen(choose, table)["main"] for table in (DIVERGED_INSIDE, DIVERGED))
+    if inside != 1e-3:
+        return wrong(
+            f"for {DIVERGED_INSIDE['main']} you chose {inside}. NaN is a run that diverged, and it must not win. A "
+            "comparison with NaN is always False, with math.nan too, so min() may return it: math.isnan finds it."
+        )
     if found != 3e-4:
         return wrong(
-            f"for {DIVERGED['main']} you chose {found}. NaN is a run that diverged. It must not win (a "
-            "comparison with NaN is always False, so min() may return it: math.isnan finds it). And it is a neighbour that "
-            "was tried: its rate counts when you ask for the edge."
+            f"for {DIVERGED['main']} you chose {found}. A run that diverged is a neighbour that was tried: its rate counts "
+            "when you ask for the edge."
         )
     return right("A rate for each plan, never from the edge of a grid, and no prize for a run that diverged.")
 
@@ -117,135 +122,6 @@ def _rate(value: Any) -> float | str:
 
 def _says_wider(value: Any) -> bool:
     return isinstance(value, str) and value.strip().lower() == WIDER
-
-
-# --- 04d: a run that survives a kill -----------------------------------------------
-
-SAVED_AT, KILLED_AT, END = 3, 5, 8
-
-
-@exercise("04d")
-def resume_exactly(answer: Any) -> Reply:
-    """A pair of functions: ``save(model, optimizer, step)`` and ``load(saved, model, optimizer)``."""
-    save, load = _two_functions(answer)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return _judge_resume(save, load)
-    except FAULTS as error:
-        return wrong(f"your functions stopped with {type(error).__name__}: {error}.")
-
-
-def _two_functions(answer: Any) -> tuple[Callable, Callable]:
-    pair = (
-        (answer["save"], answer["load"])
-        if isinstance(answer, dict) and {"save", "load"} <= set(answer)
-        else answer
-    )
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(callable(f) for f in pair):
-        raise ValueError("two functions are asked for: answer_04d = (save, load)")
-    if [getattr(f, "__name__", "") for f in pair] == ["load", "save"]:
-        raise ValueError("save comes first: answer_04d = (save, load)")
-    return tuple(pair)
-
-
-def _judge_resume(save: Callable, load: Callable) -> Reply:
-    model, optimizer = _toy(seed=0)
-    _toy_steps(model, optimizer, 0, SAVED_AT)
-    then = _all_of(model, optimizer)
-    saved = save(model, optimizer, SAVED_AT)
-    if saved is None:
-        return wrong(
-            "save returns nothing, so load has nothing to put back. Return one value that holds all."
-        )
-    _toy_steps(model, optimizer, SAVED_AT, KILLED_AT)  # work that the kill will lose
-    lost = _all_of(model, optimizer)
-    model, optimizer = _toy(seed=999)  # a new process: other weights, empty optimizer, other dice
-    step = load(saved, model, optimizer)
-    problem = _what_is_missing(_all_of(model, optimizer), then, lost) or _wrong_step(step)
-    if problem:
-        return wrong(problem)
-    _toy_steps(model, optimizer, SAVED_AT, END)
-    unbroken, its_optimizer = _toy(seed=0)
-    _toy_steps(unbroken, its_optimizer, 0, END)
-    if not _same(_all_of(model, optimizer)["weights"], _all_of(unbroken, its_optimizer)["weights"]):
-        return wrong(
-            "all is back after loading, and yet the end differs. Does your function change anything else?"
-        )
-    return right("Weights, moments, random state and place in the data: the end is the same, bit for bit.")
-
-
-def _what_is_missing(now: dict, then: dict, lost: dict) -> str | None:
-    """The first part of the run that is not what it was when it was saved."""
-    for part, name in (("weights", "weights"), ("moments", "optimizer's moments")):
-        if not _same(now[part], then[part]) and _same(now[part], lost[part]):
-            return (
-                f"the {name} that you saved went on changing while training went on: state_dict() hands out the "
-                "living tensors. Copy them (copy.deepcopy, or clone each)."
-            )
-    if not _same(now["weights"], then["weights"]):
-        return "the weights are not those of the moment of saving. Save model.state_dict() and load it."
-    if not _same(now["moments"], then["moments"]):
-        return (
-            "the weights are back, but AdamW's moments are not: it starts again without its memory of earlier "
-            "gradients. Save and load the optimizer's state_dict() as well."
-        )
-    if not _same(now["dice"], then["dice"]):
-        return (
-            "weights and moments are back, but the random state is not, so dropout strikes other numbers. Keep "
-            "torch.get_rng_state(), and set it as the last thing that load does."
-        )
-    return None
-
-
-def _wrong_step(step: Any) -> str | None:
-    if step is None:
-        return "all is back, but load returns nothing. It should return the step at which the run goes on."
-    try:
-        found = number(step)
-    except ValueError as fault:
-        return f"all is back, but load should return the step at which the run goes on: {fault}."
-    if found == 0:
-        return (
-            "load returns step 0, so the data order starts from the beginning: the run sees its first batches "
-            "twice. Save the step, and return it."
-        )
-    if found != SAVED_AT:
-        return (
-            f"load returns step {step}, but the run was saved after step {SAVED_AT}. Return what was saved."
-        )
-    return None
-
-
-def _toy(seed: int):
-    """A small model with dropout, so that the random state matters, and its optimizer."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
-    return model, torch.optim.AdamW(model.parameters(), lr=0.05)
-
-
-def _toy_steps(model, optimizer, first: int, last: int) -> None:
-    data = torch.arange(END * 12.0).reshape(END, 3, 4).sin()  # (steps, batch, features)
-    model.train()
-    for step in range(first, last):
-        optimizer.zero_grad()
-        (model(data[step]) - 1).square().mean().backward()
-        optimizer.step()
-
-
-def _all_of(model, optimizer) -> dict[str, list[torch.Tensor]]:
-    """Copies of everything that decides how the run goes on."""
-    moments = [
-        torch.as_tensor(v).clone() for p in model.parameters() for _, v in sorted(optimizer.state[p].items())
-    ]
-    return {
-        "weights": [p.detach().clone() for p in model.parameters()],
-        "moments": moments,
-        "dice": [torch.get_rng_state()],
-    }
-
-
-def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 # --- 04a: unequal lengths ----------------------------------------------------------
@@ -281,6 +157,14 @@ def loss_over_unequal_lengths(answer: Any) -> Reply:
                 f"by {n_tokens - n}."
                 for _, n in MICRO_BATCHES
             },
+            sum(mean / n for mean, n in MICRO_BATCHES)
+            / sum(
+                1 / n for _, n in MICRO_BATCHES
+            ): "your weights are turned round: you weigh each mean by one over its "
+            "tokens. Weigh it by its tokens.",
+            total
+            / 400: "1,620 nats are right. But the batch has 500 tokens, and you divided by 400, those of the first "
+            "micro-batch.",
             12.0: "you added up the three means. A mean cannot be added up: turn each back into a sum first.",
             12.0
             / n_tokens: "you divided the sum of the *means* by the tokens. First turn each mean back into a sum: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -238,6 +239,11 @@ def verdicts_of_intervals(answer: Any) -> Reply:
         return right(
             "All seven. A verdict asks two questions: which side of zero, and large enough to count?"
         )
+    if (given[0], given[4]) == ("does not hold", "holds"):
+        return wrong(
+            f"{len(CASES) - len(errors)} of {len(CASES)} are right. You read the sign the other way round: in number 1 the "
+            "whole interval is below zero, which is less forgetting, and in number 5 it is above zero, which is more."
+        )
     n, found = errors[0]
     mean, low, high = CASES[n - 1]
     reason = MISREAD.get((n, found), f"compare [{low:+.3f}, {high:+.3f}] with zero and with -{SMALLEST:g}.")
@@ -404,9 +410,12 @@ def forgetting(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
     return (p.exp() * (p - q)).sum(-1).mean()
 
 
-def _over_time(base, tuned):
-    p, q = log_softmax(base, 1), log_softmax(tuned, 1)
-    return (p.exp() * (p - q)).sum(1).mean()
+def _over_time(summed: int) -> Callable:
+    def mistake(base, tuned):
+        p, q = log_softmax(base, 1), log_softmax(tuned, 1)
+        return (p.exp() * (p - q)).sum(summed).mean()
+
+    return mistake
 
 
 def _cross_entropy(base, tuned):
@@ -451,7 +460,10 @@ def forgetting_from_logits(answer: Any) -> Reply:
             lambda b, t: (
                 (log_softmax(b, -1).exp() * (b - t)).sum(-1).mean()
             ): "you subtract logits. ln p and ln q are log_softmax of the logits: take that of both first.",
-            _over_time: "your softmax runs over the tokens (dim 1). The vocabulary is the last dimension: dim=-1.",
+            **dict.fromkeys(
+                (_over_time(1), _over_time(-1)),
+                "your softmax runs over the tokens (dim 1). The vocabulary is the last dimension: dim=-1.",
+            ),
             _cross_entropy: "this is the cross-entropy: it is not 0 for two equal models. Subtract the base's own entropy, "
             "or use ln p - ln q.",
             lambda b, t: (

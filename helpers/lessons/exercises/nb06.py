@@ -36,6 +36,10 @@ def gain_at_a_budget(answer: Any) -> Reply:
             0.10
             * 0.07
             / 0.06: "your line starts at zero. Join the two neighbouring points: from a gain of 0.10 to 0.12.",
+            0.12
+            * 0.07
+            / 0.10: "your line goes from zero to the point at step 30. Join the two neighbouring points: from a gain of "
+            "0.10 to 0.12.",
             0.07: "0.07 is the budget, a forgetting. The gain that it buys is asked for.",
         },
         within=5e-4,
@@ -187,7 +191,7 @@ def _called(answer: Any, *more: Any) -> tuple[Tensors, Reply | None, bool]:
     """
     base, tuned = _models()
     given = _copy(base), _copy(tuned)
-    found = _tensors(value_of(answer, *given, *more), base)
+    found = _tensors(value_of(answer, *given, *more, hints=SHARE_HINTS), base)
     if not (_all(given[0], base, True) and _all(given[1], tuned, True)):
         changed = (
             "your function changed the weights that it was given. Then the base is lost, and a second share starts "
@@ -235,8 +239,8 @@ def go_back(answer: Any) -> Reply:
     for alpha, model, who in ((1.0, tuned, "tuned model"), (0.0, base, "base")):
         if not _all(by_share[alpha], model, exactly=True):
             return wrong(
-                f"at {alpha:g} it is nearly the {who}, and not bit for bit. base + (tuned - base) rounds twice, and "
-                "what was rounded away does not come back. Let the ends be the tensors themselves, or use torch.lerp."
+                f"at {alpha:g} it is nearly the {who}, and not bit for bit. A difference that is taken and "
+                "is rounded twice, and what was rounded away does not come back. Let the ends be the tensors themselves, or use torch.lerp."
             )
     if any(given_back):
         return wrong(NOT_NEW)
@@ -250,6 +254,9 @@ ROLES = {
     "wte.weight": "embeddings",
 }
 SHARES = {"attention": 0.25, "embeddings": 0.0}
+SHARE_HINTS = {
+    "KeyError: 'mlp'": "The role 'mlp' has no share here. What has none stays tuned: shares.get(role, 1)."
+}
 
 
 def in_roles(base: Tensors, tuned: Tensors, roles: Mapping, shares: Mapping, absent: float = 1.0) -> Tensors:
@@ -559,11 +566,21 @@ def recipe_for_a_job(answer: Any) -> Reply:
 
 
 def _taken(answer: Any, job: Mapping) -> Any:
-    nothing_left = (
-        f"For the job {job} nothing is left to choose from, and there is a recipe for each job. It needs at most the "
-        "memory of the job, trained embeddings only where there are new words, and *one* point within the budget."
-    )
+    nothing_left = f"For the job {job} nothing is left to choose from, and there is a recipe for each job. {_why_none_is_left(job)}"
     return value_of(answer, [dict(r) for r in RECIPES], dict(job), hints={"empty": nothing_left})
+
+
+def _why_none_is_left(job: Mapping) -> str:
+    """What probably ruled out every recipe: the first known mistake that does so for this job."""
+    fitting = [r for r in RECIPES if r["memory"] <= job["memory"]]
+    if all(r["trains_embeddings"] != job["new_words"] for r in fitting):
+        return "A recipe that trains the embeddings will do for a job without new words as well."
+    if all(r["path"][-1][1] > job["budget"] for r in fitting):
+        return "The last point of a path need not be within the budget: *one* point is enough."
+    return (
+        "It needs at most the memory of the job, trained embeddings only where there are new words, and *one* point "
+        "within the budget."
+    )
 
 
 def _name(value: Any) -> str:
@@ -572,7 +589,8 @@ def _name(value: Any) -> str:
     Raises:
         ValueError: it is none.
     """
-    value = value.get("name") if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        raise ValueError('your function returns the whole recipe: its name is asked for, recipe["name"]')
     if not isinstance(value, str) or value not in {r["name"] for r in RECIPES}:
         raise ValueError(f"the name of a recipe is asked for, found {named(value)}")
     return value

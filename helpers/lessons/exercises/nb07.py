@@ -25,6 +25,10 @@ def start_of_the_factors(answer: Any) -> Reply:
             "both are turned round. Here A is (rank, n_in) and B is (n_out, rank), so that B @ A has the "
             "shape of W, (n_out, n_in)."
         )
+    if (A.shape, B.shape) == ((N_OUT, RANK), (RANK, N_IN)):
+        return wrong(
+            f"B comes first in what you return. A, of shape (rank, n_in) = ({RANK}, {N_IN}), is asked for first."
+        )
     if (A.shape, B.shape) != ((RANK, N_IN), (N_OUT, RANK)):
         return wrong(
             f"A is {tuple(A.shape)} and B is {tuple(B.shape)}; asked is A (rank, n_in) = ({RANK}, {N_IN}) and "
@@ -41,10 +45,11 @@ def start_of_the_factors(answer: Any) -> Reply:
             "pretrained. Start one of the two at zero."
         )
     name, lines, random = ("A", "rows", A) if A.any() else ("B", "columns", B)
-    if torch.linalg.matrix_rank(random) < RANK:
+    rank = int(torch.linalg.matrix_rank(random))
+    if rank < RANK:
+        alike = "are multiples of one, so all learn the same" if rank == 1 else "can be made from each other"
         return wrong(
-            f"the {lines} of {name} are no different from each other, so all {RANK} learn the same: that is "
-            f"rank {torch.linalg.matrix_rank(random)}, not {RANK}. Start {name} at random."
+            f"the {RANK} {lines} of {name} {alike}: that is rank {rank}, not {RANK}. Start {name} at random."
         )
     if not A.any():
         return right(
@@ -122,7 +127,10 @@ def width_of_a_sweep(answer: Any) -> Reply:
             0.04: "this is a difference of losses, or the limit of 0.05. A width is one of rates: log10(highest / lowest).",
             math.log(3): "this is the natural logarithm. A decade is a factor of ten: take log10.",
             1.0: "3.44 is 0.06 above the best, 3.38: the rate 1e-2 is out.",
-            math.log10(30): "3.45 is 0.07 above the best, 3.38: the rate 1e-4 is out.",
+            math.log10(
+                30
+            ): "3.45 is 0.07 above the best, 3.38: the rate 1e-4 is out. Only rates that were tried and are "
+            "near enough count; where the true edge lies between two of them, nobody has seen.",
             math.log10(300): "1e-5 is far from the best: 3.49 against 3.38.",
             math.log10(3000): "you took the whole grid. Only rates within 0.05 of the best count.",
         },

@@ -79,6 +79,12 @@ def plans_that_fit(answer: Any) -> Reply:
         return wrong(known)
     if chosen == frozenset(TRAINABLE) - _fitting():
         return wrong("turned round: these are the plans that do not fit.")
+    if (
+        len(chosen) == 1
+        and chosen < _fitting()
+        and TRAINABLE[min(chosen)] == max(TRAINABLE[n] for n in _fitting())
+    ):
+        return wrong("this is the largest plan that fits. Asked are all that fit: the smaller ones too.")
     missing, extra = _fitting() - chosen, chosen - _fitting()
     return wrong(
         f"{'too few' if missing else 'too many'}: look again at {', '.join(sorted(missing or extra))}. Bytes "
@@ -124,6 +130,8 @@ def _wrong_share(share: Callable, n_rows: int, n: int) -> str | None:
     rows = sorted(r for one in shares for r in one)
     case = f"{n_rows} rows, {n} processes: your shares are {shares}"
     outside = sorted(set(rows) - set(range(n_rows)))
+    if -1 in outside:
+        return f"{case}. There is no row -1. The processes are numbered from 0, as the rows are: take none away from it."
     if outside:
         return f"{case}. There is no row {outside[0]}: they are counted from 0 to {n_rows - 1}."
     if set(rows) != set(range(n_rows)) and len(rows) > len(set(rows)):
@@ -185,6 +193,7 @@ def _judge_scale(scaled: Callable) -> Reply:
 
 UNFREEZE_HINTS = {
     "'bool' object is not callable": "requires_grad is the flag itself; requires_grad_(…) sets it.",
+    "param_group must be a dict": 'A group is a dict: {"params": new}.',
     "more than one parameter group": "Give each tensor to the optimizer once: the whole list in one group.",
 }
 
@@ -212,8 +221,8 @@ def unfreeze_with_one_optimizer(answer: Any) -> Reply:
     held = [p for group in used.param_groups for p in group["params"]]
     if not all(any(p is q for q in held) for p in new):
         return wrong(
-            "the new tensors have a gradient, but the optimizer does not hold them, so they never move. Give "
-            "them to it with add_param_group."
+            "the new tensors have a gradient, but the optimizer that came in does not hold them, so they never move. Give "
+            "them to it with add_param_group. (If you built a new optimizer: outside your function nobody has it.)"
         )
     if not all(any(p is q for q in held) for p in old):
         return wrong(
@@ -300,7 +309,8 @@ def cards_for_70b(answer: Any) -> Reply:
             ),
             STATE / room: "27.6 is right, and there is no 0.6 of a card. Which whole number is enough?",
             math.ceil(STATE / room)
-            + 1: "one card too many: 28 hold 1,120 GB of the state, and 1,104 are needed.",
+            + 1: "one card too many: 28 hold 1,120 GB of the state, and 1,104 are needed. The 32 GB of gathered weights "
+            "and activations are taken from each card; they are no part of the 1,104 that is shared out.",
             32: "28 cards are enough, also if they do not fill whole machines of eight.",
             room: "this is what is left on each card, in GB. How many such parts make the state?",
             STATE // room: "you rounded down: so many cards are a little too few.",
