@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from helpers.lessons.checks import reply_to
-from helpers.lessons.exercises import nb06
+from helpers.lessons.exercises import nb06, nb06_recipes
 from support.said import assert_wrong
 
 
@@ -231,9 +231,9 @@ def test_06f_right():
     assert reply_to("06f", lambda r, j: next(x for x in r if x["name"] == recipe_for(r, j))).ok
 
 
-@pytest.mark.parametrize("mistake", nb06.RECIPE_MISTAKES, ids=nb06.RECIPE_MISTAKES.values())
+@pytest.mark.parametrize("mistake", nb06_recipes.RECIPE_MISTAKES, ids=nb06_recipes.RECIPE_MISTAKES.values())
 def test_06f_names_each_mistake(mistake):
-    assert_wrong("06f", mistake, nb06.RECIPE_MISTAKES[mistake])
+    assert_wrong("06f", mistake, nb06_recipes.RECIPE_MISTAKES[mistake])
 
 
 def test_06f_shows_the_job_that_went_wrong():
@@ -242,5 +242,5 @@ def test_06f_shows_the_job_that_went_wrong():
 
 
 def test_each_job_has_a_recipe_of_its_own():
-    found = [nb06.recipe_for(list(nb06.RECIPES), job) for job in nb06.JOBS]
-    assert set(found) == {r["name"] for r in nb06.RECIPES}
+    found = [nb06_recipes.recipe_for(list(nb06_recipes.RECIPES), job) for job in nb06_recipes.JOBS]
+    assert set(found) == {r["name"] for r in nb06_recipes.RECIPES}

@@ -34,7 +34,7 @@ from helpers.models.loading import build_on_meta, gpt_neo_125m_config, mini_conf
 from helpers.models.roles import anatomy
 from helpers.profiles import ROOT
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
 UNIFORM = math.log(mini_config().vocab_size)  # nats
 
 
@@ -101,7 +101,7 @@ PHRASES = [
     ("01", "cell-043", f"In a local block of the miniature the window is {mini_config().window_size}."),
     ("01", "cell-045", f"The token sees keys {100 - 64 + 1} to 100,"),
     ("01", "cell-045", f"{mini_config().window_size - 1} tokens before it, and it."),
-    ("01", "ahead-text", f"The check tries your function on {WORDS[len(PRACTICE_PARTS)]} parts."),
+    ("01", "ahead-text", f"The check tries your function on {WORDS[len(PRACTICE_PARTS) + 1]} parts."),
     ("A1", "cell-099", f"A factor of ten in probability is {math.log(10):.1f} nats."),
     ("A1", "cell-099", "a piece of text has 17 tokens: 16 are read"),
     ("A1", "quiz-2", f"0.2 nats are {fall(0.2):.0f}% of the perplexity"),

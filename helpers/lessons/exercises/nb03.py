@@ -202,11 +202,6 @@ _MISTAKES = (  # (low, high) in percent, and what probably happened
         "the second column. Or you took away all of the optimizer state: only the part of the frozen weights goes.",
     ),
     (
-        0.05,
-        0.104,
-        "a share of this size is right. Asked is a number of percent, a hundred times as much.",
-    ),
-    (
         36,
         39,
         "you let the activations shrink with R as well. They stay nearly what they are: of this table, only the optimizer "
@@ -229,6 +224,10 @@ _MISTAKES = (  # (low, high) in percent, and what probably happened
 def fall_of_the_peak(answer: Any) -> Reply:
     """Percent by which the peak falls, stock setting; either sign is read as well."""
     size = abs(number(answer))
+    if 0 < size < 1:
+        reply = fall_of_the_peak(100 * size)
+        said = "right, as a share" if reply.ok else reply.message
+        return wrong(f"{said} (And a number of percent is asked for, a hundred times as much.)")
     if 5 <= size <= 10.4:
         return right(
             f"The budget says {FALL}%: the optimizer state shrinks with R, which alone is almost 6%, and the "

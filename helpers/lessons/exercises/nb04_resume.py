@@ -77,8 +77,9 @@ def _what_is_missing(now: dict, then: dict, lost: dict, fresh: dict) -> str | No
             )
     if _same(now["weights"], fresh["weights"]):
         return (
-            "load leaves the new model as it was. It must fill the model that it is given, model.load_state_dict(…): "
-            "`model = …` only gives the name to another one."
+            "the weights are not those of the moment of saving: load leaves the new model as it was. Save model.state_dict() "
+            "and load it into the model that is given, model.load_state_dict(…). (`model = …` only gives the name to "
+            "another one.)"
         )
     if not _same(now["weights"], then["weights"]):
         return "the weights are not those of the moment of saving. Save model.state_dict() and load it."
@@ -91,7 +92,7 @@ def _what_is_missing(now: dict, then: dict, lost: dict, fresh: dict) -> str | No
         if not _same(now["dice"], fresh["dice"]):
             return (
                 "weights and moments are back, and your load changes the random state, but not to what it was when the "
-                "run was saved. If you set a seed: it begins the numbers anew, and the run was in their middle. Keep "
+                "run was saved. A seed would begin the numbers anew, and a number drawn later moves them on. Keep "
                 "torch.get_rng_state(), and set it as the last thing that load does."
             )
         return (

@@ -37,6 +37,11 @@ def forgetting_at_equal_gain(answer) -> Reply:
             0.13: "this is the sum. Asked is the difference, B minus A.",
             0.06 / 0.07: "this is the ratio B / A. Asked is the difference, B minus A.",
             0.07 / 0.06: "this is a ratio. Asked is the difference, B minus A.",
+            0.075 * 0.10 / 0.11
+            - 0.10
+            * 0.10
+            / 0.13: "your lines go from zero to the point past a gain of 0.10. Join *neighbouring* points.",
+            -0.02: "you exchanged gain and forgetting: these are gains, where forgetting is 0.10 or ends below it.",
             0.06: "0.06 is B's forgetting at that gain. Subtract A's from it.",
         },
         within=5e-4,

@@ -46,7 +46,7 @@ def start_of_the_factors(answer: Any) -> Reply:
         )
     name, lines, random = ("A", "rows", A) if A.any() else ("B", "columns", B)
     rank = int(torch.linalg.matrix_rank(random))
-    if rank < RANK:
+    if rank + int(torch.linalg.matrix_rank(B if random is A else A)) < RANK:  # each may hold a part
         alike = "are multiples of one, so all learn the same" if rank == 1 else "can be made from each other"
         return wrong(
             f"the {RANK} {lines} of {name} {alike}: that is rank {rank}, not {RANK}. Start {name} at random."
@@ -124,7 +124,10 @@ def width_of_a_sweep(answer: Any) -> Reply:
             3.0: "3 may be two things: the ratio of the rates 1e-3 and 3e-3, then take its log10; or the decades from "
             "1e-5 to 1e-2, then take only the rates whose loss is at most 3.43.",
             math.log2(3): "this is the logarithm to base 2. A decade is a factor of ten: take log10.",
-            0.04: "this is a difference of losses, or the limit of 0.05. A width is one of rates: log10(highest / lowest).",
+            **dict.fromkeys(
+                (0.04, 0.05),
+                "this is a difference of losses, or the limit of 0.05. A width is one of rates: log10(highest / lowest).",
+            ),
             math.log(3): "this is the natural logarithm. A decade is a factor of ten: take log10.",
             1.0: "3.44 is 0.06 above the best, 3.38: the rate 1e-2 is out.",
             math.log10(

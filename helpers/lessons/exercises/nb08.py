@@ -221,8 +221,8 @@ def unfreeze_with_one_optimizer(answer: Any) -> Reply:
     held = [p for group in used.param_groups for p in group["params"]]
     if not all(any(p is q for q in held) for p in new):
         return wrong(
-            "the new tensors have a gradient, but the optimizer that came in does not hold them, so they never move. Give "
-            "them to it with add_param_group. (If you built a new optimizer: outside your function nobody has it.)"
+            "the new tensors have a gradient, but the optimizer does not hold them, so they never move. Give "
+            "them to it with add_param_group. (If you built a new one: outside your function nobody has it.)"
         )
     if not all(any(p is q for q in held) for p in old):
         return wrong(
