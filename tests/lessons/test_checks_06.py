@@ -109,7 +109,7 @@ def in_place(base, tuned, alpha):
 @pytest.mark.parametrize(
     ("function", "what"),
     [
-        (lambda b, t, a: {n: b[n] + a * (t[n] - b[n]) for n in b}, "rounds twice"),
+        (lambda b, t, a: {n: b[n] + a * (t[n] - b[n]) for n in b}, "is rounded twice"),
         (lambda b, t, a: go_back(t, b, a), "turned round"),
         (lambda b, t, a: {n: a * (t[n] - b[n]) for n in b}, "the change alone"),
         (lambda b, t, a: {n: t[n] + a * (t[n] - b[n]) for n in b}, "away from the base"),
@@ -228,7 +228,11 @@ def recipe_for(recipes, job):
 
 def test_06f_right():
     assert reply_to("06f", recipe_for).ok
-    assert reply_to("06f", lambda r, j: next(x for x in r if x["name"] == recipe_for(r, j))).ok
+
+
+def test_06f_asks_for_the_name_and_not_the_recipe():
+    whole = lambda r, j: next(x for x in r if x["name"] == recipe_for(r, j))  # noqa: E731
+    assert_wrong("06f", whole, "its name is asked for")
 
 
 @pytest.mark.parametrize("mistake", nb06_recipes.RECIPE_MISTAKES, ids=nb06_recipes.RECIPE_MISTAKES.values())

@@ -228,3 +228,12 @@ def test_each_mistake_about_timing_is_named(compare, words):
 @pytest.mark.parametrize("answer", [merged, (merged,), (merged, 3), "both"])
 def test_two_functions_are_asked_for(answer):
     assert "two functions" in said("07d", answer)
+
+
+def test_07a_each_factor_may_hold_a_part():
+    def shared(rank, n_in, n_out):
+        A, B = torch.randn(rank, n_in), torch.randn(n_out, rank)
+        A[0], B[:, 1:] = 0, 0
+        return A, B
+
+    assert reply_to("07a", shared).ok
