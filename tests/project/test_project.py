@@ -310,7 +310,9 @@ def small_project(folder: Path) -> Path:
     (folder / "README.md").write_text(f"{page}\ngit clone https://github.com/OWNER/frozen-attention.git\n")
     (folder / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": [{"source": [page]}]}))
     (folder / "docs").mkdir()
-    (folder / "docs" / "a.md").write_text("[Fits?](https://OWNER.github.io/frozen-attention/_static/mini/a.html)\n")
+    (folder / "docs" / "a.md").write_text(
+        "[Fits?](https://OWNER.github.io/frozen-attention/_static/mini/a.html)\n"
+    )
     return folder
 
 
