@@ -355,7 +355,7 @@ def versioned(tmp_path):
 
 def test_badges_set_up_cells_and_version_change_together(versioned):
     changed = badges.rename(versioned, "ada/course", "v1.2.0")
-    assert changed == {"pyproject.toml": 2, "README.md": 3, "notebooks/00_a.ipynb": 4}
+    assert changed == {"pyproject.toml": 2, "README.md": 3, "docs/a.md": 1, "notebooks/00_a.ipynb": 4}
     first, cell = json.loads((versioned / "notebooks" / "00_a.ipynb").read_text())["cells"]
     assert first["source"] == [badges.badge("00_a", "ada/course", "v1.2.0")]
     assert "".join(cell["source"]) == badges.set_up_cell("ada/course", "v1.2.0")
