@@ -73,8 +73,8 @@ def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
     runs = evidence.of(FULL, text, "keep")
     if not runs:
         return None
-    at_best = [float(frontier(r["evaluations"])[1][-1]) for r in runs]
-    early = [forgetting_at(r["evaluations"], TOP_SHARE * frontier(r["evaluations"])[0][-1]) for r in runs]
+    at_best = [float(frontier(r.evaluations)[1][-1]) for r in runs]
+    early = [forgetting_at(r.evaluations, TOP_SHARE * frontier(r.evaluations)[0][-1]) for r in runs]
     return Lever(
         text,
         "stopping",
