@@ -2,8 +2,8 @@
 
     course badges --repo ada/frozen-attention --version v0.1.0
 
-Both live in pyproject.toml, under [tool.frozen-attention]; README, CONTRIBUTING and the notebooks
-repeat them. All change together: the old ones are read from pyproject.toml and replaced. The version
+Both live in pyproject.toml, under [tool.frozen-attention]; README, CONTRIBUTING, the pages of docs/
+and the notebooks repeat them. All change together: the old ones are read from pyproject.toml and replaced. The version
 is a branch, a tag or a commit. A badge opens the notebook of that version, and its set-up cell fetches
 the helpers of the same one.
 """
@@ -66,7 +66,8 @@ from helpers import session; session.enter()"""
 def pages(root: Path) -> list[Path]:
     """The files that repeat the repository's name or version."""
     named = [root / "pyproject.toml", root / "README.md", root / "CONTRIBUTING.md"]
-    return [p for p in [*named, *sorted((root / "notebooks").glob("*.ipynb"))] if p.exists()]
+    found = [*sorted((root / "docs").glob("*.md")), *sorted((root / "notebooks").glob("*.ipynb"))]
+    return [p for p in [*named, *found] if p.exists()]
 
 
 def rename(root: Path, slug: str | None = None, version: str | None = None) -> dict[str, int]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from helpers.measuring import RunRecord
 from helpers.plots import PLAN_COLOURS
 from helpers.results import read_evidence
 
@@ -27,21 +28,21 @@ TEXTS = ("alice", "edgar")
 CHOICES = ("keep", "learn")
 
 
-def path_of(record: Mapping) -> dict[str, list[float]]:
+def path_of(record: RunRecord) -> dict[str, list[float]]:
     """One run's evaluations as three lists: steps, gains and forgetting, nats per token."""
-    evaluations = record["evaluations"]
+    evaluations = record.evaluations
     return {
-        "steps": [e["step"] for e in evaluations],
-        "gains": [round(e["gain"], 4) for e in evaluations],
-        "forgetting": [round(e["forgetting"], 4) for e in evaluations],
+        "steps": [e.step for e in evaluations],
+        "gains": [round(e.gain, 4) for e in evaluations],
+        "forgetting": [round(e.forgetting, 4) for e in evaluations],
     }
 
 
-def runs_of(records: Sequence[Mapping], plan: str, name: str, choice: str) -> list[Mapping]:
+def runs_of(records: Sequence[RunRecord], plan: str, name: str, choice: str) -> list[RunRecord]:
     """Return the recorded runs of a plan on a text, in the order of their seeds."""
-    own = [record for record in records if (record["plan"], record["text"]) == (plan, name)]
-    chosen = [record for record in own if choice in record["rate_choice"]]
-    return sorted(chosen, key=lambda record: record["seed"])
+    own = [record for record in records if (record.plan, record.text) == (plan, name)]
+    chosen = [record for record in own if choice in record.rate_choice]
+    return sorted(chosen, key=lambda record: record.seed)
 
 
 def page_entries() -> list[dict]:
@@ -57,8 +58,8 @@ def page_entries() -> list[dict]:
                         "text": name,
                         "choice": choice,
                         "plan": plan,
-                        "rate": runs[0]["rate"],
-                        "seeds": [run["seed"] for run in runs],
+                        "rate": runs[0].rate,
+                        "seeds": [run.seed for run in runs],
                         "runs": [path_of(run) for run in runs],
                     }
                 )

@@ -120,9 +120,18 @@ def repository_address(root: Path) -> str:
 
 def of_the_site(readme: str, slug: str) -> str:
     """README with cards for its table of claims, and with links to the living pages that lie beside the site's own."""
-    living = re.compile(rf"\[([^\]]+)\]\({re.escape(badges.pages_address(slug))}/([^)]+)\)")
     cards = claim_cards(recorded_claims())._repr_html_()
-    return CLAIMS.sub(lambda _: cards, living.sub(r'<a href="\2">\1</a>', readme))
+    return CLAIMS.sub(lambda _: cards, beside(readme, slug))
+
+
+def beside(text: str, slug: str, up: str = "") -> str:
+    """A text whose links to the published living pages lead to those that lie beside the site's own.
+
+    Args:
+        up: from the page to the site's folder, as "../".
+    """
+    published = re.compile(rf"\[([^\]]+)\]\({re.escape(badges.pages_address(slug))}/([^)]+)\)")
+    return published.sub(rf'<a href="{up}\2">\1</a>', text)
 
 
 class Links:
@@ -134,6 +143,7 @@ class Links:
 
     def __init__(self, root: Path, pages: Iterable[str]):
         self.root, self.pages, self.address = root, set(pages), repository_address(root)
+        self.slug = badges.repository(root)
         self.pictures = {OWN_BADGE}
 
     def rewritten(self, text: str, page: str) -> str:
@@ -145,7 +155,10 @@ class Links:
         parts = CODE.split(PICTURE.sub(self._in_both_themes, text))  # text and code by turns
         up = "../" * (len(PurePosixPath(page).parts) - 1)
         parts[::2] = [
-            LINK.sub(lambda found: f"]({self._target(page, up, found[1], found[2] or '')}", part)
+            LINK.sub(
+                lambda found: f"]({self._target(page, up, found[1], found[2] or '')}",
+                beside(part, self.slug, up),
+            )
             for part in parts[::2]
         ]
         return "".join(parts).replace(f"({BADGE})", f"({up}{OWN_BADGE})")

@@ -104,6 +104,17 @@ __getattr__, __dir__, __all__ = face(
         ],
         "intervals": ["Estimate", "Interval", "block_error", "estimate", "paired_interval"],
         "probes": ["function_losses", "function_tokens", "memorisation", "swap_losses"],
+        "recorded": [
+            "BaseWindows",
+            "Evaluation",
+            "GradientNorms",
+            "Look",
+            "RewoundLook",
+            "RunRecord",
+            "RunSettings",
+            "SecondRunRecord",
+            "evaluations_of",
+        ],
         "timing": ["paired_log_ratios", "seconds_of", "wait_for_gpu"],
     },
 )

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from helpers.measuring.intervals import Interval, block_error, blocks, jackknife_error, paired_interval
+from helpers.measuring.recorded import Evaluation, RunRecord
 
 
 class ComparisonError(ValueError):
@@ -22,23 +23,23 @@ class ComparisonError(ValueError):
 # --- equal learning ----------------------------------------------------------------
 
 
-def rising(evaluations: Sequence[dict]) -> list[dict]:
+def rising(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The evaluations after the start at which a run had its best gain so far, above 0."""
     found, best = [], 0.0
     for e in evaluations:
-        if e["step"] > 0 and e["gain"] > best:
+        if e.step > 0 and e.gain > best:
             found.append(e)
-            best = e["gain"]
+            best = e.gain
     return found
 
 
-def frontier(evaluations: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+def frontier(evaluations: Sequence[Evaluation]) -> tuple[np.ndarray, np.ndarray]:
     """Gain and forgetting of a run up to its best gain, only where the gain rises: two (points,) arrays."""
     points = rising(evaluations)
-    return np.array([0.0, *(e["gain"] for e in points)]), np.array([0.0, *(e["forgetting"] for e in points)])
+    return np.array([0.0, *(e.gain for e in points)]), np.array([0.0, *(e.forgetting for e in points)])
 
 
-def forgetting_at(evaluations: Sequence[dict], gain: float) -> float | None:
+def forgetting_at(evaluations: Sequence[Evaluation], gain: float) -> float | None:
     """Forgetting when the run had gained ``gain`` nats; None where it never did.
 
     Between evaluations by PCHIP (Fritsch and Carlson 1980), which stays monotone; never beyond the last.
@@ -49,7 +50,7 @@ def forgetting_at(evaluations: Sequence[dict], gain: float) -> float | None:
     return float(PchipInterpolator(gains, forgotten)(gain))
 
 
-def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[float, float]:
+def matched_gain(runs: Sequence[Sequence[Evaluation]], full_gain: float) -> tuple[float, float]:
     """The highest of 80, 65, 50, 35% of ``full_gain`` that every run reaches, as (gain, share).
 
     Raises:
@@ -75,25 +76,27 @@ def matched_gain(runs: Sequence[Sequence[dict]], full_gain: float) -> tuple[floa
 # --- pairs and intervals -----------------------------------------------------------
 
 
-def chosen(runs: Sequence[dict], plan: str, text: str, choice: str) -> list[dict]:
+def chosen(runs: Sequence[RunRecord], plan: str, text: str, choice: str) -> list[RunRecord]:
     """The recorded runs of a plan on a text, at its rate for a purpose ("keep", "learn", "tuning")."""
-    return [r for r in runs if r["plan"] == plan and r["text"] == text and choice in r["rate_choice"]]
+    return [r for r in runs if r.plan == plan and r.text == text and choice in r.rate_choice]
 
 
-def pairs_by_seed(runs_a: Sequence[dict], runs_b: Sequence[dict]) -> list[tuple[dict, dict]]:
+def pairs_by_seed(
+    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord]
+) -> list[tuple[RunRecord, RunRecord]]:
     """Recorded runs of two plans with equal text and seed, side by side.
 
     Raises:
         ComparisonError: no pair, or a pair that is not one (other model, text or retention text; a run diverged).
     """
-    by_seed = {r["seed"]: r for r in runs_b}
-    pairs = [(a, by_seed[a["seed"]]) for a in runs_a if a["seed"] in by_seed]
+    by_seed = {r.seed: r for r in runs_b}
+    pairs = [(a, by_seed[a.seed]) for a in runs_a if a.seed in by_seed]
     if not pairs:
         raise ComparisonError("No two runs share a seed. Record both plans with the same seeds.")
-    if any("diverged" in run for pair in pairs for run in pair):
+    if any(not run.is_finished for pair in pairs for run in pair):
         raise ComparisonError("Not comparable: a run diverged, so it never reached the level. Tune its rate.")
     for key in ("model_hash", "text_hash", "retention_hash", "batch", "length"):
-        if any(a[key] != b[key] for a, b in pairs):
+        if any(getattr(a, key) != getattr(b, key) for a, b in pairs):
             raise ComparisonError(
                 f"These runs are no pairs: they differ in {key}. Record them again together."
             )
@@ -101,7 +104,7 @@ def pairs_by_seed(runs_a: Sequence[dict], runs_b: Sequence[dict]) -> list[tuple[
 
 
 def forgetting_difference(
-    runs_a: Sequence[dict], runs_b: Sequence[dict], gain: float, reference: Sequence[dict] = ()
+    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], gain: float, reference: Sequence[RunRecord] = ()
 ) -> Interval:
     """F(a) - F(b) at equal gain over paired runs, with three sources of error.
 
@@ -116,7 +119,7 @@ def forgetting_difference(
         ComparisonError: a run does not reach the gain.
     """
     pairs = pairs_by_seed(runs_a, runs_b)
-    found = [(forgetting_at(a["evaluations"], gain), forgetting_at(b["evaluations"], gain)) for a, b in pairs]
+    found = [(forgetting_at(a.evaluations, gain), forgetting_at(b.evaluations, gain)) for a, b in pairs]
     if any(x is None or y is None for x, y in found):
         raise ComparisonError(f"A run does not reach a gain of {gain:.3f} nats. Choose a lower level.")
     left_out = np.mean(
@@ -134,7 +137,7 @@ def forgetting_difference(
 
 
 def difference_without_dev_blocks(
-    pairs: Sequence[tuple[dict, dict]], gain: float, reference: Sequence[dict]
+    pairs: Sequence[tuple[RunRecord, RunRecord]], gain: float, reference: Sequence[RunRecord]
 ) -> np.ndarray | None:
     """F(a) - F(b), mean over pairs, with one block of dev windows left out at a time: (blocks,).
 
@@ -151,49 +154,53 @@ def difference_without_dev_blocks(
     return np.mean([a - b for a, b in zip(read[::2], read[1::2], strict=True)], 0)
 
 
-def gain_without_blocks(run: dict) -> np.ndarray | None:
+def gain_without_blocks(run: RunRecord) -> np.ndarray | None:
     """A run's best gain with one block of dev windows left out at a time, as a share of the whole: (blocks,).
 
     Records hold the dev loss by window at the start and at the best step alone. What a window adds is therefore taken
     as the same share of the gain all along the run. None where a record lacks them.
     """
-    points = rising(run["evaluations"])
-    if not points or any("held_out_windows" not in e for e in (run["evaluations"][0], points[-1])):
+    points = rising(run.evaluations)
+    if not points or any(e.held_out_windows is None for e in (run.evaluations[0], points[-1])):
         return None
-    gains = np.subtract(run["evaluations"][0]["held_out_windows"], points[-1]["held_out_windows"])
+    gains = np.subtract(run.evaluations[0].held_out_windows, points[-1].held_out_windows)
     return np.array([np.delete(gains, g).mean() for g in blocks(np.arange(len(gains)))]) / gains.mean()
 
 
-def _read_at(run: dict, gains: np.ndarray) -> np.ndarray:
+def _read_at(run: RunRecord, gains: np.ndarray) -> np.ndarray:
     """Forgetting at several gains; one beyond the run's best is read at its best."""
-    x, y = frontier(run["evaluations"])
+    x, y = frontier(run.evaluations)
     return PchipInterpolator(x, y)(np.clip(gains, 0, x[-1]))
 
 
-def forgetting_without_blocks(run: dict, gain: float) -> np.ndarray:
+def forgetting_without_blocks(run: RunRecord, gain: float) -> np.ndarray:
     """Forgetting at ``gain`` with one block of retention windows left out at a time: (blocks,)."""
-    points = rising(run["evaluations"])
-    windows = np.array([e["forgetting_windows"] for e in points])  # (points, windows)
+    points = rising(run.evaluations)
+    windows = np.array([e.forgetting_windows for e in points])  # (points, windows)
     groups = blocks(np.arange(windows.shape[1]))
     means = np.stack([np.delete(windows, g, axis=1).mean(1) for g in groups], axis=1)  # (points, blocks)
     start = np.zeros((1, len(groups)))
-    gains = np.array([0.0, *(e["gain"] for e in points)])
+    gains = np.array([0.0, *(e.gain for e in points)])
     return PchipInterpolator(gains, np.concatenate([start, means]))(gain)
 
 
 def loss_difference(
-    runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, level: float = 0.95
+    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], text: str, level: float = 0.95
 ) -> Interval:
     """Test loss of a minus b over paired runs, on the windows of ``text``, in nats per token."""
     pairs = pairs_by_seed(runs_a, runs_b)
-    tests = [(a["test_windows"][text], b["test_windows"][text]) for a, b in pairs]
+    tests = [(a.test_windows[text], b.test_windows[text]) for a, b in pairs]
     rows = np.array([np.subtract(a, b) for a, b in tests])  # (pairs, windows)
     windows = rows.mean(0)
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)), level)
 
 
 def gain_share(
-    runs_a: Sequence[dict], runs_b: Sequence[dict], text: str, base: Sequence[float], level: float = 0.95
+    runs_a: Sequence[RunRecord],
+    runs_b: Sequence[RunRecord],
+    text: str,
+    base: Sequence[float],
+    level: float = 0.95,
 ) -> Interval:
     """Gain of a over gain of b on the windows of a test text, over paired runs.
 
@@ -204,7 +211,7 @@ def gain_share(
 
     def shares(left_out=()) -> list[float]:
         gains = [
-            [np.delete(np.subtract(base, r["test_windows"][text]), left_out).mean() for r in p] for p in pairs
+            [np.delete(np.subtract(base, r.test_windows[text]), left_out).mean() for r in p] for p in pairs
         ]
         return [a / b for a, b in gains]
 
@@ -213,15 +220,15 @@ def gain_share(
     return paired_interval(shares(), error, len(groups), level)
 
 
-def test_gain(runs: Sequence[dict], text: str, base: Sequence[float]) -> Interval:
+def test_gain(runs: Sequence[RunRecord], text: str, base: Sequence[float]) -> Interval:
     """Gain on a test text over runs, nats per token: the base's loss minus theirs. Below 0: worse than no training."""
-    rows = np.array([np.subtract(base, r["test_windows"][text]) for r in runs])  # (runs, windows)
+    rows = np.array([np.subtract(base, r.test_windows[text]) for r in runs])  # (runs, windows)
     windows = rows.mean(0)
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)))
 
 
 def style_contrasts(
-    runs: Sequence[dict],
+    runs: Sequence[RunRecord],
     a: str = "alice",
     b: str = "edgar",
     leave_out: Mapping[str, np.ndarray] | None = None,
@@ -243,7 +250,7 @@ def style_contrasts(
 
 
 def own_gains(
-    runs: Sequence[dict],
+    runs: Sequence[RunRecord],
     base: Mapping[str, Sequence[float]],
     a: str = "alice",
     b: str = "edgar",
@@ -268,8 +275,9 @@ def _losses_by_author(
     """(Text of the run, seed) to the run's mean loss on the test of each author."""
     leave_out, tests = leave_out or {}, {a: a, b: b} | dict(on or {})
     return {
-        (r["text"], r["seed"]): {
-            t: float(np.nanmean(np.delete(r[windows][tests[t]], leave_out.get(t, [])))) for t in (a, b)
+        (r.text, r.seed): {
+            t: float(np.nanmean(np.delete(getattr(r, windows)[tests[t]], leave_out.get(t, []))))
+            for t in (a, b)
         }
         for r in runs
     }
@@ -285,7 +293,7 @@ def _seeds_on_both(loss: Mapping[tuple[str, int], object], a: str, b: str) -> li
 
 
 def style_ratio(
-    runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar", **options
+    runs: Sequence[RunRecord], reference: Sequence[RunRecord], a: str = "alice", b: str = "edgar", **options
 ) -> Interval:
     """S(plan) / S(reference): the share of the style that a plan learns, over seeds, with its interval.
 
@@ -296,7 +304,7 @@ def style_ratio(
 
 
 def style_difference(
-    runs: Sequence[dict], reference: Sequence[dict], a: str = "alice", b: str = "edgar", **options
+    runs: Sequence[RunRecord], reference: Sequence[RunRecord], a: str = "alice", b: str = "edgar", **options
 ) -> Interval:
     """S(plan) - S(reference) in nats per token, over seeds, with its interval; options as in `style_ratio`.
 
@@ -324,7 +332,7 @@ def _style_interval(runs, reference, compare, a: str, b: str, options: dict) -> 
     on, kind = {a: a, b: b} | dict(options.get("on") or {}), options.get("windows", "test_windows")
     variance, n_blocks = 0.0, []
     for text in (a, b):
-        groups = blocks(np.arange(len(runs[0][kind][on[text]])))
+        groups = blocks(np.arange(len(getattr(runs[0], kind)[on[text]])))
         left_out = np.array([np.mean(compared({text: g})) for g in groups])
         variance += jackknife_error(left_out) ** 2
         n_blocks.append(len(groups))

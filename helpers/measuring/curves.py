@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from scipy.optimize import curve_fit
@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from helpers.measuring.comparison import rising
 from helpers.measuring.decisions import FAILS, HOLDS, UNDECIDED
+from helpers.measuring.recorded import Evaluation, GradientNorms, RunRecord
 
 
 def falls_share(losses: Sequence[float]) -> float:
@@ -54,26 +55,26 @@ def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75)
 
 
 def is_stable(
-    norms: Mapping[str, float], spike_share: float = 0.01, quarters: tuple[float, float] = (0.5, 2.0)
+    norms: GradientNorms, spike_share: float = 0.01, quarters: tuple[float, float] = (0.5, 2.0)
 ) -> bool:
-    """Gradients of a run, from `comparison.norm_summary`: few spikes, no drift, nothing non-finite."""
-    is_finite = all(math.isfinite(v) for v in norms.values())
-    return is_finite and norms["spikes"] < spike_share and quarters[0] <= norms["quarters"] <= quarters[1]
+    """Gradients of a run, from `norm_summary`: few spikes, no drift, nothing non-finite."""
+    is_finite = all(math.isfinite(v) for v in astuple(norms))
+    return is_finite and norms.spikes < spike_share and quarters[0] <= norms.quarters <= quarters[1]
 
 
-def overfitted_from(evaluations: Sequence[dict]) -> int | None:
+def overfitted_from(evaluations: Sequence[Evaluation]) -> int | None:
     """The step of the first evaluation after the best dev loss; None where the best is the last."""
     points = rising(evaluations)
-    best = points[-1]["step"] if points else 0
-    return next((e["step"] for e in evaluations if e["step"] > best), None)
+    best = points[-1].step if points else 0
+    return next((e.step for e in evaluations if e.step > best), None)
 
 
-def curve(run: dict, key: str = "train_loss") -> tuple[list[int], list[float]]:
+def curve(run: RunRecord, key: str = "train_loss") -> tuple[list[int], list[float]]:
     """The steps of a run's evaluations, and a number at each: the loss on the training probe, or another."""
-    return [e["step"] for e in run["evaluations"]], [e[key] for e in run["evaluations"]]
+    return [e.step for e in run.evaluations], [getattr(e, key) for e in run.evaluations]
 
 
-def n_levelled(runs: Sequence[dict]) -> int:
+def n_levelled(runs: Sequence[RunRecord]) -> int:
     """How many of the runs levelled off on the training probe; see `Levelling`."""
     return sum(levelling(*curve(r)).has_levelled() for r in runs)
 
@@ -174,7 +175,7 @@ def spikes(norms: np.ndarray, warmup: int = 5, width: int = 21) -> float:
     return float(np.mean(after > 3 * np.array(medians)))
 
 
-def norm_summary(norms: np.ndarray, warmup: int = 5) -> dict[str, float]:
+def norm_summary(norms: np.ndarray, warmup: int = 5) -> GradientNorms:
     """How steady a gradient norm was after the warm-up.
 
     Returns:
@@ -191,4 +192,4 @@ def norm_summary(norms: np.ndarray, warmup: int = 5) -> dict[str, float]:
         "spikes": spikes(norms, warmup),
         "quarters": np.nanmean(after[-quarter:]) / np.nanmean(after[:quarter]),
     }
-    return {name: float(f"{value:.5g}") for name, value in found.items()}
+    return GradientNorms(**{name: float(f"{value:.5g}") for name, value in found.items()})

@@ -23,6 +23,7 @@ from helpers.measuring import (
     SAME,
     UNTESTED,
     Interval,
+    RunRecord,
     frontier,
     gain_share,
     sign_depends,
@@ -84,24 +85,24 @@ class Answer:
     rules: tuple[str, ...] = ()
 
 
-def of_runs(evidence: Evidence, runs: Sequence[dict], data: Any, **parts) -> Answer:
+def of_runs(evidence: Evidence, runs: Sequence[RunRecord], data: Any, **parts) -> Answer:
     """An answer that rests on runs: says on which."""
     return Answer(data=data, origin=origin_of(evidence, runs), protocol=protocol_of(runs), **parts)
 
 
-def protocol_of(runs: Sequence[dict]) -> str | None:
+def protocol_of(runs: Sequence[RunRecord]) -> str | None:
     """The hash of the page that all these runs followed; None where it was not one page."""
-    protocols = {r.get("protocol") for r in runs}
+    protocols = {r.protocol for r in runs}
     return protocols.pop() if len(protocols) == 1 else None
 
 
-def origin_of(evidence: Evidence, runs: Sequence[dict]) -> str:
+def origin_of(evidence: Evidence, runs: Sequence[RunRecord]) -> str:
     """Which model, how many runs and seeds, on which machines, with which code."""
-    seeds = sorted({r["seed"] for r in runs})
-    commits = sorted({(r.get("commit") or "unknown")[:7] for r in runs})
+    seeds = sorted({r.seed for r in runs})
+    commits = sorted({(r.commit or "unknown")[:7] for r in runs})
     return (
-        f"{evidence.model} (weights `{runs[0]['model_hash'][:12]}`), {len(runs)} runs, {len(seeds)} seed"
-        f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r['machine'] for r in runs}))}; "
+        f"{evidence.model} (weights `{runs[0].model_hash[:12]}`), {len(runs)} runs, {len(seeds)} seed"
+        f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r.machine for r in runs}))}; "
         f"code at commit {', '.join(f'`{c}`' for c in commits)}."
     )
 
@@ -159,7 +160,7 @@ def forgetting(evidence: Evidence) -> Answer | None:
 def forgetting_in_one_pass(evidence: Evidence) -> Answer | None:
     """The same where no window of the text was read twice, so that nothing could be learned by heart."""
     runs = [r for text in BOOKS for plan in (MAIN, FULL) for r in evidence.of(plan, text, "keep")]
-    most = max((r["steps_taken"] * r["batch"] / r["n_train_windows"] for r in runs), default=0.0)
+    most = max((r.steps_taken * r.batch / r.n_train_windows for r in runs), default=0.0)
     return forgetting_on(evidence, BOOKS, f" A run read at most {most:.0%} of its text's windows.")
 
 
@@ -170,7 +171,7 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         return None
     runs = {t: {p: evidence.of(p, t, "keep") for p in DECIDING if evidence.of(p, t, "keep")} for t in texts}
     paths = {
-        t: {LABELS[p]: [frontier(r["evaluations"]) for r in plans.get(p, ())] for p in DECIDING}
+        t: {LABELS[p]: [frontier(r.evaluations) for r in plans.get(p, ())] for p in DECIDING}
         for t, plans in runs.items()
     }
     gaps = {t: forgetting_gap(evidence, MAIN, FULL, t) for t in texts}
@@ -370,7 +371,7 @@ def quality_table(evidence: Evidence) -> str:
     for text, test in tests_of(evidence):
         own = {p: evidence.of(p, text, "learn") for p in plans}
         losses = [
-            f"{np.mean([np.mean(r['test_windows'][test]) for r in runs]):.2f}" if runs else ""
+            f"{np.mean([np.mean(r.test_windows[test]) for r in runs]):.2f}" if runs else ""
             for runs in own.values()
         ]
         finding, before = quality_finding(evidence, text, test), first_rule(evidence, text, test)
@@ -410,7 +411,7 @@ def style(evidence: Evidence) -> Answer | None:
         {
             f"{LABELS[p]}, tuned on {a}": {
                 t: np.mean(
-                    [np.mean(r["test_windows"][t]) for r in evidence.of(p, a, "learn") if r["seed"] in seeds]
+                    [np.mean(r.test_windows[t]) for r in evidence.of(p, a, "learn") if r.seed in seeds]
                 )
                 for t in tests
             }

@@ -23,6 +23,7 @@ from helpers.measuring import (
     ComparisonError,
     Finding,
     Interval,
+    RunRecord,
     chosen,
     forgetting_at,
     forgetting_difference,
@@ -65,31 +66,31 @@ class Evidence:
     """
 
     model: str
-    runs: list[dict]
-    long: list[dict]
+    runs: list[RunRecord]
+    long: list[RunRecord]
     rates: dict
-    tuning: list[dict] = field(default_factory=list)
+    tuning: list[RunRecord] = field(default_factory=list)
     base: dict[str, list[float]] = field(default_factory=dict)
 
-    def every(self, plan: str, text: str, choice: str) -> list[dict]:
+    def every(self, plan: str, text: str, choice: str) -> list[RunRecord]:
         """All runs of a plan by its key, those that broke off too. The choice "long": its long runs."""
         runs = self.long if choice == "long" else self.runs
         return chosen(runs, plan, text, choice)
 
-    def of(self, plan: str, text: str, choice: str) -> list[dict]:
+    def of(self, plan: str, text: str, choice: str) -> list[RunRecord]:
         """The finished runs of a plan by its key."""
-        return [r for r in self.every(plan, text, choice) if "diverged" not in r]
+        return [r for r in self.every(plan, text, choice) if r.is_finished]
 
     def n_diverged(self, *plans: str, choice: str = "learn", texts: Sequence[str] = AUTHORS) -> int:
         """How many runs of these plans broke off. A comparison is made without them, and must say so."""
-        return sum("diverged" in r for p in plans for t in texts for r in self.every(p, t, choice))
+        return sum(not r.is_finished for p in plans for t in texts for r in self.every(p, t, choice))
 
-    def both(self, plan: str, choice: str = "learn") -> list[dict]:
+    def both(self, plan: str, choice: str = "learn") -> list[RunRecord]:
         return [r for text in AUTHORS for r in self.of(plan, text, choice)]
 
     def seeds(self, *plans: str, choice: str = "learn", texts: Sequence[str] = AUTHORS) -> list[int]:
         """The seeds with which all these plans have finished on all texts."""
-        own = [{r["seed"] for r in self.of(p, t, choice)} for p in plans for t in texts]
+        own = [{r.seed for r in self.of(p, t, choice)} for p in plans for t in texts]
         return sorted(set.intersection(*own)) if own else []
 
     def smallest(self, text: str) -> float:
@@ -110,7 +111,7 @@ class Evidence:
     @property
     def has_real_authors(self) -> bool:
         runs = self.both(FULL)
-        return bool(runs) and all(set(REAL.values()) <= set(r["test_windows"]) for r in runs)
+        return bool(runs) and all(set(REAL.values()) <= set(r.test_windows) for r in runs)
 
 
 def studied_models(folder: Path = EVIDENCE) -> list[str]:
@@ -132,10 +133,10 @@ def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
     return Evidence(model, runs, long, rates, tuning, base_losses(folder / BASES, runs))
 
 
-def base_losses(place: Path, runs: Sequence[dict]) -> dict[str, list[float]]:
+def base_losses(place: Path, runs: Sequence[RunRecord]) -> dict[str, list[float]]:
     """The losses of the base that these runs began from, by test text; none where it was not recorded."""
     recorded = read_record(place).values() if is_recorded(place) else ()
-    own = {r["model_hash"] for r in runs}
+    own = {r.model_hash for r in runs}
     return next((entry["test_windows"] for entry in recorded if own == {entry["model_hash"]}), {})
 
 
@@ -180,7 +181,7 @@ def forgetting_gap(evidence: Evidence, plan: str, other: str, text: str) -> Gap 
     if not a or not b:
         return None
     try:
-        level, share = matched_gain([r["evaluations"] for r in a + b], full_gain(evidence, text))
+        level, share = matched_gain([r.evaluations for r in a + b], full_gain(evidence, text))
         found = [gap_at(evidence, a, b, text, level * (lower / share)) for lower in SHARES if lower <= share]
     except ComparisonError:
         return None
@@ -201,18 +202,18 @@ def forgetting_gap(evidence: Evidence, plan: str, other: str, text: str) -> Gap 
 
 
 def gap_at(
-    evidence: Evidence, a: Sequence[dict], b: Sequence[dict], text: str, level: float
+    evidence: Evidence, a: Sequence[RunRecord], b: Sequence[RunRecord], text: str, level: float
 ) -> tuple[Interval, float, tuple[float, float]]:
     """The difference in forgetting at one gain, the smallest that counts beside what b forgot there, and both F."""
     interval = forgetting_difference(a, b, level, level_runs(evidence, text))
-    each = [[forgetting_at(run["evaluations"], level) for run in pair] for pair in pairs_by_seed(a, b)]
+    each = [[forgetting_at(run.evaluations, level) for run in pair] for pair in pairs_by_seed(a, b)]
     own, others = (float(f) for f in np.mean(each, axis=0))
     return interval, measuring.smallest_difference(others), (own, others)
 
 
-def rate_of(runs: Sequence[dict]) -> float | None:
+def rate_of(runs: Sequence[RunRecord]) -> float | None:
     """The rate of a plan's runs; None where it is not known, or not one."""
-    found = {r.get("rate") for r in runs}
+    found = {r.rate for r in runs}
     return found.pop() if len(found) == 1 else None
 
 
@@ -221,23 +222,23 @@ def full_gain(evidence: Evidence, text: str) -> float:
     its main runs. NaN where there are neither."""
     if text in evidence.rates["matched_gain"]:
         return evidence.rates["matched_gain"][text] / TOP_SHARE
-    gains = [frontier(r["evaluations"])[0][-1] for r in evidence.of(FULL, text, "keep")]
+    gains = [frontier(r.evaluations)[0][-1] for r in evidence.of(FULL, text, "keep")]
     return float(np.mean(gains)) if gains else np.nan
 
 
-def level_runs(evidence: Evidence, text: str) -> list[dict]:
+def level_runs(evidence: Evidence, text: str) -> list[RunRecord]:
     """The runs of full training whose best gain the level is a share of: `full_gain`, run by run."""
-    by_rate: dict[float, list[dict]] = {}
+    by_rate: dict[float, list[RunRecord]] = {}
     for run in tuning_runs(evidence, FULL, text):
-        by_rate.setdefault(run["rate"], []).append(run)
+        by_rate.setdefault(run.rate, []).append(run)
     if not by_rate:
         return evidence.of(FULL, text, "keep")
-    return max(by_rate.values(), key=lambda own: np.mean([frontier(r["evaluations"])[0][-1] for r in own]))
+    return max(by_rate.values(), key=lambda own: np.mean([frontier(r.evaluations)[0][-1] for r in own]))
 
 
-def tuning_runs(evidence: Evidence, plan: str, text: str) -> list[dict]:
+def tuning_runs(evidence: Evidence, plan: str, text: str) -> list[RunRecord]:
     """The finished tuning runs of a plan by its key, at all its rates."""
-    return [r for r in chosen(evidence.tuning, plan, text, "tuning") if "diverged" not in r]
+    return [r for r in chosen(evidence.tuning, plan, text, "tuning") if r.is_finished]
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ class Reading:
     rate: float
     forgetting: float
     n_seeds: int
-    runs: list[dict]
+    runs: list[RunRecord]
 
 
 def gentlest(evidence: Evidence, plan: str, text: str, share: float) -> Reading | None:
@@ -261,12 +262,12 @@ def gentlest(evidence: Evidence, plan: str, text: str, share: float) -> Reading 
 
     None where no rate gets there.
     """
-    by_rate: dict[float, list[dict]] = {}
+    by_rate: dict[float, list[RunRecord]] = {}
     for run in tuning_runs(evidence, plan, text):
-        by_rate.setdefault(run["rate"], []).append(run)
+        by_rate.setdefault(run.rate, []).append(run)
     found = []
     for rate, own in by_rate.items():
-        at_level = [forgetting_at(r["evaluations"], share * full_gain(evidence, text)) for r in own]
+        at_level = [forgetting_at(r.evaluations, share * full_gain(evidence, text)) for r in own]
         if None not in at_level:
             found.append(Reading(rate, float(np.mean(at_level)), len(own), own))
     return min(found, key=lambda reading: reading.forgetting, default=None)
@@ -280,7 +281,7 @@ def share_of_every_rate(evidence: Evidence, plans: Sequence[str], text: str) -> 
     runs = [tuning_runs(evidence, plan, text) for plan in plans]
     if not all(runs):
         return None
-    least = min(frontier(r["evaluations"])[0][-1] for own in runs for r in own)
+    least = min(frontier(r.evaluations)[0][-1] for own in runs for r in own)
     return next((share for share in SHARES if least >= share * full_gain(evidence, text)), None)
 
 
@@ -289,8 +290,8 @@ def unlike_rates(evidence: Evidence, gap: Gap, plan: str, other: str, text: str)
     if None in gap.rates or gap.rates[0] == gap.rates[1] or gap.has_unlike_rates:
         return ""
     faster, lower = (plan, gap.rates[1]) if gap.rates[0] > gap.rates[1] else (other, gap.rates[0])
-    at_lower = [r for r in tuning_runs(evidence, faster, text) if r["rate"] == lower]
-    gain = np.mean([frontier(r["evaluations"])[0][-1] for r in at_lower]) if at_lower else np.nan
+    at_lower = [r for r in tuning_runs(evidence, faster, text) if r.rate == lower]
+    gain = np.mean([frontier(r.evaluations)[0][-1] for r in at_lower]) if at_lower else np.nan
     if not gain < TOP_SHARE * full_gain(evidence, text):
         return ""
     return (
@@ -307,7 +308,7 @@ def forgetting_findings(evidence: Evidence, plan: str = MAIN, other: str = FULL)
 def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> Finding:
     gap = forgetting_gap(evidence, plan, other, text)
     if gap is None:
-        seeds = [{r["seed"] for r in evidence.every(p, text, "keep")} for p in (plan, other)]
+        seeds = [{r.seed for r in evidence.every(p, text, "keep")} for p in (plan, other)]
         return nothing(
             "not comparable: a run stays below 35%, or diverged"
             if seeds[0] & seeds[1]
@@ -342,14 +343,14 @@ def rise_on_plain(evidence: Evidence, plan: str, other: str, text: str) -> float
     if (
         "plain" not in evidence.base
         or not all(runs)
-        or any("plain" not in r["test_windows"] for r in sum(runs, []))
+        or any("plain" not in r.test_windows for r in sum(runs, []))
     ):
         return None
-    gains = sorted(np.mean([frontier(r["evaluations"])[0][-1] for r in own]) for own in runs)
+    gains = sorted(np.mean([frontier(r.evaluations)[0][-1] for r in own]) for own in runs)
     if gains[0] < EQUAL_SHARE * gains[1]:
         return None
     base = np.mean(evidence.base["plain"])
-    rises = [np.mean([max(0.0, np.mean(r["test_windows"]["plain"]) - base) for r in own]) for own in runs]
+    rises = [np.mean([max(0.0, np.mean(r.test_windows["plain"]) - base) for r in own]) for own in runs]
     return float(rises[0] - rises[1])
 
 
@@ -367,9 +368,7 @@ def reach(evidence: Evidence, plan: str, text: str) -> tuple[int, int]:
     """How many of a plan's runs reach the level g*, and how many there are."""
     runs = evidence.every(plan, text, "keep")
     level = evidence.rates["matched_gain"][text]
-    return sum("diverged" not in r and bool(frontier(r["evaluations"])[0][-1] >= level) for r in runs), len(
-        runs
-    )
+    return sum(r.is_finished and bool(frontier(r.evaluations)[0][-1] >= level) for r in runs), len(runs)
 
 
 # --- quality and style -------------------------------------------------------------
@@ -406,7 +405,7 @@ def quality_finding(evidence: Evidence, text: str, test: str, plan: str = MAIN, 
     return measuring.share_finding(*shares, limits=broken_off(evidence, plan, other, texts=[text]))
 
 
-def gains(runs: Sequence[dict], test: str, base: Sequence[float]) -> bool:
+def gains(runs: Sequence[RunRecord], test: str, base: Sequence[float]) -> bool:
     """Whether runs gained on a test: the mean lies above 0, and so does the interval, where there is one."""
     gain = test_gain(runs, test, base)
     return gain.mean > 0 and not gain.low <= 0
@@ -496,7 +495,7 @@ def share_of_style(evidence: Evidence, plan: str = MAIN) -> Finding:
 
 def swap_contrasts(evidence: Evidence) -> dict[str, float]:
     """Style contrast of the base with one role's change put in, mean over seeds, by role."""
-    runs = {(r["text"], r["seed"]): r["swap"] for r in evidence.both(FULL) if "swap" in r}
+    runs = {(r.text, r.seed): r.swap for r in evidence.both(FULL) if r.swap is not None}
     seeds = sorted({s for t, s in runs if all((a, s) in runs for a in AUTHORS)})
 
     def contrast(role: str, seed: int) -> float:

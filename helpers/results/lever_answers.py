@@ -73,8 +73,8 @@ def stopping_lever(evidence: Evidence, text: str) -> Lever | None:
     runs = evidence.of(FULL, text, "keep")
     if not runs:
         return None
-    at_best = [float(frontier(r["evaluations"])[1][-1]) for r in runs]
-    early = [forgetting_at(r["evaluations"], TOP_SHARE * frontier(r["evaluations"])[0][-1]) for r in runs]
+    at_best = [float(frontier(r.evaluations)[1][-1]) for r in runs]
+    early = [forgetting_at(r.evaluations, TOP_SHARE * frontier(r.evaluations)[0][-1]) for r in runs]
     return Lever(
         text,
         "stopping",
@@ -128,7 +128,7 @@ def levers(evidence: Evidence) -> Answer | None:
     name = short(first)
     title = (
         f"{name[0].upper()}{name[1:]} changed forgetting most: {two_digits(first.times)} times\n"
-        f"({evidence.model}, on {first.text}; other factors below)"
+        f"({evidence.model}, on {first.text}, {seeds(first)}; other factors below)"
     )
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]
     return of_runs(

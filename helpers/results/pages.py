@@ -19,7 +19,7 @@ import matplotlib
 from matplotlib import pyplot
 
 from helpers.files import write_text
-from helpers.plots import Svg
+from helpers.plots import IN_THE_DARK, Svg
 from helpers.profiles import ROOT
 from helpers.results.answers import Answer
 from helpers.results.evidence import EVIDENCE, read_evidence, studied_models
@@ -31,6 +31,7 @@ RESULTS = ROOT / "results"
 DATE = "protocol.json"  # when the protocol of the runs was fixed
 # Letters stay letters, so that a reader can search for them; the same numbers give the same file.
 DRAWING = {"svg.fonttype": "none", "svg.hashsalt": "results", "svg.image_inline": True}
+FOR_THE_DARK = f"@media (prefers-color-scheme: dark){{:root{{filter:{IN_THE_DARK}}}}}"
 Answers = Mapping[str, Answer]  # of one question, by model
 
 
@@ -89,7 +90,7 @@ def picture(found: Answers) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'width="{1.4 * width:g}" height="{1.4 * height:g}" viewBox="0 0 {width:g} {height:g}">'
         f"<title>{escape(words)}</title><desc>{data_hash(found)}</desc>"
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+        f'<style>{FOR_THE_DARK}</style><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
     )
 
 
@@ -157,7 +158,11 @@ def page(pages: Mapping[Question, Answers], known: dict) -> str:
         "# Results\n\n"
         "Each question has one answer in a sentence, one figure and one table. All of it is computed from the files "
         "under `data/evidence`, or from a config. The verdicts on all fifteen claims are in the "
-        "[README](../README.md#what-the-course-found), the rules in the [protocol](../data/evidence/PROTOCOL.md)."
+        "[README](../README.md#what-the-course-found), the rules in the [protocol](../data/evidence/PROTOCOL.md).\n\n"
+        "The words: a *plan* says which weights train; the *main plan* freezes attention and embeddings. *Gain*: by how "
+        "much the loss on held-out chapters fell. *Forgetting*: how far the model moved from its base on text that the base "
+        "wrote, in nats per token. *Alice* and *edgar* are the course's own texts in the manner of Carroll and Poe. C1 to "
+        "C15 are the claims."
     )
     return "\n\n".join([start, *(section(q, found, known) for q, found in pages.items())]) + "\n"
 

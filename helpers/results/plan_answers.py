@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
-from helpers.measuring import LESS, MORE, Interval, curve, forgetting_at, frontier, n_levelled
+from helpers.measuring import LESS, MORE, Interval, RunRecord, curve, forgetting_at, frontier, n_levelled
 from helpers.results.answers import (
     LABELS,
     STYLES,
@@ -189,12 +189,11 @@ def table_rows(evidence: Evidence, compared: dict[str, Gap], low: dict, text: st
 def beginning(evidence: Evidence, plan: str, text: str) -> list[str]:
     """Text, plan, what it trains, and its best gain over full training's with the same seeds."""
     own, full = (
-        {r["seed"]: frontier(r["evaluations"])[0][-1] for r in evidence.of(p, text, "learn")}
-        for p in (plan, FULL)
+        {r.seed: frontier(r.evaluations)[0][-1] for r in evidence.of(p, text, "learn")} for p in (plan, FULL)
     )
     both = sorted(own.keys() & full.keys())
     share = f"{np.mean([own[s] for s in both]) / np.mean([full[s] for s in both]):.0%}" if both else ""
-    return [text, f"`{plan}`", f"{evidence.of(plan, text, 'keep')[0]['n_trainable']:,}", share]
+    return [text, f"`{plan}`", f"{evidence.of(plan, text, 'keep')[0].n_trainable:,}", share]
 
 
 # --- LoRA ---------------------------------------------------------------------------
@@ -217,9 +216,9 @@ def lora_table(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFrame | Non
     return pd.DataFrame.from_dict(
         {
             LABELS[p]: {
-                "trained": learned[p][0]["n_trainable"],
+                "trained": learned[p][0].n_trainable,
                 "seeds": len(learned[p]),
-                "best gain": np.mean([frontier(r["evaluations"])[0][-1] for r in learned[p]]),
+                "best gain": np.mean([frontier(r.evaluations)[0][-1] for r in learned[p]]),
                 "at rate": rate_of(learned[p]),
                 "compared at gain": share * full_gain(evidence, text),
                 "share of full's best": share,
@@ -246,7 +245,7 @@ def forgetting_by_rate(evidence: Evidence, text: str = AUTHORS[0]) -> pd.DataFra
     for plan in SET_BESIDE:
         by_rate: dict[float, list[float]] = {}
         for run in tuning_runs(evidence, plan, text):
-            by_rate.setdefault(run["rate"], []).append(forgetting_at(run["evaluations"], level))
+            by_rate.setdefault(run.rate, []).append(forgetting_at(run.evaluations, level))
         rows[LABELS[plan]] = {rate: np.mean(found) for rate, found in by_rate.items()}
     return pd.DataFrame.from_dict(rows, orient="index").sort_index(axis="columns")
 
@@ -257,11 +256,11 @@ def lora_readings(evidence: Evidence, text: str) -> tuple[float, dict[str, Readi
     return None if share is None else (share, {p: gentlest(evidence, p, text, share) for p in SET_BESIDE})
 
 
-def learned_runs(evidence: Evidence, text: str) -> dict[str, list[dict]]:
+def learned_runs(evidence: Evidence, text: str) -> dict[str, list[RunRecord]]:
     """The runs at the rate that gains most, with the seeds that all plans have; none of a plan without runs."""
     runs = {p: own for p in SET_BESIDE if (own := evidence.of(p, text, "learn"))}
     seeds = evidence.seeds(*runs, choice="learn", texts=[text])
-    return {p: [r for r in own if r["seed"] in seeds] for p, own in runs.items()} if seeds else {}
+    return {p: [r for r in own if r.seed in seeds] for p, own in runs.items()} if seeds else {}
 
 
 def lora(evidence: Evidence) -> Answer | None:
@@ -271,7 +270,7 @@ def lora(evidence: Evidence) -> Answer | None:
         return None
     share, by_plan = lora_readings(evidence, text)
     level = share * full_gain(evidence, text)
-    paths = {LABELS[p]: [frontier(r["evaluations"]) for r in reading.runs] for p, reading in by_plan.items()}
+    paths = {LABELS[p]: [frontier(r.evaluations) for r in reading.runs] for p, reading in by_plan.items()}
     words = "; ".join(
         f"{label} {two_digits(row['forgetting'])} at {row['at gentlest rate']:g}, best gain "
         f"{two_digits(row['best gain'])}"
@@ -388,7 +387,7 @@ def convergence(evidence: Evidence) -> Answer | None:
     if not runs:
         return None
     every = [r for own in runs.values() for r in own]
-    plans, n_steps = dict.fromkeys(p for _, p in runs), max(r["steps_taken"] for r in every)
+    plans, n_steps = dict.fromkeys(p for _, p in runs), max(r.steps_taken for r in every)
     words = "; ".join(
         long_in_words(p, [r for (_, q), own in runs.items() if q == p for r in own]) for p in plans
     )
@@ -406,7 +405,7 @@ def convergence(evidence: Evidence) -> Answer | None:
         for p in plans
         for kind, line in zip(KINDS, ("-", ":"), strict=True)
     }
-    best = np.median([r["best_step"] for r in every])
+    best = np.median([r.best_step for r in every])
     title = (
         f"Within {n_steps} steps: the dev loss is least after {best:.0f} steps (median of {len(every)} runs)\n"
         f"({evidence.model}, a constant rate, nothing stopped early)"
@@ -422,7 +421,7 @@ def convergence(evidence: Evidence) -> Answer | None:
     )
 
 
-def long_in_words(plan: str, runs: Sequence[dict]) -> str:
+def long_in_words(plan: str, runs: Sequence[RunRecord]) -> str:
     dev = [curve(r, KINDS["dev text"])[1] for r in runs]
     rise = np.mean([losses[-1] - min(losses) for losses in dev])
     return (

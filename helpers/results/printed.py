@@ -79,7 +79,7 @@ def style_lines(evidence: Evidence) -> list[str]:
 
 def small_words(evidence: Evidence, plan: str) -> str:
     """Style contrast on function words and punctuation alone, where it was measured."""
-    if not all("function_windows" in r for r in evidence.both(plan)):
+    if not all(r.function_windows is not None for r in evidence.both(plan)):
         return ""
     return f", on small words {mean_style(evidence, plan, windows='function_windows'):.3f}"
 
@@ -93,13 +93,13 @@ def fitting_lines(evidence: Evidence) -> list[str]:
             if not runs:
                 continue
             n, of = reach(evidence, plan, text)
-            ends = [overfitted_from(r["evaluations"]) for r in runs]
-            best = np.median([r["best_step"] for r in runs])
-            heart = [r["memorisation"]["best"] for r in runs if "memorisation" in r]
+            ends = [overfitted_from(r.evaluations) for r in runs]
+            best = np.median([r.best_step for r in runs])
+            heart = [r.memorisation["best"] for r in runs if r.memorisation is not None]
             said = (
                 (
-                    f", by heart {np.mean([h['exact_train'] for h in heart]):.0%} of training prompts and "
-                    f"{np.mean([h['exact_held_out'] for h in heart]):.0%} of held-out ones"
+                    f", by heart {np.mean([h.exact_train for h in heart]):.0%} of training prompts and "
+                    f"{np.mean([h.exact_held_out for h in heart]):.0%} of held-out ones"
                 )
                 if heart
                 else ""

@@ -7,14 +7,24 @@ runs[0].path("rewound", "B")           a `frontiers.Path`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
 
 import numpy as np
 
-from helpers.measuring import CAP, DIVERGED, PATIENCE, ComparisonError, Path
-from helpers.study import read_rows
+from helpers.measuring import (
+    CAP,
+    DIVERGED,
+    PATIENCE,
+    BaseWindows,
+    ComparisonError,
+    Look,
+    Path,
+    RewoundLook,
+    SecondRunRecord,
+)
+from helpers.study import read_runs
 
 STOPPED, REWOUND = "stopped", "rewound"  # methods; "rewound attention" rewinds one role
 ALL_ROLES = "all"
@@ -124,74 +134,75 @@ class StudyRun:
 
 
 def read_study_runs(folder: str | File) -> list[StudyRun]:
-    """All records under a folder, sorted by path: files, or rows of a Parquet file above (`study.read_rows`).
+    """All records under a folder, sorted by path: files, or rows of a Parquet file above (`study.read_runs`).
 
     Raises:
         RecordError: a file that is damaged, or no record of a run.
     """
-    return [study_run(record) for record in read_rows(folder).values()]
+    return [study_run(record) for record in read_runs(folder, SecondRunRecord)]
 
 
-def study_run(record: Mapping) -> StudyRun:
-    """One record, as the runner of the study writes it."""
-    settings, base, text = record["settings"], record["base"], record["text"]
-    has_diverged = "diverged" in record
+def study_run(record: SecondRunRecord) -> StudyRun:
+    """One record, its windows as arrays and its models by method."""
+    base, text = record.base, record.text
     conditions = (
-        record["model_hash"],
-        record["text_hash"],
-        tuple(sorted(record["retention_hashes"].items())),
-        settings["batch"],
-        len(base["dev_windows"]),
+        record.model_hash,
+        record.text_hash,
+        tuple(sorted(record.retention_hashes.items())),
+        record.settings.batch,
+        len(base.dev_windows),
     )
-    test = record.get("test_windows", {}).get(text)
     return StudyRun(
-        record["model_name"],
-        record["plan"],
+        record.model_name,
+        record.plan,
         text,
-        record["seed"],
-        record["rate"],
-        record["weight"],
-        DIVERGED if has_diverged else {"cap": CAP, "patience": PATIENCE}[record["ended"]],
+        record.seed,
+        record.rate,
+        record.weight,
+        {"cap": CAP, "patience": PATIENCE}[record.ended] if record.is_finished else DIVERGED,
         conditions,
-        np.array(base["dev_windows"]),
-        np.array(base["plain_windows"]),
-        _array(base.get("test_windows", {}).get(text)),
-        _array(test),
-        record.get("n_trainable"),
-        None if has_diverged else record["seconds"] / record["steps_taken"],
-        None if has_diverged else _points(record["evaluations"], text),
-        () if has_diverged else _ways(record, text),
-        record["machine"],
-        record["commit"],
-        record["protocol"],
+        np.array(base.dev_windows),
+        np.array(base.plain_windows),
+        _test_of(base, text),
+        _test_of(record, text),
+        record.n_trainable,
+        record.seconds / record.steps_taken if record.is_finished else None,
+        _points(record.evaluations) if record.is_finished else None,
+        _ways(record) if record.is_finished else (),
+        record.machine,
+        record.commit,
+        record.protocol,
     )
 
 
-def _ways(record: Mapping, text: str) -> tuple[Rewound, ...]:
+def _ways(record: SecondRunRecord) -> tuple[Rewound, ...]:
     """The base stands before the models that are rewound in all roles; the best weights after those of one role."""
-    base, best = record["evaluations"][0], record["rewound"]
-    whole = sorted((p for p in best if p["roles"] == ALL_ROLES), key=lambda p: p["share"])
-    roles = dict.fromkeys(p["roles"] for p in best if p["roles"] != ALL_ROLES)
-    if "test_windows" in record["base"]:
-        base = {**base, "test_windows": record["base"]["test_windows"]}
-    ways = [Rewound(ALL_ROLES, (0.0, *(p["share"] for p in whole)), _points([base, *whole], text))]
+    text, best = record.text, record.rewound
+    whole = sorted((p for p in best if p.roles == ALL_ROLES), key=lambda p: p.share)
+    roles = dict.fromkeys(p.roles for p in best if p.roles != ALL_ROLES)
+    tests = [_test_of(measured, text) for measured in (record.base, *whole)]
+    points = _points([record.evaluations[0], *whole], tests)
+    ways = [Rewound(ALL_ROLES, (0.0, *(p.share for p in whole)), points)]
     for role in roles:
-        own = sorted((p for p in best if p["roles"] == role), key=lambda p: p["share"])
-        shares = (*(p["share"] for p in own), 1.0)
-        ways.append(Rewound(role, shares, _points([*own, whole[-1]], text)))
+        own = sorted((p for p in best if p.roles == role), key=lambda p: p.share)
+        shares = (*(p.share for p in own), 1.0)
+        models = [*own, whole[-1]]
+        ways.append(Rewound(role, shares, _points(models, [_test_of(m, text) for m in models])))
     return tuple(ways)
 
 
-def _points(models: Sequence[Mapping], text: str) -> Points:
-    tests = [m.get("test_windows", {}).get(text) for m in models]
+def _points(models: Sequence[Look], tests: Sequence[np.ndarray | None] = (None,)) -> Points:
+    """Models in their order; their tests are left out where one has none."""
     return Points(
-        *(
-            np.array([m[key] for m in models])
-            for key in ("dev_windows", "forgetting_a", "forgetting_b", "plain_windows")
-        ),
+        np.array([m.dev_windows for m in models]),
+        np.array([m.forgetting_a for m in models]),
+        np.array([m.forgetting_b for m in models]),
+        np.array([m.plain_windows for m in models]),
         None if any(t is None for t in tests) else np.array(tests),
     )
 
 
-def _array(values: Sequence[float] | None) -> np.ndarray | None:
-    return None if values is None else np.array(values)
+def _test_of(measured: SecondRunRecord | BaseWindows | RewoundLook, text: str) -> np.ndarray | None:
+    """The losses on a text's test windows; None where they were not read."""
+    losses = (measured.test_windows or {}).get(text)
+    return None if losses is None else np.array(losses)

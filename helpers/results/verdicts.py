@@ -25,6 +25,7 @@ from helpers.measuring import (
     UNTESTED,
     Finding,
     Interval,
+    RunRecord,
     frontier,
 )
 from helpers.results.claims import CLAIMS, Entry, Verdict, number_of, seeds_of, two_digits
@@ -172,7 +173,7 @@ def verdict_of(
         unit=unit,
         model=evidence.model,
         n_seeds=found.n_pairs,
-        model_hash=evidence.runs[0]["model_hash"],
+        model_hash=evidence.runs[0].model_hash,
         source="recorded",
         note="; ".join([note, *limits]),
         **more,
@@ -196,8 +197,8 @@ def convergence(evidence: Evidence) -> list[Verdict]:
     )
     note = (
         "a finite run proves no limit, so in part is the most; "
-        f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0]['steps_taken']} steps "
-        f"in {levelled}; dev loss is least after {np.median([r['best_step'] for r in runs]):.0f} "
+        f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0].steps_taken} steps "
+        f"in {levelled}; dev loss is least after {np.median([r.best_step for r in runs]):.0f} "
         "steps (median)"
     )
     return [
@@ -207,25 +208,26 @@ def convergence(evidence: Evidence) -> list[Verdict]:
     ]
 
 
-def spread_of(values: np.ndarray, runs: Sequence[dict], verdict: str) -> Finding:
+def spread_of(values: np.ndarray, runs: Sequence[RunRecord], verdict: str) -> Finding:
     """Mean, least and most over runs, where a claim speaks about each run and not about a difference."""
-    n_seeds = len({r["seed"] for r in runs})
+    n_seeds = len({r.seed for r in runs})
     middle = Interval(float(values.mean()), float(values.min()), float(values.max()), n_seeds, np.nan, np.nan)
-    texts = " and ".join(t for t in AUTHORS if any(r["text"] == t for r in runs))
+    texts = " and ".join(t for t in AUTHORS if any(r.text == t for r in runs))
     return measuring.unless_few(Finding(middle, verdict, 1.0, test=texts))
 
 
 def stability_of_gradients(evidence: Evidence) -> list[Verdict]:
     """C9, by `measuring.is_stable`; exploratory, so *holds in part* is the most. A run that diverged was not stable."""
     runs, full = (
-        [r["gradient_norms"] for r in evidence.both(plan) if "gradient_norms" in r] for plan in (MAIN, FULL)
+        [r.gradient_norms for r in evidence.both(plan) if r.gradient_norms is not None]
+        for plan in (MAIN, FULL)
     )
     if not runs:
         return []
     broken, beside_broken = evidence.n_diverged(MAIN), evidence.n_diverged(FULL)
     steady = sum(measuring.is_stable(norms["total"]) for norms in runs)
     beside = [measuring.is_stable(norms["mlp+norm"]) for norms in full if "mlp+norm" in norms]
-    quarters = np.array([norms["total"]["quarters"] for norms in runs])
+    quarters = np.array([norms["total"].quarters for norms in runs])
     finding = spread_of(
         quarters,
         evidence.both(MAIN),
@@ -376,7 +378,7 @@ def losses_by_test(evidence: Evidence, *plans: str) -> str:
         if all(own) and test in evidence.base:
             means = [
                 np.mean(evidence.base[test]),
-                *(np.mean([np.mean(r["test_windows"][test]) for r in runs]) for runs in own),
+                *(np.mean([np.mean(r.test_windows[test]) for r in runs]) for runs in own),
             ]
             lines.append(f"{test} {', '.join(f'{loss:.2f}' for loss in means)}")
     return "; ".join(lines)
@@ -398,7 +400,7 @@ def weakest(findings: Sequence[Finding], claimed: str) -> Finding:
 
 def how_catastrophic(evidence: Evidence) -> str:
     """The most that full training forgot: at its best gain, and at the level with other rates; beside the border."""
-    forgot = [float(frontier(r["evaluations"])[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
+    forgot = [float(frontier(r.evaluations)[1][-1]) for t in AUTHORS for r in evidence.of(FULL, t, "keep")]
     if not forgot:
         return f"{MISSING} of full training at the rate that forgets least"
     elsewhere = [f for t in AUTHORS for f in evidence.at_level(FULL, t).values()]

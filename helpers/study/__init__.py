@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = face(
         ],
         "protocol": ["PAGE", "Protocol", "read_protocol"],
         "packing": ["pack", "unpack"],
-        "records": ["RunRecord", "is_recorded", "read_record", "read_rows", "read_runs"],
+        "records": ["is_recorded", "read_record", "read_runs"],
         "second_study": ["LORA", "LORA_LAYERS", "plan_of"],
         "tables": ["stored"],
     },

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 
 from helpers.freezing import FreezePlan, key_of
-from helpers.measuring import Retention, held_out_loss, norm_summary, spikes
+from helpers.measuring import (
+    Evaluation,
+    GradientNorms,
+    Retention,
+    evaluations_of,
+    held_out_loss,
+    norm_summary,
+    spikes,
+)
 from helpers.models import anatomy, weight_hash
 from helpers.session import code_commit, machine_class, versions
 from helpers.study.records import rounded, slim
@@ -205,8 +213,8 @@ class Laboratory:
             "proof_ok": run.result.proof.ok,
             "best_step": run.result.best_step,
             "base_held_out_loss": self.base_losses[run.author].mean,
-            "gradient_norm_median": {r: s["median"] for r, s in norms_by_role(history).items()},
-            "gradient_norms": norms_by_role(history),
+            "gradient_norm_median": {r: s.median for r, s in norms_by_role(history).items()},
+            "gradient_norms": {r: asdict(s) for r, s in norms_by_role(history).items()},
             "spikes": spikes(history.norm("total")),
             "seconds": round(sum(history.seconds), 2),
             "losses": rounded([s["loss"] for s in history.steps]),
@@ -231,6 +239,11 @@ class StudyRun:
     def evaluations(self) -> list[dict]:
         return self.result.history.evaluations
 
+    @property
+    def measured(self) -> list[Evaluation]:
+        """The same by name and type, as the comparisons read them."""
+        return evaluations_of(self.evaluations)
+
 
 def spread(windows: torch.Tensor, most: int | None) -> torch.Tensor:
     """At most so many windows, evenly spaced over the text: (n, length)."""
@@ -239,7 +252,7 @@ def spread(windows: torch.Tensor, most: int | None) -> torch.Tensor:
     return windows[torch.linspace(0, len(windows) - 1, most).long()]
 
 
-def norms_by_role(history) -> dict[str, dict]:
+def norms_by_role(history) -> dict[str, GradientNorms]:
     """How steady the gradient norm of each role was, and that of `SHARED_ROLES` together."""
     roles = list(history.steps[-1]["norms"]) if history.steps else []
     found = {role: norm_summary(history.norm(role)) for role in roles}

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from helpers.freezing import COURSE_PLANS
-from helpers.measuring import held_out_loss, seconds_of
+from helpers.measuring import SecondRunRecord, held_out_loss, seconds_of
 from helpers.models import build_model, choose_device, choose_precision, load_tokenizer
 from helpers.profiles import TINY, build_dir
 from helpers.study import packing, second_runner, second_study
@@ -29,7 +29,7 @@ from helpers.study.memory import growth_of, trained
 from helpers.study.packing import SECOND, WINDOWS, kept_windows
 from helpers.study.processes import config_of
 from helpers.study.protocol import read_protocol
-from helpers.study.records import is_recorded, read_record
+from helpers.study.records import is_recorded, read_run
 from helpers.texts import load_corpus, tensor_of
 from helpers.training import TrainSettings, fit, load_checkpoint
 
@@ -191,12 +191,12 @@ def primary_jobs(study: second_study.Study) -> list[second_study.Job]:
     return [job for job in second_study.jobs_of(study) if job.stage in PRIMARY]
 
 
-def recorded(study: second_study.Study, job: second_study.Job) -> dict | None:
+def recorded(study: second_study.Study, job: second_study.Job) -> SecondRunRecord | None:
     """The CPU's record of a run: of the study under way, or of the evidence; None where it has none."""
     path = study.record_path(job)
     for place in (path, EVIDENCE / SECOND / path.relative_to(study.folder)):
         if is_recorded(place):
-            return read_record(place)
+            return read_run(place, SecondRunRecord)
     return None
 
 
@@ -209,7 +209,7 @@ def measure_check(order: Order) -> dict:
     study = order.study
     cpu = replace(study, folder=build_dir() / SECOND)
     every = [*primary_jobs(study), *second_study.jobs_of(study)]
-    job = next((j for j in every if "evaluations" in (recorded(cpu, j) or {})), None)
+    job = next((j for j in every if recorded(cpu, j) is not None), None)
     if job is None:
         raise CardError(
             f"The second study has no run of '{study.model_name}' on a CPU yet, so there is nothing to check a "
@@ -219,7 +219,7 @@ def measure_check(order: Order) -> dict:
     second_study.prepare(study)
     path = study.record_path(job)
     path = path if path.exists() else second_study.do(study, job)[0]
-    off = differences(recorded(cpu, job), read_record(path))
+    off = differences(recorded(cpu, job), read_run(path, SecondRunRecord))
     return {"run": job.place.as_posix(), **off, "agrees": max(off.values()) <= AGREES}
 
 
@@ -234,13 +234,15 @@ def take_windows(cpu: second_study.Study, study: second_study.Study) -> None:
     packing.copy(source, study.windows_file)
 
 
-def differences(cpu: dict, card: dict) -> dict[str, float]:
+def differences(cpu: SecondRunRecord, card: SecondRunRecord) -> dict[str, float]:
     """The largest difference of the means over the windows, at the steps that both evaluated, in nats per token."""
-    by_step = [{e["step"]: e for e in record["evaluations"]} for record in (cpu, card)]
+    by_step = [{e.step: e for e in record.evaluations} for record in (cpu, card)]
     steps = sorted(by_step[0].keys() & by_step[1].keys())
     names = {"dev_loss": "dev_windows", "forgetting": "forgetting_b"}
     return {
-        f"{name}_differs": max(abs(np.mean(by_step[0][s][key]) - np.mean(by_step[1][s][key])) for s in steps)
+        f"{name}_differs": max(
+            abs(np.mean(getattr(by_step[0][s], key)) - np.mean(getattr(by_step[1][s], key))) for s in steps
+        )
         for name, key in names.items()
     }
 

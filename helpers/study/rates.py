@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from helpers.files import write_json
+from helpers.measuring import RunRecord
 from helpers.study.jobs import (
     AUTHORS,
     FULL,
@@ -14,7 +15,7 @@ from helpers.study.jobs import (
     other_plans,
     tuning_job,
 )
-from helpers.study.records import RunRecord, read_record, read_run
+from helpers.study.records import read_record, read_run
 
 
 @dataclass(frozen=True)

@@ -11,96 +11,18 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
+from dataclasses import MISSING, is_dataclass
+from dataclasses import fields as fields_of
+from functools import cache
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from helpers.files import read_json, write_text
-from helpers.measuring import rising
+from helpers.measuring import RunRecord, SecondRunRecord, evaluations_of, rising
 from helpers.study.tables import REMEDY, RecordError, is_stored, stored
 
-RUN_FIELDS = MappingProxyType({"plan": str, "text": str, "seed": int, "evaluations": list})
-
-
-@dataclass(frozen=True, eq=False)
-class RunRecord(Mapping):
-    """One recorded run of the first study: data/evidence/README.md tells its fields. None: the record lacks a field.
-
-    It is a mapping of the fields that it has, too, as its JSON file is.
-    """
-
-    plan: str
-    text: str
-    seed: int
-    evaluations: list[dict]
-    rate_choice: str | None = None
-    stage: str | None = None
-    model_name: str | None = None
-    protocol: str | None = None
-    n_amendments: int | None = None
-    wall_seconds: float | None = None
-    diverged: str | None = None
-    model: str | None = None
-    model_hash: str | None = None
-    text_hash: str | None = None
-    rate: float | None = None
-    batch: int | None = None
-    length: int | None = None
-    n_train_windows: int | None = None
-    n_steps: int | None = None
-    steps_taken: int | None = None
-    n_trainable: int | None = None
-    n_parameters: int | None = None
-    settings: dict | None = None
-    retention_hash: str | None = None
-    versions: dict[str, str] | None = None
-    machine: str | None = None
-    commit: str | None = None
-    proof_ok: bool | None = None
-    best_step: int | None = None
-    base_held_out_loss: float | None = None
-    gradient_norm_median: dict[str, float] | None = None
-    gradient_norms: dict[str, dict[str, float]] | None = None
-    spikes: float | None = None
-    seconds: float | None = None
-    losses: list[float] | None = None
-    norms: list[float] | None = None
-    test_windows: dict[str, list[float]] | None = None
-    function_windows: dict[str, list[float]] | None = None
-    swap: dict[str, dict[str, float]] | None = None
-    memorisation: dict[str, dict[str, float]] | None = None
-
-    @classmethod
-    def of(cls, path: Path, record: Mapping) -> RunRecord:
-        """A record as it was read.
-
-        Raises:
-            RecordError: it lacks what every run has, or has a field that no run has; ``path`` is named.
-        """
-        _checked(path, record, RUN_FIELDS)
-        if unknown := sorted(set(record) - {f.name for f in dataclass_fields(cls)}):
-            raise RecordError(
-                f"'{path}' is no such record as expected: no run has {', '.join(unknown)}. {REMEDY}"
-            )
-        return cls(**record)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run came to its end; if not, `diverged` says why."""
-        return self.diverged is None
-
-    def __getitem__(self, name: str):
-        found = getattr(self, name, None) if name in self.__dataclass_fields__ else None
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    def __iter__(self):
-        return (f.name for f in dataclass_fields(self) if getattr(self, f.name) is not None)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+KINDS = TypeVar("KINDS", RunRecord, SecondRunRecord)
 
 
 def slim(evaluations: list[dict], best_step: int) -> list[dict]:
@@ -108,7 +30,7 @@ def slim(evaluations: list[dict], best_step: int) -> list[dict]:
 
     Forgetting by window is read along the frontier alone, and the dev windows at the start and the best.
     """
-    on_frontier = {id(e) for e in rising(evaluations)}
+    on_frontier = {e.step for e in rising(evaluations_of(evaluations))}
     kept = []
     for e in evaluations:
         e_slim = {k: round(v, 5) if isinstance(v, float) else v for k, v in e.items()}
@@ -116,7 +38,7 @@ def slim(evaluations: list[dict], best_step: int) -> list[dict]:
             e_slim.pop("held_out_windows", None)
         if "forgetting_windows" in e:
             e_slim["forgetting_windows"] = rounded(e["forgetting_windows"])
-            if e["step"] > 0 and id(e) not in on_frontier:
+            if e["step"] > 0 and e["step"] not in on_frontier:
                 e_slim.pop("forgetting_windows")
         kept.append(e_slim)
     return kept
@@ -140,35 +62,39 @@ def is_recorded(path: str | Path) -> bool:
     return Path(path).exists() or is_stored(Path(path))
 
 
-def read_runs(folder: str | Path) -> list[RunRecord]:
-    """All recorded runs of the first study under a folder, as `read_rows`.
-
-    Raises:
-        RecordError: a file that is damaged, or no record of a run.
-    """
-    return [RunRecord.of(path, record) for path, record in read_rows(folder).items()]
-
-
-def read_run(path: str | Path) -> RunRecord:
-    """One recorded run, as `read_record`."""
-    return RunRecord.of(Path(path), read_record(path))
-
-
-def read_rows(folder: str | Path) -> dict[Path, dict]:
+def read_runs(folder: str | Path, kind: type[KINDS] = RunRecord) -> list[KINDS]:
     """All recorded runs under a folder, sorted by path: its JSON files, and the rows of a Parquet file above.
 
     A file stands before a row of the same path. A run whose proof failed does not count: a line says so.
 
+    Args:
+        kind: which study's runs lie there.
+
     Raises:
-        RecordError: a file that is damaged, or no record of a run.
+        RecordError: a file that is damaged, or no record of such a run.
     """
     folder = Path(folder)
     found = stored(folder) | {path: _read(path) for path in sorted(folder.rglob("*.json"))}
-    runs = {path: _checked(path, found[path], RUN_FIELDS) for path in sorted(found)}
-    broken = [path for path, run in runs.items() if run.get("proof_ok", True) is not True]
+    runs = {path: run_of(path, found[path], kind) for path in sorted(found)}
+    broken = [path for path, run in runs.items() if run.proof_ok is False]
     for path in broken:
         print(f"Left out: '{path}', for the proof of its freeze failed.", file=sys.stderr)
-    return {path: run for path, run in runs.items() if path not in broken}
+    return [run for path, run in runs.items() if path not in broken]
+
+
+def read_run(path: str | Path, kind: type[KINDS] = RunRecord) -> KINDS:
+    """One recorded run, as `read_record`."""
+    return run_of(path, read_record(path), kind)
+
+
+def write_run(path: Path, row: dict, kind: type[KINDS]) -> None:
+    """Write the record of a run, as `write_record`.
+
+    Raises:
+        RecordError: it has not the fields of its kind, so that nobody could read it. Nothing is written.
+    """
+    run_of(path, row, kind)
+    write_record(path, row)
 
 
 def read_record(
@@ -202,3 +128,59 @@ def _checked(path: str | Path, found: dict, fields: Mapping) -> dict:
             f"{'is' if len(wrong) == 1 else 'are'} missing, or of another form. {REMEDY}"
         )
     return found
+
+
+# --- from a JSON object to a typed record ------------------------------------------
+
+
+def run_of(path: str | Path, row: Mapping, kind: type[KINDS] = RunRecord) -> KINDS:
+    """The record of a run from its JSON object: the one place where it gets its names and types.
+
+    Raises:
+        RecordError: a field is missing, of another form, or one that no run has; it and ``path`` are named.
+    """
+    try:
+        return _typed(kind, row, "")
+    except _Unlike as error:
+        raise RecordError(f"'{path}' is no such record as expected: {error}. {REMEDY}") from error
+
+
+class _Unlike(ValueError):
+    """A JSON value that has another form than its type says. The message names the field."""
+
+
+def _typed(form: Any, value: Any, name: str) -> Any:
+    """A JSON value as its type says. The numbers of a list are taken as they are."""
+    if isinstance(form, UnionType):  # X | None
+        return None if value is None else _typed(get_args(form)[0], value, name)
+    if is_dataclass(form):
+        return _object(form, value, name)
+    kind = get_origin(form) or form
+    is_like = isinstance(value, (int, float) if kind is float else kind)
+    if not is_like or isinstance(value, bool) != (kind is bool):
+        raise _Unlike(f"{name} is missing, or of another form")
+    if kind is dict:
+        own = get_args(form)[1]
+        return {key: _typed(own, each, f"{name}.{key}") for key, each in value.items()}
+    if kind is list and is_dataclass(own := get_args(form)[0]):
+        return [_typed(own, each, f"{name}[{i}]") for i, each in enumerate(value)]
+    return value
+
+
+def _object(form: type, value: Any, name: str) -> Any:
+    """A JSON object as a dataclass: it has all fields without a default, and no other field than its own."""
+    if not isinstance(value, Mapping):
+        raise _Unlike(f"{name} is missing, or of another form")
+    types, needed = _fields(form)
+    before = f"{name}." if name else ""
+    if missing := [before + field for field in needed if field not in value]:
+        raise _Unlike(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    if unknown := sorted(before + field for field in value if field not in types):
+        raise _Unlike(f"no run has {', '.join(unknown)}")
+    return form(**{field: _typed(types[field], own, before + field) for field, own in value.items()})
+
+
+@cache
+def _fields(form: type) -> tuple[dict[str, Any], list[str]]:
+    """The types of a dataclass by name, and the names that have no default."""
+    return get_type_hints(form), [field.name for field in fields_of(form) if field.default is MISSING]

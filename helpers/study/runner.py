@@ -26,6 +26,7 @@ from pathlib import Path
 
 from helpers import profiles
 from helpers.files import bytes_hash
+from helpers.measuring import RunRecord, RunSettings
 from helpers.study.jobs import (
     AUTHORS,
     EVIDENCE,
@@ -58,7 +59,7 @@ from helpers.study.rates import (
     row_of,
     tried_rates,
 )
-from helpers.study.records import RUN_FIELDS, RecordError, read_record
+from helpers.study.records import RecordError, read_run
 
 # --- one run, in a process of its own ----------------------------------------------
 
@@ -160,7 +161,7 @@ def require_same_base(place: Path, model_hash: str) -> None:
 def do(study: Study, job: Job) -> tuple[Path, float]:
     """Run one job and write its file in one move."""
     from helpers.study.laboratory import Diverged
-    from helpers.study.records import write_record
+    from helpers.study.records import write_run
 
     began = time.perf_counter()
     lab = laboratory(study, half_of(job))
@@ -191,7 +192,7 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
             "evaluations": error.evaluations,
         }
     seconds = time.perf_counter() - began
-    write_record(
+    write_run(
         job.path,
         {
             "rate_choice": job.choice,
@@ -202,6 +203,7 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
             "wall_seconds": round(seconds, 1),
             **entry,
         },
+        RunRecord,
     )
     return job.path, seconds
 
@@ -250,17 +252,17 @@ def stale(study: Study, jobs: Iterable[Job], model_hash: str) -> list[str]:
     for job in jobs:
         if not job.path.exists():
             continue
-        found = read_record(job.path)
+        found = read_run(job.path)
         wanted = {
             "model_hash": model_hash,
             "protocol": study.protocol.sha256,
             "rate": job.rate,
             "retention_hash": hashes[half_of(job)],
-            "settings": asdict(settings_of(study, job)),
+            "settings": RunSettings(**asdict(settings_of(study, job))),
             "rate_choice": job.choice,
         }
-        other = [k for k, v in wanted.items() if found.get(k) != v]
-        if found.get("test_windows") and ("poe" in found["test_windows"]) != has_real_texts(study):
+        other = [k for k, v in wanted.items() if getattr(found, k) != v]
+        if found.test_windows and ("poe" in found.test_windows) != has_real_texts(study):
             other.append("the test on the real authors (the same --books for all runs)")
         twin = job.path.with_name(f"{job.seed}-learn.json")
         if job.choice == "keep and learn" and twin.exists():
@@ -295,9 +297,10 @@ def start_over(study: Study) -> None:
 def is_record(path: Path) -> bool:
     """Whether a file is one that `do` wrote; a damaged one cannot be told from a reader's own, and stays."""
     try:
-        return read_record(path, RUN_FIELDS | {"model_hash": str, "protocol": str}) != {}
+        run = read_run(path)
     except RecordError:
         return False
+    return None not in (run.model_hash, run.protocol)
 
 
 def require_committed(page: Path) -> None:
@@ -393,10 +396,10 @@ def measured_seconds(study: Study) -> dict[str, float]:
     sums: dict[str, list[float]] = {}
     for kind in ("tuning", "runs", "long"):
         for path in study.place(kind).rglob("*.json"):
-            run = read_record(path)
-            if "wall_seconds" in run:
-                for key in (path.parent.parent.name, run["stage"], ""):
-                    sums.setdefault(key, []).append(run["wall_seconds"])
+            run = read_run(path)
+            if run.wall_seconds is not None:
+                for key in (path.parent.parent.name, run.stage, ""):
+                    sums.setdefault(key, []).append(run.wall_seconds)
     return {key: sum(v) / len(v) for key, v in sums.items()}
 
 

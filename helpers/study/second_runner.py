@@ -14,14 +14,15 @@ until it is out of the way. Workers have one thread each and stand back behind e
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.measuring import SecondRunRecord
 from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
 from helpers.study.protocol import ProtocolError, read_protocol
+from helpers.study.records import read_run
 from helpers.study.runner import require_committed
 
 NICENESS = 10
@@ -126,10 +127,10 @@ def measured_seconds(study) -> dict[tuple, float]:
     """Mean wall seconds of this base's recorded runs: by plan and rate, and of all, under ()."""
     sums: dict[tuple, list[float]] = {}
     for path in (study.folder / "runs" / study.model_name).rglob("*.json"):
-        run = json.loads(path.read_text("utf-8"))
-        if run["resumed_at"] == 0:
-            for key in ((run["plan"], run["rate"]), ()):
-                sums.setdefault(key, []).append(run["wall_seconds"])
+        run = read_run(path, SecondRunRecord)
+        if run.resumed_at == 0:
+            for key in ((run.plan, run.rate), ()):
+                sums.setdefault(key, []).append(run.wall_seconds)
     return {key: sum(v) / len(v) for key, v in sums.items()}
 
 

@@ -12,7 +12,6 @@ rewound, and, with a replay, both again. Every number comes from data/evidence/P
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 import time
@@ -29,13 +28,13 @@ from torch import nn
 from helpers import freezing, profiles
 from helpers.files import bytes_hash, file_hash, write_tensors
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError, select
-from helpers.measuring import Retention, held_out_loss, sample_windows
+from helpers.measuring import Retention, RunSettings, SecondRunRecord, held_out_loss, sample_windows
 from helpers.models import anatomy, load_model, load_tokenizer, weight_hash
 from helpers.profiles import DATA, build_dir
 from helpers.session import code_commit, machine_class, versions
 from helpers.study.laboratory import StudySettings, spread
 from helpers.study.protocol import Protocol, ProtocolError
-from helpers.study.records import rounded, write_record
+from helpers.study.records import read_run, rounded, write_run
 from helpers.texts import Corpus, load_corpus, tensor_of
 from helpers.training import FitResult, NotFinite, Replay, fit, load_checkpoint, rewound, save_delta
 
@@ -426,11 +425,12 @@ def do(study: Study, job: Job) -> tuple[Path, float]:
             "evaluations": [{"step": s, **m} for s, m in zip(steps, measured, strict=False)],
         }
     seconds = time.perf_counter() - began
-    write_record(
+    write_run(
         study.record_path(job),
         head_of(bench, job)
         | {"wall_seconds": round(seconds, 1), "resumed_at": saved.step if saved else 0}
         | found,
+        SecondRunRecord,
     )
     shutil.rmtree(work, ignore_errors=True)
     return study.record_path(job), seconds
@@ -550,8 +550,10 @@ def stale(study: Study, jobs: Iterable[Job], hashes: dict[str, str]) -> list[str
     """What is recorded and was made with something else: one sentence a file."""
     problems = []
     for job in (j for j in jobs if study.record_path(j).exists()):
-        found = json.loads(study.record_path(job).read_text("utf-8"))
-        other = [k for k, v in made_with(study, job, hashes).items() if found.get(k) != v]
+        found = read_run(study.record_path(job), SecondRunRecord)
+        wanted = made_with(study, job, hashes)
+        wanted["settings"] = RunSettings(**wanted["settings"])
+        other = [k for k, v in wanted.items() if getattr(found, k) != v]
         if other:
             problems.append(
                 f"{study.record_path(job).relative_to(study.folder)} differs in {', '.join(other)}"

@@ -20,12 +20,18 @@ from helpers.lessons.widgets.losses import (
 from helpers.measuring.comparison import chosen, pairs_by_seed
 from helpers.plots import PLAN_COLOURS
 from helpers.profiles import DATA, TINY
+from helpers.study.records import run_of
 
 RECORDED = DATA / "evidence" / "runs" / TINY.model_name
 OWN = "training loss, each batch"
 
 
-def run(plan="full", text="alice", seed=0, rate=1e-4, n=12, **more):
+def run(**more):
+    return run_of("a built run", row(**more))
+
+
+def row(plan="full", text="alice", seed=0, rate=1e-4, n=12, **more):
+    """A run as its file holds it."""
     losses = [3.5 - 0.05 * i + 0.01 * seed for i in range(n)]
     points = [
         {"step": s, "held_out_loss": 3.4 - 0.01 * s, "train_loss": 3.3, "forgetting": 0.01 * s}
@@ -46,9 +52,9 @@ def run(plan="full", text="alice", seed=0, rate=1e-4, n=12, **more):
 @pytest.fixture
 def folder(tmp_path):
     """Two plans, one of them at two rates, on three texts, with up to four seeds."""
-    runs = [run(seed=s) for s in range(4)] + [run(rate=3e-4, text=t) for t in ("edgar", "zoe")]
-    runs += [run(plan="only-norms", text=t, seed=5) for t in ("edgar", "zoe")]
-    for number, one in enumerate(runs):
+    rows = [row(seed=s) for s in range(4)] + [row(rate=3e-4, text=t) for t in ("edgar", "zoe")]
+    rows += [row(plan="only-norms", text=t, seed=5) for t in ("edgar", "zoe")]
+    for number, one in enumerate(rows):
         place = tmp_path / one["plan"] / one["text"]
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}.json").write_text(json.dumps(one))
@@ -67,7 +73,7 @@ def test_whatever_is_recorded_can_be_chosen(folder):
 
 def test_the_courses_own_evidence_is_shown():
     data, runs = loss_explorer(RECORDED).data, runs_of_one_model(RECORDED)
-    assert {r["text"] for r in runs} == set(data["texts"]) and len(data["runs"]) == len(runs)
+    assert {r.text for r in runs} == set(data["texts"]) and len(data["runs"]) == len(runs)
     assert {label(r) for r in runs} == {look["label"] for look in data["labels"]}
     for look in data["labels"]:
         assert look["colour"] == PLAN_COLOURS[look["label"].partition(", ")[0]]
@@ -76,12 +82,12 @@ def test_the_courses_own_evidence_is_shown():
 
 
 def test_a_purpose_shows_its_rate_alone(folder):
-    (folder / "keep.json").write_text(json.dumps(run(rate=1e-5, rate_choice="keep")))
+    (folder / "keep.json").write_text(json.dumps(row(rate=1e-5, rate_choice="keep")))
     assert loss_explorer(folder, plans=["full"], choice="keep").choice["on"] == ["full, rate 1e-05"]
 
 
 def test_a_plan_without_a_registered_colour_gets_one_of_its_own(folder):
-    (folder / "other.json").write_text(json.dumps(run(plan="mine")))
+    (folder / "other.json").write_text(json.dumps(row(plan="mine")))
     looks = loss_explorer(folder).data["labels"]
     assert looks[-1]["words"] == "mine, 1e-4"
     assert looks[-1]["colour"] not in {look["colour"] for look in looks[:-1]}
@@ -115,9 +121,7 @@ def test_a_band_is_the_mean_the_lowest_and_the_highest_as_far_as_all_runs_go():
     runs = [run(seed=0), run(seed=2, n=9)]
     found = band(runs, OWN, 1)
     assert found.steps.tolist() == list(range(1, 10))
-    assert found.low == pytest.approx(runs[0]["losses"][:9]) and found.high == pytest.approx(
-        runs[1]["losses"]
-    )
+    assert found.low == pytest.approx(runs[0].losses[:9]) and found.high == pytest.approx(runs[1].losses)
     assert found.mean == pytest.approx((found.low + found.high) / 2)
     assert band([run(losses=[])], OWN, 1) is None
 
@@ -140,7 +144,7 @@ def test_a_run_that_diverged_leaves_a_gap():
 def test_a_folder_without_runs_and_a_mixed_one_are_refused(tmp_path, folder):
     with pytest.raises(RunsError, match="course study first"):
         loss_explorer(tmp_path / "nothing")
-    (folder / "other.json").write_text(json.dumps(run(model_hash="b")))
+    (folder / "other.json").write_text(json.dumps(row(model_hash="b")))
     with pytest.raises(RunsError, match="2 models"):
         loss_explorer(folder)
 

@@ -1,5 +1,7 @@
 """Equal learning, pairs, intervals: the arithmetic behind the verdicts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,30 +22,31 @@ from helpers.measuring.comparison import (
 from helpers.measuring.curves import spikes
 from helpers.measuring.decisions import FAILS, HOLDS, UNDECIDED, decide, decide_equal, over_texts
 from helpers.measuring.intervals import Interval, paired_interval
+from helpers.measuring.recorded import Evaluation, RunRecord
 
 
 def evaluations(points, windows=None):
     return [
-        {"step": i, "gain": g, "forgetting": f, "forgetting_windows": windows or [f] * 24}
+        Evaluation(step=i, gain=g, forgetting=f, forgetting_windows=windows or [f] * 24)
         for i, (g, f) in enumerate([(0.0, 0.0), *points])
     ]
 
 
 def a_run(seed, points, text="alice", tests=None, **changes):
-    return {
-        "seed": seed,
-        "text": text,
-        "plan": "full",
-        "model_hash": "m",
-        "text_hash": text,
-        "retention_hash": "r",
-        "batch": 8,
-        "length": 256,
-        "rate_choice": "keep",
-        "evaluations": evaluations(points),
-        "test_windows": tests or {},
-        **changes,
-    }
+    run = RunRecord(
+        seed=seed,
+        text=text,
+        plan="full",
+        model_hash="m",
+        text_hash=text,
+        retention_hash="r",
+        batch=8,
+        length=256,
+        rate_choice="keep",
+        evaluations=evaluations(points),
+        test_windows=tests or {},
+    )
+    return replace(run, **changes)
 
 
 def test_forgetting_is_read_between_evaluations_and_never_beyond():
@@ -100,7 +103,7 @@ def test_one_pair_has_no_interval_and_decides_nothing():
 
 def test_pairs_share_a_seed_and_everything_but_the_plan():
     a, b = [a_run(0, [(0.1, 0.1)]), a_run(1, [(0.1, 0.1)])], [a_run(1, [(0.1, 0.2)]), a_run(2, [(0.1, 0.2)])]
-    assert [(x["seed"], y["seed"]) for x, y in pairs_by_seed(a, b)] == [(1, 1)]
+    assert [(x.seed, y.seed) for x, y in pairs_by_seed(a, b)] == [(1, 1)]
     with pytest.raises(ComparisonError, match="share a seed"):
         pairs_by_seed(a[:1], b)
     with pytest.raises(ComparisonError, match="retention_hash"):
@@ -147,8 +150,8 @@ def test_runs_are_chosen_by_plan_text_and_purpose():
         a_run(1, [], rate_choice="learn"),
         a_run(2, [], text="edgar"),
     ]
-    assert [r["seed"] for r in chosen(runs, "full", "alice", "keep")] == [0]
-    assert [r["seed"] for r in chosen(runs, "full", "alice", "learn")] == [0, 1]
+    assert [r.seed for r in chosen(runs, "full", "alice", "keep")] == [0]
+    assert [r.seed for r in chosen(runs, "full", "alice", "learn")] == [0, 1]
 
 
 def test_spikes_are_found_against_the_running_median():

@@ -1,6 +1,7 @@
 """One run falls, levels off, stays stable; widths of sweeps compared and drawn; a clock that favours nobody."""
 
 import math
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -19,6 +20,7 @@ from helpers.measuring.curves import (
 )
 from helpers.measuring.decisions import FAILS, HOLDS, UNDECIDED
 from helpers.measuring.intervals import paired_interval
+from helpers.measuring.recorded import Evaluation, GradientNorms
 from helpers.measuring.timing import paired_log_ratios, seconds_of
 
 NAN = math.nan
@@ -177,14 +179,14 @@ def test_a_curve_that_levels_off_is_told_from_one_that_does_not():
 
 
 def test_stable_gradients_have_few_spikes_and_no_drift():
-    calm = {"median": 1.0, "largest": 1.5, "spikes": 0.0, "quarters": 0.9}
+    calm = GradientNorms(median=1.0, largest=1.5, spikes=0.0, quarters=0.9)
     assert is_stable(calm)
     for change in ({"spikes": 0.02}, {"quarters": 2.5}, {"largest": math.inf}):
-        assert not is_stable(calm | change)
+        assert not is_stable(replace(calm, **change))
 
 
 def test_overfitted_points_begin_after_the_best_dev_loss():
     evaluations = [
-        {"step": s, "gain": g} for s, g in ((0, 0.0), (8, 0.1), (16, 0.12), (24, 0.11), (32, 0.05))
+        Evaluation(step=s, gain=g) for s, g in ((0, 0.0), (8, 0.1), (16, 0.12), (24, 0.11), (32, 0.05))
     ]
     assert overfitted_from(evaluations) == 24 and overfitted_from(evaluations[:3]) is None

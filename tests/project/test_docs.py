@@ -74,7 +74,10 @@ def test_every_block_of_the_page_runs_in_its_order(tmp_path, monkeypatch, capsys
     assert len(set(deltas)) == 2 and names["guard"].proof.ok
     said = capsys.readouterr().out
     assert "are bit-identical" in said
-    assert "MiB at the peak" in said and "most of it: " in said
+    shown = re.findall(r"^    (.+)$", RUN_HERE.partition("```python\n")[2], re.MULTILINE)
+    code = {line.strip() for _, source in BLOCKS for line in source.splitlines()}
+    outputs = [line for line in shown if line.strip() not in code]
+    assert len(outputs) == 10 and all(line in said for line in outputs), "what the page says is printed"
     assert "frozen bottom         the first 2 blocks" in said
     assert names["tuned"].dtype.itemsize == 2, "the last one is the merged model, in bfloat16"
 

@@ -309,6 +309,10 @@ def small_project(folder: Path) -> Path:
     page = badges.badge("00_a", "OWNER/frozen-attention", "main")
     (folder / "README.md").write_text(f"{page}\ngit clone https://github.com/OWNER/frozen-attention.git\n")
     (folder / "notebooks" / "00_a.ipynb").write_text(json.dumps({"cells": [{"source": [page]}]}))
+    (folder / "docs").mkdir()
+    (folder / "docs" / "a.md").write_text(
+        "[Fits?](https://OWNER.github.io/frozen-attention/_static/mini/a.html)\n"
+    )
     return folder
 
 
@@ -316,7 +320,7 @@ def test_badges_change_everywhere_at_once_and_back(tmp_path):
     project = small_project(tmp_path)
     first = (project / "README.md").read_text()
     changed = badges.rename(project, "ada/my.course")
-    assert changed == {"pyproject.toml": 1, "README.md": 2, "notebooks/00_a.ipynb": 1}
+    assert changed == {"pyproject.toml": 1, "README.md": 2, "docs/a.md": 1, "notebooks/00_a.ipynb": 1}
     assert badges.repository(project) == "ada/my.course"
     assert "OWNER" not in "".join(p.read_text() for p in project.rglob("*.*") if p.is_file())
     badges.rename(project, "OWNER/frozen-attention")
@@ -351,7 +355,7 @@ def versioned(tmp_path):
 
 def test_badges_set_up_cells_and_version_change_together(versioned):
     changed = badges.rename(versioned, "ada/course", "v1.2.0")
-    assert changed == {"pyproject.toml": 2, "README.md": 3, "notebooks/00_a.ipynb": 4}
+    assert changed == {"pyproject.toml": 2, "README.md": 3, "docs/a.md": 1, "notebooks/00_a.ipynb": 4}
     first, cell = json.loads((versioned / "notebooks" / "00_a.ipynb").read_text())["cells"]
     assert first["source"] == [badges.badge("00_a", "ada/course", "v1.2.0")]
     assert "".join(cell["source"]) == badges.set_up_cell("ada/course", "v1.2.0")

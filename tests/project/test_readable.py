@@ -123,9 +123,6 @@ def test_a_section_says_whether_it_may_be_left_out_on_a_first_reading(name):
 
 # --- how long it takes to read -----------------------------------------------------
 
-# Lessons whose minutes still wait to be computed.
-NOT_TIMED = [name for name in NOTEBOOKS if name[:2] not in ("00", "01", "02", "A1")]
-
 
 def reading_minutes(name: str) -> float:
     """200 words a minute, without what is folded; 5 seconds a line of code, 2 a printed line, 20 a picture."""
@@ -138,7 +135,7 @@ def reading_minutes(name: str) -> float:
     return words / 200 + (5 * lines + 2 * sum(len(printed(c)) for c in code) + 20 * pictures) / 60
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in NOT_TIMED])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_minutes_to_read_are_those_of_a_clock(name):
     stated = int(re.search(r"(\d+)(?: minutes)? to read", cells_of(name, "markdown")[0].source)[1])
     assert abs(stated - reading_minutes(name)) <= 3, (

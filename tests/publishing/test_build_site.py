@@ -146,6 +146,13 @@ def test_the_front_page_leads_to_every_living_page_before_its_first_section(fron
     )
 
 
+@pytest.mark.parametrize("page", ["docs/take_home.md", "notebooks/03_parameter_ratios.ipynb"])
+def test_a_page_leads_to_the_living_page_that_lies_beside_it(links, page):
+    address = f"{badges.pages_address(badges.repository(ROOT))}/_static/mini/planner.html"
+    assert links.rewritten(f"[Fits?]({address})", page) == '<a href="../_static/mini/planner.html">Fits?</a>'
+    assert f"({address})" in (ROOT / page).read_text("utf-8"), "the page itself has this link"
+
+
 def test_the_claims_are_cards_on_the_site_and_folded_in_readme(front):
     readme = (ROOT / "README.md").read_text("utf-8")
     block = build_site.CLAIMS.search(readme)[0]

@@ -1,6 +1,7 @@
 """How the records are read: each rule of the protocol's amendment of 2026-11-29, on built records."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,11 +34,12 @@ from helpers.measuring.decisions import (
     word,
 )
 from helpers.measuring.intervals import Interval, paired_interval
+from helpers.measuring.recorded import RunRecord
 from helpers.results import evidence as findings
 from helpers.results.claims import Entry, Verdict, about, number_of, two_digits
 from helpers.results.evidence import forgetting_finding, forgetting_gap, quality_finding, rise_on_plain
 from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
-from support.records import a_run, evidence, with_tuning
+from support.records import a_run, change, evidence, forgot_times, look_by_look, with_tuning
 
 MAIN, FULL = "attention+embeddings", "full"
 
@@ -46,21 +48,18 @@ def entries_of(found, claim):
     return [v for v in scoreboard(found) if v.claim == claim]
 
 
-def change(found, plan, edit):
-    """Edit every record of a plan in place."""
-    for run in found.runs:
-        if run["plan"] == plan:
-            edit(run)
+def changed(found, plan, edit):
+    """Evidence with every record of a plan edited."""
+    change(found.runs, edit, plan)
     return found
 
 
 def uneven(run, spread=0.8):
     """Let the gain of a run come from some dev windows more than from others; its mean stays."""
-    best = run["evaluations"][-1]
+    *others, best = run.evaluations
     shares = 1 + np.linspace(-spread, spread, 12)
-    best["held_out_windows"] = list(
-        np.array(run["evaluations"][0]["held_out_windows"]) - best["gain"] * shares
-    )
+    windows = list(np.array(others[0].held_out_windows) - best.gain * shares)
+    return replace(run, evaluations=[*others, replace(best, held_out_windows=windows)])
 
 
 # --- both axes ---------------------------------------------------------------------
@@ -68,19 +67,22 @@ def uneven(run, spread=0.8):
 
 def test_the_gain_of_a_run_and_the_level_are_read_again_without_each_dev_window():
     rng = np.random.default_rng(0)
-    plan, full, other = (a_run(rng, FULL, "alice", 0, slope) for slope in (0.3, 0.5, 0.5))
-    for run, spread in ((plan, 0.8), (full, 0.2), (other, -0.4)):
-        uneven(run, spread)
-        for e in run["evaluations"]:  # forgetting bends, so that the place where it is read matters
-            e["forgetting"] = 10 * e["gain"] ** 2 * (0.3 if run is plan else 0.5)
-            e["forgetting_windows"] = [e["forgetting"]] * 24
+
+    def bent(slope, spread):  # forgetting bends, so that the place where it is read matters
+        def edit(e):
+            forgetting = 10 * e.gain**2 * slope
+            return replace(e, forgetting=forgetting, forgetting_windows=[forgetting] * 24)
+
+        return look_by_look(uneven(a_run(rng, FULL, "alice", 0, slope), spread), edit)
+
+    plan, full, other = (bent(*both) for both in ((0.3, 0.8), (0.5, 0.2), (0.5, -0.4)))
     found = forgetting_difference([plan], [full], 0.12, [other])
 
     def without(run, window):
         kept = np.delete(np.arange(12), window)
-        start, best = (np.array(run["evaluations"][i]["held_out_windows"])[kept] for i in (0, -1))
+        start, best = (np.array(run.evaluations[i].held_out_windows)[kept] for i in (0, -1))
         factor = (start - best).mean() / 0.15
-        return factor, [{**e, "gain": factor * e["gain"]} for e in run["evaluations"]]
+        return factor, [replace(e, gain=factor * e.gain) for e in run.evaluations]
 
     slow = []
     for window in range(12):
@@ -96,8 +98,7 @@ def test_windows_that_gain_alike_under_both_plans_add_no_error():
     rng = np.random.default_rng(0)
     runs = [[a_run(rng, FULL, "alice", s, slope) for s in range(3)] for slope in (0.3, 0.5)]
     assert forgetting_difference(*runs, 0.12, runs[1]).gain_half == pytest.approx(0.0, abs=1e-12)
-    for run in sum(runs, []):
-        uneven(run)
+    runs = [[uneven(run) for run in own] for own in runs]
     assert forgetting_difference(*runs, 0.12, runs[1]).gain_half == pytest.approx(0.0, abs=1e-12)
     assert forgetting_difference(*runs, 0.12).gain_half > 0.001, "against a fixed level they do"
 
@@ -105,7 +106,7 @@ def test_windows_that_gain_alike_under_both_plans_add_no_error():
 def test_an_uneven_gain_opens_what_seeds_and_retention_windows_alone_would_decide():
     close = evidence({MAIN: 0.55})
     assert forgetting_gap(close, MAIN, FULL, "alice").word == SAME
-    gap = forgetting_gap(change(close, MAIN, uneven), MAIN, FULL, "alice")
+    gap = forgetting_gap(changed(close, MAIN, uneven), MAIN, FULL, "alice")
     assert gap.word == OPEN and gap.interval.gain_half > gap.interval.seed_half
 
 
@@ -125,9 +126,7 @@ def test_the_three_errors_add_up_as_squares():
 
 def test_records_without_dev_windows_say_that_this_error_is_not_known():
     found = evidence({MAIN: 0.25})
-    for run in found.runs:
-        for e in run["evaluations"]:
-            e.pop("held_out_windows", None)
+    change(found.runs, lambda run: look_by_look(run, lambda e: replace(e, held_out_windows=None)))
     assert gain_without_blocks(found.runs[0]) is None
     finding = forgetting_finding(found, MAIN, FULL, "alice")
     assert finding.interval.gain_half is None and findings.NO_DEV_WINDOWS in finding.limits
@@ -162,16 +161,11 @@ def test_less_at_one_gain_and_more_at_another_depends_on_the_gain():
     found = evidence({MAIN: 0.3})
 
     def turns(run):
-        for e in run["evaluations"]:
-            factor = 8 * e["gain"]
-            e.update(
-                forgetting=factor * e["forgetting"],
-                forgetting_windows=[factor * w for w in e["forgetting_windows"]],
-            )
+        return forgot_times(run, lambda e: 8 * e.gain)
 
-    gap = forgetting_gap(change(found, MAIN, lambda r: (turns(r), turns(r))), MAIN, FULL, "alice")
+    gap = forgetting_gap(changed(found, MAIN, lambda run: turns(turns(run))), MAIN, FULL, "alice")
     assert gap.word == LESS, "still less at each level"
-    found = change(evidence({MAIN: 0.7}), MAIN, turns)
+    found = changed(evidence({MAIN: 0.7}), MAIN, turns)
     gap = forgetting_gap(found, MAIN, FULL, "alice")
     assert gap.word == DEPENDS
     assert "the sign depends on the gain" in forgetting_finding(found, MAIN, FULL, "alice").limits
@@ -182,7 +176,7 @@ def test_a_gap_is_the_difference_at_the_level_itself_to_the_last_bit():
     runs = [found.of(p, "alice", "keep") for p in (MAIN, FULL)]
     wanted = forgetting_difference(
         *runs,
-        matched_gain([r["evaluations"] for r in sum(runs, [])], 0.116464 / 0.8)[0],
+        matched_gain([r.evaluations for r in sum(runs, [])], 0.116464 / 0.8)[0],
         findings.level_runs(found, "alice"),
     )
     assert forgetting_gap(found, MAIN, FULL, "alice").interval == wanted
@@ -207,10 +201,10 @@ def test_attention_alone_has_a_line_of_its_own_and_stays_exploratory():
     found.runs.extend(
         a_run(np.random.default_rng(s), "attention", t, s, 0.25) for t in ("alice", "edgar") for s in range(5)
     )
-    assert any(r["plan"] == "attention" for r in found.runs)
+    assert any(r.plan == "attention" for r in found.runs)
     main, alone = entries_of(found, "C10")
     assert (main.verdict, alone.verdict) == (FAILS, IN_PART) and alone.part == "attention frozen"
-    found.runs[:] = [r for r in found.runs if r["plan"] != "attention" or r["text"] == "alice"]
+    found.runs[:] = [r for r in found.runs if r.plan != "attention" or r.text == "alice"]
     alone = entries_of(found, "C10")[1]
     assert alone.verdict == IN_PART and "no pairs of runs on 'edgar' yet" in alone.note
 
@@ -229,28 +223,29 @@ def test_two_parts_on_one_model_do_not_take_each_others_place():
 
 def test_rates_that_differ_because_one_plan_missed_the_level_are_named_and_limit_the_verdict():
     found = with_tuning(evidence({MAIN: 0.25}), rates=(1e-5, 1e-4))
-    change(found, MAIN, lambda r: r.update(rate=1e-4))
-    change(found, FULL, lambda r: r.update(rate=1e-5))
+    changed(found, MAIN, lambda r: replace(r, rate=1e-4))
+    changed(found, FULL, lambda r: replace(r, rate=1e-5))
     assert not forgetting_finding(found, MAIN, FULL, "alice").limits, "it did reach the level at 1e-5"
-    for run in found.tuning:
-        if run["plan"] == MAIN and run["rate"] == 1e-5:
-            run["evaluations"] = [e for e in run["evaluations"] if e["gain"] < 0.08]
+
+    def slower(run):
+        kept = [e for e in run.evaluations if e.gain < 0.08 or run.rate != 1e-5]
+        return replace(run, evaluations=kept)
+
+    change(found.tuning, slower, MAIN)
     (limit,) = forgetting_finding(found, MAIN, FULL, "alice").limits
     assert (
         "`attention+embeddings` was read at 0.0001 and `full` at 1e-05" in limit and "ended at 50%" in limit
     )
     assert entries_of(found, "C10")[0].verdict == IN_PART
-    change(found, FULL, lambda r: r.update(rate=1e-4))
+    changed(found, FULL, lambda r: replace(r, rate=1e-4))
     assert not forgetting_finding(found, MAIN, FULL, "alice").limits
 
 
 def test_a_rate_that_is_not_known_is_none():
     gap = forgetting_gap(evidence(), MAIN, FULL, "alice")
     assert gap.rates == (None, None)
-    assert (
-        findings.rate_of([{"rate": 1e-4}, {"rate": 3e-4}]) is None
-        and findings.rate_of([{"rate": 1e-4}]) == 1e-4
-    )
+    one = RunRecord(plan=FULL, text="alice", seed=0, rate=1e-4, evaluations=[])
+    assert findings.rate_of([one, replace(one, rate=3e-4)]) is None and findings.rate_of([one, one]) == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -285,15 +280,13 @@ def test_a_share_of_the_gain_is_judged_and_not_the_loss():
     for gain, wanted in ((0.05, 0.7), (0.5, 0.97)):
         full, plan = (
             [
-                {
-                    "seed": s,
-                    "model_hash": "m",
-                    "text_hash": "t",
-                    "retention_hash": "r",
-                    "batch": 8,
-                    "length": 8,
-                    "test_windows": {"alice": list(base - g)},
-                }
+                RunRecord(
+                    plan=FULL,
+                    text="alice",
+                    seed=s,
+                    evaluations=[],
+                    test_windows={"alice": list(base - g)},
+                )
                 for s in range(3)
             ]
             for g in (gain, gain - 0.015)

@@ -130,9 +130,7 @@ def test_the_recorded_verdicts_are_those_of_the_scoreboard():
 def test_a_new_miniature_would_make_the_evidence_stale():
     runs = read_runs(RUNS)
     mini = weight_hash(load_model(TINY.model, device="cpu"))
-    assert runs and all(r["model_hash"] == mini for r in runs), (
-        "record the evidence again: course study first"
-    )
+    assert runs and all(r.model_hash == mini for r in runs), "record the evidence again: course study first"
     style = read_record(ROOT / "data" / "evidence" / "style.json")
     assert style["model_hash"] == mini
 
@@ -141,9 +139,9 @@ def test_at_least_three_seeds_and_every_proof_passed():
     runs = read_runs(RUNS)
     for plan in ("full", "attention+embeddings", "only-attention", "only-mlp-out"):
         for text in ("alice", "edgar"):
-            own = [r for r in runs if r["plan"] == plan and r["text"] == text and "keep" in r["rate_choice"]]
-            assert len({r["seed"] for r in own}) >= 3, (plan, text)
-    assert all(r["proof_ok"] for r in runs)
+            own = [r for r in runs if r.plan == plan and r.text == text and "keep" in r.rate_choice]
+            assert len({r.seed for r in own}) >= 3, (plan, text)
+    assert all(r.proof_ok for r in runs)
 
 
 def test_evidence_names_what_it_was_made_with():
@@ -166,4 +164,4 @@ def test_evidence_names_what_it_was_made_with():
         "evaluations",
     }
     for run in read_runs(RUNS):
-        assert needed <= set(run)
+        assert None not in [getattr(run, name) for name in needed]

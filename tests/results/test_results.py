@@ -1,6 +1,5 @@
 """results/ is what the code makes of the committed evidence, and says so whatever the evidence is."""
 
-import copy
 import dataclasses
 import json
 import re
@@ -29,7 +28,7 @@ from helpers.study import benchmark
 from helpers.study import measured_costs as benchmarks
 from helpers.study.packing import unpack
 from helpers.study.protocol import read_protocol
-from support.records import FLOPS, PLANS, a_long_run, evidence, pretend, with_tuning
+from support.records import FLOPS, PLANS, a_long_run, change, evidence, forgot_times, pretend, with_tuning
 
 PAGE = (write_results.RESULTS / "README.md").read_text("utf-8")
 PICTURES = sorted(write_results.RESULTS.glob("*.svg"))
@@ -94,8 +93,8 @@ def test_tables_of_two_models_become_one_with_a_column_for_the_model():
 
 
 def at(found, **more):
-    for run in found.runs:
-        run.update(machine="a CPU", commit="c" * 40, protocol="p" * 64, n_trainable=10, **more)
+    made = {"machine": "a CPU", "commit": "c" * 40, "protocol": "p" * 64, "n_trainable": 10}
+    change(found.runs, lambda run: replace(run, **made, **more))
     found.rates.update(seeds=[900], protocol="p" * 64)
     return found
 
@@ -120,7 +119,7 @@ def test_a_difference_that_may_be_zero_is_not_called_less_or_more():
 @pytest.mark.parametrize("more_on_alice", [0, 2])
 def test_one_seed_makes_pages_that_say_so(more_on_alice):
     found = at(evidence(seeds=1 + more_on_alice))
-    found.runs[:] = [r for r in found.runs if r["seed"] == 0 or r["text"] == "alice"]
+    found.runs[:] = [r for r in found.runs if r.seed == 0 or r.text == "alice"]
     for question in QUESTIONS:
         answer = question.answer(found) if question.of_model else None
         assert answer is None or "nan" not in f"{answer.sentence} {answer.title}", question.name
@@ -141,7 +140,7 @@ def test_a_plan_that_learned_too_little_is_said_to_be_not_comparable():
 
 def test_a_question_without_its_runs_has_no_answer():
     only_full = at(evidence())
-    only_full.runs[:] = [r for r in only_full.runs if r["plan"] == "full"]
+    only_full.runs[:] = [r for r in only_full.runs if r.plan == "full"]
     for question in QUESTIONS:
         if question.of_model:
             assert question.answer(only_full) is None, question.name
@@ -181,7 +180,7 @@ def test_every_answer_about_runs_can_be_drawn(slope):
 def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
     found = at(evidence({"attention+embeddings": 0.8}), steps_taken=100, n_train_windows=1600)
     assert answers.forgetting_in_one_pass(found) is None
-    found.runs.extend([r | {"text": "poe"} for r in found.runs if r["text"] == "edgar"])
+    found.runs.extend([replace(r, text="poe") for r in found.runs if r.text == "edgar"])
     answer = answers.forgetting_in_one_pass(found)
     assert (
         "on poe the main plan forgot more than full training" in answer.sentence
@@ -220,8 +219,7 @@ def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monke
 def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did():
     found = at(evidence())
     found.long.extend(a_long_run(seed, falls=seed > 0) for seed in range(3))
-    for run in found.long:
-        run.update(machine="a CPU", protocol="p" * 64)
+    change(found.long, lambda run: replace(run, machine="a CPU", protocol="p" * 64))
     answer = plan_answers.convergence(found)
     assert "main plan: the loss on the training probe levelled off in 2 of 3 runs" in answer.sentence
     assert "within 640 steps" in answer.title.lower() and "C8: *not decided*" in answer.sentence
@@ -230,7 +228,7 @@ def test_long_runs_are_drawn_and_said_to_have_levelled_off_only_where_they_did()
 
 def runs_like(found, plan, other, **changes):
     """More main runs: those of ``plan``, under another name."""
-    return [copy.deepcopy(r) | {"plan": other} | changes for r in found.runs if r["plan"] == plan]
+    return [replace(r, plan=other, **changes) for r in found.runs if r.plan == plan]
 
 
 def test_lora_is_read_at_its_gentlest_rate_and_both_rates_are_named():
@@ -262,9 +260,8 @@ def test_a_plan_that_never_reached_the_level_is_read_at_its_gentlest_rate_and_no
     found = at(evidence(seeds=3), rate=3e-4)
     assert plan_answers.every_plan(found) is None  # the deciding plans have pages of their own
     found.runs.extend(runs_like(found, "only-attention", "only-norms", rate=1e-2))
-    worse = [e for r in found.runs if r["plan"] == "only-norms" for e in r["evaluations"]]
-    for e in worse:  # at the rate that gains most it forgets three times as much
-        e.update(forgetting=3 * e["forgetting"], forgetting_windows=[3 * w for w in e["forgetting_windows"]])
+    # at the rate that gains most it forgets three times as much
+    change(found.runs, lambda r: forgot_times(r, 3), "only-norms")
     with_tuning(found, {"only-norms": 0.08}, plans=(*PLANS, "only-norms"))
     answer = plan_answers.every_plan(found)
     rows, zones = answer.data

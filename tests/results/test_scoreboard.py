@@ -18,7 +18,7 @@ from helpers.results.evidence import (
     swap_contrasts,
 )
 from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table, weakest
-from support.records import a_long_run, a_run, evidence
+from support.records import a_long_run, a_run, change, evidence, forgot_times, row_of
 from support.said import course
 
 
@@ -31,8 +31,8 @@ def test_the_jackknife_reads_the_level_again_without_each_block():
 
     def without(run, window):
         return [
-            {**e, "forgetting": float(np.delete(e["forgetting_windows"], window).mean())}
-            for e in run["evaluations"]
+            replace(e, forgetting=float(np.delete(e.forgetting_windows, window).mean()))
+            for e in run.evaluations
         ]
 
     slow = [forgetting_at(without(a[0], w), 0.07) - forgetting_at(without(b[0], w), 0.07) for w in range(24)]
@@ -90,7 +90,8 @@ def test_style_needs_ratio_and_primary_test_and_is_in_part_at_most():
 
 def test_a_run_that_diverged_does_not_stop_the_scoreboard():
     found = evidence({"attention+embeddings": 0.25})
-    found.runs[0].update(diverged="at step 3", test_windows={}, evaluations=found.runs[0]["evaluations"][:1])
+    first = found.runs[0]
+    found.runs[0] = replace(first, diverged="at step 3", test_windows={}, evaluations=first.evaluations[:1])
     on_alice, on_edgar = forgetting_findings(found)
     assert (on_alice.verdict, on_edgar.verdict) == (UNDECIDED, HOLDS), "it counts as not reaching the level"
     assert verdict(found, "C10") == IN_PART
@@ -101,16 +102,16 @@ def test_a_run_that_diverged_does_not_stop_the_scoreboard():
 @pytest.mark.parametrize("n_broken, wanted", [(0, IN_PART), (2, UNDECIDED)])
 def test_a_run_that_diverged_was_not_stable(n_broken, wanted):
     found = evidence()
-    main = [r for r in found.runs if r["plan"] == "attention+embeddings"]
-    for run in main[:n_broken]:
-        run.update(diverged="at step 3", test_windows={})
+    main = [i for i, r in enumerate(found.runs) if r.plan == "attention+embeddings"]
+    for i in main[:n_broken]:
+        found.runs[i] = replace(found.runs[i], diverged="at step 3", test_windows={})
     entry = next(e for e in scoreboard(found) if e.claim == "C9")
     assert entry.verdict == wanted and f"{10 - n_broken} of 10 runs stable" in entry.note
 
 
 def test_a_text_with_two_seeds_decides_nothing_beside_one_with_five():
     found = evidence({"attention+embeddings": 0.25})
-    found.runs[:] = [r for r in found.runs if r["text"] == "alice" or r["seed"] < 2]
+    found.runs[:] = [r for r in found.runs if r.text == "alice" or r.seed < 2]
     for claim in ("C10", "C13"):
         entry = next(e for e in scoreboard(found) if e.claim == claim)
         assert entry.verdict == IN_PART and FEW in entry.note
@@ -119,7 +120,7 @@ def test_a_text_with_two_seeds_decides_nothing_beside_one_with_five():
 
 def test_each_test_is_named_with_its_own_verdict():
     found = evidence({"attention+embeddings": 0.25})
-    found.runs[:] = [r for r in found.runs if r["text"] == "alice"]
+    found.runs[:] = [r for r in found.runs if r.text == "alice"]
     notes = {e.claim: e.note for e in scoreboard(found)}
     assert re.search(r"alice -0\.029 \[[^]]+\] \(holds\), edgar \(not decided\);", notes["C10"])
     one = r"1\.0 \[1\.0, 1\.0\] \(holds\)"
@@ -129,11 +130,8 @@ def test_each_test_is_named_with_its_own_verdict():
 
 def test_of_tests_that_speak_equally_little_for_a_claim_the_number_is_that_of_the_one_farther_from_it():
     found = evidence({"attention+embeddings": 0.65})
-    for run in found.runs:  # on edgar both forget twice as much, and so does the difference
-        for e in run["evaluations"] if run["text"] == "edgar" else ():
-            e.update(
-                forgetting=2 * e["forgetting"], forgetting_windows=[2 * w for w in e["forgetting_windows"]]
-            )
+    # on edgar both forget twice as much, and so does the difference
+    change(found.runs, lambda r: forgot_times(r, 2), text="edgar")
     on_alice, on_edgar = forgetting_findings(found)
     assert on_alice.p == on_edgar.p == 1 and weakest([on_alice, on_edgar], "lower") is on_edgar
     entry = next(e for e in scoreboard(found) if e.claim == "C10")
@@ -142,9 +140,11 @@ def test_of_tests_that_speak_equally_little_for_a_claim_the_number_is_that_of_th
 
 def test_tests_that_are_decided_and_differ_say_so():
     found = evidence()
-    for run in found.runs:
-        if run["text"] == "alice" and run["plan"] == "attention+embeddings":
-            run["test_windows"] = {t: [x + 0.05 for x in own] for t, own in run["test_windows"].items()}
+
+    def worse(run):
+        return replace(run, test_windows={t: [x + 0.05 for x in own] for t, own in run.test_windows.items()})
+
+    change(found.runs, worse, "attention+embeddings", "alice")
     entry = next(e for e in scoreboard(found) if e.claim == "C13")
     assert entry.verdict == UNDECIDED and "the tests disagree" in entry.note
     assert "alice 0.83 [0.83, 0.83] (does not hold)" in entry.note
@@ -258,7 +258,7 @@ def folder(tmp_path, monkeypatch):
         place = tmp_path / "evidence" / "runs" / model
         place.mkdir(parents=True)
         for i, run in enumerate(found.runs):
-            (place / f"{i}.json").write_text(json.dumps(run))
+            (place / f"{i}.json").write_text(json.dumps(row_of(run)))
         (tmp_path / "evidence" / rates).write_text(json.dumps(found.rates))
         return tmp_path / "evidence"
 
@@ -291,14 +291,14 @@ def without(found, keep):
 
 @pytest.mark.parametrize("gone", [("only-attention",), ("only-mlp-out",), ("only-attention", "only-mlp-out")])
 def test_a_plan_that_was_not_run_leaves_the_other_verdicts_as_they_are(gone):
-    found = without(evidence({"attention+embeddings": 0.25}), lambda r: r["plan"] not in gone)
+    found = without(evidence({"attention+embeddings": 0.25}), lambda r: r.plan not in gone)
     assert verdict(found, "C10") == verdict(found, "C13") == HOLDS
     entry = next(e for e in scoreboard(found) if e.claim == "C14")
     assert entry.verdict == IN_PART and "no pairs of runs of MLP and attention" in entry.note
 
 
 def test_a_text_that_was_not_run_leaves_open_what_must_hold_on_both():
-    found = without(evidence({"attention+embeddings": 0.25}), lambda r: r["text"] == "alice")
+    found = without(evidence({"attention+embeddings": 0.25}), lambda r: r.text == "alice")
     entries = {e.claim: e for e in scoreboard(found)}
     assert entries["C10"].verdict == IN_PART and entries["C13"].verdict == IN_PART
     assert "no pairs of runs on 'edgar' yet" in entries["C10"].note
@@ -308,13 +308,13 @@ def test_a_text_that_was_not_run_leaves_open_what_must_hold_on_both():
 
 
 def test_without_the_plans_of_a_claim_there_is_no_entry_and_no_error():
-    only_full = without(evidence(), lambda r: r["plan"] == "full")
+    only_full = without(evidence(), lambda r: r.plan == "full")
     assert scoreboard(only_full) == []
     assert scoreboard(Evidence("a model", [], [], only_full.rates)) == []
 
 
 def test_a_seed_that_one_plan_lacks_is_no_pair():
-    found = without(evidence({"attention+embeddings": 0.25}), lambda r: (r["plan"], r["seed"]) != ("full", 4))
+    found = without(evidence({"attention+embeddings": 0.25}), lambda r: (r.plan, r.seed) != ("full", 4))
     entry = next(e for e in scoreboard(found) if e.claim == "C10")
     assert (entry.verdict, entry.n_seeds) == (HOLDS, 4)
 
@@ -327,11 +327,8 @@ def test_below_three_seeds_nothing_is_decided():
 def test_what_is_open_says_how_many_seeds_would_decide():
     rng = np.random.default_rng(1)
     found = evidence(seeds=3)
-    for run in found.runs:  # forgetting that scatters from seed to seed
-        factor = 1 + rng.normal(0, 0.25)
-        for e in run["evaluations"]:
-            e["forgetting"] *= factor
-            e["forgetting_windows"] = [w * factor for w in e["forgetting_windows"]]
+    # forgetting that scatters from seed to seed
+    change(found.runs, lambda r: forgot_times(r, 1 + rng.normal(0, 0.25)))
     entry = next(e for e in scoreboard(found) if e.claim == "C10")
     assert entry.verdict == UNDECIDED and "seeds would decide" in entry.note
 

@@ -29,7 +29,7 @@ from helpers.results.second_verdicts import (
     rewinding_removes_the_rate,
     which_weights,
 )
-from helpers.results.study_runs import REWOUND, STOPPED, study_run
+from helpers.results.study_runs import REWOUND, STOPPED
 from helpers.study.protocol import read_protocol
 from support.studies import (
     FULL_GAIN,
@@ -43,6 +43,7 @@ from support.studies import (
     main,
     one_study,
     record,
+    run_from,
     simulated,
     study_of,
     tuning,
@@ -289,7 +290,7 @@ def test_a_method_that_a_run_does_not_offer_is_named(study):
     run = study.of(Recipe("full", 1e-4), "alice")[0]
     with pytest.raises(ComparisonError, match="It has: stopped, rewound"):
         run.path("rewound attention", "A")
-    role = study_run(record("full", "alice", 0, roles=("attention",)))
+    role = run_from(record("full", "alice", 0, roles=("attention",)))
     assert role.path("rewound attention", "A").forgetting_at(0.01) is None, "the other roles stay tuned"
     assert role.path("rewound attention", "A").best_gain == pytest.approx(role.path(STOPPED, "A").best_gain)
 

@@ -12,6 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.freezing.plans import PLANS
+from helpers.measuring.recorded import (
+    BaseWindows,
+    Evaluation,
+    GradientNorms,
+    Memorised,
+    RewoundLook,
+    RunRecord,
+    RunSettings,
+    SecondRunRecord,
+    StepLook,
+)
 from helpers.profiles import SMOLLM2, TINY
 from helpers.results.evidence import EVIDENCE
 from helpers.results.study_runs import read_study_runs
@@ -19,13 +30,13 @@ from helpers.study import tables
 from helpers.study.packing import drop, pack, unpack
 from helpers.study.records import (
     RecordError,
-    RunRecord,
     is_recorded,
     read_record,
-    read_rows,
     read_runs,
+    run_of,
     write_record,
 )
+from support.records import row_of
 
 # Of all 390 records as the JSON files held them (plans under their keys), before they became Parquet.
 BEFORE = "50c8b283dcf573326c631e8fc1cd8c01d6edde6d3eab40da4d1fe7b69becd473"
@@ -89,7 +100,7 @@ def test_a_run_that_broke_off_may_hold_what_is_no_number(few, tmp_path):
     points = [{"step": 0, "held_out_loss": float("nan"), "gain": float("-inf")}]
     write_record(few / A_RUN, broken | {"diverged": "nan", "test_windows": {}, "evaluations": points})
     pack(few, tmp_path / "evidence")
-    (back,) = read_rows(tmp_path / "evidence" / "runs").values()
+    (back,) = tables.stored(tmp_path / "evidence" / "runs").values()
     assert list(back) == ["rate_choice", "diverged", "plan", "text", "seed", "rate", "settings", "test_windows",
                           "evaluations"]  # fmt: skip
     assert back["test_windows"] == {} and np.isnan(back["evaluations"][0]["held_out_loss"])
@@ -108,7 +119,7 @@ def test_a_file_stands_before_the_row_of_its_name(few, tmp_path):
     pack(few, tmp_path / "evidence")
     run = read_record(few / A_RUN)
     write_record(tmp_path / "evidence" / A_RUN, run | {"seed": 77})
-    assert [r["seed"] for r in read_runs(tmp_path / "evidence" / "runs")] == [77]
+    assert [r.seed for r in read_runs(tmp_path / "evidence" / "runs")] == [77]
 
 
 @pytest.mark.parametrize(
@@ -214,14 +225,32 @@ def test_records_call_a_plan_by_its_key():
 def test_a_run_is_read_by_its_fields_and_a_field_it_lacks_is_none():
     runs = read_runs(EVIDENCE / "long" / "gpt-neo-mini")
     assert len(runs) == 12 and all(r.is_finished and r.rate_choice == "long" for r in runs)
-    assert runs[0].swap is None and "swap" not in runs[0] and runs[0].get("diverged") is None
-    assert runs[0].losses == runs[0]["losses"] and len(runs[0].losses) == runs[0].steps_taken
+    assert runs[0].swap is None and runs[0].diverged is None and runs[0].evaluations[0].forgetting is None
+    assert len(runs[0].losses) == runs[0].steps_taken and runs[0].settings.n_steps == runs[0].n_steps
     with pytest.raises(FrozenInstanceError):
         runs[0].seed = 1
 
 
-def test_the_fields_of_a_run_are_the_columns_of_its_file():
-    assert {f.name for f in fields(RunRecord)} == set(tables.FORMS["study1"])
+@pytest.mark.parametrize(("study", "kind"), [("study1", RunRecord), ("study2", SecondRunRecord)])
+def test_the_fields_of_a_run_are_the_columns_of_its_file_and_so_are_those_of_what_lies_in_it(study, kind):
+    form = tables.FORMS[study]
+    assert {f.name for f in fields(kind)} == set(form)
+    inside = {"settings": RunSettings, "evaluations": Evaluation if kind is RunRecord else StepLook}
+    if kind is RunRecord:
+        inside |= {"gradient_norms": GradientNorms, "memorisation": Memorised}
+    else:
+        inside |= {"base": BaseWindows, "rewound": RewoundLook}
+    for name, own in inside.items():
+        columns = form[name][0] if isinstance(form[name], list) else getattr(form[name], "value", form[name])
+        assert {f.name for f in fields(own)} == set(columns)
+
+
+def test_no_record_of_the_evidence_loses_anything_when_it_is_read():
+    for place in tables.tables_in(EVIDENCE):
+        if place.stem.startswith(("study1", "study2")):
+            kind = RunRecord if place.stem.startswith("study1") else SecondRunRecord
+            rows = tables.read_table(place)
+            assert digest(rows) == digest({f: row_of(run_of(f, row, kind)) for f, row in rows.items()})
 
 
 # --- the second study --------------------------------------------------------------
@@ -278,7 +307,7 @@ def test_runs_of_the_second_study_get_a_file_a_model_and_are_read_from_either(tm
         (folder / "retention" / "mini").mkdir(parents=True)
         (folder / "retention" / "mini" / "windows.safetensors").write_bytes(content)
     assert pack(work, tmp_path / "evidence") == [tmp_path / "evidence" / "study2-mini.parquet"]
-    assert list(read_rows(tmp_path / "evidence" / "study2" / "runs" / "mini").values()) == runs
+    assert list(tables.stored(tmp_path / "evidence" / "study2" / "runs" / "mini").values()) == runs
     assert not read_runs(tmp_path / "evidence" / "runs" / "mini")  # those are the first study's
     one, two = (read_study_runs(p / "runs" / "mini") for p in (work, tmp_path / "evidence" / "study2"))
     assert repr(one) == repr(two) and [r.ended for r in two] == ["patience", "patience", "diverged"]

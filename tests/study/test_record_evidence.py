@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from helpers.measuring.comparison import forgetting_difference, frontier
+from helpers.measuring.recorded import evaluations_of
 from helpers.models.loading import mini_config
 from helpers.profiles import DATA, ROOT, TINY
 from helpers.study import runner as evidence
 from helpers.study.laboratory import StudySettings
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import Rate
-from helpers.study.records import rounded, slim, write_record
+from helpers.study.records import read_run, rounded, slim, write_record
 from support import tiny
 from support.said import course
 
@@ -267,7 +268,7 @@ def test_three_hundred_runs_stay_small_in_git(tmp_path):
     )
     assert path.stat().st_size < 22_000
     again = json.loads(path.read_text())["evaluations"]
-    assert len(frontier(again)[0]) == len(frontier(found)[0])
+    assert len(frontier(evaluations_of(again))[0]) == len(frontier(evaluations_of(found))[0])
     assert all("forgetting_windows" in e for e in again) and sum("held_out_windows" in e for e in again) == 2
 
 
@@ -329,11 +330,8 @@ def test_a_plan_that_the_study_does_not_have_is_named(small_study):
 
 def test_recorded_runs_can_be_compared(small_study):
     record(small_study, "--stages", "tune", "main")
-    a, b = (
-        json.loads((small_study / f"runs/two-layers/{p}/alice/0.json").read_text())
-        for p in ("full", "only-mlp-out")
-    )
-    gain = 0.5 * min(max(e["gain"] for e in r["evaluations"]) for r in (a, b))
+    a, b = (read_run(small_study / f"runs/two-layers/{p}/alice/0.json") for p in ("full", "only-mlp-out"))
+    gain = 0.5 * min(max(e.gain for e in r.evaluations) for r in (a, b))
     assert gain > 0 and forgetting_difference([a], [b], gain).n_pairs == 1
 
 

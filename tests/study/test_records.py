@@ -5,11 +5,12 @@ import json
 import pytest
 
 from helpers.files import read_json
+from helpers.measuring.recorded import RunRecord, SecondRunRecord
 from helpers.results import evidence as findings
 from helpers.study import measured_costs as benchmarks
 from helpers.study.measured_costs import BenchmarkError
 from helpers.study.protocol import ProtocolError, read_protocol
-from helpers.study.records import RecordError, read_runs
+from helpers.study.records import RecordError, read_runs, write_run
 
 DAMAGE = {
     "empty": b"",
@@ -33,10 +34,40 @@ def test_a_damaged_run_is_named(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
+FAULTS = {
+    "plan, text are missing": {"plan": ..., "text": ...},
+    "seed is missing, or of another form": {"seed": "1"},
+    "rate is missing, or of another form": {"rate": True},
+    "no run has colour": {"colour": "red"},
+    r"evaluations\[1\].step is missing": {"evaluations": [{"step": 0}, {"gain": 0.1}]},
+    r"no run has evaluations\[0\].gian": {"evaluations": [{"step": 0, "gian": 0.1}]},
+    "settings.n_steps, settings.rate, .*are missing": {"settings": {"patience": 3}},
+    "gradient_norms.mlp is missing, or of another form": {"gradient_norms": {"mlp": 1.0}},
+}
+
+
+@pytest.mark.parametrize("words", FAULTS)
+def test_a_field_that_is_missing_unknown_or_of_another_form_is_named_with_its_file(words, tmp_path):
+    row = {name: value for name, value in (RUN | FAULTS[words]).items() if value is not ...}
+    (tmp_path / "7.json").write_text(json.dumps(row))
+    with pytest.raises(RecordError, match=f"7.json' is no such record as expected: {words}"):
+        read_runs(tmp_path)
+
+
+def test_a_run_that_could_not_be_read_is_not_written(tmp_path):
+    with pytest.raises(RecordError, match="no run has colour"):
+        write_run(tmp_path / "7.json", RUN | {"colour": "red"}, RunRecord)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RecordError, match="weight, base, retention_hashes are missing"):
+        write_run(tmp_path / "7.json", RUN, SecondRunRecord)
+    write_run(tmp_path / "7.json", RUN, RunRecord)
+    assert read_json(tmp_path / "7.json") == RUN
+
+
 def test_a_run_whose_proof_failed_does_not_count(tmp_path, capsys):
     for seed, ok in ((1, True), (2, False)):
         (tmp_path / f"{seed}.json").write_text(json.dumps(RUN | {"seed": seed, "proof_ok": ok}))
-    assert [run["seed"] for run in read_runs(tmp_path)] == [1]
+    assert [run.seed for run in read_runs(tmp_path)] == [1]
     assert "2.json" in capsys.readouterr().err
 
 

@@ -1,9 +1,14 @@
 """Built records, probes and times whose answer is known."""
 
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+
 import numpy as np
 
+from helpers.measuring import Evaluation, RunRecord, RunSettings
 from helpers.results.evidence import Evidence
 from helpers.study.recipes import REWOUND, STOPPED, Probe
+from helpers.study.records import run_of
 
 PLANS = ("full", "attention+embeddings", "only-attention", "only-mlp-out")
 TESTS = {"alice": 28, "edgar": 23, "plain": 24, "carroll": 100, "poe": 100}
@@ -44,7 +49,7 @@ def a_run(rng, plan, text, seed, slope=0.5, own=0.10, loss=3.4, top=0.15, plain=
         role: {t: 3.4 - (share * own if t == text else 0) for t in ("alice", "edgar")}
         for role, share in (("attention", 0.3), ("mlp", 0.5), ("all", 1.0))
     }
-    return {
+    row = {
         "plan": plan,
         "text": text,
         "seed": seed,
@@ -61,6 +66,42 @@ def a_run(rng, plan, text, seed, slope=0.5, own=0.10, loss=3.4, top=0.15, plain=
         "best_step": 64,
         "gradient_norms": {"total": calm, "mlp+norm": calm},
     }
+    return run_of("a built run", row)
+
+
+def row_of(record) -> dict:
+    """A record as its file holds it: without the fields that it lacks. Settings hold all of theirs."""
+    if isinstance(record, dict):
+        return {name: row_of(value) for name, value in record.items()}
+    if isinstance(record, list):
+        return [row_of(value) for value in record]
+    if not is_dataclass(record):
+        return record
+    own = {field.name: getattr(record, field.name) for field in fields(record)}
+    is_whole = isinstance(record, RunSettings)
+    return {name: row_of(value) for name, value in own.items() if is_whole or value is not None}
+
+
+def change(runs: list[RunRecord], edit: Callable[[RunRecord], RunRecord], plan=None, text=None) -> None:
+    """Put an edited record in the place of each one, or of those of a plan, or on a text."""
+    runs[:] = [edit(r) if plan in (None, r.plan) and text in (None, r.text) else r for r in runs]
+
+
+def look_by_look(run: RunRecord, edit: Callable[[Evaluation], Evaluation]) -> RunRecord:
+    """A run with each of its evaluations edited."""
+    return replace(run, evaluations=[edit(e) for e in run.evaluations])
+
+
+def forgot_times(run: RunRecord, factor: float | Callable[[Evaluation], float]) -> RunRecord:
+    """A run that forgot a number of times as much, or a number of times that depends on the evaluation."""
+
+    def edit(e: Evaluation) -> Evaluation:
+        times = factor(e) if callable(factor) else factor
+        return replace(
+            e, forgetting=times * e.forgetting, forgetting_windows=[times * w for w in e.forgetting_windows]
+        )
+
+    return look_by_look(run, edit)
 
 
 def evidence(slopes=None, own=None, seeds=5, level=0.12, table=(), **changes):
@@ -84,7 +125,7 @@ def a_long_run(seed, falls=True, levels=True):
     points = [
         {"step": 8 * (i + 1), "train_loss": loss, "held_out_loss": 3.5} for i, loss in enumerate(losses)
     ]
-    return {
+    row = {
         "plan": "attention+embeddings",
         "text": "alice",
         "seed": seed,
@@ -94,6 +135,7 @@ def a_long_run(seed, falls=True, levels=True):
         "steps_taken": 640,
         "evaluations": points,
     }
+    return run_of("a built run", row)
 
 
 def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
@@ -108,15 +150,15 @@ def with_tuning(found, tops=None, rates=(1e-4, 3e-4), plans=PLANS, slopes=None):
             top = (tops or {}).get(plan, 0.15)
             run = a_run(rng, plan, "alice", 900, factor * (slopes or {}).get(plan, 0.5), top=top)
             found.tuning.append(
-                run
-                | {
-                    "rate": rate,
-                    "rate_choice": "tuning",
-                    "n_trainable": 10,
-                    "machine": "a CPU",
-                    "commit": "c" * 40,
-                    "protocol": "p" * 64,
-                }
+                replace(
+                    run,
+                    rate=rate,
+                    rate_choice="tuning",
+                    n_trainable=10,
+                    machine="a CPU",
+                    commit="c" * 40,
+                    protocol="p" * 64,
+                )
             )
             at_level = factor * 0.06 if top > 0.12 else None
             found.rates["table"].append(

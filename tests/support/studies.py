@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers.measuring.frontiers import Path, Paths
+from helpers.measuring.recorded import SecondRunRecord
 from helpers.results.second_verdicts import PAGE, second_study
 from helpers.results.study_runs import study_run
 from helpers.study.protocol import read_protocol
+from helpers.study.records import run_of
 
 N_DEV, N_RETENTION, N_TEST = 12, 16, 10
 SHARES = np.linspace(0.1, 1.0, 10)
@@ -30,6 +32,21 @@ FORGETS = {
     "only-attention": 0.2,
 }
 FULL_GAIN = 0.15
+SETTINGS = {
+    "n_steps": 640,
+    "rate": 1e-4,
+    "batch": 8,
+    "micro_batch": None,
+    "seed": 0,
+    "warmup": 5,
+    "weight_decay": 0.0,
+    "clip": None,
+    "precision": "float32",
+    "evaluate_every": 6,
+    "save_every": 40,
+    "dense_until": 12,
+    "patience": 24,
+}
 
 
 def record(
@@ -45,7 +62,7 @@ def record(
     roles=(),
     **more,
 ):
-    """One run as the runner writes it: forgetting grows with the square of the gain; rewound it is a share of it."""
+    """The row of one run as the runner writes it: forgetting grows with the square of the gain; rewound it is a share of it."""
     rng = np.random.default_rng([seed, len(plan), len(text), int(rate * 1e7)])
     windows = np.random.default_rng(7)
     dev, kept, test = (
@@ -83,7 +100,7 @@ def record(
         "weight": weight,
         "model_hash": "h",
         "text_hash": text,
-        "settings": {"batch": 8},
+        "settings": SETTINGS,
         "retention_hashes": {"A": "a", "B": "b", "C": "c"},
         "n_trainable": 1000,
         "steps_taken": 50,
@@ -120,7 +137,12 @@ def main(seeds=4, **options):
 
 
 def study_of(records, base="tiny"):
-    return second_study([study_run(r) for r in records], read_protocol(PAGE), base)
+    return second_study([run_from(r) for r in records], read_protocol(PAGE), base)
+
+
+def run_from(row):
+    """One run as it is read."""
+    return study_run(run_of("a built run", row, SecondRunRecord))
 
 
 # --- simulated studies --------------------------------------------------------------

@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune, vector_to_parameters
 from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments
@@ -546,6 +547,32 @@ def test_the_trainer_goes_on_from_its_own_checkpoint_under_a_guard(tmp_path):
     trainer_of(again, folder, guard).train(resume_from_checkpoint=str(folder / "checkpoint-3"))
     assert guard.n_steps == 6 and guard.proof.ok
     assert weight_hash(again) == weight_hash(model)
+
+
+USUAL = {
+    "gradients added up": {"gradient_accumulation_steps": 2},
+    "checkpointing": {"gradient_checkpointing": True},
+    "bfloat16": {"bf16": True},
+    "clipped and decayed": {"max_grad_norm": 0.1, "weight_decay": 0.1},
+    "the best one at the end": {
+        "save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_forgetting", "greater_is_better": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", USUAL.values(), ids=USUAL)
+def test_the_trainers_usual_settings_are_no_alarm(tmp_path, settings):
+    model = small()
+    base = copy.deepcopy(model)
+    guard = FreezeGuard(model, MAIN, retention=Retention.sampled_from(model, 4, 10), delta=tmp_path)
+    trainer_of(model, tmp_path / "trainer", guard, **settings).train()
+    assert guard.n_steps == 6 and guard.proof.ok
+    assert weight_hash(load_delta(tmp_path, base)) == weight_hash(model) != weight_hash(base)
+    if "load_best_model_at_end" in settings:
+        best = load_file(tmp_path / "trainer" / "checkpoint-3" / "model.safetensors")
+        assert guard.forgetting[0][1] < guard.forgetting[1][1], "the base is nearer after fewer steps"
+        assert all(torch.equal(value, best[name]) for name, value in model.named_parameters())
 
 
 class Writes(TrainerCallback):

@@ -15,12 +15,13 @@ from matplotlib.figure import Figure
 
 from helpers.freezing import PLANS
 from helpers.lessons.widgets.live import LiveDrawing
+from helpers.measuring import RunRecord
 from helpers.plots import line_styles
 from helpers.study import read_runs
 
 __all__ = ["loss_explorer"]
 
-# What can be drawn: label to (list of the record, key in each entry or None, unit).
+# What can be drawn: label to (list of the record, field of each entry or None, unit).
 MEASURES = {
     "loss on the dev text": ("evaluations", "held_out_loss", "nats per token"),
     "training loss, each batch": ("losses", None, "nats per token"),
@@ -59,14 +60,14 @@ def loss_explorer(
         RunsError: there is no run in the folder, or there are runs of several models.
     """
     runs = runs_of_one_model(folder)
-    texts = sorted({run["text"] for run in runs})
+    texts = sorted({run.text for run in runs})
     text = text or texts[0]
-    first = plans or sorted({run["plan"] for run in runs})[:2]
+    first = plans or sorted({run.plan for run in runs})[:2]
     on = sorted(
         {
             label(run)
             for run in runs
-            if run["plan"] in first and (choice is None or choice in run.get("rate_choice", ""))
+            if run.plan in first and (choice is None or choice in (run.rate_choice or ""))
         }
     )
     data = {
@@ -75,7 +76,7 @@ def loss_explorer(
         "measures": [{"name": name, "unit": unit} for name, (_, _, unit) in MEASURES.items()],
         "windows": list(WINDOWS),
         "texts": texts,
-        "seeds": sorted({run["seed"] for run in runs}),
+        "seeds": sorted({run.seed for run in runs}),
     }
     start = {"text": text, "measure": measure, "seed": ALL, "window": window, "every": False, "on": on}
 
@@ -88,28 +89,30 @@ def loss_explorer(
     return LiveDrawing("losses", data, start, still)
 
 
-def runs_of_one_model(folder: str | Path) -> list[dict]:
+def runs_of_one_model(folder: str | Path) -> list[RunRecord]:
     """The recorded runs of a folder. Runs of two models do not belong into one picture."""
     runs = read_runs(folder)
     if not runs:
         raise RunsError(f"There is no recorded run in '{folder}'. Record some with 'course study first'.")
-    n_models = len({run["model_hash"] for run in runs})
+    n_models = len({run.model_hash for run in runs})
     if n_models > 1:
         raise RunsError(f"The runs in '{folder}' are of {n_models} models. Give the folder of one of them.")
     return runs
 
 
-def label(run: Mapping) -> str:
+def label(run: RunRecord) -> str:
     """Runs of one label differ in text and seed alone: "full, rate 3e-05"."""
-    return f"{run['plan']}, rate {run['rate']:g}"
+    return label_of(run.plan, run.rate)
 
 
-def looks(runs: Sequence[Mapping]) -> list[dict]:
+def label_of(plan: str, rate: float) -> str:
+    return f"{plan}, rate {rate:g}"
+
+
+def looks(runs: Sequence[RunRecord]) -> list[dict]:
     """Each label with its words, its plan's colour, and the dash of its rate, in the registry's order of plans."""
-    order = [*PLANS, *sorted({run["plan"] for run in runs} - set(PLANS))]
-    pairs = sorted(
-        {(run["plan"], run["rate"]) for run in runs}, key=lambda pair: (order.index(pair[0]), pair[1])
-    )
+    order = [*PLANS, *sorted({run.plan for run in runs} - set(PLANS))]
+    pairs = sorted({(run.plan, run.rate) for run in runs}, key=lambda pair: (order.index(pair[0]), pair[1]))
     colours = line_styles(dict.fromkeys(plan for plan, _ in pairs))
     found = []
     for plan, rate in pairs:
@@ -117,7 +120,7 @@ def looks(runs: Sequence[Mapping]) -> list[dict]:
         words = PLANS[plan].label if plan in PLANS else plan
         found.append(
             {
-                "label": label({"plan": plan, "rate": rate}),
+                "label": label_of(plan, rate),
                 "words": f"{words}, {rate:.0e}".replace("e-0", "e-"),
                 "colour": colours[plan]["color"],
                 "dash": DASHES[rates.index(rate) % len(DASHES)],
@@ -126,36 +129,36 @@ def looks(runs: Sequence[Mapping]) -> list[dict]:
     return found
 
 
-def run_data(run: Mapping) -> dict:
+def run_data(run: RunRecord) -> dict:
     """What the module needs of a run. Steps that count from 1 are left out; None is no number."""
     found = {}
     for measure, (_, key, _) in MEASURES.items():
         steps, values = series(run, measure)
         numbers = [None if np.isnan(value) else round(float(value), 4) for value in values]
         found[measure] = {"values": numbers} if key is None else {"steps": steps.tolist(), "values": numbers}
-    return {"label": label(run), "text": run["text"], "seed": run["seed"], "series": found}
+    return {"label": label(run), "text": run.text, "seed": run.seed, "series": found}
 
 
-def runs_shown(runs: Sequence[Mapping], labels: Sequence[str], text: str) -> dict[str, list[Mapping]]:
+def runs_shown(runs: Sequence[RunRecord], labels: Sequence[str], text: str) -> dict[str, list[RunRecord]]:
     """Label to its runs on a text, in order of their seeds; a label without runs there is left out."""
     found = {
-        one: sorted((r for r in runs if label(r) == one and r["text"] == text), key=lambda r: r["seed"])
+        one: sorted((r for r in runs if label(r) == one and r.text == text), key=lambda r: r.seed)
         for one in labels
     }
     return {one: own for one, own in found.items() if own}
 
 
-def series(run: Mapping, measure: str) -> tuple[np.ndarray, np.ndarray]:
+def series(run: RunRecord, measure: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one run. Empty where the run has none; what was no number is NaN.
 
     Training loss and norm of the first batch belong to step 1, an evaluation to the steps taken before it.
     """
     place, key, _ = MEASURES[measure]
     if key is None:
-        values = [np.nan if v is None else v for v in run.get(place, [])]
+        values = [np.nan if v is None else v for v in getattr(run, place) or ()]
         return 1.0 + np.arange(len(values)), np.array(values, dtype=float)
-    points = [e for e in run.get(place, []) if e.get(key) is not None]
-    return np.array([e["step"] for e in points], dtype=float), np.array([e[key] for e in points], dtype=float)
+    points = [(e.step, getattr(e, key)) for e in getattr(run, place) if getattr(e, key) is not None]
+    return np.array([step for step, _ in points], dtype=float), np.array([v for _, v in points], dtype=float)
 
 
 def smoothed(values: np.ndarray, window: int) -> np.ndarray:
@@ -183,7 +186,7 @@ class Band:
     high: np.ndarray
 
 
-def band(runs: Sequence[Mapping], measure: str, window: int) -> Band | None:
+def band(runs: Sequence[RunRecord], measure: str, window: int) -> Band | None:
     """The mean over runs, smoothed, and its lowest and highest run; None where no run has points."""
     found = [own for own in (series(run, measure) for run in runs) if len(own[0])]
     if not found:
@@ -195,7 +198,7 @@ def band(runs: Sequence[Mapping], measure: str, window: int) -> Band | None:
     return Band(steps[is_whole], values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
-def ends(found: Mapping[str, Sequence[Mapping]], measure: str) -> dict[str, np.ndarray]:
+def ends(found: Mapping[str, Sequence[RunRecord]], measure: str) -> dict[str, np.ndarray]:
     """Label to the last value of each of its runs that has one."""
     last = {
         one: [values[-1] for _, values in (series(run, measure) for run in own) if len(values)]
@@ -204,7 +207,7 @@ def ends(found: Mapping[str, Sequence[Mapping]], measure: str) -> dict[str, np.n
     return {one: np.array(values) for one, values in last.items() if values}
 
 
-def sentence(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, text: str) -> str:
+def sentence(found: Mapping[str, Sequence[RunRecord]], measure: str, window: int, text: str) -> str:
     """What the picture shows, in words."""
     if not found:
         return f"Loss explorer: no run is chosen on {text}."
@@ -218,7 +221,7 @@ def sentence(found: Mapping[str, Sequence[Mapping]], measure: str, window: int, 
 
 
 def curves_figure(
-    found: Mapping[str, Sequence[Mapping]], measure: str, window: int, text: str, labels: Sequence[Mapping]
+    found: Mapping[str, Sequence[RunRecord]], measure: str, window: int, text: str, labels: Sequence[Mapping]
 ) -> Figure:
     """The same lines and bands as a picture."""
     figure = Figure(figsize=(8, 3.9), layout="constrained")
