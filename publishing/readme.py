@@ -62,6 +62,7 @@ WORDS = {
     UNDECIDED: ("is not decided", "are not decided"),
     UNTESTED: ("is not tested here", "are not tested here"),
 }  # of one claim, and of several
+WAYS = "Training can be *stopped* at a gain, or go on and be *rewound* to it."
 LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",
@@ -132,7 +133,7 @@ def finding(found: dict[str, dict[str, Lever]], answered: dict[str, SecondStudy]
     answers = [f"On {name_of(model)}, {headline(study)}" for model, study in answered.items()]
     left = [name_of(model) for model in found if model not in answered]
     answers += [f"Not recorded yet: {', '.join(left)}."] if left else []
-    return " ".join([*answers, "(*Rewound*: base + α · change, no training.)"])
+    return " ".join([WAYS, *answers])
 
 
 def strongest(found: dict[str, dict[str, Lever]]) -> str:
@@ -240,7 +241,7 @@ def front() -> str:
     return "\n\n".join(
         [
             f"**What it found.** {finding(found, studied())} [All results](results/README.md)",
-            f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Or try it now, in your browser: {tries}",
+            f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Or try it in your browser: {tries}",
             score(),
             picture("front", poster("light", found, studied()).title, 480),
         ]

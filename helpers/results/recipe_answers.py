@@ -235,7 +235,7 @@ def headline(study: SecondStudy) -> str:
     if not asked:
         return ""
     n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
-    where = f"for the same gain ({' and '.join(study.primary_texts)}, {n_seeds} seeds): "
+    where = f"for the same gain (texts {' and '.join(study.primary_texts)}, {n_seeds} seeds): "
     first, *others = (in_brief(study, test) for test in asked)
     return where + " ".join(f"{clause}." for clause in (first, *map(sentence_case, others)))
 

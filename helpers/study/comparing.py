@@ -306,7 +306,9 @@ def compare(setup: Setup, clock: Callable[[], float], began: float) -> Compared:
     candidates, too_large = within(budgets, setup.limit)
     place = setup.out / WINDOWS
     written = load_file(place)["written"] if place.exists() else None
-    bench = Bench(setup.ready.model, setup.ready.corpus, setup.made, written)
+    # What is kept of a frozen bottom is up to 1 GiB beside the step that `within` weighed against --memory.
+    cache_frozen = "auto" if setup.what["memory"] is None else False
+    bench = Bench(setup.ready.model, setup.ready.corpus, setup.made, written, cache_frozen=cache_frozen)
     require_time_left(journal, setup, until - clock(), clock() - began)
     if journal.speed is None:
         journal.speed = timed(bench, clock)

@@ -70,6 +70,7 @@ class Bench:
 
     Args:
         written: (windows, length), written before by this base; None: the base writes them now.
+        cache_frozen: as `helpers.training.fit` takes it: whether a probe computes frozen first blocks once.
 
     Raises:
         CompareError: the base writes the same windows again and again, so that no part of its text is free.
@@ -82,8 +83,9 @@ class Bench:
         made: Made,
         written: torch.Tensor | None = None,
         n: int = N_WINDOWS,
+        cache_frozen: bool | str = "auto",
     ):
-        self.made, self.n = made, n
+        self.made, self.n, self.cache_frozen = made, n, cache_frozen
         self.train = tensor_of(corpus.train)
         self.dev, self.test = (spread(tensor_of(part), n) for part in (corpus.dev, corpus.test))
         if written is None:
@@ -150,6 +152,7 @@ def probe(bench: Bench, candidate: Candidate, n_steps: int, folder: Path | None)
             folder=folder and folder / candidate.name,
             progress=False,
             replay=bench.replay(candidate.replay),
+            cache_frozen=bench.cache_frozen,
         )
     except NotFinite:
         return {**head, "ended": DIVERGED}

@@ -226,7 +226,7 @@ def test_less_time_means_fewer_candidates_and_at_last_none():
 def test_time_that_loading_takes_is_too_little_and_nothing_slow_begins(
     minutes, place, tmp_path, monkeypatch, capsys
 ):
-    def slow(*_):
+    def slow(*_, **__):
         raise AssertionError("the time was over")
 
     for name in ("budgets_of", "Bench", "timed"):
@@ -251,7 +251,7 @@ def test_time_that_loading_takes_is_too_little_and_nothing_slow_begins(
 def test_time_that_is_over_when_the_base_has_written_its_text_is_too_little(place, tmp_path, monkeypatch):
     clock = Clock()
 
-    def slow(*_):
+    def slow(*_, **__):
         clock.now = 100.0
 
     monkeypatch.setattr(comparing, "Bench", slow)
