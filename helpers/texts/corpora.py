@@ -241,7 +241,7 @@ def _contiguous(text: str, why: str, starts: list[int]) -> Split:
 
 
 CLOSING = "[\"'”’»)\\]」』】）]*"
-STOP = ".!?…؟۔।"
+STOP = ".!?…؟۔।॥։።។။"  # the last four: Armenian, Ethiopic, Khmer, Burmese
 UNITS = (
     ("paragraphs", r"\n\s*\n"),
     # A row of dots is tried from its first dot alone: from each, a row of n would take n * n / 2 looks.
