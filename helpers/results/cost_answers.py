@@ -111,7 +111,7 @@ def memory(folder: Path) -> Answer | None:
     off = max(abs(p["ratio"] - 1) for p in record["points"])
     bars = study.by_plan(record, batch, length)
     title = (
-        f"The main plan's peak lies {fall['measured']:.1%} below full training's, predicted were "
+        f"The main plan's peak lies {fall['measured']:.1%} below full training's, predicted "
         f"{fall['predicted']:.1%}\n(batch {batch} x {length} tokens)"
     )
     return Answer(

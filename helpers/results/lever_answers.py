@@ -128,7 +128,7 @@ def levers(evidence: Evidence) -> Answer | None:
     name = short(first)
     title = (
         f"{name[0].upper()}{name[1:]} changed forgetting most: {two_digits(first.times)} times\n"
-        f"({evidence.model}, on {first.text}; other factors below)"
+        f"({evidence.model}, on {first.text}, {seeds(first)}; other factors below)"
     )
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]
     return of_runs(

@@ -75,8 +75,8 @@ QUESTIONS = (
         "not by its dev loss. What a recipe forgot is measured on text that the base wrote itself, and an empty "
         "cell is a level that a run did not reach. Memory (at the peak) and work (operations, of full training's) of "
         "a step are predicted by the budget for the study's batch. *Copying*: by how much the loss of a passage falls "
-        "when it comes a second time; more is better (`course study abilities`). *Answers*: drift on the base's own answers to "
-        "short prompts; less is better. The rules, and which of them were changed when, are on the "
+        "when it comes a second time; more is better (`course study abilities`). *Answers*, of a chat model alone: drift on "
+        "the base's own answers to short prompts; less is better. The rules, and which of them were changed when, are on the "
         "protocol's page. " + WORDS.strip(),
     ),
     Question(
@@ -90,7 +90,7 @@ QUESTIONS = (
         "runs, both at 80% of full training's best gain. Stopping: each run "
         "at its best gain, and at 80% of that; this alone is not at equal gain. The plan: pairs of runs at equal "
         "gain, each at the rate that forgets least. A factor has no interval here: the words behind a plan come "
-        "from the intervals of the next page. " + WORDS.strip(),
+        "from the intervals of the next question. " + WORDS.strip(),
     ),
     Question(
         "forgetting",
@@ -121,9 +121,9 @@ QUESTIONS = (
         True,
         RUNS,
         "course study first --books FOLDER",
-        "as in the first question, on a real author's book. Where a run read less than 100% of it, no window came "
-        "twice: then nothing seen here comes from learning a short text by heart. The rates are those of the "
-        "course's own text in that manner. These runs are described and decide nothing.",
+        "as under *Which plan forgets less, for what it has learned?*, on a real author's book. Where a run read less "
+        "than 100% of it, no window came twice: then nothing seen here comes from learning a short text by heart. The "
+        "rates are those of the course's own text in that manner. These runs are described and decide nothing.",
     ),
     Question(
         "rates",

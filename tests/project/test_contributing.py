@@ -51,6 +51,8 @@ ASKED = {
     "plan": """
 from helpers.freezing import COURSE_PLANS
 from helpers.models import anatomy, build_on_meta, mini_config
+from helpers.lessons import widgets
+widgets.freeze_designer(mini_config(), 2, 8)  # reads the names of all plans
 seen = COURSE_PLANS["mlp-out"].ledger(anatomy(build_on_meta(mini_config()))).freezes
 """,
     "family": """

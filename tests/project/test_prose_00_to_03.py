@@ -104,7 +104,7 @@ PHRASES = [
     ("01", "ahead-text", f"The check tries your function on {WORDS[len(PRACTICE_PARTS)]} parts."),
     ("A1", "cell-099", f"A factor of ten in probability is {math.log(10):.1f} nats."),
     ("A1", "cell-099", "a piece of text has 17 tokens: 16 are read"),
-    ("A1", "quiz-2", f"0.2 nats are {fall(0.2):.0f}% of the perplexity"),
+    ("A1", "quiz-2", f"0.2 nats raise the perplexity by {100 * math.expm1(0.2):.0f}%."),
     ("02", "freezing-000", f"recognise {WORDS[len(EXHIBITS)]} freezes that do not work"),
     ("02", "freezing-018", "shrinks by one percent a step"),
     ("02", "freezing-029", f"2 · 0.99³ = {2 * 0.99**3:.4f}."),

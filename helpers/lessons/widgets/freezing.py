@@ -119,7 +119,8 @@ def named_plans(model: Anatomy, parts: Sequence[dict]) -> list[dict]:
             )
             == trainable
         ):
-            found.append({"key": key, "label": PLANS[key].label, "frozen": frozen})
+            label = PLANS[key].label if key in PLANS else plan.title
+            found.append({"key": key, "label": label, "frozen": frozen})
     return found
 
 
