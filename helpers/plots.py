@@ -20,14 +20,15 @@ from matplotlib.figure import Figure
 # Okabe and Ito (2008): told apart with every common form of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# A role of weights may be frozen or train: it has neither ice nor orange. All stand out on white and on black.
 ROLE_COLOURS = {
-    "attention": COLOURS[0],
-    "mlp": COLOURS[1],
-    "token_embedding": COLOURS[2],
-    "position_embedding": COLOURS[5],
-    "norm": COLOURS[3],
-    "head": COLOURS[4],
-    "total": COLOURS[6],
+    "attention": "#6A5ACD",
+    "mlp": "#2F9A83",
+    "token_embedding": "#999933",
+    "position_embedding": "#888888",
+    "norm": "#C05299",
+    "head": "#555555",
+    "total": "#000000",
 }
 # A plan's lines in every figure, by its key in `helpers.freezing.PLANS`. Full training is orange: all of it trains.
 # The first are those of Okabe and Ito, the others of Tol's "muted" (2021), or near them.
@@ -63,6 +64,21 @@ THEME = {
     "trains": ("#b04a00", "#ffa266"),
     "trains-fill": ("#fde4d2", "#4a270e"),
 }
+# A figure is drawn for paper. In the dark, light and dark change places and hues stay: ice is ice, orange is orange.
+IN_THE_DARK = "invert(0.926) hue-rotate(180deg)"
+# What a step's memory and work are made of, one colour in every picture: in light and in dark, and the names that have
+# it. Ice and orange are there for what is frozen and what trains, and for nothing else.
+_KINDS = {
+    ("#52606d", "#a9b4bf"): ("weights and buffers", "weights", "parameters", "forward"),
+    ("#9fabb6", "#66727e"): ("buffers", "constant"),
+    ("#a0457a", "#e39ac3"): ("optimizer", "moments"),
+    ("#8a8420", "#d6cf6b"): ("gradients",),
+    ("#00704f", "#4fcaa3"): ("activations", "working memory"),
+    ("#5b4bb5", "#b3a6ff"): ("logits", "backward to the input"),
+    THEME["trains"]: ("trained weights", "backward to the weight"),
+    THEME["frozen"]: ("frozen weights",),
+}
+KIND_COLOURS = {name: shades for shades, names in _KINDS.items() for name in names}
 GAIN, FORGETTING = "gain on held-out text (nats per token)", "forgetting: KL(base || tuned), nats per token"
 
 
@@ -83,6 +99,13 @@ def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_r
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
+
+
+def part_colour(part: str, i: int) -> str:
+    """The colour of a part of a stacked bar: the registry's, else the ``i``-th that is neither ice nor orange."""
+    if part in KIND_COLOURS:
+        return KIND_COLOURS[part][0]
+    return ROLE_COLOURS.get(part, COLOURS[2 + i % 3])
 
 
 def line_styles(labels: Sequence[str]) -> dict[str, dict]:
@@ -217,8 +240,7 @@ def shares(
     left = np.zeros(len(counts))
     for i, part in enumerate(parts):
         amounts = np.array([bar.get(part, 0.0) for bar in counts.values()]) / scale
-        colour = ROLE_COLOURS.get(part, COLOURS[i % len(COLOURS)])
-        ax.barh(list(counts), amounts, left=left, color=colour, label=part.replace("_", " "))
+        ax.barh(list(counts), amounts, left=left, color=part_colour(part, i), label=part.replace("_", " "))
         left += amounts
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
@@ -247,14 +269,14 @@ def predicted_and_measured(
     for row, point in enumerate(points.values()):
         for side, place, hatch in (("predicted", row - 0.2, None), ("measured", row + 0.2, "//")):
             left = 0.0
-            for colour, group in zip(COLOURS, groups, strict=False):
+            for i, group in enumerate(groups):
                 amount = point[side].get(group, 0.0) / scale
                 ax.barh(
                     place,
                     amount,
                     0.36,
                     left,
-                    color=colour,
+                    color=part_colour(group, i),
                     hatch=hatch,
                     edgecolor="white",
                     linewidth=0.5,
@@ -279,7 +301,7 @@ def attention_maps(weights: np.ndarray, title: str, names: Sequence[str]) -> Fig
         1, len(weights), figsize=(3.1 * len(weights), 3.3), layout="constrained", squeeze=False
     )
     for ax, one, name in zip(all_axes[0], weights, names, strict=True):
-        ax.imshow(np.sqrt(one), cmap="viridis", vmin=0, vmax=1)
+        ax.imshow(np.sqrt(one), cmap="Blues", vmin=0, vmax=1)
         ax.set_title(name, fontsize=9)
         ax.set_xlabel("key position")
     all_axes[0][0].set_ylabel("query position")

@@ -31,7 +31,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["course.css"]
-html_js_files = [("wide.js", {"defer": "defer"})]
+html_js_files = [("wide.js", {"defer": "defer"}), ("found.js", {"defer": "defer"})]
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False
@@ -73,9 +73,16 @@ def level_of_captions(app, pagename, templatename, context, doctree):
     context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
 
 
+def front_without_contents(app, pagename, templatename, context, doctree):
+    """The front page is one thought, and its picture stands where other pages have their contents."""
+    if pagename == "index":
+        context["furo_hide_toc"] = True
+
+
 def setup(app):
-    app.connect(
-        "html-page-context", level_of_captions, priority=900
-    )  # after furo, which writes the navigation
+    for change in (level_of_captions, front_without_contents):
+        app.connect(
+            "html-page-context", change, priority=900
+        )  # after furo, which writes navigation and contents
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

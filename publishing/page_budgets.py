@@ -35,7 +35,7 @@ from helpers.costs import (
 )
 from helpers.freezing import COURSE_PLANS, LORA_PLAN
 from helpers.models import row_length
-from helpers.plots import COLOURS
+from helpers.plots import KIND_COLOURS
 from publishing.page_records import text
 
 OUT = Path(__file__).resolve().parent / "static" / "mini" / "data"
@@ -51,12 +51,12 @@ PRECISIONS = {  # of products and of frozen weights
     "half": (torch.bfloat16, torch.bfloat16),
 }
 STILL_PLANS = ("full", "attention", "attention+embeddings", "first-half")
-STILL_KINDS = {  # colours in the order of the course's figures of memory
-    "weights": (("parameters", "buffers"), COLOURS[0]),
-    "moments": (("optimizer",), COLOURS[1]),
-    "gradients": (("gradients",), COLOURS[2]),
-    "activations": (("activations",), COLOURS[3]),
-    "logits": (("logits",), COLOURS[4]),
+STILL_KINDS = {
+    "weights": ("parameters", "buffers"),
+    "moments": ("optimizer",),
+    "gradients": ("gradients",),
+    "activations": ("activations",),
+    "logits": ("logits",),
 }
 # L blocks, B windows of T tokens, S = T - 1, g key-value heads, q queries a key-value head, e numbers a head, f numbers
 # inside the MLP, V words, W words in a stored row of logits, P positions, r: LoRA's rank.
@@ -426,16 +426,17 @@ def still_picture() -> str:
     for row, plan in enumerate(STILL_PLANS):
         found, x, y = budget(config, COURSE_PLANS[plan], 4, 512), left, 44 + 46 * row
         parts.append(text(left - 8, y + 20, plan, anchor="end"))
-        for kinds, colour in STILL_KINDS.values():
-            width = scale * sum(found.at_peak[kind] for kind in kinds) / GIB
+        for name, kinds in STILL_KINDS.items():
+            width, colour = scale * sum(found.at_peak[kind] for kind in kinds) / GIB, KIND_COLOURS[name][0]
             parts.append(f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="30" fill="{colour}"/>')
             x += width
         parts.append(text(x + 6, y + 20, f"{found.peak_bytes / GIB:.1f} GiB"))
     bottom = 44 + 46 * len(STILL_PLANS)
     parts.append(f'<path d="M{edge:.1f} 36V{bottom}" stroke="#222222" stroke-width="3"/>')
     x = left
-    for name, (_, colour) in STILL_KINDS.items():
-        parts.append(f'<rect x="{x}" y="{bottom + 14}" width="12" height="12" fill="{colour}"/>')
+    for name in STILL_KINDS:
+        swatch = KIND_COLOURS[name][0]
+        parts.append(f'<rect x="{x}" y="{bottom + 14}" width="12" height="12" fill="{swatch}"/>')
         parts.append(text(x + 17, bottom + 25, name))
         x += 36 + 7 * len(name)
     return (

@@ -19,7 +19,7 @@ import matplotlib
 from matplotlib import pyplot
 
 from helpers.files import write_text
-from helpers.plots import Svg
+from helpers.plots import IN_THE_DARK, Svg
 from helpers.profiles import ROOT
 from helpers.results.answers import Answer
 from helpers.results.evidence import EVIDENCE, read_evidence, studied_models
@@ -31,6 +31,7 @@ RESULTS = ROOT / "results"
 DATE = "protocol.json"  # when the protocol of the runs was fixed
 # Letters stay letters, so that a reader can search for them; the same numbers give the same file.
 DRAWING = {"svg.fonttype": "none", "svg.hashsalt": "results", "svg.image_inline": True}
+FOR_THE_DARK = f"@media (prefers-color-scheme: dark){{:root{{filter:{IN_THE_DARK}}}}}"
 Answers = Mapping[str, Answer]  # of one question, by model
 
 
@@ -89,7 +90,7 @@ def picture(found: Answers) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
         f'width="{1.4 * width:g}" height="{1.4 * height:g}" viewBox="0 0 {width:g} {height:g}">'
         f"<title>{escape(words)}</title><desc>{data_hash(found)}</desc>"
-        f'<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
+        f'<style>{FOR_THE_DARK}</style><rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'
     )
 
 

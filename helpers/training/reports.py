@@ -76,7 +76,7 @@ def remarks(report: dict) -> list[str]:
     if report["forgetting"]["mean"] >= MUCH:
         found.append(
             f"that is much: {MUCH:g} or more. --rewind auto measures how far to go back; in the course's own "
-            "study gentler rates and earlier stops forgot less (results/levers.md)"
+            "study gentler rates and earlier stops forgot less (results/README.md)"
         )
     if report["best_step"] == report["n_steps"]:
         found.append("the best step is the last one: more --steps may gain more (the same command goes on)")

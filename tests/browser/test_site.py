@@ -5,6 +5,7 @@ Screenshots go to ``build/screenshots``, to be looked at.
 
 import functools
 import http.server
+import io
 import os
 import re
 import threading
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
+from PIL import Image
 
 from publishing import badges
 from publishing import links as check_links
@@ -327,6 +329,49 @@ def test_search_finds_a_word(open_page):
     page.wait_for_selector("#search-results li a")
     titles = page.locator("#search-results li a").all_inner_texts()
     assert any("transformer block" in title for title in titles), titles
+
+
+def test_a_hit_of_the_search_opens_at_its_place(open_page):
+    page = open_page("search.html?q=rewinding")
+    page.locator("#search-results li.kind-text a", has_text="06.").first.click()
+    page.wait_for_selector("article span.highlighted")
+    page.wait_for_function("scrollY > 0")
+    first = page.locator("article span.highlighted:visible").first.bounding_box()
+    assert 0 < first["y"] < 900
+
+
+@pytest.mark.parametrize("width", [1280, 1440])
+def test_the_contents_of_a_page_stand_beside_it(width, open_page):
+    page = open_page("notebooks/01_transformer_block.html", width=width)
+    link = page.locator(".toc-tree a", has_text="2. LayerNorm").bounding_box()
+    text, code = (page.locator(f"article {part}").first.bounding_box() for part in ("p", ".highlight"))
+    assert max(one["x"] + one["width"] for one in (text, code)) < link["x"] < width - link["width"]
+    wide = page.locator("article div.cell:not(.tag_hide-input) div.cell_input pre").evaluate_all(
+        "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
+    )
+    assert wide == 0, "96 columns have room"
+
+
+GROUNDS = """async ([selector, x, y]) => {
+  const image = document.querySelector(selector);
+  image.scrollIntoView({block: "start", behavior: "instant"});
+  await image.decode();
+  const box = image.getBoundingClientRect();
+  return [box.x + x, box.y + y];
+}"""
+
+
+@pytest.mark.parametrize("device, chosen", [("dark", "auto"), ("light", "dark")])
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_figure_in_the_dark_has_the_ground_of_its_page(device, chosen, kind, open_page):
+    page = open_page("notebooks/05_loss_and_forgetting.html", device)
+    page.evaluate("theme => { document.body.dataset.theme = theme; }", chosen)
+    page.evaluate(UNFOLD)
+    page.evaluate(AT_REST)
+    x, y = page.evaluate(GROUNDS, [f'.cell_output img[src$=".{kind}"]', 6, 12])
+    shot = page.screenshot(clip={"x": x, "y": y, "width": 2, "height": 2})
+    pixel = Image.open(io.BytesIO(shot)).convert("RGB").getpixel((0, 0))
+    assert max(abs(a - b) for a, b in zip(pixel, (19, 20, 22), strict=True)) <= 4
 
 
 def test_a_widget_runs_in_place_of_its_picture(open_page):

@@ -9,14 +9,20 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import rgb_to_hsv, to_hex, to_rgb
 from matplotlib.text import Text
 
 from helpers import plots
+from helpers.costs import KINDS
 from helpers.freezing.plans import COURSE_PLANS, PLANS
+from helpers.lessons.widgets import memory
 from helpers.profiles import DATA, ROOT, TINY
 from helpers.results import answers, plan_answers
 from helpers.results.evidence import read_evidence
+from helpers.study.measured_costs import GROUPS
+from publishing import page_budgets
+
+HUES = {"frozen": (185, 225), "trains": (12, 45)}  # degrees: what a reader would call ice or orange
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +48,41 @@ def test_a_role_keeps_its_colour_in_every_picture():
         figure = plots.shares({"plan": dict.fromkeys(order, 1e6)}, "title")
         bars = dict(zip(order, figure.axes[0].patches, strict=True))
         assert to_hex(bars["mlp"].get_facecolor()).upper() == plots.ROLE_COLOURS["mlp"]
+
+
+def test_a_kind_of_memory_keeps_its_colour_in_every_picture():
+    kinds = {"optimizer": 1e6, "gradients": 2e6, "activations": 3e6}
+    one = plots.shares({"plan": kinds}, "title")
+    two = plots.predicted_and_measured({"plan": {"predicted": kinds, "measured": kinds}}, "title")
+    for figure, order in ((one, list(kinds)), (two, 2 * list(kinds))):
+        drawn = [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches]
+        assert drawn == [plots.KIND_COLOURS[kind][0] for kind in order]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *page_budgets.STILL_KINDS, *memory.KINDS, *GROUPS])
+def test_every_kind_of_memory_is_in_the_registry(kind):
+    assert kind in plots.KIND_COLOURS
+
+
+def test_ice_and_orange_are_frozen_and_trains_in_every_stacked_bar():
+    theirs = {**plots.KIND_COLOURS, **{role: (own, own) for role, own in plots.ROLE_COLOURS.items()}}
+    for name, shades in theirs.items():
+        meaning = {"frozen weights": "frozen", "trained weights": "trains"}.get(name)
+        meaning = "trains" if name == "backward to the weight" else meaning  # it is there for what trains
+        for shade in shades:
+            hue, saturation, _ = rgb_to_hsv(to_rgb(shade))
+            found = [
+                word for word, (low, high) in HUES.items() if low < 360 * hue < high and saturation > 0.3
+            ]
+            assert found == ([meaning] if meaning else []), (name, shade)
+
+
+@pytest.mark.parametrize("picture", ["publishing/static/mini/data/planner-still.svg", "results/memory.svg"])
+def test_stored_bars_of_memory_have_the_registrys_colours(picture):
+    drawn = {shade.lower() for shade in re.findall(r"#[0-9a-fA-F]{6}", (ROOT / picture).read_text("utf-8"))}
+    coloured = {shade for shade in drawn if rgb_to_hsv(to_rgb(shade))[1] > 0.2}
+    assert len(coloured) >= 3
+    assert coloured <= {light for light, _ in plots.KIND_COLOURS.values()}
 
 
 def test_named_lines_have_their_names_beside_their_ends_and_leave_ice_and_orange_free():
@@ -163,13 +204,36 @@ def test_a_plan_keeps_its_colour_whatever_the_order_and_no_other_name_takes_it(o
     assert dashes == {"a": {"-"}, "b": {"--"}}, "a text has its dash"
 
 
-def test_the_pages_of_the_site_have_the_colours_of_the_theme():
-    style = (ROOT / "publishing/static/mini/page.css").read_text("utf-8")
+PAGE, WIDGETS = "publishing/static/mini/page.css", "helpers/lessons/widgets/js/widgets.css"
+PLANNER = "publishing/static/mini/planner.css"
+
+
+def colours_of(sheet: str) -> dict[str, str]:
+    """The colours that a style sheet names: name to "light, dark"."""
+    return dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", (ROOT / sheet).read_text("utf-8")))
+
+
+@pytest.mark.parametrize("sheet", [PAGE, WIDGETS])
+def test_the_pages_of_the_site_have_the_colours_of_the_theme(sheet):
     names = {"ice": "frozen", "ice-fill": "frozen-fill", "orange": "trains", "orange-fill": "trains-fill"}
-    found = dict(re.findall(r"--([\w-]+): light-dark\((#\w+, #\w+)\)", style))
+    found = colours_of(sheet)
     for name, shades in plots.THEME.items():
         (own,) = [key for key in found if names.get(key, key) == name]
         assert found[own] == ", ".join(shades), name
+
+
+@pytest.mark.parametrize("sheet", [PLANNER, WIDGETS])
+def test_the_planners_have_the_colours_of_the_kinds_of_memory(sheet):
+    found = colours_of(sheet)
+    for kind in ("weights", "optimizer", "gradients", "activations", "logits"):
+        assert found[kind] == ", ".join(plots.KIND_COLOURS[kind]), kind
+
+
+def test_figures_go_dark_by_one_rule():
+    style = (ROOT / "publishing/static/course.css").read_text("utf-8")
+    assert style.count(f"--figure: {plots.IN_THE_DARK};") == 2  # the reader's choice, and the device's
+    pictures = sorted((ROOT / "results").glob("*.svg"))
+    assert pictures and all(plots.IN_THE_DARK in picture.read_text("utf-8")[:5000] for picture in pictures)
 
 
 @pytest.fixture(scope="module")

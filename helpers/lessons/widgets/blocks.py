@@ -201,7 +201,7 @@ def map_figure(page: Passage, block: int, head: int, query: int) -> Figure:
     figure = Figure(figsize=(5.4, 4.3), layout="constrained")
     ax = figure.add_subplot()
     ax.set_facecolor(HIDDEN)
-    image = ax.imshow(page.shown(block, head), cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    image = ax.imshow(page.shown(block, head), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     ax.axhline(query, color="#D55E00", linewidth=1)
     ax.set_title(heading(page, block, head), loc="left", fontsize=10)
     ax.set_xlabel("key: position of the token that is looked at (grey: hidden)")

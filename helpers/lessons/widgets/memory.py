@@ -16,7 +16,7 @@ from helpers.costs import DEVICES, GIB, RESERVE, WITHOUT_BFLOAT16, Budget, is_qu
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError
 from helpers.lessons.widgets.live import LiveDrawing
 from helpers.models import Anatomy, anatomy, build_on_meta, n_positions
-from helpers.plots import COLOURS
+from helpers.plots import KIND_COLOURS
 
 __all__ = ["memory_planner"]
 
@@ -190,9 +190,9 @@ def cards_figure(planner: Planner, setting: Setting) -> Figure:
     ax = figure.add_subplot()
     left = [0.0] * len(BATCHES)
     budgets = [planner.cost(setting.but(batch=batch)) for batch in BATCHES]
-    for (name, kinds), colour in zip(KINDS.items(), COLOURS, strict=False):
+    for name, kinds in KINDS.items():
         sizes = [sum(found.at_peak[kind] for kind in kinds) / GIB for found in budgets]
-        ax.barh([str(batch) for batch in BATCHES], sizes, left=left, color=colour, label=name)
+        ax.barh([str(batch) for batch in BATCHES], sizes, left=left, color=KIND_COLOURS[name][0], label=name)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for card in CARDS:
         ax.axvline(room(card) / GIB, color="#444444", linestyle="--", linewidth=1)

@@ -3,8 +3,7 @@
 import { ask, element, ground, group, list } from "./draw.js";
 
 const EDGE = 72; // where a card's room ends, in % of its bar: what sticks out can be seen
-const COLOURS = ["light-dark(#52606d, #a9b4bf)", "light-dark(#a0457a, #e39ac3)", "light-dark(#b8860b, #e6c055)",
-  "light-dark(#00704f, #4fcaa3)", "light-dark(#5b4bb5, #b3a6ff)"]; // of the kinds of memory, and of nothing else
+const COLOURS = ["weights", "optimizer", "gradients", "activations", "logits"].map((kind) => `var(--${kind})`);
 
 const gib = (n) => `${(n / 2 ** 30).toFixed(2)} GiB`;
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
