@@ -120,7 +120,7 @@ class Budget:
 
     @property
     def total_bytes(self) -> int:
-        """The sum of all kinds in full: an upper bound of what is alive together."""
+        """The sum of all kinds in full. They are not alive together; temporaries, which `at_peak` has, are not in it."""
         return sum(self.bytes.values())
 
     @property

@@ -26,7 +26,7 @@ from helpers.models import load_model, load_tokenizer, weight_hash
 from helpers.profiles import DATA, build_dir
 from helpers.session import machine_class
 from helpers.study.protocol import read_protocol
-from helpers.study.second_study import PAGE, Study, jobs_of, open_study
+from helpers.study.second_study import PAGE, Job, Study, StudyError, jobs_of, open_study
 from helpers.training import load_delta
 
 EVIDENCE = DATA / "evidence" / "abilities.json"
@@ -34,6 +34,7 @@ PASSAGES, PASSAGE_LENGTH = 24, 100  # of plain_tales.txt, which no run trains on
 ANSWER_LENGTH = 48  # tokens, at most
 SHARES = (0.4, 1.0)  # of the change: rewound, and not
 DIGITS = 5
+KEYS = ("plan", "rate", "weight", "text", "seed")  # of a run
 PROMPTS = (
     "What is a river?",
     "Name three animals that live in the sea.",
@@ -141,13 +142,38 @@ def record(sections: Sequence[str], folder: Path | None = None, place: Path = EV
     Args:
         sections: of the protocol, e.g. "tiny".
         folder: where the second study wrote; None: ``build/study2``.
+
+    Raises:
+        StudyError: the folder keeps no change, or lacks one that the evidence has a row of; nothing is written then.
     """
     known = read_json(place) if place.exists() else {}
     for section in sections:
         study = open_study(section, read_protocol(PAGE), folder or build_dir() / "study2")
+        _require_changes(study, known.get(study.model_name, {}).get("rows", []))
         known[study.model_name] = measured(study)
         write_json(place, known)
         print(f"{study.model_name}: {len(known[study.model_name]['rows'])} rows in {place.name}")
+
+
+def kept(study: Study) -> list[Job]:
+    """The jobs whose change the study keeps."""
+    return [job for job in jobs_of(study) if study.delta_path(job).exists()]
+
+
+def cell_of(job: Job) -> dict:
+    return {name: getattr(job, name) for name in KEYS}
+
+
+def _require_changes(study: Study, rows: Sequence[dict]) -> None:
+    """Raise StudyError unless the study keeps a change, and all those that these rows were measured on."""
+    cells = [cell_of(job) for job in kept(study)]
+    lost = [row for row in rows if {name: row[name] for name in KEYS} not in cells]
+    if lost or not cells:
+        words = ", ".join(str(lost[0][name]) for name in KEYS) if lost else "any run"
+        raise StudyError(
+            f"The folder '{study.folder}' keeps no change of {words}: {len(lost)} of the {len(rows)} rows that are "
+            f"recorded of {study.model_name} would be lost. Give the --folder in which the second study wrote."
+        )
 
 
 def measured(study: Study) -> dict:
@@ -163,13 +189,10 @@ def measured(study: Study) -> dict:
         return found
 
     rows = []
-    for job in jobs_of(study):
-        if not study.delta_path(job).exists():
-            continue
+    for job in kept(study):
         for share in SHARES:
             model = load_delta(study.delta_path(job), base, share=share).eval()
-            cell = {"plan": job.plan, "rate": job.rate, "weight": job.weight, "text": job.text}
-            rows.append({**cell, "seed": job.seed, "share": share, **abilities(model)})
+            rows.append({**cell_of(job), "share": share, **abilities(model)})
     return {
         "model_hash": weight_hash(base),
         "machine": machine_class(),

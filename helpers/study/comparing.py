@@ -301,6 +301,7 @@ def compare(setup: Setup, clock: Callable[[], float], began: float) -> Compared:
     began -= journal.spent
     total = 60 * setup.words.minutes
     until = began + total - FOR_THE_REPORT[0] - FOR_THE_REPORT[1] * total
+    require_time_left(journal, setup, until - clock(), clock() - began)
     budgets, left_out = budgets_of(setup)
     candidates, too_large = within(budgets, setup.limit)
     place = setup.out / WINDOWS
@@ -308,6 +309,7 @@ def compare(setup: Setup, clock: Callable[[], float], began: float) -> Compared:
     # What is kept of a frozen bottom is up to 1 GiB beside the step that `within` weighed against --memory.
     cache_frozen = "auto" if setup.what["memory"] is None else False
     bench = Bench(setup.ready.model, setup.ready.corpus, setup.made, written, cache_frozen=cache_frozen)
+    require_time_left(journal, setup, until - clock(), clock() - began)
     if journal.speed is None:
         journal.speed = timed(bench, clock)
         most = min(len(candidates), room_for(candidates, budgets, setup.out))
@@ -325,6 +327,15 @@ def compare(setup: Setup, clock: Callable[[], float], began: float) -> Compared:
     if not_tried:
         left_out.append(f"{'; '.join(c.title for c in not_tried)}: no time, or no room on the disk.")
     return Compared(choose(probes, setup.words.keep), probes, budgets, left_out, bench)
+
+
+def require_time_left(journal: Journal, setup: Setup, left: float, prepared: float) -> None:
+    """Raises CompareError where the time of a new comparison is over before a step was timed; both in seconds."""
+    if journal.speed is None and left <= 0:
+        raise CompareError(
+            f"{setup.words.minutes:g} minutes are too short: getting ready took {prepared:.0f} s so far, the report "
+            f"takes {FOR_THE_REPORT[0]:.0f} s, and no step is timed yet. Give more --minutes; 20 are usual."
+        )
 
 
 def require_time(journal: Journal, setup: Setup, prepared: float) -> None:

@@ -86,7 +86,7 @@ def _decode(raw: bytes, path: str | Path) -> str:
     encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), None)
     if encoding:
         raise TextError(f"The text '{path}' is not UTF-8: it begins like {encoding}. Save it as UTF-8.")
-    raw = re.sub(rb"\x1a[\x1a\s]*\Z", b"", raw)  # DOS ended its files with Ctrl-Z
+    raw = _without_ctrl_z(raw)
     control = re.search(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]", raw)
     if control:
         raise TextError(
@@ -106,6 +106,13 @@ def _decode(raw: bytes, path: str | Path) -> str:
             f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it."
         )
     return text
+
+
+def _without_ctrl_z(raw: bytes) -> bytes:
+    """Cut off the Ctrl-Z with which DOS ended its files, and what stands behind it where that is blank."""
+    end = len(raw.rstrip(b"\x1a \t\n\r\v\f"))
+    mark = raw.find(b"\x1a", end)
+    return raw if mark < 0 else raw[:mark]
 
 
 # --- split -------------------------------------------------------------------------
@@ -234,10 +241,12 @@ def _contiguous(text: str, why: str, starts: list[int]) -> Split:
 
 
 CLOSING = "[\"'”’»)\\]」』】）]*"
+STOP = ".!?…؟۔।॥։።។။"  # the last four: Armenian, Ethiopic, Khmer, Burmese
 UNITS = (
     ("paragraphs", r"\n\s*\n"),
+    # A row of dots is tried from its first dot alone: from each, a row of n would take n * n / 2 looks.
     # In Chinese and Japanese no space follows a full stop.
-    ("sentences", rf"[.!?…؟۔।]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"),
+    ("sentences", rf"(?<![{STOP}])[{STOP}]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"),
 )
 
 
@@ -254,6 +263,9 @@ def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
 
 
 # --- windows -----------------------------------------------------------------------
+
+# Where a byte-level tokenizer begins a token in any case: between two words, else behind a word or number with a mark.
+BETWEEN = (re.compile(r"[^\W\d_](?= [^\W\d_])"), re.compile(r"[^\W_](?=[\n,;:.!?(){}=。，、；：！？」）])"))
 
 
 def begin_ids(tokenizer) -> list[int]:
@@ -420,17 +432,15 @@ def _tokens(tokenizer, text: str) -> tuple[np.ndarray, Counter[str]]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most `PIECE` characters, cut between two words where there are any.
+    """A text in pieces of at most `PIECE` characters, cut at a place of `BETWEEN` where there is one.
 
-    A byte-level tokenizer begins a token there in any case: the pieces have the tokens of the whole.
+    So a byte-level tokenizer gives the pieces the tokens of the whole.
     """
     start = 0
     while len(text) - start > PIECE:
         end = start + PIECE
-        between = [
-            m.end() for m in re.compile(r"[^\W\d_](?= [^\W\d_])").finditer(text, end - PIECE // 8, end)
-        ]
-        end = between[-1] if between else end
+        places = ([m.end() for m in kind.finditer(text, end - PIECE // 8, end)] for kind in BETWEEN)
+        end = next((found[-1] for found in places if found), end)
         yield text[start:end]
         start = end
     yield text[start:]

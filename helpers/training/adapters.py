@@ -22,7 +22,7 @@ from torch import nn
 
 from helpers import profiles
 from helpers.files import write_tensors
-from helpers.models import load_model, load_tokenizer, named_parameters, unwrapped
+from helpers.models import load_model, load_tokenizer, named_modules, named_parameters, unwrapped
 from helpers.training.deltas import (
     DeltaError,
     lay_over,
@@ -54,7 +54,7 @@ def export_peft(
 
     Raises:
         DeltaError: a delta that cannot be read, that has tensors which the base has not, or whose modules
-            lie within each other; or a folder that is not empty or cannot be written.
+            lie within each other or have no weight; or a folder that is not empty or cannot be written.
     """
     from peft import LNTuningConfig
 
@@ -64,6 +64,7 @@ def export_peft(
     names = _all_names(base, tensors, place)
     modules = sorted({name.rpartition(".")[0] for name in names})
     _require_apart(modules)
+    _require_weights(base, modules)
     config = LNTuningConfig(
         task_type="CAUSAL_LM", target_modules=modules, base_model_name_or_path=base_name, inference_mode=True
     )
@@ -237,6 +238,17 @@ def _require_apart(modules: list[str]) -> None:
         raise DeltaError(
             f"PEFT cannot hold this delta: {some(inner or modules)} lies within another module that trains. Merge it "
             "instead: export_merged."
+        )
+
+
+def _require_weights(base: nn.Module, modules: list[str]) -> None:
+    """Raise DeltaError where a module has no tensor "weight": PEFT would load the copy, and fail to put it in."""
+    inside = named_modules(base)
+    without = [name for name in modules if not hasattr(inside[name], "weight")]
+    if without:
+        raise DeltaError(
+            f"PEFT cannot hold this delta: {some(without)} has no tensor of the name weight, as a mixture's experts "
+            "have none. Merge it instead: export_merged."
         )
 
 

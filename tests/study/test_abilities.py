@@ -1,6 +1,7 @@
 """What the kept models can still do: copying, and the base's own answers; each against a value known by hand."""
 
 import copy
+import json
 import math
 from types import SimpleNamespace
 
@@ -10,7 +11,10 @@ from torch import nn
 
 from helpers.models.loading import load_model, load_tokenizer
 from helpers.profiles import TINY
+from helpers.study import abilities
 from helpers.study.abilities import PROMPTS, Reply, copying, drift_of_answers, passages, replies
+from helpers.study.protocol import read_protocol
+from helpers.study.second_study import PAGE, StudyError, jobs_of, open_study
 from support import tiny
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
@@ -81,3 +85,29 @@ def moved(base):
         weight = other.transformer.h[1].mlp.c_proj.weight
         weight.add_(torch.randn_like(weight))
     return other
+
+
+@pytest.mark.parametrize("n_kept", [0, 1])
+def test_a_folder_that_lacks_a_recorded_change_takes_no_row_out_of_the_evidence(
+    n_kept, tmp_path, monkeypatch
+):
+    """With an empty folder all rows were written over by none."""
+    place = tmp_path / "abilities.json"
+    place.write_bytes(abilities.EVIDENCE.read_bytes())
+    study = open_study("tiny", read_protocol(PAGE), tmp_path / "study2")
+    row = json.loads(place.read_text("utf-8"))[study.model_name]["rows"][0]
+    there = [job for job in jobs_of(study) if abilities.cell_of(job).items() <= row.items()][:n_kept]
+    for job in there:
+        study.delta_path(job).parent.mkdir(parents=True)
+        study.delta_path(job).write_bytes(b"")
+    monkeypatch.setattr(abilities, "measured", None)  # nothing is measured before the check
+    with pytest.raises(StudyError, match=r"keeps no change of .* (30|32) of the 32 rows .* would be lost"):
+        abilities.record(["tiny"], tmp_path / "study2", place)
+    assert place.read_bytes() == abilities.EVIDENCE.read_bytes()
+    assert len(abilities.kept(study)) == n_kept
+
+
+def test_a_folder_without_any_change_writes_no_evidence(tmp_path):
+    with pytest.raises(StudyError, match="keeps no change of any run"):
+        abilities.record(["tiny"], tmp_path / "study2", tmp_path / "abilities.json")
+    assert not (tmp_path / "abilities.json").exists()

@@ -222,15 +222,48 @@ def test_less_time_means_fewer_candidates_and_at_last_none():
     assert how_many(speed, probing.seconds_needed(speed) + 1e-6, 12) == 2
 
 
-def test_too_little_time_is_said_before_anything_is_written(place, tmp_path, capsys):
+@pytest.mark.parametrize("minutes", ["0.0001", "0.01"])
+def test_time_that_loading_takes_is_too_little_and_nothing_slow_begins(
+    minutes, place, tmp_path, monkeypatch, capsys
+):
+    def slow(*_, **__):
+        raise AssertionError("the time was over")
+
+    for name in ("budgets_of", "Bench", "timed"):
+        monkeypatch.setattr(comparing, name, slow)
     code = main(
-        ["compare", "--text", str(place / "tale.txt"), "--model", str(place / "gpt_neo"), "--minutes", "0.01"]
+        [
+            "compare",
+            "--text",
+            str(place / "tale.txt"),
+            "--model",
+            str(place / "gpt_neo"),
+            "--minutes",
+            minutes,
+        ]
         + ["--length", "32", "--batch", "4", "--out", str(tmp_path / "c")]
     )
     said = capsys.readouterr().err.splitlines()
-    assert (
-        code == 2 and len(said) == 1 and "0.01 minutes are too short" in said[0] and "need about" in said[0]
-    )
+    assert code == 2 and len(said) == 1 and f"{minutes} minutes are too short: getting ready took" in said[0]
+    assert not (tmp_path / "c").exists()
+
+
+def test_time_that_is_over_when_the_base_has_written_its_text_is_too_little(place, tmp_path, monkeypatch):
+    clock = Clock()
+
+    def slow(*_, **__):
+        clock.now = 100.0
+
+    monkeypatch.setattr(comparing, "Bench", slow)
+    with pytest.raises(CompareError, match="1 minutes are too short: getting ready took 100 s so far"):
+        carry_out(words(place, tmp_path / "c", minutes=1.0), clock)
+    assert not (tmp_path / "c").exists()
+
+
+def test_too_little_time_is_said_before_anything_is_written(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "timed", lambda bench, clock: Speed(1.0, 2.0))
+    with pytest.raises(CompareError, match=r"^0\.2 minutes are too short: .* Two recipes need about"):
+        carry_out(words(place, tmp_path / "c", minutes=0.2), Clock())
     assert not (tmp_path / "c").exists()
 
 

@@ -158,6 +158,14 @@ def test_a_last_ctrl_z_makes_no_binary_file(end, tmp_path):
     assert read_text(write(tmp_path / "dos.txt", b"A word." + end)).rstrip("\n") == "A word."
 
 
+def test_a_row_of_ctrl_z_inside_a_file_takes_no_longer_than_other_bytes(tmp_path):
+    """Each of them was looked at as the last one of the file."""
+    began = time.process_time()
+    with pytest.raises(TextError, match="byte 0x1a at offset 1"):
+        read_text(write(tmp_path / "rows.txt", b"a" + b"\x1a" * 300_000 + b"b"))
+    assert time.process_time() - began < 5
+
+
 def test_letters_beyond_ascii_are_kept(tmp_path):
     text = "Na\xefve caf\xe9s \u2014 \u6f22\u5b57"
     assert read_text(write(tmp_path / "t.txt", text)) == text
@@ -285,6 +293,11 @@ def test_two_chapters_can_be_held_out_for_dev():
         "「来了！」",
         "هل سمعت النهر؟ ",
         "नदी बहती है। ",
+        "नदी बहती है॥ ",
+        "Գետը հոսում է։ ",
+        "ወንዙ ይፈሳል። ",
+        "ទន្លេហូរ។ ",
+        "မြစ်စီးသည်။ ",
         "Il attendait… ",
         "“Er kommt.” ",
         "– Cháu nghe rồi! ",
@@ -339,6 +352,15 @@ def test_one_enormous_line_without_an_end_is_cut_between_characters():
     split = split_text("x" * 1000)
     assert [len(p) for p in (split.train, split.dev, split.test)] == [800, 80, 120]
     assert "between characters" in split.how
+
+
+@pytest.mark.parametrize("line", [".", "!?", '."'])
+def test_a_row_of_full_stops_takes_no_longer_than_other_letters(line):
+    """300,000 dots were looked through from each of them: three quarters of an hour."""
+    text = "a" + line * (300_000 // len(line))
+    began = time.process_time()
+    assert "between characters" in split_text(text).how
+    assert time.process_time() - began < 5
 
 
 @settings(max_examples=200, deadline=None)
@@ -486,6 +508,23 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(name, monkeypatch):
     whole = tensor_of(windows(tokenizer, text, 64))
     monkeypatch.setattr(corpora, "PIECE", 3000)
     assert torch.equal(tensor_of(windows(tokenizer, text, 64)), whole)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ",".join(str(i * i) for i in range(900)),
+        "".join(f"x{i}=f{i % 9}(y[{i}],z);\n" for i in range(300)),
+        "".join("河水在夜里涨" + "，。"[i % 2] for i in range(600)),
+        "\n".join(f"line{i}" for i in range(900)),
+    ],
+    ids=["numbers", "code", "Chinese", "lines"],
+)
+def test_a_text_without_two_words_has_the_tokens_of_the_whole_in_pieces_too(text, monkeypatch):
+    tokenizer = load_tokenizer(DATA / "gpt-neo-mini")
+    whole = tensor_of(windows(tokenizer, text, 16))
+    monkeypatch.setattr(corpora, "PIECE", 1001)
+    assert torch.equal(tensor_of(windows(tokenizer, text, 16)), whole)
 
 
 def test_a_long_line_without_blanks_is_read_in_pieces(monkeypatch):

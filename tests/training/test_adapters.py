@@ -188,6 +188,21 @@ def test_an_adapter_of_another_hand_and_an_empty_folder_are_refused(tmp_path):
         export_peft(run, base, tmp_path / "file")
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_experts_that_peft_could_not_put_back_are_refused_and_can_be_merged(family, tmp_path):
+    """PEFT loaded such an adapter, and its merge_and_unload stopped with an AttributeError."""
+    base = of_family(family, tied=False)
+    model = trained(base, MAIN)
+    save_delta(model, MAIN, base, tmp_path / "run")
+    with pytest.raises(
+        DeltaError, match=r"layers\.0\.mlp\.experts.* has no tensor of the name weight.* export_merged"
+    ):
+        export_peft(tmp_path / "run", base, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    merged = AutoModelForCausalLM.from_pretrained(export_merged(tmp_path / "run", base, tmp_path / "merged"))
+    assert same_state(merged, model)
+
+
 def test_a_module_within_another_that_trains_is_refused(tmp_path):
     base = build_model(tiny.config())
     base.transformer.h[0].mlp.scale = torch.nn.Parameter(torch.ones(3))
