@@ -33,6 +33,8 @@ def zeroed_gradient(answer: Any) -> Reply:
             * 0.9
             ** 3: "you forgot the rate: decay multiplies by 1 − rate · decay = 0.99, not by 1 − decay = 0.9.",
             1.98: "that is the weight after one step; three are asked for.",
+            1.97: "you took away rate · decay = 0.01, the same number in each step. Decay takes 1% of the *weight*: "
+            "multiply by 0.99.",
             0.99**3: "0.9703 is the factor of three steps. The weight starts at 2.",
             2 * 0.99**4: "that is the weight after four steps; three are asked for.",
             2 * 1.01**3: "the sign is turned round: weight decay makes the weight smaller.",

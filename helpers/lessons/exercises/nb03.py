@@ -143,7 +143,13 @@ def whole_roles_nearest_65_million(answer: Any) -> Reply:
     if roles == set(COUNTS) - _NEAREST:
         return wrong(
             f"these sum to {n:,}, which is too little by 6.7 M. If you meant what stays *frozen*, give what "
-            "trains. If you wanted attention frozen: asked is the nearest choice of all."
+            "trains. If you wanted attention frozen, or the largest sum *below* 65 M: asked is the nearest of all, and "
+            "it may lie above."
+        )
+    if roles == {"norm"}:
+        return wrong(
+            f"these sum to {n:,}, the smallest sum of all. If you looked for the smallest difference: its sign must not "
+            "count, so take abs()."
         )
     if roles == {"mlp", "norm"}:
         return wrong(
