@@ -46,6 +46,7 @@ from helpers.measuring.decisions import (
 )
 from helpers.measuring.decisions import decide as decide_of_claims
 from helpers.measuring.intervals import Interval, paired_interval
+from helpers.measuring.recorded import Evaluation, RunRecord
 from helpers.study.protocol import read_protocol
 
 N_STUDIES = 2000
@@ -90,8 +91,8 @@ def test_the_page_and_the_code_have_the_same_numbers():
         matched_gain(
             [
                 [
-                    {"step": 0, "gain": 0.0, "forgetting": 0.0},
-                    {"step": 1, "gain": share + 0.001, "forgetting": 0.1},
+                    Evaluation(step=0, gain=0.0, forgetting=0.0),
+                    Evaluation(step=1, gain=share + 0.001, forgetting=0.1),
                 ]
             ],
             1.0,
@@ -308,24 +309,25 @@ def small_run(rng, seed, text, slope, windows=24):
     by_window = rng.normal(1, 0.15, windows)
     factor = slope * (1 + rng.normal(0, 0.03))
     points = [
-        {
-            "step": 8 * i,
-            "gain": g,
-            "forgetting": float(factor * g * by_window.mean()),
-            "forgetting_windows": list(factor * g * by_window),
-        }
+        Evaluation(
+            step=8 * i,
+            gain=g,
+            forgetting=float(factor * g * by_window.mean()),
+            forgetting_windows=list(factor * g * by_window),
+        )
         for i, g in enumerate(np.linspace(0, 0.15, 8))
     ]
-    return {
-        "seed": seed,
-        "text": text,
-        "model_hash": "m",
-        "text_hash": text,
-        "retention_hash": "r",
-        "batch": 8,
-        "length": 256,
-        "evaluations": points,
-    }
+    return RunRecord(
+        plan="full",
+        seed=seed,
+        text=text,
+        model_hash="m",
+        text_hash=text,
+        retention_hash="r",
+        batch=8,
+        length=256,
+        evaluations=points,
+    )
 
 
 def test_whole_records_go_through_match_jackknife_and_rule():
