@@ -5,6 +5,7 @@ Nothing here waits for torch, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -226,6 +227,9 @@ def alone(carry_out: Callable[[], Callable[[TrainWords], int]]) -> typer.Typer:
 
 # --- one place for what goes wrong -------------------------------------------------
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what somebody may use of it
+NO_MEMORY = os.strerror(errno.ENOMEM)  # torch's RuntimeError ends with the system's words
+
 
 def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
     """Run a program's command.
@@ -242,10 +246,17 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         )
         return 2
     try:
+        os.getcwd()
+    except OSError:
+        say("error: The current folder is not there any more, or cannot be read. Change to another one.")
+        return 2
+    try:
         command = get_command(app)
         # Not its `main`, which has ends of its own for Ctrl-C and a closed pipe.
         with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
-            return command.invoke(context) or 0
+            code = command.invoke(context) or 0
+        sys.stdout.flush()  # a full disk is said here, and not by Python at its end
+        return code
     except typer.Exit as error:  # --help
         return error.exit_code
     except USAGE_ERROR as error:
@@ -265,6 +276,16 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
     except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
         if is_own(error):
             say(f"error: {error}")
+        elif isinstance(error, OSError) and error.errno in FULL:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
+            say(
+                f"error: No more can be written: {error.strerror}. Make room, then give the same command again."
+            )
+        elif isinstance(error, MemoryError) or NO_MEMORY in str(error):
+            say(
+                f"error: There is not enough memory: {one_line(error)}. Close other programs, or take a smaller "
+                "model, batch or length."
+            )
         else:
             say(
                 f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import typer
 
 from helpers.profiles import ROOT
 from helpers.training import command, reports
@@ -237,6 +238,49 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
     said = process.stderr.read()
     process.wait(240)
     assert process.returncode == 2 and "Traceback" not in said and "has ended" in said, said[-2000:]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["--help"], ["study", "first", "--dry-run"]])
+def test_a_full_disk_behind_the_output_is_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "publishing.cli", *arguments],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120,
+        )  # fmt: skip
+    assert process.returncode == 2 and process.stderr.startswith(
+        "error: No more can be written: No space left"
+    )
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the folder that a process stands in")
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os; os.rmdir({str(gone)!r}); from publishing.cli import main; raise SystemExit(main(['--help']))"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=gone, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 2 and process.stderr.startswith("error: The current folder is not there")
+    assert process.stderr.count("\n") == 1 and not process.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("unable to mmap 52 bytes from file <a>: Cannot allocate memory (12)")],
+)
+def test_too_little_memory_is_one_line_without_a_traceback(error, capsys):
+    app = typer.Typer(add_completion=False)
+
+    @app.command()
+    def work():
+        raise error
+
+    assert command.answer(app, [], "work") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: There is not enough memory: ") and "traceback" not in said.lower()
 
 
 # --- the report --------------------------------------------------------------------

@@ -262,6 +262,12 @@ def test_a_head_untied_by_hand_makes_another_base(tmp_path):
         load_delta(place, base)
 
 
+def test_a_base_without_weights_is_refused(tmp_path):
+    place, base, _ = saved(tmp_path)
+    with pytest.raises(DeltaError, match="on the meta device"):
+        load_delta(place, base.to("meta"))
+
+
 def test_settings_that_matter_in_training_alone_do_not_make_another_base(tmp_path):
     place, _, model = saved(tmp_path)
     assert same(load_delta(place, small(attention_dropout=0.1, use_cache=False, pad_token_id=0)), model)
