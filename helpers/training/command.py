@@ -310,7 +310,13 @@ def is_own(error: BaseException) -> bool:
 
 
 def write_any_letter() -> None:
-    """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop."""
+    """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop.
+
+    A stream that was closed before the program began is None in Python; what is written to it then goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -252,6 +253,13 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments):
         "error: No more can be written: No space left"
     )
     assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+def test_closed_streams_are_no_error(tmp_path):
+    line = [sys.executable, "-m", "helpers.training.shell", *words(tmp_path / "run")]
+    process = subprocess.run(["sh", "-c", f"exec {shlex.join(line)} <&- >&- 2>&-"], cwd=ROOT, timeout=240)
+    assert process.returncode == 0 and (tmp_path / "run" / "report.json").is_file()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps the folder that a process stands in")
