@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from helpers.measuring import RunRecord
+from helpers.measuring import RunRecord, chosen
 from helpers.plots import PLAN_COLOURS
 from helpers.results import read_evidence
 
@@ -40,9 +40,7 @@ def path_of(record: RunRecord) -> dict[str, list[float]]:
 
 def runs_of(records: Sequence[RunRecord], plan: str, name: str, choice: str) -> list[RunRecord]:
     """Return the recorded runs of a plan on a text, in the order of their seeds."""
-    own = [record for record in records if (record.plan, record.text) == (plan, name)]
-    chosen = [record for record in own if choice in record.rate_choice]
-    return sorted(chosen, key=lambda record: record.seed)
+    return sorted(chosen(records, plan, name, choice), key=lambda record: record.seed)
 
 
 def page_entries() -> list[dict]:

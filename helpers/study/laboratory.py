@@ -189,7 +189,7 @@ class Laboratory:
         last, history = copy.deepcopy(run.model), run.result.history
         run.result.use_best(last)
         found = {t: held_out_loss(last, w) for t, w in self.test_texts().items()} if tests else {}
-        corpus, parts = self.corpora[run.author], anatomy(last)
+        corpus, parts, norms = self.corpora[run.author], anatomy(last), norms_by_role(history)
         return {
             "model": self.base.config.model_type,
             "model_hash": self.model_hash,
@@ -213,8 +213,8 @@ class Laboratory:
             "proof_ok": run.result.proof.ok,
             "best_step": run.result.best_step,
             "base_held_out_loss": self.base_losses[run.author].mean,
-            "gradient_norm_median": {r: s.median for r, s in norms_by_role(history).items()},
-            "gradient_norms": {r: asdict(s) for r, s in norms_by_role(history).items()},
+            "gradient_norm_median": {r: s.median for r, s in norms.items()},
+            "gradient_norms": {r: asdict(s) for r, s in norms.items()},
             "spikes": spikes(history.norm("total")),
             "seconds": round(sum(history.seconds), 2),
             "losses": rounded([s["loss"] for s in history.steps]),

@@ -12,7 +12,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from typer.main import get_command
@@ -265,7 +265,7 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         say("stopped: the same command starts again")
         return 130
     except BrokenPipeError:  # as in `… | head`: nobody reads on
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
+        sys.stdout = nowhere()  # Python flushes it at its end
         say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
         return 2
     except SystemExit as error:
@@ -277,7 +277,7 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         if is_own(error):
             say(f"error: {error}")
         elif isinstance(error, OSError) and error.errno in FULL:
-            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (Python flushes it at its end)
+            sys.stdout = nowhere()  # Python flushes it at its end
             say(
                 f"error: No more can be written: {error.strerror}. Make room, then give the same command again."
             )
@@ -309,6 +309,11 @@ def is_own(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in OWN
 
 
+def nowhere() -> TextIO:
+    """A stream for what nobody can read any more; it stays open to the program's end."""
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 def write_any_letter() -> None:
     """Make a console of few letters (cp1252, ascii) show the others as \\uXXXX, where Python would stop.
 
@@ -316,7 +321,7 @@ def write_any_letter() -> None:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+            setattr(sys, name, nowhere())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
