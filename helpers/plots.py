@@ -14,6 +14,7 @@ from types import MappingProxyType
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.core.pylabtools import retina_figure
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -84,8 +85,19 @@ GAIN, FORGETTING = "gain on held-out text (nats per token)", "forgetting: KL(bas
 
 def show(figure: Figure, alt: str) -> None:
     """Display a figure once, with alternative text for readers who cannot see it."""
-    display(figure, metadata={"image/png": {"alt": alt}})
+    data, size = png(figure)
+    bundle = {"text/plain": repr(figure), "image/png": data}
+    display(bundle, metadata={"image/png": {"alt": alt, **size}}, raw=True)
     plt.close(figure)
+
+
+def png(figure: Figure, **options) -> tuple[str, dict[str, int]]:
+    """A figure as a PNG in base64, with two dots for each pixel of the page, and its width and height there.
+
+    Args:
+        options: as `Figure.savefig` takes them.
+    """
+    return retina_figure(figure, base64=True, **options)
 
 
 def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_row_labels: bool = False):

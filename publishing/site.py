@@ -197,7 +197,7 @@ def readme_place(anchor: str) -> str:
 
 
 def described(cell: nbformat.NotebookNode, name: str) -> None:
-    """Hand the alternative text of a cell's picture to myst-nb, which looks for it in the cell's metadata.
+    """Hand the words and the width of a cell's picture to myst-nb, which looks for them in the cell's metadata.
 
     Raises:
         SiteError: a picture without alternative text, or two that say different things.
@@ -212,8 +212,10 @@ def described(cell: nbformat.NotebookNode, name: str) -> None:
         )
     if len(texts) > 1:
         raise SiteError(f"{name}, cell {cell.id}: two pictures in one cell. Give each a cell of its own.")
-    for text in texts:
-        cell.metadata["mystnb"] = {"image": {"alt": text}}
+    for kind, output in pictures[:1]:
+        shown = output.metadata[kind]
+        width = {"width": f"{shown['width']}px"} if "width" in shown else {}
+        cell.metadata["mystnb"] = {"image": {"alt": shown["alt"].strip(), **width}}
 
 
 def living(outputs: Iterable[nbformat.NotebookNode], up: str) -> list[nbformat.NotebookNode]:

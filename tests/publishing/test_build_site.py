@@ -77,7 +77,10 @@ def cell_with_pictures(*texts: str) -> nbformat.NotebookNode:
 def test_the_alternative_text_of_a_picture_is_handed_on():
     cell = cell_with_pictures("Two lines that cross.")
     build_site.described(cell, "02")
-    assert cell.metadata["mystnb"]["image"]["alt"] == "Two lines that cross."
+    assert cell.metadata["mystnb"]["image"] == {"alt": "Two lines that cross."}
+    cell.outputs[0].metadata["image/png"]["width"] = 700
+    build_site.described(cell, "02")
+    assert cell.metadata["mystnb"]["image"]["width"] == "700px"
 
 
 @pytest.mark.parametrize(
