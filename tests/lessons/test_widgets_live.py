@@ -160,9 +160,7 @@ def test_a_module_asks_for_nothing_from_elsewhere(name):
 CELL = """\
 from matplotlib.figure import Figure
 from helpers.lessons.widgets.live import LiveDrawing
-figure = Figure(figsize=(2, 1))
-figure.add_subplot()
-LiveDrawing("rewinding", {}, {"number": 3}, lambda: (figure, "The number 3."))"""
+LiveDrawing("rewinding", {}, {"number": 3}, lambda: (Figure(figsize=(2, 1)), "The number 3."))"""
 
 
 @pytest.fixture(scope="module")
