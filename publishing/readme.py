@@ -63,7 +63,10 @@ WORDS = {
     UNDECIDED: ("not decided", "not decided"),
     UNTESTED: ("not tested here", "not tested here"),
 }  # of one claim, and of several
-WAYS = "For the same gain on the course's {texts} texts, *stop* early, or train on and *rewind*."
+WAYS = (
+    "Training can *stop* early, or go on and be *rewound* part of the way to the base. All for the same gain on the "
+    "course's {texts} texts."
+)
 LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",

@@ -46,6 +46,7 @@ from helpers.study import LORA, LORA_LAYERS, is_recorded, plan_of, read_protocol
 
 SECTIONS = {p.model_name: p.name for p in STUDIED.values()}  # model to its section in the protocol
 MILLION = 1e6
+REPLAY_WEIGHT = 1.0  # that of the protocol's stage "replay"
 PART_WAY = 0.4  # a share of the way from the base that every base was rewound to
 ASKED_FIRST = (
     "full rewound against full",
@@ -218,7 +219,7 @@ def on_prose(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
         ]
         if rises and all(own and None not in own for own in rises):
             own, other = (two_digits(float(np.mean(r)), "+") for r in rises)
-            parts.append(f"{own} / {other} on {text}")
+            parts.append(f"{own} / {other} on {text_name(text)}")
     return f" Loss on ordinary prose, nats per token above the base: {', '.join(parts)}." if parts else ""
 
 
@@ -277,21 +278,39 @@ def headline(study: SecondStudy) -> str:
     if not asked:
         return ""
     n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
-    first = in_brief(study, asked[0])
-    others = [sentence_case(in_brief(study, test, asked[0].recipe)) for test in asked[1:]]
-    return f"({n_seeds} seeds), " + " ".join(f"{clause}." for clause in (first, *others))
+    first, *others = (in_brief(study, test) for test in asked)
+    clauses = [first, *with_replay(study), *map(sentence_case, others)]
+    return f"({n_seeds} seeds), " + " ".join(f"{clause}." for clause in clauses)
 
 
-def in_brief(study: SecondStudy, test: PrimaryVerdict, named: Recipe | None = None) -> str:
+def with_replay(study: SecondStudy) -> list[str]:
+    """What replay adds to full training rewound, in few words; none where a text has too few runs. No test reads it."""
+    recipe = replayed(study)
+    if recipe is None:
+        return []
+    reference = replace(recipe, weight=0.0)
+    times = [forgotten(study, recipe, t) / forgotten(study, reference, t) for t in study.primary_texts]
+    words = " and ".join(map(two_digits, times))
+    return [f"With replay of text that the base wrote: {words} times as much again (described, not tested)"]
+
+
+def replayed(study: SecondStudy) -> Recipe | None:
+    """Full training with a replay, rewound; None where a text has too few runs, or a level was not reached."""
+    recipe = Recipe(FULL, gentlest_rate(study, FULL, REWOUND), REWOUND, REPLAY_WEIGHT)
+    for text in study.primary_texts:
+        for own in (recipe, replace(recipe, weight=0.0)):
+            if len(study.of(own, text)) < study.rules.least_pairs or forgotten(study, own, text) is None:
+                return None
+    return recipe
+
+
+def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
     """What a test says in few words, with forgetting over the other's, text by text, at the level of choice.
 
-    Args:
-        named: the recipe that the sentence before is about; here it is "it". The same plan is named once.
+    The same plan is named once.
     """
     own, other = short(test.recipe), short(test.reference)
-    if test.reference == named:
-        other = "it"
-    elif (test.reference.plan, test.reference.weight) == (test.recipe.plan, test.recipe.weight):
+    if (test.reference.plan, test.reference.weight) == (test.recipe.plan, test.recipe.weight):
         other = test.reference.method
     pairs = [
         (forgotten(study, test.recipe, t), forgotten(study, test.reference, t)) for t in study.primary_texts
@@ -309,8 +328,9 @@ def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
 
 
 def forgotten_first(study: SecondStudy) -> dict[Recipe, float]:
-    """The recipes of the tests that a reader asks about, and what each forgot on the text of choice."""
+    """The recipes of the tests that a reader asks about, then replay, and what each forgot on the text of choice."""
     recipes = dict.fromkeys(r for t in asked_first(study) for r in (t.reference, t.recipe))
+    recipes |= dict.fromkeys([replayed(study)] if recipes and replayed(study) else [])
     found = {recipe: forgotten(study, recipe, study.choices.text) for recipe in recipes}
     return {recipe: value for recipe, value in found.items() if value is not None}
 
@@ -332,8 +352,9 @@ def distances(tests: Sequence[PrimaryVerdict]) -> dict:
 
 
 def short(recipe: Recipe) -> str:
-    """A recipe for a figure: the plan and the method."""
-    return f"{PLANS[recipe.plan].label if recipe.plan in PLANS else recipe.plan}, {recipe.method}"
+    """A recipe for a figure: the plan, a replay, and the method."""
+    plan = PLANS[recipe.plan].label if recipe.plan in PLANS else recipe.plan
+    return f"{plan}{', replay' if recipe.weight else ''}, {recipe.method}"
 
 
 def tests_table(tests: Sequence[PrimaryVerdict]) -> str:

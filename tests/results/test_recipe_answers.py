@@ -8,7 +8,7 @@ from helpers.freezing import FreezePlan
 from helpers.measuring import LESS, OPEN
 from helpers.models import mini_config
 from helpers.results import two_digits
-from helpers.results.recipe_answers import advice, cost_of, recipes, recipes_of, said
+from helpers.results.recipe_answers import advice, cost_of, headline, recipes, recipes_of, said
 from helpers.results.second_verdicts import Recipe, primary_tests, which_weights
 from support.studies import main, record, study_of, tuning
 
@@ -110,7 +110,22 @@ def test_replay_stands_beside_rewinding_with_the_loss_on_ordinary_prose():
     assert rewound.count("; less)") == 2 and alone.count("; less)") == 2
     assert alone.count(" 0.50 times as much on") == 2
     for line in said:
-        assert line.endswith("above the base: +0 / +0 on alice, +0 / +0 on edgar.")
+        assert line.endswith("above the base: +0 / +0 on Alice, +0 / +0 on Edgar.")
+
+
+def test_the_first_screen_says_replay_when_each_text_has_the_runs_that_the_protocol_asks_for():
+    def replayed(n_seeds, texts):
+        return [record("full", t, s, weight=1.0, forgotten=0.05) for t in texts for s in range(n_seeds)]
+
+    said = headline(study_of(tuning() + main() + replayed(3, ("alice", "edgar"))))
+    first, again, _ = said.split(". ", 2)
+    assert first.endswith("times as much as stopped")
+    assert (
+        again
+        == "With replay of text that the base wrote: 0.50 and 0.50 times as much again (described, not tested)"
+    )
+    for few in (replayed(2, ("alice", "edgar")), replayed(3, ("alice",)), []):
+        assert "replay" not in headline(study_of(tuning() + main() + few))
 
 
 def test_a_choice_that_nobody_ran_is_left_out():
