@@ -218,7 +218,7 @@ def on_prose(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
         ]
         if rises and all(own and None not in own for own in rises):
             own, other = (two_digits(float(np.mean(r)), "+") for r in rises)
-            parts.append(f"{own} / {other} on {text}")
+            parts.append(f"{own} / {other} on {text_name(text)}")
     return f" Loss on ordinary prose, nats per token above the base: {', '.join(parts)}." if parts else ""
 
 

@@ -110,7 +110,7 @@ def test_replay_stands_beside_rewinding_with_the_loss_on_ordinary_prose():
     assert rewound.count("; less)") == 2 and alone.count("; less)") == 2
     assert alone.count(" 0.50 times as much on") == 2
     for line in said:
-        assert line.endswith("above the base: +0 / +0 on alice, +0 / +0 on edgar.")
+        assert line.endswith("above the base: +0 / +0 on Alice, +0 / +0 on Edgar.")
 
 
 def test_a_choice_that_nobody_ran_is_left_out():
