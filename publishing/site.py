@@ -255,7 +255,8 @@ def page_text(page: str, text: str, links: Links) -> str:
         elif cell.cell_type == "code":
             described(cell, page)
             cell.outputs += living(cell.outputs, "../" * (len(PurePosixPath(page).parts) - 1))
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), *looks(cell)]
+            if found := looks(cell):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), *found]
     return nbformat.writes(book)
 
 
