@@ -348,6 +348,15 @@ def test_at_least_thirty_faults_are_planted():
     assert len(AT_THE_START) + len(IN_THE_MIDDLE) >= 30
 
 
+def test_a_head_of_its_own_that_is_tied_to_the_frozen_embeddings_is_found():
+    def tied(model, optimizer):
+        model.lm_head.weight = model.get_parameter(WTE)
+
+    model = small(tie_word_embeddings=False)
+    with pytest.raises(FreezingError, match=r"^Stopped at step 3: lm_head\.weight is gone .* was a tie made"):
+        train(FreezeGuard(model, MAIN), adam(model), tied)
+
+
 def test_one_number_that_was_written_past_autograd_is_found_in_its_turn_or_at_the_end():
     def one_number(model, optimizer):
         q_of(model).data[5, 0] += 1  # in the third of sixteen slices
