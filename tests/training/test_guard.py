@@ -532,13 +532,27 @@ def trainer_of(model, folder, *callbacks, optimizer=None, **changes):
     )
 
 
+class Reporter(TrainerCallback):
+    """Notes what the Trainer gives to TensorBoard and its like."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen |= logs.keys()
+
+
 def test_in_the_trainer_the_plan_holds_forgetting_is_logged_and_the_delta_is_saved(tmp_path):
     model = small()
     base = copy.deepcopy(model)
     guard = FreezeGuard(model, MAIN, retention=Retention.sampled_from(model, 4, 10), delta=tmp_path)
-    trainer = trainer_of(model, tmp_path / "trainer", guard)
+    reporter = Reporter()
+    trainer = trainer_of(model, tmp_path / "trainer", guard, reporter)
     trainer.train()
     assert guard.proof.ok and guard.proof.n_moved == guard.proof.n_trainable_tensors
+    assert "eval_loss" in reporter.seen and "eval_forgetting" not in reporter.seen, (
+        "as docs/take_home.md says"
+    )
     assert [step for step, _ in guard.forgetting] == [3, 6]
     logged = {
         row["step"]: row["eval_forgetting"] for row in trainer.state.log_history if "eval_forgetting" in row
