@@ -145,7 +145,7 @@ def test_lm_eval_runs_as_the_page_says_and_its_numbers_are_the_courses(reader, c
     in_words = re.search(r"`merged - base: (\S+) \[", BY_LM_EVAL)[1]
     assert change < 0 and change == pytest.approx(float(in_words), rel=0.05)
     window = held_out_loss(load_model(TINY.model), tensor_of(names["text"].test)).mean
-    assert f"another number, {window:.2f} here" in BY_LM_EVAL
+    assert f"another number, {window:.2f} here: its windows of 64 tokens" in BY_LM_EVAL
 
 
 def rows_of(names: dict) -> list[torch.Tensor]:
