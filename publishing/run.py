@@ -12,6 +12,7 @@ was done until then is kept, and the exit code is 1. Bad arguments: exit code 2.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -51,19 +52,28 @@ def lessons(folder: Path, name: str = "") -> list[Path]:
     """The notebooks of a folder in order, or the one that is asked for.
 
     Args:
-        name: "02_freezing", its beginning such as "02", or its path; empty for all.
+        name: "02_freezing", its beginning such as "02", or a path that leads to it; empty for all.
 
     Raises:
         CourseError: there is no such notebook, or none at all.
     """
     every = sorted(folder.glob("*.ipynb"))
-    wanted = Path(name).name.removesuffix(".ipynb")
-    found = [path for path in every if path.stem == wanted] or [p for p in every if p.stem.startswith(wanted)]
     if not every:
         raise CourseError(f"There is no notebook in '{folder}'.")
-    if name and len(found) != 1:
+    if not name:
+        return every
+    found = [p for p in every if is_named(p, name)] or [p for p in every if p.stem.startswith(name)]
+    if len(found) != 1:
         raise CourseError(f"Notebook '{name}' is not known. Notebooks: {', '.join(p.stem for p in every)}.")
     return found
+
+
+def is_named(notebook: Path, name: str) -> bool:
+    """Whether a name is that of a notebook, with or without its ending. One with a folder in it must lead there."""
+    given = f"{name.removesuffix('.ipynb')}.ipynb"
+    if os.path.dirname(given):
+        return os.path.realpath(given) == os.path.realpath(notebook)
+    return given == notebook.name
 
 
 class Bar:

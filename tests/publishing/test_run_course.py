@@ -194,13 +194,34 @@ def test_an_unknown_profile_is_one_line(two_notebooks, course, monkeypatch):
     assert done.returncode == 2 and "huge" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["02_freezing", "02_freezing.ipynb", "notebooks/02_freezing.ipynb", "02"])
-def test_a_notebook_has_several_ways_to_be_named(tmp_path, name):
+@pytest.fixture
+def three_lessons(tmp_path, monkeypatch):
+    """Three notebooks in notebooks/, seen from the folder above; one of the same name lies beside that."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path / "02_freezing.ipynb", "1")
     stems = ("01_block", "02_freezing", "02_freezing_more")
-    paths = [write_notebook(tmp_path / f"{stem}.ipynb", "1") for stem in stems]
+    return [write_notebook(tmp_path / "notebooks" / f"{stem}.ipynb", "1") for stem in stems]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["02_freezing", "02_freezing.ipynb", "notebooks/02_freezing.ipynb", "notebooks/02_freezing", "02"],
+)
+def test_a_notebook_has_several_ways_to_be_named(three_lessons, name):
     if name == "02":
-        paths.pop().unlink()
-    assert run_course.lessons(tmp_path, name) == [paths[1]]
+        three_lessons.pop().unlink()
+    assert run_course.lessons(three_lessons[0].parent, name) == [three_lessons[1]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../02_freezing", "./02_freezing.ipynb", "nowhere/02_freezing", "/02_freezing", "notebooks/02", ".", "..", "0",
+     "02_freezing.ipynb.ipynb", "notebooks/", "x" * 5000 + "/02_freezing"],
+)  # fmt: skip
+def test_a_path_that_leads_to_no_lesson_is_refused(three_lessons, name):
+    with pytest.raises(run_course.CourseError, match="is not known. Notebooks: 01_block, 02_freezing"):
+        run_course.lessons(three_lessons[0].parent, name)
 
 
 # --- the kernel --------------------------------------------------------------------
