@@ -180,8 +180,26 @@ def _sync(path: Path, how: int) -> None:
         os.close(descriptor)
 
 
+class NoValuesError(ValueError):
+    """A tensor that has a shape and no values. The message says what to do."""
+
+
+def require_values(tensor: torch.Tensor) -> None:
+    """Raise NoValuesError for a tensor on the meta device."""
+    if tensor.is_meta:
+        shape = " x ".join(map(str, tensor.shape)) or "one number"
+        raise NoValuesError(
+            f"A tensor ({shape}) is on the meta device: it has a shape and no values. Load the model with its weights."
+        )
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The raw bytes of a tensor, in row order, whatever its type or device."""
+    """The raw bytes of a tensor, in row order, whatever its type or device.
+
+    Raises:
+        NoValuesError: it is on the meta device, so it has none.
+    """
+    require_values(tensor)
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     import torch
 

@@ -101,6 +101,9 @@ def snapshot(model: nn.Module, optimizer=None) -> Snapshot:
 
     Args:
         optimizer: one or several, to remember the learning rates as they are now.
+
+    Raises:
+        NoValuesError: the model is on the meta device.
     """
     parameters = dict(named_parameters(model))
     tensors = parameters | dict(named_buffers(model))
