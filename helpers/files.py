@@ -1,5 +1,5 @@
 """Files that are written whole or not at all, the hashes that records carry, the small files kept for a reader,
-and lines that fit a page.
+lines that fit a page, and numbers of things in words.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ def wrapped(text: str) -> str:
 def _folded(line: str) -> str:
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return fill(line, PAGE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def counted(n: int, thing: str, *rest: str) -> str:
+    """A number of things in words: "1 seed", "2,000 seeds"; ``rest`` are words for one and for several ("is", "are")."""
+    things = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return " ".join([f"{n:,}", thing, *rest[:1]] if n == 1 else [f"{n:,}", things, *rest[1:]])
 
 
 def read_record(place: Path, wanted_format: int) -> dict:

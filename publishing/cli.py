@@ -356,9 +356,7 @@ def pack(
     unpack: Annotated[
         bool, typer.Option("--unpack", help="The other way: run files, to go on with a study.")
     ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Drop the records that FOLDER does not have.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Drop what FOLDER does not have.")] = False,
 ) -> None:
     """Pack run files into data/evidence/*.parquet, or unpack them.
 

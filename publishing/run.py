@@ -191,12 +191,26 @@ def forget_claims(build: Path) -> None:
             old.unlink()
 
 
+def minutes_so_far() -> dict[str, dict]:
+    """What is kept of earlier whole runs, by profile."""
+    from helpers.session import MINUTES
+
+    return json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.exists() else {}
+
+
+def require_no_fewer(paths: list[Path], profile: str) -> None:
+    """Raise CourseError where minutes are kept of a notebook that is not among these."""
+    there = minutes_so_far().get(profile, {}).get("seconds", {})
+    if lost := sorted(there.keys() - {path.stem for path in paths}):
+        raise CourseError(f"--record-minutes would drop the minutes of {', '.join(lost)}: run these as well.")
+
+
 def record_minutes(done: list[Lesson], profile: str) -> None:
     """Keep how long each notebook took, and on what: set-up cells tell it to readers (`helpers.session`)."""
     from helpers.files import write_json
     from helpers.session import MINUTES, code_commit, machine_class, versions
 
-    every = json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.exists() else {}
+    every = minutes_so_far()
     every[profile] = {
         "machine": machine_class(),
         "versions": versions(),
@@ -226,6 +240,8 @@ def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: boo
         raise CourseError("--record-minutes keeps the times of all notebooks together: leave out --notebook.")
     paths = lessons(folder.resolve(), notebook)
     profile, build = current(), Path(build_dir()).resolve()
+    if keep_minutes:
+        require_no_fewer(paths, profile.name)
     settings = KERNEL_SETTINGS | {"COURSE_PLAIN": ""}  # these pages are to be read: with cards
     settings |= OFFLINE if profile.name == "tiny" else {}
     if not notebook:

@@ -168,6 +168,10 @@ def test_the_minutes_of_a_whole_run_are_kept_with_machine_and_versions(two_noteb
     assert set(kept) == {"smoke", "tiny"} and set(kept["tiny"]["seconds"]) == {"00_first", "01_second"}
     assert all(seconds > 0 for seconds in kept["tiny"]["seconds"].values())
     assert kept["tiny"]["machine"] and kept["tiny"]["versions"]["torch"]
+    (two_notebooks / "notebooks" / "01_second.ipynb").unlink()
+    done = course("--record-minutes")
+    assert done.returncode == 2 and "would drop the minutes of 01_second" in done.stderr
+    assert json.loads(place.read_text()) == kept
 
 
 def test_minutes_of_a_run_that_stopped_or_of_one_notebook_alone_are_not_kept(
