@@ -229,12 +229,14 @@ def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: boo
         keep_minutes: note the times of a whole run in data/minutes.json.
 
     Returns:
-        0: all ran; 1: a cell failed; 130: interrupted.
+        0: all ran; 1: a cell failed.
 
     Raises:
         CourseError, ProfileError: nothing was run.
+        Stopped: interrupted.
     """
     from helpers.profiles import build_dir, current
+    from helpers.training import Stopped
 
     if keep_minutes and notebook:
         raise CourseError("--record-minutes keeps the times of all notebooks together: leave out --notebook.")
@@ -250,8 +252,7 @@ def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: boo
     try:
         done = run_lessons(paths, build / "course", settings, Console(soft_wrap=True))
     except KeyboardInterrupt:
-        print(f"\nStopped. What ran until then is in {shown(build / 'course')}.")
-        return 130
+        raise Stopped(f"Stopped. What ran until then is in {shown(build / 'course')}.") from None
     show_claims(build)
     report(done, build / "course", time.monotonic() - begin)
     if keep_minutes and not done[-1].failure:

@@ -51,10 +51,11 @@ from helpers.study.on_card import (
     measure_training,
 )
 from helpers.study.packing import SECOND
-from helpers.study.processes import ROOT, config_of, stopped_by_ctrl_c
+from helpers.study.processes import ROOT, config_of
 from helpers.study.protocol import ProtocolError
 from helpers.study.records import write_record
 from helpers.study.second_study import StudyError
+from helpers.training import stopped_by_ctrl_c
 
 MINUTES = 9.0
 RECORD, STAND_IN = "card.json", "stand-in.json"  # the report; only the first can become evidence

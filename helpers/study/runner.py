@@ -48,7 +48,7 @@ from helpers.study.jobs import (
     tuning_jobs,
 )
 from helpers.study.packing import drop, pack, unpack
-from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
+from helpers.study.processes import cancelled_by_ctrl_c, executor
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,
@@ -60,6 +60,7 @@ from helpers.study.rates import (
     tried_rates,
 )
 from helpers.study.records import RecordError, read_run
+from helpers.training import stopped_by_ctrl_c
 
 # --- one run, in a process of its own ----------------------------------------------
 

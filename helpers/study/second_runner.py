@@ -20,10 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.measuring import SecondRunRecord
-from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
+from helpers.study.processes import cancelled_by_ctrl_c, executor
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.records import read_run
 from helpers.study.runner import require_committed
+from helpers.training import stopped_by_ctrl_c
 
 NICENESS = 10
 

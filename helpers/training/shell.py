@@ -73,7 +73,7 @@ from helpers.texts import Corpus, TextError, load_corpus, tensor_of
 from helpers.training import locks
 from helpers.training.afterwards import apply, asked_share, judgement, measured_rewind
 from helpers.training.checkpoints import CheckpointError
-from helpers.training.command import TrainWords, alone, answer, say
+from helpers.training.command import TrainWords, alone, answer
 from helpers.training.deltas import BaseRecord, DeltaError, base_record, save_delta
 from helpers.training.folders import (
     CHECKPOINTS,
@@ -83,6 +83,7 @@ from helpers.training.folders import (
     where_it_stopped,
     write_report,
 )
+from helpers.training.interrupts import Stopped
 from helpers.training.loop import FitResult, fit, kept_bottom
 from helpers.training.processes import (
     ProcessError,
@@ -428,10 +429,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def carry_out(args: TrainWords) -> int:
-    """Exit code 0: done; 1: the proof failed; 130: interrupted; 2, in a process beside the main one: bad input.
+    """Exit code 0: done; 1: the proof failed; beside the main process, 2: bad input, 130: interrupted.
 
     Raises:
-        The errors of `BAD_INPUT`, in the main process; a ProcessError in each.
+        The errors of `BAD_INPUT`, or Stopped, in the main process; a ProcessError in each.
     """
     try:
         report = report_of(args)
@@ -440,9 +441,10 @@ def carry_out(args: TrainWords) -> int:
             raise
         return 2  # the main process says it for all
     except KeyboardInterrupt:
-        if is_main():
-            say(where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS)))
-        return 130
+        if not is_main():
+            return 130  # the main process says it for all
+        where = where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS))
+        raise Stopped(where) from None
     if is_main():
         print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
     return 0 if report["proof_ok"] else 1

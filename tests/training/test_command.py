@@ -222,6 +222,18 @@ def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path):
     assert len(said.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_in_code_that_was_made_as_text_ends_with_the_code_too_and_not_by_the_signal(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import sys, typer\nfrom helpers.training.command import answer\napp = typer.Typer()\n"
+        "app.command()(lambda: exec('raise KeyboardInterrupt'))\nsys.exit(answer(app, [], 'program'))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-m", "program"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (130, "stopped: the same command starts again\n")
+
+
 def test_where_a_run_stopped_is_said_in_each_case(tmp_path):
     assert where_it_stopped(tmp_path, None) == "stopped before the first step: the same command starts again"
     assert (
