@@ -287,6 +287,11 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
                 f"error: There is not enough memory: {one_line(error)}. Close other programs, or take a smaller "
                 "model, batch or length."
             )
+        elif settings := profiles.settings_behind(error):
+            say(
+                f"error: A library cannot use what the environment sets, {' and '.join(settings)}: {one_line(error)}. "
+                "Unset it, or give it another value."
+            )
         else:
             say(
                 f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
