@@ -23,6 +23,7 @@ import nbformat
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from helpers.files import counted
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, Failure, code_cells, run_notebook
 from publishing.offline_html import notebook_html
 
@@ -174,7 +175,7 @@ def report(done: list[Lesson], out: Path, seconds: float) -> None:
         return
     n_cells = sum(lesson.n_cells for lesson in done)
     print(
-        f"\n{len(done)} notebook{'s' * (len(done) != 1)}, {n_cells} cells, {clock(seconds)} minutes, "
+        f"\n{counted(len(done), 'notebook')}, {counted(n_cells, 'cell')}, {clock(seconds)} minutes, "
         f"{peak_memory()}. Read them: {shown(out / (done[0].name + '.html'))}"
     )
 

@@ -43,6 +43,7 @@ import torch
 
 from helpers import profiles
 from helpers.costs import Budget, BudgetError, budget_or_reason
+from helpers.files import counted
 from helpers.freezing import LIMIT, BottomError, FreezePlan, PlanError, key_of
 from helpers.measuring import (
     CATASTROPHIC,
@@ -186,7 +187,7 @@ def prepare(args: TrainWords) -> Setup:
     )
     if settings.batch < n_processes():
         raise TrainingError(
-            f"A batch of {settings.batch} windows cannot be shared by {n_processes()} processes. "
+            f"A batch of {counted(settings.batch, 'window')} cannot be shared by {n_processes()} processes. "
             "Use a larger --batch, or fewer processes."
         )
     out = check_out(Path(args.out))
@@ -254,7 +255,7 @@ def require_batch(batch: int, corpus: Corpus) -> None:
     n_windows = len(corpus.train)
     if batch > n_windows:
         raise TextError(
-            f"'{corpus.path}' has {n_windows} windows to train on, fewer than a batch of {batch}. "
+            f"'{corpus.path}' has {counted(n_windows, 'window')} to train on, fewer than a batch of {batch}. "
             f"Use --batch {n_windows} or fewer, a smaller --length, or a longer text."
         )
 
@@ -269,8 +270,8 @@ def require_prompt(prompt: str | None, tokenizer, config) -> None:
         )
     if limit and n_tokens + SAMPLE > limit:
         raise TextError(
-            f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "
-            f"{limit} positions. Give a prompt of {max(limit - SAMPLE, 0)} tokens or fewer."
+            f"The prompt has {counted(n_tokens, 'token')}, and the sample needs {SAMPLE} more; the model has "
+            f"{limit} positions. Give a prompt of {counted(max(limit - SAMPLE, 0), 'token')} or fewer."
         )
 
 
@@ -291,8 +292,8 @@ def require_intervals(corpus: Corpus, length: int) -> None:
         n_windows = len(getattr(corpus, part))
         if n_windows < 2:
             raise TextError(
-                f"The {part} part of '{corpus.path}' is too short for an interval: it has {n_windows} "
-                f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length."
+                f"The {part} part of '{corpus.path}' is too short for an interval: it has "
+                f"{counted(n_windows, 'window')} of {length} tokens, 2 are needed. Give a longer text, or a smaller --length."
             )
 
 

@@ -228,7 +228,7 @@ def proof_of(*problems, notes=()):
 
 def test_a_proof_in_words():
     assert str(proof_of()) == (
-        "1 frozen tensors (2 parameters) and 3 buffers are bit-identical, without gradient or optimizer state; "
+        "1 frozen tensor (2 parameters) and 3 buffers are bit-identical, without gradient or optimizer state; "
         "5 of 4 trainable tensors moved."
     )
     assert str(proof_of("a", "b")).splitlines() == ["Not proved, 2 found wrong:", "  - a", "  - b"]

@@ -332,7 +332,7 @@ def test_refreshing_stores_outputs_and_says_what_changed(tmp_path, refresh):
     stored.cells[2].outputs[0].text = "3\n"
     nbformat.write(stored, path)
     told = refresh("00_a").stdout
-    assert "1 say something else" in told and "cell 2: '3' is now '2'" in told
+    assert "1 says something else" in told and "cell 2: '3' is now '2'" in told
 
 
 def test_refreshing_twice_gives_the_same_file(tmp_path, refresh):
@@ -352,7 +352,7 @@ def test_a_failing_cell_leaves_the_stored_notebook_as_it_was(tmp_path, refresh):
     done = refresh()
     assert done.returncode == 1 and path.read_bytes() == first
     assert "00_a: FAILED, cell 2 of 2" in done.stdout and "ZeroDivisionError: division by zero" in done.stdout
-    assert "01_b: 1 cells run" in done.stdout, "the others are refreshed all the same"
+    assert "01_b: 1 cell run" in done.stdout, "the others are refreshed all the same"
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -98,7 +98,7 @@ def test_a_part_that_fails_is_said_and_the_others_go_on(order, monkeypatch, caps
 
     monkeypatch.setitem(card.MEASURE, "costs", failing)
     monkeypatch.setitem(card.MEASURE, "c11", lambda order, *words: {})
-    with pytest.raises(CardError, match="1 parts failed, the others are there: costs-bfloat16-full"):
+    with pytest.raises(CardError, match="1 part failed, the others are there: costs-bfloat16-full"):
         work_through(order, "costs", 100)
     assert [part.name for part in missing(order, PROCESSES["costs"])] == ["costs-bfloat16-full"]
     assert "FAILED OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out

@@ -244,7 +244,7 @@ def test_time_that_loading_takes_is_too_little_and_nothing_slow_begins(
         + ["--length", "32", "--batch", "4", "--out", str(tmp_path / "c")]
     )
     said = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(said) == 1 and f"{minutes} minutes are too short: getting ready took" in said[0]
+    assert code == 2 and len(said) == 1 and f"--minutes {minutes} is too short: getting ready took" in said[0]
     assert not (tmp_path / "c").exists()
 
 
@@ -255,14 +255,14 @@ def test_time_that_is_over_when_the_base_has_written_its_text_is_too_little(plac
         clock.now = 100.0
 
     monkeypatch.setattr(comparing, "Bench", slow)
-    with pytest.raises(CompareError, match="1 minutes are too short: getting ready took 100 s so far"):
+    with pytest.raises(CompareError, match="--minutes 1 is too short: getting ready took 100 s so far"):
         carry_out(words(place, tmp_path / "c", minutes=1.0), clock)
     assert not (tmp_path / "c").exists()
 
 
 def test_too_little_time_is_said_before_anything_is_written(place, tmp_path, monkeypatch):
     monkeypatch.setattr(comparing, "timed", lambda bench, clock: Speed(1.0, 2.0))
-    with pytest.raises(CompareError, match=r"^0\.2 minutes are too short: .* Two recipes need about"):
+    with pytest.raises(CompareError, match=r"^--minutes 0\.2 is too short: .* Two recipes need about"):
         carry_out(words(place, tmp_path / "c", minutes=0.2), Clock())
     assert not (tmp_path / "c").exists()
 
