@@ -32,6 +32,7 @@ from helpers.results.second_verdicts import (
     RecipeRow,
     SecondStudy,
     TextVerdict,
+    best_gain,
     compared,
     gentlest_rate,
     learning_rate,
@@ -40,7 +41,7 @@ from helpers.results.second_verdicts import (
     recipe_row,
     which_weights,
 )
-from helpers.results.study_runs import ALL_ROLES, REWOUND, StudyRun
+from helpers.results.study_runs import ALL_ROLES, REWOUND, STOPPED, StudyRun
 from helpers.study import LORA, LORA_LAYERS, is_recorded, plan_of, read_protocol
 
 SECTIONS = {p.model_name: p.name for p in STUDIED.values()}  # model to its section in the protocol
@@ -178,11 +179,51 @@ def advice(study: SecondStudy) -> list[str]:
         ("Freeze the embeddings as well", main, attention),
     )
     found = [(title, factors(study, a, b), a, b) for title, a, b in choices if a != b]
-    return [
+    said = [
         f"**{title}?** {sentence_case(in_words(a))}, forgot {changes}, against {in_words(b)}."
         for title, changes, a, b in found
         if changes
-    ] + [f"**How far?** {far}." for far in [how_far(study, full)] if far]
+    ]
+    far = how_far(study, full)
+    return [*said, *([f"**How far?** {far}."] if far else []), *replay_advice(study, full)]
+
+
+def replay_advice(study: SecondStudy, full: Recipe) -> list[str]:
+    """The same for full training with a replay, stopped and rewound, against full training rewound.
+
+    Replay trains on the kind of text that forgetting is read on, so the loss on ordinary prose stands beside it.
+    """
+    found = []
+    for weight in sorted({r.weight for r in study.runs if r.plan == FULL and r.weight}):
+        stopped, rewound = (Recipe(FULL, full.rate, method, weight) for method in (STOPPED, REWOUND))
+        pairs = (
+            ("Replay, in place of rewinding", stopped, full),
+            ("Replay, and rewind", rewound, full),
+            ("Replay, where you do not rewind", stopped, Recipe(FULL, full.rate)),
+        )
+        for title, recipe, reference in pairs:
+            if changes := factors(study, recipe, reference):
+                found.append(
+                    f"**{title}?** {sentence_case(in_words(recipe))}, forgot {changes}, against "
+                    f"{in_words(reference)}.{on_prose(study, recipe, reference)}"
+                )
+    return found
+
+
+def on_prose(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
+    """By how much the loss on ordinary prose rose at the level of choice, of both recipes, text by text."""
+    parts = []
+    for text in study.primary_texts:
+        gain = best_gain(study, text)
+        rises = [
+            [path.prose_at(study.choices.level * gain) for path in study.paths(r, text)]
+            for r in (recipe, reference)
+            if gain is not None
+        ]
+        if rises and all(own and None not in own for own in rises):
+            own, other = (two_digits(float(np.mean(r)), "+") for r in rises)
+            parts.append(f"{own} / {other} on {text}")
+    return f" Loss on ordinary prose, nats per token above the base: {', '.join(parts)}." if parts else ""
 
 
 def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:

@@ -89,6 +89,28 @@ def test_each_choice_stands_with_its_numbers_on_each_text(study):
     assert recipes_of(study).rules == tuple(said)
 
 
+def test_replay_stands_beside_rewinding_with_the_loss_on_ordinary_prose():
+    """Replay halves what is forgotten (0.05 of 0.10), and rewinding halves it once more (`support.studies`)."""
+    replayed = [
+        record("full", text, seed, weight=1.0, forgotten=0.05)
+        for text in ("alice", "edgar")
+        for seed in range(4)
+    ]
+    said = advice(study_of(tuning() + main() + replayed))[4:]
+    assert [line.partition("?**")[0] for line in said] == [
+        "**Replay, in place of rewinding",
+        "**Replay, and rewind",
+        "**Replay, where you do not rewind",
+    ]
+    instead, rewound, alone = said
+    assert "Full training with replay 1 at 0.0001, stopped, forgot " in instead
+    assert instead.count("no difference that counts") == 2
+    assert rewound.count("; less)") == 2 and alone.count("; less)") == 2
+    assert alone.count(" 0.50 times as much on") == 2
+    for line in said:
+        assert line.endswith("above the base: +0 / +0 on alice, +0 / +0 on edgar.")
+
+
 def test_a_choice_that_nobody_ran_is_left_out():
     """Attention frozen was never run: nothing is said about it."""
     records = [r for r in tuning() + main() if r["plan"] != "attention"]
