@@ -28,7 +28,7 @@ KERNEL = {
     "language_info": {"name": "python"},
 }
 ASKED, REVEALED = re.compile(r'\bpredict\("([\w-]+)"'), re.compile(r'\breveal\("([\w-]+)"')
-FAR = 15  # cells
+FAR = 16  # cells
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in JupyterLab, and on Colab
 CELL_NOISE = ("execution", "collapsed", "scrolled", "jupyter", "ExecuteTime", "trusted")
 

@@ -115,7 +115,7 @@ PHRASES = [
     ),
     ("02", "freezing-065", f"with {gpt_neo_125m_config().num_layers} blocks, numbered 0 to 11."),
     ("02", "freezing-077", f"{WORDS[len(EXHIBITS)].capitalize()} exhibits."),
-    ("02", "cut-text", f"only LayerNorms train, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
+    ("02", "cut-text-b", f"only LayerNorms train, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
     ("02", "quiz-6", f"only the LayerNorms, {100 * COUNTS['norm'] / TOTAL:.2f}% of the parameters"),
     ("03", "first-words", f"$2^{{20}}$ = {2**20:,} bytes"),
     (
