@@ -53,6 +53,7 @@ PLAN_COLOURS = {
     "lora": "#777777",
 }
 DASHES = ("-", "--", ":", "-.")
+DOTS = 1  # of a stored figure for each pixel of the page; after a change every notebook is refreshed
 NO_STYLES: Mapping[str, Mapping] = MappingProxyType({})
 # Drawings, cards and pages: name to its colour in light and in dark. Ice blue is frozen, orange trains, everywhere.
 THEME = {
@@ -93,11 +94,11 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def png(figure: Figure, **options) -> tuple[str, dict[str, int]]:
-    """A figure as a PNG in base64, with two dots for each pixel of the page, and its width there."""
+    """A figure as a PNG in base64, with `DOTS` for each pixel of the page, and its width there."""
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=2 * figure.dpi, **{"bbox_inches": "tight", **options})
+    figure.savefig(out, format="png", dpi=DOTS * figure.dpi, **{"bbox_inches": "tight", **options})
     width = int.from_bytes(out.getvalue()[16:20], "big")  # where a PNG says it
-    return b64encode(out.getvalue()).decode(), {"width": width // 2}
+    return b64encode(out.getvalue()).decode(), {"width": width // DOTS}
 
 
 def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_row_labels: bool = False):

@@ -34,8 +34,9 @@ def no_figure_stays_open():
     plt.close("all")
 
 
-def test_a_figure_is_shown_with_its_words_and_two_dots_for_each_pixel_of_the_page(monkeypatch):
+def test_a_figure_is_shown_with_its_words_and_may_have_two_dots_for_each_pixel_of_the_page(monkeypatch):
     shown = []
+    monkeypatch.setattr(plots, "DOTS", 2)
     monkeypatch.setattr(plots, "display", lambda data, **options: shown.append((data, options)))
     figure, _ = plots.axes("title", "x", "y")
     plots.show(figure, "A title over empty axes.")
