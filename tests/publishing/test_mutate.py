@@ -218,6 +218,14 @@ def test_the_tests_of_a_file_are_those_of_its_room_that_import_it(house):
     assert names == ["test_numbers.py", "test_face.py"], "its namesake first"
 
 
+def test_tests_in_a_browser_or_in_the_room_of_colab_are_left_out(house):
+    for name in ("browser/test_pages.py", "session/test_colab_room.py", "session/test_rooms.py"):
+        (house / "tests" / name).parent.mkdir(exist_ok=True)
+        (house / "tests" / name).write_text("from tiny import plain\n", "utf-8")
+    (house / "tiny/plain.py").write_text(CODE, "utf-8")
+    assert [test.name for test in near_tests("tiny/plain.py", house)] == ["test_rooms.py"]
+
+
 def test_a_path_that_is_not_there_or_has_no_tests_is_said(house, capsys):
     assert main(["mutate", "tiny/nowhere", "--root", str(house)]) == 2
     assert "There is no" in capsys.readouterr().err
