@@ -40,6 +40,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from publishing.kernel import KERNEL_SETTINGS, OFFLINE
+
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path("tests") / "equivalent_mutants.txt"
 LOG = Path("build") / "mutants.jsonl"
@@ -542,7 +544,9 @@ def mutate(
             report(f"listed as equivalent, and no longer there: {name}")
     if sample is not None and sample < len(every):
         every = sorted(random.Random(seed).sample(every, sample), key=lambda m: (m.path, m.index))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork copies one thread
+    # What the tests' conftest.py sets: some packages read it when they are imported. A fork copies one thread.
+    for name, value in (KERNEL_SETTINGS | OFFLINE | {"OMP_NUM_THREADS": "1"}).items():
+        os.environ.setdefault(name, value)
     for mutant in every:
         tests = near_tests(mutant.path, root)
         code = _hash((root / mutant.path).read_bytes())

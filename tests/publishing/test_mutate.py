@@ -137,6 +137,17 @@ def test_a_test_that_fails_without_a_mutant_notices_none(house):
     assert said.splitlines()[-1].split()[-1] == "0.333"
 
 
+def test_what_a_package_reads_when_it_is_imported_is_set_before(house, monkeypatch):
+    """A test that needs a setting of the conftest.py fails without a mutant where tqdm is imported before it."""
+    monkeypatch.delenv("TQDM_DISABLE")
+    (house / "tests/conftest.py").write_text("import os\n\nos.environ['TQDM_DISABLE'] = '1'\n", "utf-8")
+    with (house / "tests/room/test_numbers.py").open("a", encoding="utf-8") as file:
+        file.write("\n\ndef test_bar():\n    from tqdm import tqdm\n\n")
+        file.write("    assert smaller(1, 2) is not True and tqdm([1]).disable\n")
+    said, _ = tried(house)
+    assert said.splitlines()[-1].split()[-1] == "0.333"
+
+
 def test_a_sample_is_drawn_by_its_seed(house):
     first, _ = tried(house, "--sample", "3", "--seed", "5")
     again, _ = tried(house, "--sample", "3", "--seed", "5")
