@@ -14,7 +14,8 @@ Why own code: mutmut 3 copies the package and calls each function through a tram
 at first use does not survive; cosmic-ray writes each mutant into the tree and starts a new Python for it, and that
 Python waits ten seconds for torch. Here the parent imports once what the tests import, all but the code of the
 project. Then it forks for each mutant: the child compiles the changed tree in memory and runs, fastest first, the tests
-that reach the place. Nothing is written into the tree. A test that starts another Python sees the true code there.
+that reach the place. Nothing is written into the tree. A test that starts another Python sees the true code there;
+tests that do nothing else are left out.
 """
 
 from __future__ import annotations
@@ -39,10 +40,16 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from publishing.kernel import KERNEL_SETTINGS, OFFLINE
+
 ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path("tests") / "equivalent_mutants.txt"
 LOG = Path("build") / "mutants.jsonl"
 REACH = Path("build") / "mutants_reach"
+OUTSIDE = (
+    "tests/browser/",
+    "tests/session/test_colab_room.py",
+)  # in a browser, in Colab's Python: the true code
 LIMIT = 600.0  # seconds for one file of tests as it is
 NOTICED, SURVIVED, EQUAL = "noticed", "survived", "equivalent"
 
@@ -287,7 +294,8 @@ def near_tests(path: str, root: Path) -> tuple[Path, ...]:
     parts = Path(path).with_suffix("").parts
     in_a_room = len(parts) > 2
     folder = root / "tests" / parts[1] if in_a_room else root / "tests"
-    every = sorted(folder.rglob("test_*.py"))
+    tests = sorted(folder.rglob("test_*.py"))
+    every = [test for test in tests if not test.relative_to(root).as_posix().startswith(OUTSIDE)]
     names = {getattr(n, "name", "") for n in ast.parse((root / path).read_text("utf-8")).body}
     near = [test for test in every if _imports(test, ".".join(parts), names)]
     if not every:
@@ -536,7 +544,9 @@ def mutate(
             report(f"listed as equivalent, and no longer there: {name}")
     if sample is not None and sample < len(every):
         every = sorted(random.Random(seed).sample(every, sample), key=lambda m: (m.path, m.index))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork copies one thread
+    # What the tests' conftest.py sets: some packages read it when they are imported. A fork copies one thread.
+    for name, value in (KERNEL_SETTINGS | OFFLINE | {"OMP_NUM_THREADS": "1"}).items():
+        os.environ.setdefault(name, value)
     for mutant in every:
         tests = near_tests(mutant.path, root)
         code = _hash((root / mutant.path).read_bytes())

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from helpers.freezing.bottom import BottomError, find_bottom, frozen_blocks
+from helpers.freezing.bottom import (
+    BottomError,
+    FrozenBlock,
+    FrozenBottom,
+    _states,
+    find_bottom,
+    frozen_blocks,
+)
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, enable_checkpointing, weight_hash
@@ -243,3 +250,129 @@ def test_the_frozen_blocks_are_those_whose_output_needs_no_gradient():
     model = build_model(config)
     FreezePlan.only("layers:2").apply(model)
     assert [block.module for block in frozen_blocks(model, WINDOWS[:1])] == list(model.transformer.h[:2])
+
+
+# --- what a bottom says, and its borders ---------------------------------------------
+
+
+def ready(model: nn.Module, plan=HALF) -> nn.Module:
+    plan.apply(model.train())
+    return model
+
+
+@pytest.mark.parametrize(
+    "n_blocks, in_memory, words",
+    [
+        (1, True, "the first block is computed once for each window: 1,536.5 MiB kept in memory"),
+        (2, False, "the first 2 blocks are computed once for each window: 1,536.5 MiB kept in a file"),
+    ],
+)
+def test_a_bottom_says_how_many_blocks_and_how_much_it_keeps_where(n_blocks, in_memory, words):
+    block = FrozenBlock(nn.Identity(), torch.float32, 4, 0)
+    bottom = FrozenBottom([block] * n_blocks, 7, 1536 * 2**20 + 2**19, in_memory, None)
+    assert str(bottom) == words
+    assert (bottom.n_blocks, bottom.n_tokens, bottom.in_memory) == (n_blocks, 7, in_memory)
+
+
+def test_up_to_one_gibibyte_is_kept_in_memory_unless_told():
+    model = ready(neo())  # 32 numbers of 4 bytes a token
+    bottom = find_bottom(model, WINDOWS[:2], 2**23)
+    assert bottom.n_bytes == 2**30 and bottom.in_memory and bottom.n_tokens == 2**23
+    words = r"takes 1,280 MiB, more than the limit of 1,024 MiB of memory\. Give a folder"
+    with pytest.raises(BottomError, match=words):
+        find_bottom(model, WINDOWS[:2], 10 * 2**20)
+    assert find_bottom(model, WINDOWS[:2], 2, limit=256).in_memory
+    with pytest.raises(BottomError, match="Give a folder"):
+        find_bottom(model, WINDOWS[:2], 2, limit=255)
+
+
+def test_a_quarter_of_a_gibibyte_of_the_disk_stays_free(tmp_path, monkeypatch):
+    model, asked = ready(neo()), []
+    free = {"bytes": 2**22 + 2**28}
+
+    def usage(path):
+        asked.append(path)
+        return type("Usage", (), {"free": free["bytes"]})
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    bottom = find_bottom(model, WINDOWS[:2], 2**15, limit=2**20, folder=tmp_path / "new" / "one")
+    assert bottom.n_bytes == 2**22 and not bottom.in_memory
+    assert asked == [tmp_path], "the nearest folder that is there"
+    free["bytes"] -= 1
+    words = r"takes 4 MiB, more than the limit of 1 MiB of memory, and the disk of '.*one' has 260 MiB free"
+    with pytest.raises(BottomError, match=words):
+        find_bottom(model, WINDOWS[:2], 2**15, limit=2**20, folder=str(tmp_path / "new" / "one"))
+
+
+def test_what_stands_in_a_file_is_read_again(tmp_path):
+    model = ready(neo())
+    bottom = find_bottom(model, WINDOWS[:2], 2 * 16, limit=0, folder=tmp_path)
+    with torch.no_grad():
+        wanted = model(WINDOWS[:2]).logits
+        for _ in range(2):
+            with bottom.reading(WINDOWS[:2]):
+                assert torch.equal(model(WINDOWS[:2]).logits, wanted)
+    assert len(bottom._kept) == 2 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n_places", [0, 1, 3])
+def test_a_block_that_computes_nothing_gives_what_the_block_gave(n_places):
+    states = torch.ones(1, 2, 4)
+    out = FrozenBlock(nn.Identity(), torch.float32, 4, n_places).giving(states)("anything", mask=None)
+    if n_places == 0:
+        assert out is states
+    else:
+        assert out == (states, *[None] * (n_places - 1)) and out[0] is states
+
+
+def test_a_frozen_block_has_type_width_and_places_of_its_output():
+    (block,) = frozen_blocks(ready(neo().bfloat16()), WINDOWS[:1])
+    out = block.module(torch.zeros(1, 2, 32, dtype=torch.bfloat16))
+    n_places = len(out) if isinstance(out, tuple) else 0
+    assert (block.dtype, block.width, block.n_places) == (torch.bfloat16, 32, n_places)
+
+
+def test_states_of_another_type_than_the_kept_ones_are_not_kept():
+    model = ready(neo())
+    bottom = find_bottom(model, WINDOWS[:1], 2 * 16)
+    with bottom.reading(WINDOWS[:1]):
+        model(WINDOWS[:1])
+    ((key, (row, _)),) = bottom._kept.items()
+    before = row.clone()
+    model.bfloat16()
+    with bottom.reading(WINDOWS[:2]):
+        model(WINDOWS[:2])
+    assert torch.equal(bottom._kept[key][0], before) and bottom._kept[key][1] == 1
+
+
+# --- refused, one by one ---------------------------------------------------------------
+
+
+def test_dropout_of_the_embeddings_is_seen_on_one_window():
+    with pytest.raises(BottomError, match="something before them is random"):
+        find_bottom(ready(neo(embed_dropout=0.1)), WINDOWS[:1], 16)
+
+
+class Twice(nn.Module):
+    """A block that runs the one before it once more."""
+
+    def __init__(self, block: nn.Module, before: nn.Module):
+        super().__init__()
+        self.block, self.before = block, [before]
+
+    def forward(self, hidden, *args, **kwargs):
+        self.before[0](hidden, *args, **kwargs)
+        return self.block(hidden, *args, **kwargs)
+
+
+def test_blocks_that_do_not_run_once_each_are_refused():
+    model = neo()
+    blocks = model.transformer.h
+    blocks[1] = Twice(blocks[1], blocks[0])
+    with pytest.raises(BottomError, match="do not run once each, one after the other"):
+        find_bottom(ready(model), WINDOWS[:2], 32)
+
+
+def test_a_block_that_gives_no_tensor_is_refused():
+    with pytest.raises(BottomError, match="gives no tensor to the next one"):
+        _states({"hidden": torch.ones(1)})

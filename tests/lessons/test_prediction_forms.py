@@ -64,6 +64,11 @@ def test_a_stub_shows_a_form_that_keeps_what_a_call_would_keep(forms, shown):
     predict("C4", None)
     (form,) = forms
     assert shown[0]["text/plain"].startswith("C4: no prediction.") and WIDGET_VIEW in shown[0]
+    version = {
+        "version_major": 2,
+        "version_minor": 0,
+    }  # of the description of a widget: ipywidgets has no other
+    assert shown[0][WIDGET_VIEW] == {**version, "model_id": form.box.model_id}
     assert "share of the parameters" in form.box.children[0].value
     write(form, "0.5", "0.4", "0.6")
     assert predictions() == {}, "only the button saves, or Enter"
@@ -333,6 +338,12 @@ def luminance(colour):
 def contrast(one, other):
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_on_a_number_line_the_guess_is_an_open_circle_around_what_was_measured():
+    html = showing.number_line(2.0, None, 2.0, None, "measured")
+    looks = re.findall(r'<circle class="(\w+)" cx="([\d.]+)" cy="42" r="(\d)" fill="(\w+)"', html)
+    assert looks == [("measured", "170.0", "4", "currentColor"), ("guess", "170.0", "6", "none")]
 
 
 @pytest.mark.parametrize("kind", showing.SIGNS)

@@ -104,6 +104,12 @@ def test_a_prompt_that_cannot_be_continued_is_told(mixer, prompt, message):
     assert message in mixer.problem and mixer.answer == before
 
 
+@pytest.mark.parametrize("n_positions, most", [(256, 128), (300, 150), (2048, 200)])
+def test_a_reader_may_ask_for_half_of_the_positions_and_at_most_200_tokens(tokenizer, n_positions, most):
+    model = build_model(mini_config(max_position_embeddings=n_positions))
+    assert style_mixer({"one": model}, tokenizer, PROMPT, n_tokens=1).data == {"names": ["one"], "most": most}
+
+
 def test_two_families_of_words_in_one_prompt_are_an_error(models, tokenizer):
     with pytest.raises(ModelError, match="at least one word"):
         next(side_by_side(models, tokenizer, "", 3))

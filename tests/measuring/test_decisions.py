@@ -1,7 +1,7 @@
 """The rules behind the verdicts, tried on simulated studies whose truth is known."""
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -423,6 +423,13 @@ def test_one_pair_is_undecided_by_every_rule():
     assert decide_equal(NOTHING, NOTHING) == UNDECIDED
     assert share_finding(between(0.1, 0.2), between(0.1, 0.2)).rule(NOTHING, NOTHING) == UNDECIDED
     assert pairs_needed(NOTHING, lambda narrow, wide: HOLDS) is None
+
+
+@pytest.mark.parametrize("lacks", [{"low": math.nan}, {"n_pairs": 1}, {"n_pairs": 0}], ids=str)
+def test_without_an_interval_or_without_a_spread_over_seeds_no_number_of_pairs_is_told(lacks):
+    three = paired_interval([-0.02, -0.04, -0.03])
+    assert pairs_needed(three, lambda narrow, wide: HOLDS) == 3
+    assert pairs_needed(replace(three, **lacks), lambda narrow, wide: HOLDS) is None
 
 
 def test_holm_lets_a_p_at_the_border_stand():

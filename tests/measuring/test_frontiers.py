@@ -214,6 +214,13 @@ def test_a_clear_difference_has_its_word(rng, full, forgotten, word):
     assert at_80.difference.mean == pytest.approx(at_80.forgetting - at_80.reference)
 
 
+def test_a_recipe_beside_itself_differs_by_nothing_at_any_level_and_without_an_error(rng, full):
+    one = noisy(rng, 0.1)
+    found = compare(one, one, full, RULES)
+    assert [e.difference.mean for e in found.read] == [0.0] * 5
+    assert [e.difference.errors for e in found.read] == [(0.0, 0.0, 0.0)] * 5
+
+
 def test_curves_that_cross_depend_on_the_gain(rng, full):
     found = compare(noisy(rng, 0.25, power=5.0), noisy(rng, 0.1, power=1.0), full, RULES)
     assert found.word == DEPENDS and found.p < 0.05

@@ -23,7 +23,7 @@ from helpers.models.loading import (
     weight_hash,
 )
 from helpers.models.losses import token_losses
-from helpers.models.model_files import ModelError, require_loaded
+from helpers.models.model_files import ModelError, require_loaded, require_memory
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SHAPE = IDS | {
@@ -347,6 +347,20 @@ def test_random_weights_of_an_enormous_model_are_not_made(monkeypatch):
     ):
         with pytest.raises(ModelError, match=word):
             build_model(config)
+
+
+def test_a_model_as_large_as_the_memory_is_made_and_one_that_is_larger_is_refused_with_both_sizes(
+    monkeypatch,
+):
+    shape = torch.nn.Linear(2**20, 512, bias=False, device="meta")  # 2 GiB in float32
+    shape.register_buffer("table", torch.empty(2**28, dtype=torch.int16, device="meta"))  # and half a one
+    monkeypatch.setattr("helpers.models.model_files.machine_memory", lambda: 2.5 * 2**30)
+    require_memory(shape, "'here'")
+    monkeypatch.setattr("helpers.models.model_files.machine_memory", lambda: 1.25 * 2**30)
+    with pytest.raises(
+        ModelError, match=r"^'here' needs 2\.5 GiB in float32, and this machine has 1\.2 GiB\."
+    ):
+        require_memory(shape, "'here'")
 
 
 def test_a_budget_refuses_a_batch_and_a_config_by_size_first():

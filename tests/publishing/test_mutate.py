@@ -137,6 +137,17 @@ def test_a_test_that_fails_without_a_mutant_notices_none(house):
     assert said.splitlines()[-1].split()[-1] == "0.333"
 
 
+def test_what_a_package_reads_when_it_is_imported_is_set_before(house, monkeypatch):
+    """A test that needs a setting of the conftest.py fails without a mutant where tqdm is imported before it."""
+    monkeypatch.delenv("TQDM_DISABLE")
+    (house / "tests/conftest.py").write_text("import os\n\nos.environ['TQDM_DISABLE'] = '1'\n", "utf-8")
+    with (house / "tests/room/test_numbers.py").open("a", encoding="utf-8") as file:
+        file.write("\n\ndef test_bar():\n    from tqdm import tqdm\n\n")
+        file.write("    assert smaller(1, 2) is not True and tqdm([1]).disable\n")
+    said, _ = tried(house)
+    assert said.splitlines()[-1].split()[-1] == "0.333"
+
+
 def test_a_sample_is_drawn_by_its_seed(house):
     first, _ = tried(house, "--sample", "3", "--seed", "5")
     again, _ = tried(house, "--sample", "3", "--seed", "5")
@@ -216,6 +227,14 @@ def test_the_tests_of_a_file_are_those_of_its_room_that_import_it(house):
     (house / "tests/room/test_face.py").write_text("from tiny.room import larger\n", "utf-8")
     names = [test.name for test in near_tests("tiny/room/numbers.py", house)]
     assert names == ["test_numbers.py", "test_face.py"], "its namesake first"
+
+
+def test_tests_in_a_browser_or_in_the_room_of_colab_are_left_out(house):
+    for name in ("browser/test_pages.py", "session/test_colab_room.py", "session/test_rooms.py"):
+        (house / "tests" / name).parent.mkdir(exist_ok=True)
+        (house / "tests" / name).write_text("from tiny import plain\n", "utf-8")
+    (house / "tiny/plain.py").write_text(CODE, "utf-8")
+    assert [test.name for test in near_tests("tiny/plain.py", house)] == ["test_rooms.py"]
 
 
 def test_a_path_that_is_not_there_or_has_no_tests_is_said(house, capsys):

@@ -224,3 +224,13 @@ def test_results_and_downloads_can_go_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_BUILD", str(tmp_path / "b"))
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "d"))
     assert (build_dir(), downloads_dir()) == (tmp_path.resolve() / "b", tmp_path.resolve() / "d")
+
+
+def test_what_a_launcher_says_is_read_as_it_stands(monkeypatch):
+    said = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+    for name in said:
+        monkeypatch.delenv(name, raising=False)
+    assert profiles.launcher_settings() == {}
+    for name, value in (said | {"NODE_RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    assert profiles.launcher_settings() == said

@@ -206,6 +206,15 @@ def test_every_plan_is_measured_at_both_batches_and_lengths():
     assert {(b, n) for _, b, n in wanted} == {(1, 128), (1, 512), (4, 128), (4, 512)}
 
 
+def test_what_is_missing_is_told_in_minutes():
+    """15.2 s, 15.0 s and 23.0 s a point: two steps and twelve seconds to start. A time is five pairs of 5.5 s."""
+    missing = [("full", 4, 128), ("full", 1, 512), ("mlp", 4, 512)]
+    assert measure_memory.minutes(missing, []) == pytest.approx(53.2 / 60)
+    assert measure_memory.minutes([], ["mlp", "norms"]) == pytest.approx(110 / 60)
+    every = measure_memory.points("125m")  # 66.4 s a plan
+    assert measure_memory.minutes(every, []) == pytest.approx(len(COURSE_PLANS) * 66.4 / 60)
+
+
 def test_a_memory_file_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     def pretend_point(*arguments):
         if arguments[0] == "times":

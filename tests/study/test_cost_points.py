@@ -6,9 +6,9 @@ import pytest
 
 from helpers.costs.step_cost import BottomSize, budget, compare
 from helpers.freezing.plans import FreezePlan
-from helpers.study import cost_points
+from helpers.study import cost_points, processes
 from helpers.study.measured_costs import bottom_table, read
-from helpers.study.processes import config_of
+from helpers.study.processes import config_of, measured_apart, resident_bytes
 from helpers.study.records import read_record
 from support.said import course
 
@@ -103,3 +103,31 @@ def test_a_measurement_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
     assert "3 points: 0.00% off" in capsys.readouterr().out
     course("costs", "--dry-run", "--file", tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()
+
+
+# --- in a process of its own -------------------------------------------------------
+
+
+def test_a_measurement_runs_in_a_fresh_process_without_the_hub_and_its_last_line_is_the_result(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    program = "import json, os, sys\nprint('a warning')\n"
+    program += "print(json.dumps([sys.argv[1:], os.environ['HF_HUB_OFFLINE'], os.environ['MORE']]))\n"
+    (tmp_path / "a_point.py").write_text(program, "utf-8")
+    found = measured_apart(
+        "a_point", ["full", "4"], {"PYTHONPATH": str(tmp_path), "MORE": "here"}, "of a point"
+    )
+    assert found == [["full", "4"], "1", "here"]
+
+
+def test_a_measurement_that_fails_says_which_and_why(tmp_path):
+    (tmp_path / "a_point.py").write_text("raise ValueError('no such plan')\n", "utf-8")
+    with pytest.raises(SystemExit, match=r"^The measurement of a point failed:(.|\n)*no such plan"):
+        measured_apart("a_point", [], {"PYTHONPATH": str(tmp_path)}, "of a point")
+
+
+def test_the_size_of_a_process_is_read_in_kibibytes_and_told_in_bytes(tmp_path, monkeypatch):
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2000 kB\nVmRSS:\t    1000 kB\n", "utf-8")
+    monkeypatch.setattr(processes, "STATUS", tmp_path / "status")
+    assert (resident_bytes("VmRSS"), resident_bytes("VmHWM")) == (1_024_000, 2_048_000)

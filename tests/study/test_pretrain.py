@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,16 @@ def test_books_are_cut_by_their_manifest(tmp_path):
         ("A", "Erstes Buch."),
         ("B", "Zweites Büch."),
     ]
+
+
+def test_what_is_held_out_is_the_middle_of_each_part_and_is_not_trained_on():
+    """Two parts of three segments each, of tokens that are all different."""
+    ids = SimpleNamespace(ids=list(range(6 * script.SEGMENT)))
+    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(encode_batch=lambda texts: [ids]))
+    train, held_out = script.encode(tokenizer, [{"text": ""}], seed=0, n_held_out=2)
+    parts = np.arange(6 * script.SEGMENT).reshape(6, script.SEGMENT)
+    assert np.array_equal(held_out, parts[[1, 4]])
+    assert np.array_equal(train, parts[[0, 2, 3, 5]].ravel())
 
 
 def test_too_little_text_is_said():

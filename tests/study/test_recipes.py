@@ -47,14 +47,17 @@ def test_stopping_can_win_and_its_place_is_a_measured_step():
     assert (choice.recipe.probe.candidate, choice.recipe.method, choice.place) == (FROZEN, STOPPED, 40)
 
 
-def test_with_a_budget_the_greatest_gain_within_it_is_chosen():
+@pytest.mark.parametrize("keep", [0.05, 0.0515])
+def test_with_a_budget_the_greatest_gain_within_it_is_chosen(keep):
     frozen = probe(FROZEN, gain=0.3, rewound=0.4, stopped=1.0)
-    choice = choose([probe(FULL, rewound=0.1), frozen, probe(GENTLE, gain=0.02)], keep=0.05)
+    choice = choose([probe(FULL, rewound=0.1), frozen, probe(GENTLE, gain=0.02)], keep=keep)
     # within 0.05: 0.1 x √(0.05 / 0.1) = 0.071 for FULL, 0.3 x √(0.05 / 0.4) = 0.106 for FROZEN
     assert (choice.recipe.probe.candidate, choice.recipe.method) == (FROZEN, REWOUND)
-    assert choice.place == pytest.approx(0.35)  # √(0.05 / 0.4) = 0.354, rounded down
+    assert choice.place == pytest.approx(
+        0.35
+    )  # √(0.05 / 0.4) = 0.354 and √(0.0515 / 0.4) = 0.359, rounded down
     value = read(choice, choice.recipe).measured(with_seeds=False)
-    assert value.mean == pytest.approx(0.3 * np.sqrt(0.05 / 0.4), rel=1e-6)
+    assert value.mean == pytest.approx(0.3 * np.sqrt(keep / 0.4), rel=1e-6)
 
 
 def test_a_budget_that_nothing_passes_leaves_the_best_weights():

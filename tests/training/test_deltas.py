@@ -462,6 +462,13 @@ def test_a_damaged_delta_under_its_own_name_is_written_anew(tmp_path):
     assert same(load_delta(place, base), model)
 
 
+def test_a_file_of_another_name_that_cannot_be_read_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis.safetensors").write_text("half of it")
+    with pytest.raises(DeltaError, match="is no delta of this course: it is not overwritten"):
+        saved(tmp_path / "thesis.safetensors")
+    assert (tmp_path / "thesis.safetensors").read_text() == "half of it"
+
+
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DeltaError, match="Could not save the delta.*choose another place"):

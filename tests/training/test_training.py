@@ -56,6 +56,17 @@ def test_one_batch_is_learned_by_heart():
     assert result.history.steps[-1]["loss"] < 0.5 * result.history.steps[0]["loss"]
 
 
+@pytest.mark.parametrize("n_steps, words", [(4, "no window is read twice"), (5, "")])
+def test_a_frozen_bottom_is_kept_where_each_window_is_read_twice(n_steps, words):
+    """Ten windows: five steps of four windows read each of them twice."""
+    model = build_model(CONFIG, seed=1)
+    FreezePlan.freeze("embeddings", "layers:0").apply(model)
+    settings = TrainSettings(n_steps=n_steps, rate=1e-2, batch=4)
+    bottom, why = training.kept_bottom(model, make_windows(), settings, 4, None, "auto", 2**20, None)
+    assert words in why and (bottom is None) == bool(words)
+    assert bottom is None or bottom.n_tokens == 240
+
+
 def test_what_is_frozen_stays_and_the_proof_says_so():
     model, result = train()
     base = build_model(CONFIG, seed=1)
