@@ -14,6 +14,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from helpers.files import counted
+
 ROOT = Path(__file__).resolve().parents[1]
 COLAB = "https://colab.research.google.com"
 
@@ -57,7 +59,7 @@ def set_up_cell(slug: str, version: str) -> str:
     It puts the course into the folder where Colab starts its kernels: a second run, or a restarted kernel,
     finds it there. Fetching the same version again changes nothing.
     """
-    return f"""import sys  # On Colab: fetch the course, and install what it lacks. Elsewhere: only say what was found.
+    return f"""import sys  # Colab: fetch the course, install what it lacks. Elsewhere: say what was found.
 if "google.colab" in sys.modules:
     !git init -q && git fetch -q --depth 1 https://github.com/{slug} {version} && git checkout -q FETCH_HEAD
 from helpers import session; session.enter()"""
@@ -136,5 +138,5 @@ def set_everywhere(slug: str | None, version: str | None) -> None:
     if slug is None and version is None:
         raise BadgeError("Give --repo OWNER/NAME, or --version VERSION, or both.")
     for name, n_places in rename(ROOT, slug, version).items():
-        print(f"{name}: {n_places} place{'s' * (n_places != 1)}")
+        print(f"{name}: {counted(n_places, 'place')}")
     print(f"The repository is {repository()}, its version {revision()}.")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from helpers.costs.step_cost import MIB, BottomSize, Budget, BudgetError, LoraSize, budget, compare
+from helpers.files import counted
 from helpers.freezing import FreezePlan, LoRALinear, PlanError
 from helpers.models import Anatomy, Entry, anatomy, build_on_meta, named_modules, named_parameters
 
@@ -37,7 +38,8 @@ class CostReasons:
         change: the one change that would save most memory; "" where none of those tried saves any.
         saves: bytes that it would save.
         kept_share: the step's FLOPs with the frozen bottom computed once (`fit(cache_frozen=True)`), as a share of
-            now; None where no bottom is frozen.
+            now; None where no bottom is frozen, or it is computed once already.
+        kept_bytes: what is then kept of each token of the text, in memory or in a file; 0 where nothing is.
     """
 
     plan: FreezePlan
@@ -52,6 +54,7 @@ class CostReasons:
     change: str
     saves: int
     kept_share: float | None
+    kept_bytes: int
 
     @property
     def peak_bytes(self) -> int:
@@ -66,7 +69,7 @@ class CostReasons:
             f"{self.peak_bytes / self.full.peak_bytes:.2f} of full training's, the step "
             f"{share['step_flops']:.2f} of its FLOPs (predicted, {self.now.batch} x {self.now.length} tokens)",
             f"lowest trainable tensor: {self.lowest}; the backward pass crosses {self.n_crossed} of "
-            f"{self.n_blocks} blocks, the forward pass all",
+            f"{counted(self.n_blocks, 'block')}, the forward pass all",
             f"MiB at the peak: {sizes}",
             f"most of it: {self.cause}. {self.why}",
         ]
@@ -77,7 +80,7 @@ class CostReasons:
         if self.kept_share is not None:
             lines.append(
                 f"in time: with the frozen blocks at the start computed once for each window (cache_frozen) a step "
-                f"has {self.kept_share:.2f} of these FLOPs"
+                f"has {self.kept_share:.2f} of these FLOPs; {self.kept_bytes:,} bytes are kept of each token of the text"
             )
         return "\n".join(lines)
 
@@ -89,7 +92,7 @@ class CostReasons:
             WEIGHTS: "A frozen weight still computes, so it stays in memory.",
             TRAINED: "Each trainable parameter takes 12 bytes more: its gradient and two moments.",
             ACTIVATIONS: f"To reach {self.lowest} the gradient goes through {self.n_crossed} of "
-            f"{self.n_blocks} blocks, frozen tensors in them too, and what it needs there is kept.",
+            f"{counted(self.n_blocks, 'block')}, frozen tensors in them too, and what it needs there is kept.",
             LOGITS: "The scores of the whole vocabulary do not depend on what is frozen.",
         }[self.cause]
 
@@ -136,7 +139,7 @@ def explain_cost(
         _cause(now, stale),
         best,
         changes.get(best, 0),
-        _kept_share(model, plan, now, seen),
+        *_kept(model, plan, now, seen),
     )
 
 
@@ -175,13 +178,15 @@ def _stale_bytes(model: nn.Module, trained: frozenset[str], optimizer) -> int:
     return sum(t.nbytes for state in states for t in state.values() if isinstance(t, torch.Tensor))
 
 
-def _kept_share(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> float | None:
-    """FLOPs with the frozen bottom computed once, as a share of now; None where no bottom is frozen."""
+def _kept(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> tuple[float | None, int]:
+    """With the frozen bottom computed once: FLOPs as a share of now, and bytes kept of a token. Of none: (None, 0)."""
+    if "bottom" in seen:
+        return None, 0
     try:
-        kept = budget(model.config, plan, now.batch, now.length, **seen | {"bottom": BottomSize(0)})
+        kept = budget(model.config, plan, now.batch, now.length, **seen | {"bottom": BottomSize(1)})
     except BudgetError:
-        return None
-    return compare(now, kept)["step_flops"]
+        return None, 0
+    return compare(now, kept)["step_flops"], kept.bytes["buffers"] - now.bytes["buffers"]
 
 
 def _by_kind(now: Budget, stale: int) -> dict[str, int]:

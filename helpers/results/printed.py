@@ -15,6 +15,7 @@ from textwrap import fill
 import numpy as np
 
 from helpers import profiles
+from helpers.files import counted
 from helpers.measuring import overfitted_from
 from helpers.results.cards import WIDTH, claim_cards
 from helpers.results.claims import ClaimError, Entry
@@ -30,6 +31,7 @@ from helpers.results.evidence import (
     read_evidence,
     studied_models,
     swap_contrasts,
+    text_name,
 )
 from helpers.results.verdicts import scoreboard
 
@@ -61,7 +63,7 @@ def forgetting_lines(evidence: Evidence) -> list[str]:
                     + (" (unlike rates)" if found.has_unlike_rates else "")
                 )
             )
-            lines.append(f"{text}: {plan} minus {other}: {said}")
+            lines.append(f"{text_name(text)}: {plan} minus {other}: {said}")
     return lines
 
 
@@ -105,7 +107,7 @@ def fitting_lines(evidence: Evidence) -> list[str]:
                 else ""
             )
             lines.append(
-                f"{text}, {plan}: {n} of {of} runs reach the level; best dev loss after {best:.0f} steps, "
+                f"{text_name(text)}, {plan}: {n} of {of} runs reach the level; best dev loss after {best:.0f} steps, "
                 f"over-fitted later in {sum(e is not None for e in ends)} of {len(ends)}{said}"
             )
     return lines
@@ -125,7 +127,7 @@ def show(profile: str | None = None, folder: Path = EVIDENCE) -> None:
         )
     for model in models:
         evidence = read_evidence(model, folder)
-        print(f"{model}, {len(evidence.runs)} runs")
+        print(f"{model}, {counted(len(evidence.runs), 'run')}")
         claim_cards([Entry((verdict,)) for verdict in scoreboard(evidence)]).show(with_notes=True)
         for title, lines in (
             ("Forgetting at equal gain", forgetting_lines(evidence)),

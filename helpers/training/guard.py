@@ -26,9 +26,10 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
+from helpers.files import require_values
 from helpers.freezing import FreezePlan, FreezingError, Proof, Watch, freezing_proof
 from helpers.measuring import Retention
-from helpers.models import unwrapped
+from helpers.models import named_parameters, unwrapped
 from helpers.training.deltas import base_record, place_of, require_own, save_delta
 from helpers.training.processes import is_main
 
@@ -56,6 +57,7 @@ class FreezeGuard(TrainerCallback):
     Raises:
         PlanError, AnatomyError: the plan does not fit the model, which is then unchanged.
         DeltaError: in the delta's place stands another file.
+        NoValuesError: the model is on the meta device.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class FreezeGuard(TrainerCallback):
         self.delta = delta
         self.tokenizer = tokenizer
         self.roles = roles
+        for _, parameter in named_parameters(model):
+            require_values(parameter)  # before the plan changes a flag
         self.ledger = plan.apply(model, roles)
         self.base = None if delta is None else base_record(model)
         self.proof: Proof | None = None
