@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import TorchDynamoPlugin
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
@@ -113,6 +114,9 @@ def join(device: torch.device) -> Accelerator:
         ProcessError: the environment asks for another way of training, or names no possible place.
     """
     accelerator = _accelerator(device)
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(
+        backend="no"
+    )  # a Trainer that compiled left its own here
     if accelerator.num_processes > 1:
         atexit.register(_leave)
         if threading.current_thread() is threading.main_thread():

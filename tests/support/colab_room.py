@@ -94,10 +94,10 @@ def is_built(place: Path) -> bool:
 
 def build_room(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
-    run(sys.executable, "-m", "venv", str(place))
+    run(sys.executable, "-m", "venv", "--without-pip", str(place))  # Colab's own pip comes with the packages
     options = ["-q", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "--no-input"]
     lines = [f"{name}=={version}" for name, version in colab_packages().items() if name != "torch"]
-    run(str(place / "bin" / "python"), "-m", "pip", "install", *options, *lines)
+    run(sys.executable, "-m", "pip", "--python", str(place), "install", *options, *lines)
     borrow_torch(site_packages(place))
     (place / "built-for").write_text(built_for(place), "utf-8")
 

@@ -9,7 +9,9 @@ import time
 
 import pytest
 import torch
+from accelerate.utils import TorchDynamoPlugin
 from safetensors.torch import load_file
+from torch import nn
 
 from helpers.models.loading import weight_hash
 from helpers.profiles import ROOT
@@ -289,6 +291,12 @@ def test_shares_hold_every_row_once_and_differ_by_one_at_most(n_rows, n):
     shares = [own_share(torch.arange(n_rows).numpy(), Rank(i, n)) for i in range(n)]
     assert sorted(r for share in shares for r in share) == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_trainer_that_compiled_its_model_earlier_in_this_process_leaves_nothing_behind():
+    processes.join(torch.device("cpu")).state.dynamo_plugin = TorchDynamoPlugin(backend="inductor")
+    model = nn.Linear(2, 2)
+    assert processes.join(torch.device("cpu")).prepare(model) is model, "neither wrapped nor compiled"
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused():

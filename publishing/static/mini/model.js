@@ -123,20 +123,30 @@ export class Model {
 
 // --- arithmetic --------------------------------------------------------------------
 
-/** matrix (rows, columns) times x (columns,), plus a bias (rows,) if there is one. */
+/** matrix (rows, columns) times x (columns,), plus a bias (rows,) if there is one. The number of rows is a multiple of 4. */
 function product(matrix, x, bias) {
   const columns = x.length;
-  const rows = matrix.length / columns;
-  const out = new Float32Array(rows);
-  for (let row = 0; row < rows; row++) {
-    const at = row * columns;
-    let even = 0; // two sums, so that the processor need not wait for one
-    let odd = 0;
-    for (let i = 0; i < columns; i += 2) {
-      even += matrix[at + i] * x[i];
-      odd += matrix[at + i + 1] * x[i + 1];
+  const out = bias ? bias.slice() : new Float32Array(matrix.length / columns);
+  for (let row = 0; row < out.length; row += 4) {
+    const first = row * columns;
+    const second = first + columns;
+    const third = second + columns;
+    const fourth = third + columns;
+    let a = 0; // four rows side by side: each number of x is read once for them all
+    let b = 0;
+    let c = 0;
+    let d = 0;
+    for (let i = 0; i < columns; i++) {
+      const value = x[i];
+      a += matrix[first + i] * value;
+      b += matrix[second + i] * value;
+      c += matrix[third + i] * value;
+      d += matrix[fourth + i] * value;
     }
-    out[row] = even + odd + (bias ? bias[row] : 0);
+    out[row] += a;
+    out[row + 1] += b;
+    out[row + 2] += c;
+    out[row + 3] += d;
   }
   return out;
 }
@@ -153,7 +163,7 @@ function layerNorm(x, weight, bias, epsilon) {
 }
 
 function gelu(x) {
-  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3)));
+  return 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x * x * x)));
 }
 
 /** Numbers as shares that sum to 1. A temperature below 1 makes the likely likelier. */
