@@ -53,7 +53,7 @@ PLAN_COLOURS = {
     "lora": "#777777",
 }
 DASHES = ("-", "--", ":", "-.")
-DOTS = 1  # of a stored figure for each pixel of the page; after a change every notebook is refreshed
+DOTS = 2  # of a stored figure for each pixel of the page; after a change every notebook is refreshed
 NO_STYLES: Mapping[str, Mapping] = MappingProxyType({})
 # Drawings, cards and pages: name to its colour in light and in dark. Ice blue is frozen, orange trains, everywhere.
 THEME = {
