@@ -21,6 +21,7 @@ from torch import nn
 from helpers.measuring.intervals import Estimate, estimate
 from helpers.models import (
     LossError,
+    config_of,
     last_states,
     n_positions,
     next_token_logits,
@@ -28,7 +29,6 @@ from helpers.models import (
     require_seed,
     require_windows,
     token_losses,
-    unwrapped,
 )
 from helpers.texts import begin_ids
 
@@ -100,7 +100,7 @@ def _device(model: nn.Module) -> torch.device:
 
 def _n_words(model: nn.Module) -> int:
     """Return the size of a model's vocabulary."""
-    return unwrapped(model).config.get_text_config().vocab_size
+    return config_of(model).get_text_config().vocab_size
 
 
 def _n_predicted(windows: torch.Tensor) -> int:
@@ -140,13 +140,13 @@ def sample_windows(
             f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "
             f"and {temperature}."
         )
-    limit = n_positions(model.config)
+    limit = n_positions(config_of(model))
     if limit and length > limit:
         raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
     device = _device(model)
     rng = torch.Generator(device).manual_seed(seed)
     if start is None:
-        start = torch.tensor([_begin_token(model.config)])
+        start = torch.tensor([_begin_token(config_of(model))])
     _require_start(model, start, length)
     ids = start.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
     kept = {"use_cache": True}  # with the keys and values of the tokens that were read, once there are some
@@ -212,8 +212,8 @@ def sample_text(
     begin = begin_ids(tokenizer)
     if ids[: len(begin)] != begin:
         ids = [*begin, *ids]
-    start = torch.tensor(ids or [_begin_token(model.config)])
-    limit = n_positions(model.config) or len(start) + n_tokens
+    start = torch.tensor(ids or [_begin_token(config_of(model))])
+    limit = n_positions(config_of(model)) or len(start) + n_tokens
     length = max(len(start), min(len(start) + n_tokens, limit))
     ids = sample_windows(model, 1, length, seed, start=start, temperature=temperature)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
@@ -240,7 +240,7 @@ class Retention:
         require_windows(base, windows)
         self.windows = windows
         self.base = copy.deepcopy(base).eval().requires_grad_(False)
-        n_bytes = 4 * windows.numel() * base.config.vocab_size
+        n_bytes = 4 * windows.numel() * _n_words(base)
         self._keeps_predictions = n_bytes <= limit
         self._kept = [self._of_base(part) for part in windows.split(self.BATCH)]
 

@@ -53,6 +53,7 @@ __getattr__, __dir__, __all__ = face(
         ],
         "names": [
             "computed_buffers",
+            "config_of",
             "named_buffers",
             "named_modules",
             "named_parameters",

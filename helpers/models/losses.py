@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from helpers.models.names import unwrapped
+from helpers.models.names import config_of
 
 IGNORE = -100  # the label of a position that has nothing to predict, as in PyTorch
 CHUNK = 256  # tokens
@@ -161,7 +162,7 @@ def next_token_loss(
         LossError: no token ids, padding before a real token, or a model set to add a term to its loss.
     """
     require_no_extra_terms(model)
-    require_token_ids(input_ids)
+    require_windows(model, input_ids)
     targets = shifted_labels(input_ids, labels, attention_mask)  # (batch, time - 1)
     n_tokens = int((targets != IGNORE).sum())
     trunk = plain_trunk(model)
@@ -245,9 +246,9 @@ def require_token_ids(input_ids: torch.Tensor) -> None:
     """
     found = type(input_ids).__name__
     if isinstance(input_ids, torch.Tensor):
-        found = f"{tuple(input_ids.shape)} of {input_ids.dtype}"
+        found = f"{tuple(input_ids.shape)} of {input_ids.dtype} on {input_ids.device}"
         is_table = input_ids.dim() == 2 and input_ids.size(0) >= 1 and input_ids.size(1) >= 2
-        if is_table and input_ids.dtype in (torch.int64, torch.int32):
+        if is_table and input_ids.dtype in (torch.int64, torch.int32) and not input_ids.is_meta:
             return
     raise LossError(
         "The windows must be a tensor of token ids, (windows, length), int64, with one window or more and 2 tokens "
@@ -262,7 +263,9 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
         LossError: it says what was given.
     """
     require_token_ids(windows)
-    n_words = unwrapped(model).config.get_text_config().vocab_size
+    if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
+        return
+    n_words = config_of(model).get_text_config().vocab_size
     least, most = windows.min().item(), windows.max().item()
     if not 0 <= least <= most < n_words:
         raise LossError(
@@ -277,7 +280,7 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     Raises:
         LossError: no token ids.
     """
-    require_token_ids(input_ids)
+    require_windows(model, input_ids)
     with torch.no_grad():
         trunk = plain_trunk(model)
         if trunk is not None:
@@ -403,7 +406,7 @@ def require_no_extra_terms(model: nn.Module) -> None:
     Raises:
         LossError: the setting, and how to take it back.
     """
-    config = model.config.get_text_config()
+    config = config_of(model).get_text_config()
     found = [name for name in EXTRA_TERMS if getattr(config, name, None)]
     if found:
         name, value = found[0], getattr(config, found[0])
@@ -426,9 +429,9 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         LossError: it fails one of the two, or cannot be run on these ids.
     """
     require_no_extra_terms(model)
-    kind = model.config.model_type
+    kind = config_of(model).model_type
     other = input_ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size
+    other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
     try:
         own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
         logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()

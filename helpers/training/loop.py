@@ -30,6 +30,7 @@ from helpers.freezing import (
     Proof,
     find_bottom,
     freezing_proof,
+    require_plan,
     snapshot,
 )
 from helpers.measuring import evaluating, in_mode
@@ -140,6 +141,7 @@ def fit(
         LossError: the model does not predict the next token, or its config adds a term to the loss.
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
+    require_plan(plan)
     _require_windows(model, windows)
     with evaluating(model):
         require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
@@ -188,6 +190,15 @@ def _require_windows(model: nn.Module, windows: torch.Tensor) -> None:
         require_windows(model, windows)
     except LossError as error:
         raise TrainingError(str(error)) from error
+
+
+def _require_gradient(total: torch.Tensor) -> None:
+    """Raise TrainingError where nothing that trains has a part in the loss."""
+    if not total.requires_grad:
+        raise TrainingError(
+            "Nothing that trains under this plan takes part in the loss. LoRA that is merged takes none: call "
+            "unmerge(model) first."
+        )
 
 
 def _on_the_gpu(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -277,7 +288,9 @@ class TokenLoss(nn.Module):
         with self.bottom.reading(input_ids) if self.bottom else nullcontext():
             if base_of is not None:
                 return divergence_loss(self.model, input_ids, base_of)
-            return next_token_loss(self.model, input_ids)[0]
+            total, _ = next_token_loss(self.model, input_ids)
+            _require_gradient(total)
+            return total
 
 
 def kept_bottom(

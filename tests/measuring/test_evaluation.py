@@ -21,7 +21,7 @@ from helpers.measuring.evaluation import (
     style_contrast,
 )
 from helpers.measuring.intervals import block_error, estimate
-from helpers.models import LossError
+from helpers.models import LossError, next_token_loss, token_losses
 from helpers.models.loading import build_model
 from helpers.training import TrainingError, TrainSettings, fit
 from support import tiny
@@ -114,6 +114,8 @@ NO_WINDOWS = {
     "measure",
     [
         held_out_loss,
+        token_losses,
+        next_token_loss,
         Retention,
         lambda m, windows: fit(m, FreezePlan.full(), windows, TrainSettings(1, 1e-3), progress=False),
     ],
@@ -121,6 +123,18 @@ NO_WINDOWS = {
 def test_what_is_no_window_of_token_ids_is_refused_before_it_is_measured(case, measure):
     with pytest.raises((LossError, TrainingError), match="^The windows must"):
         measure(model(), NO_WINDOWS[case])
+
+
+def test_a_wrapped_model_is_measured_like_the_model_inside():
+    m = model()
+    for wrapped in (torch.nn.DataParallel(m), torch.compile(m, backend="eager")):
+        assert held_out_loss(wrapped, text()).mean == pytest.approx(held_out_loss(m, text()).mean, rel=1e-6)
+        assert Retention(wrapped, text()).forgetting(m).mean == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_no_language_model_is_said():
+    with pytest.raises(TypeError, match="found Linear, which has no config"):
+        held_out_loss(torch.nn.Linear(2, 2), text())
 
 
 def test_windows_of_int32_give_the_same_numbers():
