@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,8 +141,11 @@ def write_tensors(
 def _replacement(path: Path) -> Iterator[Path]:
     """A new file beside ``path`` that takes its place at the end, on the disk and at once; gone after an error."""
     partial = _new_file(path)
+    rights = partial.stat().st_mode
     try:
         yield partial
+        if partial.stat().st_mode != rights:  # safetensors puts a file there that its owner alone may read
+            partial.chmod(stat.S_IMODE(rights))
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)

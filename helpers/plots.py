@@ -6,7 +6,9 @@ colours of `THEME`, in light and dark.
 
 from __future__ import annotations
 
+import io
 import textwrap
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
 from types import MappingProxyType
@@ -84,8 +86,18 @@ GAIN, FORGETTING = "gain on held-out text (nats per token)", "forgetting: KL(bas
 
 def show(figure: Figure, alt: str) -> None:
     """Display a figure once, with alternative text for readers who cannot see it."""
-    display(figure, metadata={"image/png": {"alt": alt}})
+    data, size = png(figure)
+    bundle = {"text/plain": repr(figure), "image/png": data}
+    display(bundle, metadata={"image/png": {"alt": alt, **size}}, raw=True)
     plt.close(figure)
+
+
+def png(figure: Figure, **options) -> tuple[str, dict[str, int]]:
+    """A figure as a PNG in base64, with two dots for each pixel of the page, and its width there."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=2 * figure.dpi, **{"bbox_inches": "tight", **options})
+    width = int.from_bytes(out.getvalue()[16:20], "big")  # where a PNG says it
+    return b64encode(out.getvalue()).decode(), {"width": width // 2}
 
 
 def axes(title: str, x: str, y: str, size: tuple[float, float] = (7, 3.8), has_row_labels: bool = False):
@@ -244,9 +256,7 @@ def shares(
         left += amounts
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    figure.legend(
-        fontsize=8, ncols=3, loc="outside lower center", frameon=False
-    )  # right below, however many bars
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center", frameon=False)  # right below the bars
     return figure
 
 
@@ -409,11 +419,8 @@ def recipes(
     named = []
     for i, (label, path) in enumerate(paths.items()):
         gains, forgotten = (np.asarray(values)[: np.argmax(path[0]) + 1] for values in path)
-        look = {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            **styles.get(label, {}),
-        }
+        own = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        look = own | styles.get(label, {})
         ax.plot(gains, forgotten, label=label, markersize=4, **look)
         at = float(np.interp(level, gains, forgotten)) if gains[-1] >= level else float(forgotten[-1])
         named.append((at, min(level, gains[-1]), ax.get_lines()[-1]))
@@ -579,14 +586,8 @@ def matrix(table: pd.DataFrame, title: str, x: str, y: str, by_column: bool = Fa
     image = ax.imshow(shown, cmap="cividis", aspect="auto")
     middle = (image.norm.vmin + image.norm.vmax) / 2
     for (row, column), value in np.ndenumerate(table.to_numpy()):
-        ax.text(
-            column,
-            row,
-            f"{value:.3f}",
-            ha="center",
-            va="center",
-            color="white" if shown[row, column] < middle else "black",
-        )
+        ink = "white" if shown[row, column] < middle else "black"
+        ax.text(column, row, f"{value:.3f}", ha="center", va="center", color=ink)
     ax.set_xticks(range(table.shape[1]), table.columns)
     ax.set_yticks(range(table.shape[0]), table.index)
     ax.set_xlabel(x)

@@ -18,6 +18,9 @@ UNTRANSLATABLE = (
     ),
 )
 WORDS = re.compile(r"\\text\{[^}]*\}")  # latex2mathml keeps the backslash of "\_" in there, and shows it
+# A function's name: latex2mathml leaves no room beside it. One with an index is in an element of its own.
+NAMED = r"<mi>(?:ln|log|exp|sin|cos|tan|tanh)</mi>"
+ROOM = '<mspace width="0.17em"/>'
 INFINITY = "<{0}>&#x0221E;</{0}>"  # an operator to latex2mathml, with room on both sides; it is a number
 
 
@@ -48,4 +51,6 @@ def mathml(formula: str, display: str) -> str:
             f"The formula '{formula.strip()}' has a command that latex2mathml does not know: "
             "it would be shown as text. Write it with simpler LaTeX."
         )
+    drawn = re.sub(rf"(?<=</m[in]>)({NAMED})", rf"{ROOM}\1", drawn)
+    drawn = re.sub(rf"(?<!<msub>)(?<!<msup>)({NAMED})(?=<m[^o])", rf"\1{ROOM}", drawn)
     return drawn.replace(INFINITY.format("mo"), INFINITY.format("mi"))

@@ -39,7 +39,8 @@ TEMPLATE = """\
 {%- block data_png scoped -%}
 <div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
 <img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
- alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}">
+ alt="{{ (output | get_metadata('alt', 'image/png') or '') | escape_html }}"
+ {% if output | get_metadata('width', 'image/png') %}width="{{ output | get_metadata('width', 'image/png') }}"{% endif %}>
 </div>
 {%- endblock -%}
 """

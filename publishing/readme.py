@@ -45,6 +45,7 @@ from helpers.results import (
     scoreboard_table,
     short,
     studied_models,
+    text_name,
     two_digits,
     verdict_counts,
 )
@@ -59,10 +60,13 @@ WORDS = {
     HOLDS: ("holds", "hold"),
     IN_PART: ("holds in part", "hold in part"),
     FAILS: ("does not hold", "do not hold"),
-    UNDECIDED: ("is not decided", "are not decided"),
-    UNTESTED: ("is not tested here", "are not tested here"),
+    UNDECIDED: ("not decided", "not decided"),
+    UNTESTED: ("not tested here", "not tested here"),
 }  # of one claim, and of several
-WAYS = "Training can be *stopped* at a gain, or go on and be *rewound* to it."
+WAYS = (
+    "Training can *stop* early, or go on and be *rewound* part of the way to the base. All for the same gain on the "
+    "course's {texts} texts."
+)
 LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",
@@ -130,10 +134,11 @@ def finding(found: dict[str, dict[str, Lever]], answered: dict[str, SecondStudy]
     """What the course found, from the records: the answer of each model that has one; else what moved forgetting."""
     if not answered:
         return strongest(found)
-    answers = [f"On {name_of(model)}, {headline(study)}" for model, study in answered.items()]
+    texts = dict.fromkeys(text_name(t) for study in answered.values() for t in study.primary_texts)
+    answers = [f"On {name_of(model)} {headline(study)}" for model, study in answered.items()]
     left = [name_of(model) for model in found if model not in answered]
     answers += [f"Not recorded yet: {', '.join(left)}."] if left else []
-    return " ".join([WAYS, *answers])
+    return " ".join([WAYS.format(texts=" and ".join(texts)), *answers])
 
 
 def strongest(found: dict[str, dict[str, Lever]]) -> str:
@@ -190,7 +195,7 @@ def recipe_bars(drawing: Svg, y: float, name: str, study: SecondStudy) -> float:
     values = forgotten_first(study)
     scale = 150 / max(values.values())
     drawing.text(24, y, "Forgotten for the same gain", 17, bold=True)
-    drawing.text(24, y + 22, f"{name}, {study.choices.text}; nats per token", colour="soft")
+    drawing.text(24, y + 22, f"{name}, {text_name(study.choices.text)}; nats per token", colour="soft")
     y += 30
     for recipe, value in sorted(values.items(), key=lambda item: -item[1]):
         colour = "trains" if recipe.plan == FULL else "frozen"
@@ -222,7 +227,7 @@ def score() -> str:
     counts = verdict_counts(recorded_claims())
     parts = [f"{len(ids)} {WORDS[verdict][len(ids) != 1]}" for verdict, ids in counts.items() if ids]
     total = sum(map(len, counts.values()))
-    return f"**{total} claims of an article, tested:** {' · '.join(parts)}. [Which ones?](#what-the-course-found)"
+    return f"**{total} claims of an article:** {', '.join(parts)}. [Which ones?](#what-the-course-found)"
 
 
 def picture(name: str, alt: str, width: int) -> str:
@@ -241,7 +246,7 @@ def front() -> str:
     return "\n\n".join(
         [
             f"**What it found.** {finding(found, studied())} [All results](results/README.md)",
-            f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Or try it in your browser: {tries}",
+            f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Try it now: {tries}",
             score(),
             picture("front", poster("light", found, studied()).title, 480),
         ]

@@ -51,6 +51,7 @@ MINI_LIMIT = 12_000_000  # bytes of all that the living pages can load
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?")
 PICTURE = re.compile(r'<picture>.*?srcset="([^"]+)".*?src="([^"]+)" width="\d+" alt="([^"]*)"></picture>')
+MARK = re.compile(r"(?<=\S) (?=[★☆]$)", re.MULTILINE)  # of a section: no line holds it alone
 CLAIMS = re.compile(r"<!-- claims -->.*?<!-- /claims -->", re.DOTALL)
 
 
@@ -197,7 +198,7 @@ def readme_place(anchor: str) -> str:
 
 
 def described(cell: nbformat.NotebookNode, name: str) -> None:
-    """Hand the alternative text of a cell's picture to myst-nb, which looks for it in the cell's metadata.
+    """Hand the words and the width of a cell's picture to myst-nb, which looks for them in the cell's metadata.
 
     Raises:
         SiteError: a picture without alternative text, or two that say different things.
@@ -212,8 +213,10 @@ def described(cell: nbformat.NotebookNode, name: str) -> None:
         )
     if len(texts) > 1:
         raise SiteError(f"{name}, cell {cell.id}: two pictures in one cell. Give each a cell of its own.")
-    for text in texts:
-        cell.metadata["mystnb"] = {"image": {"alt": text}}
+    for kind, output in pictures[:1]:
+        shown = output.metadata[kind]
+        width = {"width": f"{shown['width']}px"} if "width" in shown else {}
+        cell.metadata["mystnb"] = {"image": {"alt": shown["alt"].strip(), **width}}
 
 
 def living(outputs: Iterable[nbformat.NotebookNode], up: str) -> list[nbformat.NotebookNode]:
@@ -248,14 +251,31 @@ def page_text(page: str, text: str, links: Links) -> str:
     book.metadata.setdefault("language_info", {})["pygments_lexer"] = "ipython3"  # it knows "!git" and "%cd"
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = links.rewritten(cell.source, page)
+            cell.source = MARK.sub("\N{NO-BREAK SPACE}", links.rewritten(cell.source, page))
         elif cell.cell_type == "code":
             described(cell, page)
             cell.outputs += living(cell.outputs, "../" * (len(PurePosixPath(page).parts) - 1))
-            for key, tag in (("outputs_hidden", "hide-output"), ("source_hidden", "hide-input")):
-                if cell.metadata.get("jupyter", {}).get(key):
-                    cell.metadata["tags"] = [*cell.metadata.get("tags", []), tag]
+            if found := looks(cell):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", []), *found]
     return nbformat.writes(book)
+
+
+def looks(cell: nbformat.NotebookNode) -> list[str]:
+    """Tags of a cell for the site: what is folded, and whether it prints sentences, which a phone may break anywhere."""
+    folded = cell.metadata.get("jupyter", {})
+    found = {
+        "hide-output": folded.get("outputs_hidden"),
+        "hide-input": folded.get("source_hidden"),
+        "sentences": prints_sentences(cell),
+    }
+    return [tag for tag, is_so in found.items() if is_so]
+
+
+def prints_sentences(cell: nbformat.NotebookNode) -> bool:
+    """Whether a cell prints text without columns: no line has two blanks in a row behind its beginning."""
+    printed = [output.text for output in cell.outputs if output.output_type == "stream"]
+    lines = [line.strip() for text in printed for line in text.splitlines()]
+    return bool(lines) and not any("  " in line for line in lines)
 
 
 # --- building ----------------------------------------------------------------------

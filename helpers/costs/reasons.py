@@ -37,7 +37,8 @@ class CostReasons:
         change: the one change that would save most memory; "" where none of those tried saves any.
         saves: bytes that it would save.
         kept_share: the step's FLOPs with the frozen bottom computed once (`fit(cache_frozen=True)`), as a share of
-            now; None where no bottom is frozen.
+            now; None where no bottom is frozen, or it is computed once already.
+        kept_bytes: what is then kept of each token of the text, in memory or in a file; 0 where nothing is.
     """
 
     plan: FreezePlan
@@ -52,6 +53,7 @@ class CostReasons:
     change: str
     saves: int
     kept_share: float | None
+    kept_bytes: int
 
     @property
     def peak_bytes(self) -> int:
@@ -77,7 +79,7 @@ class CostReasons:
         if self.kept_share is not None:
             lines.append(
                 f"in time: with the frozen blocks at the start computed once for each window (cache_frozen) a step "
-                f"has {self.kept_share:.2f} of these FLOPs"
+                f"has {self.kept_share:.2f} of these FLOPs; {self.kept_bytes:,} bytes are kept of each token of the text"
             )
         return "\n".join(lines)
 
@@ -137,7 +139,7 @@ def explain_cost(
         _cause(now, stale),
         best,
         changes.get(best, 0),
-        _kept_share(model, plan, now, seen),
+        *_kept(model, plan, now, seen),
     )
 
 
@@ -176,13 +178,15 @@ def _stale_bytes(model: nn.Module, trained: frozenset[str], optimizer) -> int:
     return sum(t.nbytes for state in states for t in state.values() if isinstance(t, torch.Tensor))
 
 
-def _kept_share(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> float | None:
-    """FLOPs with the frozen bottom computed once, as a share of now; None where no bottom is frozen."""
+def _kept(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> tuple[float | None, int]:
+    """With the frozen bottom computed once: FLOPs as a share of now, and bytes kept of a token. Of none: (None, 0)."""
+    if "bottom" in seen:
+        return None, 0
     try:
-        kept = budget(model.config, plan, now.batch, now.length, **seen | {"bottom": BottomSize(0)})
+        kept = budget(model.config, plan, now.batch, now.length, **seen | {"bottom": BottomSize(1)})
     except BudgetError:
-        return None
-    return compare(now, kept)["step_flops"]
+        return None, 0
+    return compare(now, kept)["step_flops"], kept.bytes["buffers"] - now.bytes["buffers"]
 
 
 def _by_kind(now: Budget, stale: int) -> dict[str, int]:

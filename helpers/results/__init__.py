@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = face(
             "share_of_style",
             "studied_models",
             "style_findings",
+            "text_name",
         ],
         "plan_answers": ["every_plan", "forgetting_by_model", "forgetting_by_rate", "lora_table"],
         "questions": ["QUESTIONS"],

@@ -49,6 +49,7 @@ from helpers.results.evidence import (
     style_findings,
     style_tests,
     tests_of,
+    text_name,
 )
 from helpers.results.verdicts import numbers, said, scoreboard
 
@@ -171,13 +172,13 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         return None
     runs = {t: {p: evidence.of(p, t, "keep") for p in DECIDING if evidence.of(p, t, "keep")} for t in texts}
     paths = {
-        t: {LABELS[p]: [frontier(r.evaluations) for r in plans.get(p, ())] for p in DECIDING}
+        text_name(t): {LABELS[p]: [frontier(r.evaluations) for r in plans.get(p, ())] for p in DECIDING}
         for t, plans in runs.items()
     }
     gaps = {t: forgetting_gap(evidence, MAIN, FULL, t) for t in texts}
-    levels = {t: gap.share * full_gain(evidence, t) for t, gap in gaps.items() if gap}
+    levels = {text_name(t): gap.share * full_gain(evidence, t) for t, gap in gaps.items() if gap}
     short = ", ".join(
-        f"{t} {two_digits(gap.interval.mean, '+')}" if gap else f"{t} not comparable"
+        f"{text_name(t)} {two_digits(gap.interval.mean, '+')}" if gap else f"{text_name(t)} not comparable"
         for t, gap in gaps.items()
     )
     title = (
@@ -192,7 +193,7 @@ def forgetting_on(evidence: Evidence, some_texts: Sequence[str], ending: str) ->
         title=title,
         sentence=f"At equal gain, {sentence}.{ending}",
         table=gap_table(evidence, DECIDING[1:], texts),
-        alt=f"Forgetting against gain for {max(map(len, runs.values()))} plans on {' and '.join(texts)}, one line a "
+        alt=f"Forgetting against gain for {max(map(len, runs.values()))} plans on {' and '.join(paths)}, one line a "
         "run; the dashed line marks the gain at which the plans are compared",
         draw=lambda: plots.lines_of_runs(paths, title, levels, styles=STYLES),
     )
@@ -209,7 +210,7 @@ def gap_table(evidence: Evidence, plans: Sequence[str], texts: Sequence[str]) ->
                 mark = " (unlike rates)" if gap.has_unlike_rates else ""
                 rows.append(
                     [
-                        text,
+                        text_name(text),
                         LABELS.get(plan, f"`{plan}`"),
                         numbers(gap.interval),
                         two_digits(gap.smallest),
@@ -237,7 +238,10 @@ def gap_table(evidence: Evidence, plans: Sequence[str], texts: Sequence[str]) ->
 def gap_in_words(text: str, gap: Gap | None) -> str:
     """The difference in forgetting of main plan and full training on one text, by the word that it has."""
     if gap is None:
-        return f"on {text} the main plan and full training are not comparable (a run stays below 35% of full's gain)"
+        return (
+            f"on {text_name(text)} the main plan and full training are not comparable (a run stays below 35% of "
+            "full's gain)"
+        )
     words = {
         LESS: "the main plan forgot less than full training",
         MORE: "the main plan forgot more than full training",
@@ -246,7 +250,7 @@ def gap_in_words(text: str, gap: Gap | None) -> str:
     }
     doubt = f"; {NO_DEV_WINDOWS}" if gap.interval.gain_half is None else ""
     return (
-        f"on {text} {words.get(gap.word, 'it is open whether the main plan forgot less or more')}: "
+        f"on {text_name(text)} {words.get(gap.word, 'it is open whether the main plan forgot less or more')}: "
         f"{in_nats(gap.interval)}, at {gap.share:.0%} of full training's best gain (what counts begins at "
         f"{two_digits(gap.smallest)}){doubt}"
     )
@@ -254,7 +258,7 @@ def gap_in_words(text: str, gap: Gap | None) -> str:
 
 def rates(evidence: Evidence) -> Answer | None:
     """Forgetting at the level by rate, from the tuning runs."""
-    panels = {t: {LABELS[p]: evidence.at_level(p, t) for p in DECIDING} for t in AUTHORS}
+    panels = {text_name(t): {LABELS[p]: evidence.at_level(p, t) for p in DECIDING} for t in AUTHORS}
     if not all(plans[LABELS[FULL]] for plans in panels.values()):
         return None
     at_one_rate = {t: by_rate(evidence, MAIN, FULL, t) for t in AUTHORS}
@@ -272,7 +276,7 @@ def rates(evidence: Evidence) -> Answer | None:
     seeds = evidence.rates.get("seeds") or [evidence.rates["seed"]]
     origin = f"{evidence.model}, tuning runs with seed{'s' * (len(seeds) != 1)} {listed(seeds)}, used for nothing else."
     return Answer(
-        sentence=f"At equal gain, {'; '.join(rates_in_words(evidence, t, panels[t]) for t in AUTHORS)}.",
+        sentence=f"At equal gain, {'; '.join(rates_in_words(evidence, t, panels[text_name(t)]) for t in AUTHORS)}.",
         title=title,
         data=panels,
         origin=origin,
@@ -296,7 +300,8 @@ def rates_table(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> st
 
 def rates_in_words(evidence: Evidence, text: str, plans: Mapping[str, Mapping[float, float]]) -> str:
     full, at_one_rate = plans[LABELS[FULL]], by_rate(evidence, MAIN, FULL, text)
-    words = f"on {text} full training forgot {between(min(full.values()), max(full.values()), '')} nats per token, "
+    forgot = between(min(full.values()), max(full.values()), "")
+    words = f"on {text_name(text)} full training forgot {forgot} nats per token, "
     if not at_one_rate:
         return f"{words}by the rate alone; at no common rate do both plans get that far"
     turns = sign_depends(at_one_rate, evidence.smallest(text))
@@ -328,7 +333,11 @@ def quality(evidence: Evidence) -> Answer | None:
         if evidence.seeds(p, FULL, texts=[t])
     }
     rows = {
-        f"{LABELS[p]}, {t}" + (f" (test: {on})" if on != t else ""): (i.mean, i.low, i.high)
+        f"{LABELS[p]}, {text_name(t)}" + (f" (test: {text_name(on)})" if on != t else ""): (
+            i.mean,
+            i.low,
+            i.high,
+        )
         for (p, t, on), i in found.items()
     }
     of_main = [i.mean for (p, _, _), i in found.items() if p == MAIN]
@@ -357,11 +366,10 @@ def quality(evidence: Evidence) -> Answer | None:
 
 def quality_in_words(text: str, test: str, finding: Any) -> str:
     """The main plan's share of full training's gain on one test."""
+    where = f"on {text_name(test)} (tuned on {text_name(text)})"
     if not finding.interval.n_pairs:
-        return f"on {test} (tuned on {text}) no share can be read: {'; '.join(finding.limits)}"
-    return (
-        f"on {test} (tuned on {text}) the main plan gains {numbers(finding.interval, '')}: {finding.verdict}"
-    )
+        return f"{where} no share can be read: {'; '.join(finding.limits)}"
+    return f"{where} the main plan gains {numbers(finding.interval, '')}: {finding.verdict}"
 
 
 def quality_table(evidence: Evidence) -> str:
@@ -378,8 +386,8 @@ def quality_table(evidence: Evidence) -> str:
         share = numbers(finding.interval, "") if finding.interval.n_pairs else ""
         rows.append(
             [
-                text,
-                test,
+                text_name(text),
+                text_name(test),
                 f"{np.mean(evidence.base[test]):.2f}",
                 *losses,
                 share,
@@ -409,8 +417,8 @@ def style(evidence: Evidence) -> Answer | None:
     tests = [*AUTHORS, *(REAL.values() if evidence.has_real_authors else ())]
     table = pd.DataFrame(
         {
-            f"{LABELS[p]}, tuned on {a}": {
-                t: np.mean(
+            f"{LABELS[p]}, tuned on {text_name(a)}": {
+                text_name(t): np.mean(
                     [np.mean(r.test_windows[t]) for r in evidence.of(p, a, "learn") if r.seed in seeds]
                 )
                 for t in tests

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,16 @@ def about(verdict: Verdict) -> str:
 def seeds_of(verdict: Verdict) -> str:
     """For the end of a list: ", 3 seeds"; empty where nothing was trained."""
     return f", {verdict.n_seeds} seed{'s' * (verdict.n_seeds != 1)}" if verdict.n_seeds else ""
+
+
+def sentence_case(text: str) -> str:
+    """The same with a capital letter at its start."""
+    return text[:1].upper() + text[1:]
+
+
+def sentences(parts: Sequence[str]) -> str:
+    """Each part as a sentence of its own."""
+    return " ".join(f"{sentence_case(part)}." for part in parts)
 
 
 def plain(number) -> float | None:

@@ -55,6 +55,11 @@ TOP_SHARE = SHARES[0]  # the level g* in the table of rates
 NO_DEV_WINDOWS = "the error of the gain is not known: the records do not hold the dev windows"
 
 
+def text_name(text: str) -> str:
+    """How a sentence, title or table for readers names a text: "Alice" for the key `alice`; other words stay."""
+    return text.capitalize() if text in (*AUTHORS, *REAL.values(), *BOOKS) else text
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All records of a model.
@@ -295,7 +300,7 @@ def unlike_rates(evidence: Evidence, gap: Gap, plan: str, other: str, text: str)
     if not gain < TOP_SHARE * full_gain(evidence, text):
         return ""
     return (
-        f"on {text} `{plan}` was read at {gap.rates[0]:g} and `{other}` at {gap.rates[1]:g}: at {lower:g} "
+        f"on {text_name(text)} `{plan}` was read at {gap.rates[0]:g} and `{other}` at {gap.rates[1]:g}: at {lower:g} "
         f"`{faster}` ended at {gain / full_gain(evidence, text):.0%} of full training's gain"
     )
 
@@ -312,7 +317,7 @@ def forgetting_finding(evidence: Evidence, plan: str, other: str, text: str) -> 
         return nothing(
             "not comparable: a run stays below 35%, or diverged"
             if seeds[0] & seeds[1]
-            else f"{MISSING} on '{text}' yet"
+            else f"{MISSING} on {text_name(text)} yet"
         )
     limits = [f"at {gap.share:.0%} of full training's gain"] if gap.share < TOP_SHARE else []
     if measuring.sign_depends(by_rate(evidence, plan, other, text), evidence.smallest(text)):
@@ -395,7 +400,7 @@ def quality_finding(evidence: Evidence, text: str, test: str, plan: str = MAIN, 
     """The plan's share of the other's test gain; not tested where the other gains nothing on that test."""
     runs = [evidence.of(p, text, "learn") for p in (plan, other)]
     if not evidence.seeds(plan, other, texts=[text]):
-        return nothing(f"{MISSING} on '{text}' yet")
+        return nothing(f"{MISSING} on {text_name(text)} yet")
     if test not in evidence.base:
         return nothing("the base's test loss was not recorded, so that no gain is known")
     base = evidence.base[test]
@@ -460,7 +465,7 @@ def style_findings(evidence: Evidence) -> list[Finding]:
 
 def style_finding(evidence: Evidence, plans: tuple[str, str], on: Mapping) -> Finding:
     if not can_be_read_at_equal_gain(evidence, *plans, FULL, **on):
-        return nothing("a plan gains nothing there, so that no equal gain can be read", UNTESTED)
+        return nothing("a plan gains nothing there, so there is no equal gain", UNTESTED)
     runs = [evidence.both(p) for p in plans]
     gain = float(np.mean(list(own_gains(evidence.both(FULL), evidence.base, **on).values())))
     gap = scaled(style_difference(*runs, base=evidence.base, **on), gain)
@@ -479,7 +484,7 @@ def share_of_style(evidence: Evidence, plan: str = MAIN) -> Finding:
         return nothing(f"{MISSING} on both texts yet")
     test = next(iter(style_tests(evidence)))
     if not can_be_read_at_equal_gain(evidence, plan, FULL):
-        return replace(nothing("a plan gains nothing there, so that no equal gain can be read"), test=test)
+        return replace(nothing("a plan gains nothing there, so there is no equal gain"), test=test)
     ratio = style_ratio(evidence.both(plan), evidence.both(FULL), base=evidence.base)
     return measuring.unless_few(
         Finding(

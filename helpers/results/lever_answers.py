@@ -26,6 +26,7 @@ from helpers.results.evidence import (
     full_gain,
     gap_at,
     quality_finding,
+    text_name,
 )
 from helpers.results.plan_answers import DESCRIBED
 from helpers.results.verdicts import numbers
@@ -123,12 +124,12 @@ def levers(evidence: Evidence) -> Answer | None:
     found = every_lever(evidence)
     if not any(lever.kind == "the rate" for lever in found) or len(found) < 2:
         return None
-    points = {f"{lever.text}, {short(lever)}": (lever.factor,) * 3 for lever in found}
+    points = {f"{text_name(lever.text)}, {short(lever)}": (lever.factor,) * 3 for lever in found}
     first = found[0]
     name = short(first)
     title = (
         f"{name[0].upper()}{name[1:]} changed forgetting most: {two_digits(first.times)} times\n"
-        f"({evidence.model}, on {first.text}, {seeds(first)}; other factors below)"
+        f"({evidence.model}, on {text_name(first.text)}, {seeds(first)}; other factors below)"
     )
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]
     return of_runs(
@@ -153,7 +154,7 @@ def ranking(first: Mapping[str, Lever]) -> str:
     return (
         "By its largest factor of forgetting: "
         + "; ".join(
-            f"{lever.kind} {two_digits(lever.factor)} (on {lever.text}, {lever.name.partition(': ')[0]})"
+            f"{lever.kind} {two_digits(lever.factor)} (on {text_name(lever.text)}, {lever.name.partition(': ')[0]})"
             for lever in first.values()
         )
         + "."
@@ -164,7 +165,7 @@ def table_of(found: list[Lever]) -> str:
     """A row a lever, the largest factor first."""
     rows = [
         [
-            lever.text,
+            text_name(lever.text),
             lever.kind,
             lever.name,
             " / ".join(two_digits(f) for f in lever.forgot),
@@ -195,13 +196,13 @@ def sentences(evidence: Evidence) -> list[str]:
         if rate:
             high, low = map(two_digits, rate.forgot)
             said.append(
-                f"On {text}, {rate.name}: {high} and {low} nats per token at equal gain, a factor of "
+                f"On {text_name(text)}, {rate.name}: {high} and {low} nats per token at equal gain, a factor of "
                 f"{two_digits(rate.factor)} ({seeds(rate)})."
             )
         if stop:
             last = stop.forgot[0] - stop.forgot[1]
             said.append(
-                f"On {text} the last fifth of full training's gain cost {two_digits(last)} nats per token of "
+                f"On {text_name(text)} the last fifth of full training's gain cost {two_digits(last)} nats per token of "
                 f"forgetting, the first four {two_digits(stop.forgot[1])} ({seeds(stop)})."
             )
         for plan, other in (("attention", FULL), ("first-half", FULL), *RIVALS):
@@ -223,7 +224,7 @@ def plan_in_words(evidence: Evidence, plan: str, other: str, text: str, gap: Gap
         _, _, (own, others) = gap_at(evidence, a, b, text, share * full_gain(evidence, text))
         factors.append(f"{two_digits(own / others)} at {share:.0%}")
     words = (
-        f"On {text} `{plan}` minus `{other}` at equal gain: {gap.word}, {in_nats(gap.interval)}; of what "
+        f"On {text_name(text)} `{plan}` minus `{other}` at equal gain: {gap.word}, {in_nats(gap.interval)}; of what "
         f"`{other}` forgot it forgot {', '.join(factors)} of full training's best gain"
     )
     quality = quality_finding(evidence, text, text, plan, other)

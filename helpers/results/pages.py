@@ -159,10 +159,14 @@ def page(pages: Mapping[Question, Answers], known: dict) -> str:
         "Each question has one answer in a sentence, one figure and one table. All of it is computed from the files "
         "under `data/evidence`, or from a config. The verdicts on all fifteen claims are in the "
         "[README](../README.md#what-the-course-found), the rules in the [protocol](../data/evidence/PROTOCOL.md).\n\n"
-        "The words: a *plan* says which weights train; the *main plan* freezes attention and embeddings. *Gain*: by how "
-        "much the loss on held-out chapters fell. *Forgetting*: how far the model moved from its base on text that the base "
-        "wrote, in nats per token. *Alice* and *edgar* are the course's own texts in the manner of Carroll and Poe. C1 to "
-        "C15 are the claims."
+        "The words:\n\n"
+        "- A *plan* says which weights train; the *main plan* freezes attention and embeddings. *At 0.0001*: with this "
+        "learning rate.\n"
+        "- *Gain*: by how much the loss on held-out chapters fell. *Forgetting*: how far the model moved from its base on "
+        "text that the base wrote, in nats per token.\n"
+        "- *Stopped*: a model from along its training. *Rewound*: the tuned weights, taken back towards the base.\n"
+        "- *Alice* and *Edgar*: the course's own texts, in the manner of two authors. *Carroll* and *Poe*: their own.\n"
+        "- C1 to C15: the article's claims."
     )
     return "\n\n".join([start, *(section(q, found, known) for q, found in pages.items())]) + "\n"
 

@@ -44,6 +44,7 @@ from helpers.results.evidence import (
     read_evidence,
     share_of_every_rate,
     studied_models,
+    text_name,
     tuning_runs,
 )
 from helpers.results.verdicts import numbers
@@ -93,7 +94,7 @@ def every_plan(evidence: Evidence) -> Answer | None:
     words = [gap.word for gap in compared.values()]
     title = fill(
         f"By enough to count, {words.count(LESS)} of {len(rows)} plans forgot less than full training at "
-        f"equal gain, {words.count(MORE)} forgot more ({evidence.model}, {text})",
+        f"equal gain, {words.count(MORE)} forgot more ({evidence.model}, {text_name(text)})",
         width=70,
     )
     low = {p: readings(evidence, p, text) for p in plans if p not in compared}
@@ -103,7 +104,7 @@ def every_plan(evidence: Evidence) -> Answer | None:
         [rows, zones],
         title=title,
         table=markdown(HEAD, table_rows(evidence, compared, low, text)),
-        sentence=f"On {text}, forgetting at equal gain minus full training's: "
+        sentence=f"On {text_name(text)}, forgetting at equal gain minus full training's: "
         + "; ".join(
             [
                 *(in_words(p, gap) for p, gap in compared.items()),
@@ -193,7 +194,7 @@ def beginning(evidence: Evidence, plan: str, text: str) -> list[str]:
     )
     both = sorted(own.keys() & full.keys())
     share = f"{np.mean([own[s] for s in both]) / np.mean([full[s] for s in both]):.0%}" if both else ""
-    return [text, f"`{plan}`", f"{evidence.of(plan, text, 'keep')[0].n_trainable:,}", share]
+    return [text_name(text), f"`{plan}`", f"{evidence.of(plan, text, 'keep')[0].n_trainable:,}", share]
 
 
 # --- LoRA ---------------------------------------------------------------------------
@@ -266,6 +267,7 @@ def learned_runs(evidence: Evidence, text: str) -> dict[str, list[RunRecord]]:
 def lora(evidence: Evidence) -> Answer | None:
     """LoRA against partial fine-tuning on the first text, where both were studied."""
     text, table = AUTHORS[0], lora_table(evidence)
+    name = text_name(text)
     if table is None:
         return None
     share, by_plan = lora_readings(evidence, text)
@@ -278,12 +280,12 @@ def lora(evidence: Evidence) -> Answer | None:
     )
     gains = ", ".join(f"{label} {two_digits(gain)}" for label, gain in table["best gain"].items())
     title = fill(
-        f"Best gains on {text}, nats per token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
+        f"Best gains on {name}, nats per token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
         width=58,
     )  # the picture has one panel
     rows = [
         [
-            text,
+            name,
             label,
             f"{int(row['trained']):,}",
             two_digits(row["best gain"]),
@@ -300,7 +302,7 @@ def lora(evidence: Evidence) -> Answer | None:
         [r for reading in by_plan.values() for r in reading.runs],
         [paths, level],
         title=title,
-        sentence=f"On {text}, forgetting in nats per token at an equal gain of {two_digits(level)} ({share:.0%} of full "
+        sentence=f"On {name}, forgetting in nats per token at an equal gain of {two_digits(level)} ({share:.0%} of full "
         f"training's best), each plan at its gentlest rate, in the tuning runs: {words}.",
         table=markdown(
             [
@@ -316,9 +318,9 @@ def lora(evidence: Evidence) -> Answer | None:
             ],
             rows,
         ),
-        alt=f"Forgetting against gain on {text} for LoRA and for plans without new matrices, each at its gentlest "
+        alt=f"Forgetting against gain on {name} for LoRA and for plans without new matrices, each at its gentlest "
         "rate, one line a run",
-        draw=lambda: plots.lines_of_runs({text: paths}, title, {text: level}, styles=STYLES),
+        draw=lambda: plots.lines_of_runs({name: paths}, title, {name: level}, styles=STYLES),
     )
 
 
@@ -345,7 +347,7 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     if len(found) < 2:
         return None
     rows = {
-        f"{model},\n{text}": (gap.interval.mean, gap.interval.low, gap.interval.high)
+        f"{model},\n{text_name(text)}": (gap.interval.mean, gap.interval.low, gap.interval.high)
         for model, gaps in found.items()
         for text, gap in gaps.items()
     }
@@ -392,7 +394,7 @@ def convergence(evidence: Evidence) -> Answer | None:
         long_in_words(p, [r for (_, q), own in runs.items() if q == p for r in own]) for p in plans
     )
     paths = {
-        t: {
+        text_name(t): {
             f"{LABELS[p]}, {kind}": [curve(r, key) for r in own]
             for (u, p), own in runs.items()
             if u == t

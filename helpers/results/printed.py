@@ -30,6 +30,7 @@ from helpers.results.evidence import (
     read_evidence,
     studied_models,
     swap_contrasts,
+    text_name,
 )
 from helpers.results.verdicts import scoreboard
 
@@ -61,7 +62,7 @@ def forgetting_lines(evidence: Evidence) -> list[str]:
                     + (" (unlike rates)" if found.has_unlike_rates else "")
                 )
             )
-            lines.append(f"{text}: {plan} minus {other}: {said}")
+            lines.append(f"{text_name(text)}: {plan} minus {other}: {said}")
     return lines
 
 
@@ -105,7 +106,7 @@ def fitting_lines(evidence: Evidence) -> list[str]:
                 else ""
             )
             lines.append(
-                f"{text}, {plan}: {n} of {of} runs reach the level; best dev loss after {best:.0f} steps, "
+                f"{text_name(text)}, {plan}: {n} of {of} runs reach the level; best dev loss after {best:.0f} steps, "
                 f"over-fitted later in {sum(e is not None for e in ends)} of {len(ends)}{said}"
             )
     return lines

@@ -21,8 +21,8 @@ from helpers.measuring import DEPENDS, DIVERGED, LESS, MORE, OPEN, SAME
 from helpers.models import load_config
 from helpers.profiles import DATA, PROFILES, STUDIED
 from helpers.results.answers import Answer, listed, markdown
-from helpers.results.claims import two_digits
-from helpers.results.evidence import EVIDENCE, Evidence
+from helpers.results.claims import sentence_case, two_digits
+from helpers.results.evidence import EVIDENCE, Evidence, text_name
 from helpers.results.second_verdicts import (
     BY_TEXT,
     FULL,
@@ -32,6 +32,7 @@ from helpers.results.second_verdicts import (
     RecipeRow,
     SecondStudy,
     TextVerdict,
+    best_gain,
     compared,
     gentlest_rate,
     learning_rate,
@@ -40,11 +41,12 @@ from helpers.results.second_verdicts import (
     recipe_row,
     which_weights,
 )
-from helpers.results.study_runs import ALL_ROLES, REWOUND, StudyRun
+from helpers.results.study_runs import ALL_ROLES, REWOUND, STOPPED, StudyRun
 from helpers.study import LORA, LORA_LAYERS, is_recorded, plan_of, read_protocol
 
 SECTIONS = {p.model_name: p.name for p in STUDIED.values()}  # model to its section in the protocol
 MILLION = 1e6
+REPLAY_WEIGHT = 1.0  # that of the protocol's stage "replay"
 PART_WAY = 0.4  # a share of the way from the base that every base was rewound to
 ASKED_FIRST = (
     "full rewound against full",
@@ -155,10 +157,6 @@ def sentence(tests: Sequence[PrimaryVerdict]) -> str:
     return " ".join([*decided, *([f"Open: {'; '.join(left)}."] if left else [])])
 
 
-def sentence_case(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 # --- one choice at a time ------------------------------------------------------------
 
 
@@ -178,11 +176,51 @@ def advice(study: SecondStudy) -> list[str]:
         ("Freeze the embeddings as well", main, attention),
     )
     found = [(title, factors(study, a, b), a, b) for title, a, b in choices if a != b]
-    return [
+    said = [
         f"**{title}?** {sentence_case(in_words(a))}, forgot {changes}, against {in_words(b)}."
         for title, changes, a, b in found
         if changes
-    ] + [f"**How far?** {far}." for far in [how_far(study, full)] if far]
+    ]
+    far = how_far(study, full)
+    return [*said, *([f"**How far?** {far}."] if far else []), *replay_advice(study, full)]
+
+
+def replay_advice(study: SecondStudy, full: Recipe) -> list[str]:
+    """The same for full training with a replay, stopped and rewound, against full training rewound.
+
+    Replay trains on the kind of text that forgetting is read on, so the loss on ordinary prose stands beside it.
+    """
+    found = []
+    for weight in sorted({r.weight for r in study.runs if r.plan == FULL and r.weight}):
+        stopped, rewound = (Recipe(FULL, full.rate, method, weight) for method in (STOPPED, REWOUND))
+        pairs = (
+            ("Replay, in place of rewinding", stopped, full),
+            ("Replay, and rewind", rewound, full),
+            ("Replay, where you do not rewind", stopped, Recipe(FULL, full.rate)),
+        )
+        for title, recipe, reference in pairs:
+            if changes := factors(study, recipe, reference):
+                found.append(
+                    f"**{title}?** {sentence_case(in_words(recipe))}, forgot {changes}, against "
+                    f"{in_words(reference)}.{on_prose(study, recipe, reference)}"
+                )
+    return found
+
+
+def on_prose(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
+    """By how much the loss on ordinary prose rose at the level of choice, of both recipes, text by text."""
+    parts = []
+    for text in study.primary_texts:
+        gain = best_gain(study, text)
+        rises = [
+            [path.prose_at(study.choices.level * gain) for path in study.paths(r, text)]
+            for r in (recipe, reference)
+            if gain is not None
+        ]
+        if rises and all(own and None not in own for own in rises):
+            own, other = (two_digits(float(np.mean(r)), "+") for r in rises)
+            parts.append(f"{own} / {other} on {text_name(text)}")
+    return f" Loss on ordinary prose, nats per token above the base: {', '.join(parts)}." if parts else ""
 
 
 def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
@@ -194,7 +232,7 @@ def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
             continue
         word = compared(study, recipe, reference, text).word
         numbers = f"{two_digits(own)} / {two_digits(other)} nats per token; {word}"
-        parts.append(f"{two_digits(own / other)} times as much on {text} ({numbers})")
+        parts.append(f"{two_digits(own / other)} times as much on {text_name(text)} ({numbers})")
     return ", and ".join(parts)
 
 
@@ -205,7 +243,9 @@ def how_far(study: SecondStudy, recipe: Recipe) -> str:
         kept = [part_way(r) for r in study.of(recipe, text) if r.ended != DIVERGED]
         if kept:
             gain, forgetting = np.mean(kept, axis=0)
-            parts.append(f"{gain:.0%} of the gain on dev and {forgetting:.0%} of the forgetting on {text}")
+            parts.append(
+                f"{gain:.0%} of the gain on dev and {forgetting:.0%} of the forgetting on {text_name(text)}"
+            )
     if not parts:
         return ""
     whole = in_words(replace(recipe, method="not rewound"))
@@ -230,19 +270,48 @@ def asked_first(study: SecondStudy) -> list[PrimaryVerdict]:
 
 
 def headline(study: SecondStudy) -> str:
-    """A sentence for each of the first two tests that a reader asks about, with its numbers; empty without one."""
+    """What follows "On a model": a sentence for each of the first two tests that a reader asks about, with its numbers.
+
+    Empty where no test was read.
+    """
     asked = asked_first(study)[:2]
     if not asked:
         return ""
     n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
-    where = f"for the same gain (texts {' and '.join(study.primary_texts)}, {n_seeds} seeds): "
     first, *others = (in_brief(study, test) for test in asked)
-    return where + " ".join(f"{clause}." for clause in (first, *map(sentence_case, others)))
+    clauses = [first, *with_replay(study), *map(sentence_case, others)]
+    return f"({n_seeds} seeds), " + " ".join(f"{clause}." for clause in clauses)
+
+
+def with_replay(study: SecondStudy) -> list[str]:
+    """What replay adds to full training rewound, in few words; none where a text has too few runs. No test reads it."""
+    recipe = replayed(study)
+    if recipe is None:
+        return []
+    reference = replace(recipe, weight=0.0)
+    times = [forgotten(study, recipe, t) / forgotten(study, reference, t) for t in study.primary_texts]
+    words = " and ".join(map(two_digits, times))
+    return [f"With replay of text that the base wrote: {words} times as much again (described, not tested)"]
+
+
+def replayed(study: SecondStudy) -> Recipe | None:
+    """Full training with a replay, rewound; None where a text has too few runs, or a level was not reached."""
+    recipe = Recipe(FULL, gentlest_rate(study, FULL, REWOUND), REWOUND, REPLAY_WEIGHT)
+    for text in study.primary_texts:
+        for own in (recipe, replace(recipe, weight=0.0)):
+            if len(study.of(own, text)) < study.rules.least_pairs or forgotten(study, own, text) is None:
+                return None
+    return recipe
 
 
 def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
-    """What a test says in few words, with forgetting over the other's, text by text, at the level of choice."""
+    """What a test says in few words, with forgetting over the other's, text by text, at the level of choice.
+
+    The same plan is named once.
+    """
     own, other = short(test.recipe), short(test.reference)
+    if (test.reference.plan, test.reference.weight) == (test.recipe.plan, test.recipe.weight):
+        other = test.reference.method
     pairs = [
         (forgotten(study, test.recipe, t), forgotten(study, test.reference, t)) for t in study.primary_texts
     ]
@@ -250,7 +319,7 @@ def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
     if test.word in (LESS, MORE) and times:
         return f"{own}, forgets {times} times as much as {other}"
     word = "not decided" if test.word == OPEN else test.word
-    return f"{own}, against {other}: {word}" + (f" ({times} times as much)" if times else "")
+    return f"{own}, against {other}: {word}" + (f" ({times} times)" if times else "")
 
 
 def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
@@ -259,8 +328,9 @@ def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
 
 
 def forgotten_first(study: SecondStudy) -> dict[Recipe, float]:
-    """The recipes of the tests that a reader asks about, and what each forgot on the text of choice."""
+    """The recipes of the tests that a reader asks about, then replay, and what each forgot on the text of choice."""
     recipes = dict.fromkeys(r for t in asked_first(study) for r in (t.reference, t.recipe))
+    recipes |= dict.fromkeys([replayed(study)] if recipes and replayed(study) else [])
     found = {recipe: forgotten(study, recipe, study.choices.text) for recipe in recipes}
     return {recipe: value for recipe, value in found.items() if value is not None}
 
@@ -271,7 +341,7 @@ def forgotten_first(study: SecondStudy) -> dict[Recipe, float]:
 def distances(tests: Sequence[PrimaryVerdict]) -> dict:
     """Test and text to the mean distance and the smallest that counts."""
     return {
-        f"{own.text}: {short(test.recipe)}\nminus {short(test.reference)}": (
+        f"{text_name(own.text)}: {short(test.recipe)}\nminus {short(test.reference)}": (
             own.comparison.mean_distance,
             own.comparison.smallest,
         )
@@ -282,8 +352,9 @@ def distances(tests: Sequence[PrimaryVerdict]) -> dict:
 
 
 def short(recipe: Recipe) -> str:
-    """A recipe for a figure: the plan and the method."""
-    return f"{PLANS[recipe.plan].label if recipe.plan in PLANS else recipe.plan}, {recipe.method}"
+    """A recipe for a figure: the plan, a replay, and the method."""
+    plan = PLANS[recipe.plan].label if recipe.plan in PLANS else recipe.plan
+    return f"{plan}{', replay' if recipe.weight else ''}, {recipe.method}"
 
 
 def tests_table(tests: Sequence[PrimaryVerdict]) -> str:
@@ -302,13 +373,13 @@ def tests_table(tests: Sequence[PrimaryVerdict]) -> str:
         for own in test.by_text:
             if not is_compared(own):
                 reason = own.comparison.reason or f"{own.comparison.rules.least_pairs} pairs are needed"
-                rows.append([name, own.text, "", own.comparison.n_pairs, "", f"open: {reason}"])
+                rows.append([name, text_name(own.text), "", own.comparison.n_pairs, "", f"open: {reason}"])
                 continue
             found = own.comparison.mean_distance
             low, high = (two_digits(v, "+") for v in found.interval())
             difference = f"{two_digits(found.mean, '+')} [{low}, {high}]"
             smallest = two_digits(own.comparison.smallest)
-            rows.append([name, own.text, difference, found.n_pairs, smallest, own.comparison.word])
+            rows.append([name, text_name(own.text), difference, found.n_pairs, smallest, own.comparison.word])
         if not test.by_text:
             rows.append([name, "", "", 0, "", f"open: {test.reason}"])
     return markdown(head, rows)
@@ -323,7 +394,7 @@ def table_of(study: SecondStudy, text: str) -> str:
     """A row a recipe, the least forgetting at the level of choice first; an empty cell is not known."""
     levels = [f"forgot at {share:.0%}" for share in study.rules.levels]
     head = [
-        f"on {text}: recipe",
+        f"on {text_name(text)}: recipe",
         "runs",
         "share of full's best gain",
         *levels,
@@ -346,7 +417,7 @@ def abilities_table(kept: Mapping) -> str:
     rows = [
         [
             in_words(Recipe(row["plan"], row["rate"], f"{row['share']:g} of the change", row["weight"])),
-            row["text"],
+            text_name(row["text"]),
             *(two_digits(row[name]) for name in names),
         ]
         for row in sorted(kept["rows"], key=lambda r: (r["text"], r["plan"], r["rate"], r["share"]))

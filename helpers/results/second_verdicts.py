@@ -33,6 +33,7 @@ from helpers.measuring import (
     stacked,
 )
 from helpers.profiles import DATA
+from helpers.results.evidence import text_name
 from helpers.results.study_runs import REWOUND, STOPPED, StudyRun, read_study_runs
 from helpers.study import Protocol
 
@@ -336,7 +337,7 @@ def _tested(study: SecondStudy, planned: PlannedTest) -> PrimaryVerdict:
     texts = tuple(TextVerdict(t, compared(study, recipe, reference, t)) for t in study.primary_texts)
     word = over_texts([t.comparison.word for t in texts])
     p = max(t.comparison.p for t in texts) if word != OPEN else 1.0
-    reasons = [f"{t.text}: {t.comparison.reason}" for t in texts if t.comparison.reason]
+    reasons = [f"{text_name(t.text)}: {t.comparison.reason}" for t in texts if t.comparison.reason]
     return PrimaryVerdict(planned.name, recipe, reference, texts, word, p, "; ".join(reasons))
 
 

@@ -28,7 +28,16 @@ from helpers.measuring import (
     RunRecord,
     frontier,
 )
-from helpers.results.claims import CLAIMS, Entry, Verdict, number_of, seeds_of, two_digits
+from helpers.results.claims import (
+    CLAIMS,
+    Entry,
+    Verdict,
+    number_of,
+    seeds_of,
+    sentence_case,
+    sentences,
+    two_digits,
+)
 from helpers.results.evidence import (
     ATTENTION,
     AUTHORS,
@@ -45,6 +54,7 @@ from helpers.results.evidence import (
     studied_models,
     style_findings,
     tests_of,
+    text_name,
 )
 
 FALLS_SHARE = 0.9  # of the looks: from here on a loss falls steadily (C8)
@@ -72,7 +82,7 @@ def scoreboard(evidence: Evidence) -> list[Verdict]:
             MAIN,
             verdicts["C10"],
             findings["C10"],
-            f"; {how_catastrophic(evidence)}{at_the_lowest_rate(evidence)}",
+            [how_catastrophic(evidence), *at_the_lowest_rate(evidence)],
         )
     )
     if any(evidence.of(ATTENTION, text, "keep") for text in AUTHORS):
@@ -84,7 +94,7 @@ def scoreboard(evidence: Evidence) -> list[Verdict]:
                 ATTENTION,
                 IN_PART if verdict == HOLDS else verdict,
                 alone,
-                "; exploratory, so in part is the most",
+                ["exploratory, so in part is the most"],
             )
         )
     least = min(measured(findings["C13"]), key=lambda f: f.interval.mean)
@@ -95,9 +105,12 @@ def scoreboard(evidence: Evidence) -> list[Verdict]:
             verdicts["C13"],
             least,
             "of full training's test gain",
-            f"main plan's share of what full training gains: {by_test(findings['C13'], '')}; equal "
-            f"means above {measuring.EQUAL_SHARE:g}; test losses of base, full training and main plan: "
-            f"{losses_by_test(evidence, FULL, MAIN)}{at_the_highest_rate(evidence)}",
+            [
+                f"main plan's share of what full training gains: {by_test(findings['C13'], '')}",
+                f"equal means above {measuring.EQUAL_SHARE:g}",
+                f"test losses of base, full training and main plan: {losses_by_test(evidence, FULL, MAIN)}",
+                *at_the_highest_rate(evidence),
+            ],
             findings["C13"],
             smallest=1 - measuring.EQUAL_SHARE,
         )
@@ -108,11 +121,15 @@ def scoreboard(evidence: Evidence) -> list[Verdict]:
             evidence,
             "C14",
             style_verdict(part_a.verdict, verdicts["C14"]),
-            replace(part_a, test=" and ".join(AUTHORS)),
+            replace(part_a, test=" and ".join(map(text_name, AUTHORS))),
             "of full training's style contrast, at equal gain",
-            f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}; contrast of the MLP's output minus "
-            f"attention's at equal size and equal gain, in nats: {by_test(findings['C14'])}, together {verdicts['C14']}; "
-            "(b), (c): not tested",
+            [
+                f"(a) main plan, on {part_a.test or 'both texts'}: {part_a.verdict}",
+                "contrast of the MLP's output minus attention's at equal size and gain, in nats: "
+                f"{by_test(findings['C14'])}",
+                f"together {verdicts['C14']}",
+                "(b), (c): not tested",
+            ],
             [part_a, *findings["C14"]],
         )
     )
@@ -120,13 +137,14 @@ def scoreboard(evidence: Evidence) -> list[Verdict]:
 
 
 def forgetting_verdict(
-    evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: str
+    evidence: Evidence, plan: str, verdict: str, findings: Sequence[Finding], more: Sequence[str]
 ) -> Verdict:
     """C10 of one plan: the article says "attention", and two plans freeze it."""
-    note = (
-        f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}; "
-        f"{words_by_text(evidence, plan)}{more}"
-    )
+    note = [
+        f"forgetting at equal gain minus full training's (above 0: it forgets more): {by_test(findings)}",
+        *words_by_text(evidence, plan),
+        *more,
+    ]
     shown = weakest(findings, "lower")
     gap = forgetting_gap(evidence, plan, FULL, shown.test) if shown.test in AUTHORS else None
     return verdict_of(
@@ -154,19 +172,24 @@ def verdict_of(
     verdict: str,
     finding: Finding,
     unit: str,
-    note: str,
+    note: Sequence[str],
     findings: Sequence[Finding] = (),
     **more,
 ) -> Verdict:
-    """A verdict with its number; where it is open, what would decide. ``more``: other fields of `Verdict`."""
+    """A verdict with its number; where it is open, what would decide.
+
+    Args:
+        note: what stands beside the number, a sentence each.
+        more: other fields of `Verdict`.
+    """
     found = finding.interval
     if verdict == UNDECIDED and (reason := what_would_decide(findings)):
-        note = f"{note}; {reason}"
+        note = [*note, reason]
     limits = dict.fromkeys(limit for f in measuring.tested([finding, *findings]) for limit in f.limits)
     return Verdict(
         claim,
         verdict,
-        text=finding.test,
+        text=text_name(finding.test),
         value=found.mean,
         low=found.low,
         high=found.high,
@@ -175,7 +198,7 @@ def verdict_of(
         n_seeds=found.n_pairs,
         model_hash=evidence.runs[0].model_hash,
         source="recorded",
-        note="; ".join([note, *limits]),
+        note=sentences([*note, *limits]),
         **more,
     )
 
@@ -195,12 +218,12 @@ def convergence(evidence: Evidence) -> list[Verdict]:
     finding = spread_of(
         100 * falls, runs, FAILS if steadily == 0 else IN_PART if steadily == levelled == n else UNDECIDED
     )
-    note = (
-        "a finite run proves no limit, so in part is the most; "
-        f"falls steadily in {steadily} of {n} runs; levelled off within {runs[0].steps_taken} steps "
-        f"in {levelled}; dev loss is least after {np.median([r.best_step for r in runs]):.0f} "
-        "steps (median)"
-    )
+    note = [
+        "a finite run proves no limit, so in part is the most",
+        f"falls steadily in {steadily} of {n} runs",
+        f"levelled off within {runs[0].steps_taken} steps in {levelled}",
+        f"dev loss is least after {np.median([r.best_step for r in runs]):.0f} steps (median)",
+    ]
     return [
         verdict_of(
             evidence, "C8", finding.verdict, finding, "% of looks fell (least and most)", note, [finding]
@@ -212,7 +235,7 @@ def spread_of(values: np.ndarray, runs: Sequence[RunRecord], verdict: str) -> Fi
     """Mean, least and most over runs, where a claim speaks about each run and not about a difference."""
     n_seeds = len({r.seed for r in runs})
     middle = Interval(float(values.mean()), float(values.min()), float(values.max()), n_seeds, np.nan, np.nan)
-    texts = " and ".join(t for t in AUTHORS if any(r.text == t for r in runs))
+    texts = " and ".join(text_name(t) for t in AUTHORS if any(r.text == t for r in runs))
     return measuring.unless_few(Finding(middle, verdict, 1.0, test=texts))
 
 
@@ -233,11 +256,11 @@ def stability_of_gradients(evidence: Evidence) -> list[Verdict]:
         evidence.both(MAIN),
         FAILS if steady == 0 else IN_PART if steady == len(runs) + broken else UNDECIDED,
     )
-    note = (
-        "exploratory, so in part is the most; "
-        f"unclipped: {steady} of {len(runs) + broken} runs stable; full training on the same tensors: "
-        f"{sum(beside)} of {len(beside) + beside_broken}"
-    )
+    note = [
+        "exploratory, so in part is the most",
+        f"unclipped: {steady} of {len(runs) + broken} runs stable",
+        f"full training on the same tensors: {sum(beside)} of {len(beside) + beside_broken}",
+    ]
     return [
         verdict_of(
             evidence,
@@ -325,7 +348,7 @@ def scoreboard_table(entries: Sequence[Entry]) -> str:
             if verdict.part:
                 statement += f" Here: {verdict.part}."
             rows.append(
-                f"| {entry.id} | {statement} | **{verdict.verdict}** | {number_of(verdict)}: {verdict.note} "
+                f"| {entry.id} | {statement} | **{verdict.verdict}** | {number_of(verdict)}<br>{sentence_case(verdict.note)} "
                 f"| {verdict.model}{seeds_of(verdict)}, {verdict.source} |"
             )
     return "\n".join(rows)
@@ -335,15 +358,20 @@ def scoreboard_table(entries: Sequence[Entry]) -> str:
 
 
 def by_test(findings: Sequence[Finding], sign: str = "+") -> str:
-    """Each test with its estimate and its own verdict, the claim's other tests left out of account."""
+    """Each test with its estimate and its own verdict, the claim's other tests left out of account.
+
+    Those without an estimate come last; where they have one reason it is said once.
+    """
     found = [f for f in findings if f.test]
-    return (
-        ", ".join(
-            f"{f.test}{' ' + numbers(f.interval, sign) if f.interval.n_pairs else ''} ({said(f)})"
-            for f in found
-        )
-        or "no test has runs"
-    )
+    parts = [
+        f"{text_name(f.test)} {numbers(f.interval, sign)} ({said(f)})" for f in found if f.interval.n_pairs
+    ]
+    without: dict[str, list[str]] = {}
+    for f in found:
+        if not f.interval.n_pairs:
+            without.setdefault(said(f), []).append(text_name(f.test))
+    parts += [f"{' and '.join(names)} ({reason})" for reason, names in without.items()]
+    return ", ".join(parts) or "no test has runs"
 
 
 def said(finding: Finding) -> str:
@@ -360,14 +388,15 @@ def numbers(interval: Interval, sign: str = "+") -> str:
     return f"{two_digits(interval.mean, sign)} [{low}, {high}]"
 
 
-def words_by_text(evidence: Evidence, plan: str, other: str = FULL) -> str:
+def words_by_text(evidence: Evidence, plan: str, other: str = FULL) -> list[str]:
     """What the difference in forgetting is called on each text, and beside which smallest difference that counts."""
     gaps = {text: forgetting_gap(evidence, plan, other, text) for text in AUTHORS}
-    return "; ".join(
-        f"on {text}: {gap.word} (what counts begins at {two_digits(gap.smallest)})"
+    words = [
+        f"{gap.word} on {text_name(text)} (what counts begins at {two_digits(gap.smallest)})"
         for text, gap in gaps.items()
         if gap
-    )
+    ]
+    return [f"in a word: {', '.join(words)}"] if words else []
 
 
 def losses_by_test(evidence: Evidence, *plans: str) -> str:
@@ -380,7 +409,7 @@ def losses_by_test(evidence: Evidence, *plans: str) -> str:
                 np.mean(evidence.base[test]),
                 *(np.mean([np.mean(r.test_windows[test]) for r in runs]) for runs in own),
             ]
-            lines.append(f"{test} {', '.join(f'{loss:.2f}' for loss in means)}")
+            lines.append(f"{text_name(test)} {', '.join(f'{loss:.2f}' for loss in means)}")
     return "; ".join(lines)
 
 
@@ -407,13 +436,13 @@ def how_catastrophic(evidence: Evidence) -> str:
     is_more = elsewhere and max(elsewhere) > max(forgot)
     more = f", and at another rate up to {max(elsewhere):.2f} at the level" if is_more else ""
     return (
-        f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more} (the "
-        f"protocol says catastrophic from {measuring.CATASTROPHIC:g} on)"
+        f"full training forgot at most {max(forgot):.2f} nats at its best gain with the rates compared{more}. "
+        f"The protocol says catastrophic from {measuring.CATASTROPHIC:g} on"
     )
 
 
-def at_the_lowest_rate(evidence: Evidence) -> str:
-    """How many of the compared rates have only rates below them that did not reach the level; "" where none has.
+def at_the_lowest_rate(evidence: Evidence) -> list[str]:
+    """How many of the compared rates have only rates below them that did not reach the level; empty where none has.
 
     Slower training tends to forget less, and the limit of steps ends it: such a plan might do better with more steps.
     """
@@ -425,27 +454,23 @@ def at_the_lowest_rate(evidence: Evidence) -> str:
         if (reached := evidence.at_level(p, t))
     ]
     n_lowest = sum(rate == min(reached) for rate, reached in own)
-    return (
-        f"; {n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower "
-        "rate might change it"
-        if n_lowest
-        else ""
-    )
+    words = f"{n_lowest} of {len(own)} rates compared are the lowest tried that get there: more steps at a lower rate"
+    return [f"{words} might change it"] if n_lowest else []
 
 
-def at_the_highest_rate(evidence: Evidence) -> str:
-    """Where the rate that learns is the highest one tried, so that the best may lie beyond it; "" where none is."""
+def at_the_highest_rate(evidence: Evidence) -> list[str]:
+    """Where the rate that learns is the highest one tried, so that the best may lie beyond it; empty where none is."""
     tried: dict[str, list[float]] = {}
     for row in evidence.rates["table"]:
         tried.setdefault(row["plan"], []).append(row["rate"])
     chosen = evidence.rates.get("chosen", {})
     at_edge = [
-        f"{name} on {t}"
+        f"{name} on {text_name(t)}"
         for p, name in ((FULL, "full training"), (MAIN, "the main plan"))
         for t, rates in chosen.get(p, {}).items()
         if t in AUTHORS and p in tried and rates.get("learn") == max(tried[p])
     ]
-    return f"; the highest rate tried is the best for {', '.join(at_edge)}" if at_edge else ""
+    return [f"the highest rate tried is the best for {', '.join(at_edge)}"] if at_edge else []
 
 
 def what_would_decide(findings: Sequence[Finding]) -> str:

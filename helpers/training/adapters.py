@@ -14,6 +14,7 @@ in the header of the adapter's file, and `import_peft` checks it.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -143,6 +144,8 @@ def export_merged(
         for part in (model, tokenizer):
             if part is not None:
                 part.save_pretrained(str(folder))
+        for weights in folder.glob("*.safetensors"):  # safetensors lets their owner alone read them
+            shutil.copymode(folder / "config.json", weights)
     except (OSError, SafetensorError) as error:
         raise DeltaError(f"Could not write the model '{folder}': {error}. Choose another place.") from error
     return folder

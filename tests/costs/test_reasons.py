@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from helpers.costs.reasons import ACTIVATIONS, LOGITS, STALE, TRAINED, WEIGHTS, explain_cost
-from helpers.costs.step_cost import BudgetError
+from helpers.costs.step_cost import BottomSize, BudgetError
 from helpers.freezing.lora import LORA_PLAN, insert
 from helpers.freezing.plans import FreezePlan
 from helpers.models.loading import build_model, build_on_meta, enable_checkpointing, mini_config
@@ -188,7 +188,13 @@ def test_a_kept_bottom_is_proposed_where_one_is_frozen():
         explain_cost(build_on_meta(UNTIED), plan, 4, 64) for plan in (FreezePlan.only("layers:3"), NORMS)
     )
     assert last.kept_share < 0.7 and f"has {last.kept_share:.2f} of these FLOPs" in str(last)
-    assert norms.kept_share is None and "cache_frozen" not in str(norms)
+    assert norms.kept_share is None and norms.kept_bytes == 0 and "cache_frozen" not in str(norms)
+    assert (
+        last.kept_bytes == 4 * UNTIED.hidden_size
+        and f"; {last.kept_bytes:,} bytes are kept of each" in str(last)
+    )
+    once = explain_cost(build_on_meta(UNTIED), FreezePlan.only("layers:3"), 4, 64, bottom=BottomSize(64))
+    assert once.kept_share is None and "cache_frozen" not in str(once)
 
 
 def test_a_setting_that_is_given_wins():

@@ -1,6 +1,7 @@
 """What all widgets share: answers, errors that are seen, modules as one text, and the picture without a kernel."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -11,10 +12,11 @@ from pathlib import Path
 import nbformat
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from helpers.freezing.selectors import PlanError
 from helpers.lessons.widgets import live
-from helpers.lessons.widgets.live import IMPORT, MODULES, ON_PAGES, LiveDrawing, module_text, needs, png
+from helpers.lessons.widgets.live import IMPORT, MODULES, ON_PAGES, LiveDrawing, module_text, needs
 from publishing.kernel import KERNEL_SETTINGS, WIDGET_VIEW, code_cells, run_notebook
 from publishing.offline_html import notebook_html
 from support.said import sayings
@@ -120,9 +122,14 @@ def test_a_long_sentence_is_stored_in_lines_that_fit_the_page(monkeypatch):
     assert sayings(data["text/plain"]) == [said] == [options["metadata"]["image/png"]["alt"]]
 
 
-def test_a_picture_is_on_white():
-    picture = figure()
-    assert png(picture).startswith(PNG_BEGIN) and picture.get_facecolor() == (1, 1, 1, 1)
+def test_a_picture_is_on_white_and_has_two_dots_a_pixel(monkeypatch):
+    shown = []
+    monkeypatch.setattr(live, "display", lambda data, **options: shown.append((data, options)))
+    doubler()._ipython_display_()
+    ((data, options),) = shown
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
+        assert picture.getpixel((0, 0)) == (255, 255, 255, 255)
+        assert picture.size == (400, 200) and options["metadata"]["image/png"]["width"] == 200
 
 
 # --- modules -----------------------------------------------------------------------

@@ -1,20 +1,26 @@
 """The pages of docs/ keep step with the course: the glossary, what one takes home, and the list of external addresses."""
 
+import importlib.util
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 import urllib.error
 import warnings
 from datetime import date
+from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 
 from helpers.files import read_json
-from helpers.models import build_model, load_model, weight_hash
+from helpers.measuring import held_out_loss
+from helpers.models import build_model, load_model, next_token_loss, weight_hash
 from helpers.profiles import ROOT, TINY
 from helpers.study import guard_cost
+from helpers.texts import tensor_of
 from helpers.training import load_delta
 from publishing import links as check_links
 from publishing.cli import main
@@ -52,40 +58,103 @@ def test_the_words_are_sorted_and_each_is_defined_once():
 # --- docs/take_home.md --------------------------------------------------------------
 
 TAKE_HOME = (ROOT / "docs" / "take_home.md").read_text("utf-8")
-RUN_HERE, NOT_RUN_HERE = TAKE_HOME.split("## Other people's tests")
-BLOCKS = re.findall(r"^```(python)?\n(.*?)^```$", RUN_HERE, re.MULTILINE | re.DOTALL)
+OURS, BY_LM_EVAL = TAKE_HOME.split("## Other people's tests")
+TASK = "held_out.yaml"  # the name that the page gives to its only file of YAML
 
 
-def test_every_block_of_the_page_runs_in_its_order(tmp_path, monkeypatch, capsys):
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(kind, source) of each fenced block: "python", "yaml", or "" for a shell."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def run_block(kind: str, source: str, names: dict, capsys) -> None:
+    """Run a block of the page in the current folder, as a reader would."""
+    if kind == "python":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, as the page says
+            exec(compile(source, "docs/take_home.md", "exec"), names)
+    elif kind == "yaml":
+        Path(TASK).write_text(source, "utf-8")
+    else:
+        for line in source.splitlines():
+            program, *words = shlex.split(line)
+            if program == "course":
+                assert main(words) == 0, capsys.readouterr().err
+            else:
+                done = subprocess.run(
+                    [Path(sys.executable).with_name(program), *words], capture_output=True, text=True
+                )
+                assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """A reader's folder with the course's data in it, and no predictions of its own."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COURSE_PROFILE", "tiny")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def test_every_block_of_the_page_runs_in_its_order(reader, capsys):
     names: dict = {}
     deltas = []
-    for kind, source in BLOCKS:
-        if kind == "python":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT's, as the page says
-                exec(compile(source, "docs/take_home.md", "exec"), names)
-        else:
-            assert main(shlex.split(source)[1:]) == 0, capsys.readouterr().err
+    for kind, source in blocks(OURS):
+        run_block(kind, source, names, capsys)
         if "delta=" in source:
             deltas.append(weight_hash(load_delta("RUN", load_model(TINY.model))))
     assert len(set(deltas)) == 2 and names["guard"].proof.ok
     said = capsys.readouterr().out
     assert "are bit-identical" in said
-    shown = re.findall(r"^    (.+)$", RUN_HERE.partition("```python\n")[2], re.MULTILINE)
-    code = {line.strip() for _, source in BLOCKS for line in source.splitlines()}
+    shown = re.findall(r"^    (.+)$", OURS.partition("```python\n")[2], re.MULTILINE)
+    code = {line.strip() for _, source in blocks(OURS) for line in source.splitlines()}
     outputs = [line for line in shown if line.strip() not in code]
     assert len(outputs) == 10 and all(line in said for line in outputs), "what the page says is printed"
     assert "frozen bottom         the first 2 blocks" in said
     assert names["tuned"].dtype.itemsize == 2, "the last one is the merged model, in bfloat16"
 
 
-def test_the_page_has_three_commands_and_six_pieces_of_code():
-    assert [kind for kind, _ in BLOCKS].count("") == 3
-    assert len(BLOCKS) == 9
-    assert "**Not run here:**" in NOT_RUN_HERE
+def test_the_page_has_five_commands_nine_pieces_of_code_and_one_file():
+    assert [kind for kind, _ in blocks(OURS)] == [
+        "python", "python", "python", "", "", "python", "python", "", "python"
+    ]  # fmt: skip
+    assert [kind for kind, _ in blocks(BY_LM_EVAL)] == ["python", "yaml", "", "python", "python"]
+    assert f"`{TASK}`" in BY_LM_EVAL
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install lm_eval[hf]"
+)
+def test_lm_eval_runs_as_the_page_says_and_its_numbers_are_the_courses(reader, capsys):
+    names: dict = {}
+    for kind, source in blocks(TAKE_HOME):
+        run_block(kind, source, names, capsys)
+    said = capsys.readouterr().out
+    table = re.findall(r"^\| (?:base|merged) \| (\S+) \| (\S+) \|$", BY_LM_EVAL, re.MULTILINE)
+    ours = re.findall(r"word perplexity (\S+), (\S+) bits per byte", said)
+    for folder, in_the_page, by_the_course in zip(("before", "after"), table, ours, strict=True):
+        (file,) = Path(folder).glob("*/results_*.json")
+        found = read_json(file)["results"]["held_out"]
+        wanted = found["word_perplexity,none"], found["bits_per_byte,none"]
+        assert by_the_course == (f"{wanted[0]:.1f}", f"{wanted[1]:.3f}")
+        assert tuple(map(float, in_the_page)) == pytest.approx(wanted, rel=0.005)
+    losses = [next_token_loss(names["judged"], ids)[0].item() for ids in rows_of(names)]
+    assert losses == pytest.approx(list(names["nats"]("after")), abs=0.001)
+    change = float(re.search(r"merged - base: (\S+) \[", said)[1])
+    in_words = re.search(r"`merged - base: (\S+) \[", BY_LM_EVAL)[1]
+    assert change < 0 and change == pytest.approx(float(in_words), rel=0.05)
+    window = held_out_loss(load_model(TINY.model), tensor_of(names["text"].test)).mean
+    assert f"another number, {window:.2f} here: its windows of 64 tokens" in BY_LM_EVAL
+
+
+def rows_of(names: dict) -> list[torch.Tensor]:
+    """The page's paragraphs as windows, each with the begin mark."""
+    tokenizer = names["tokenizer"]
+    return [
+        torch.tensor([[tokenizer.bos_token_id, *tokenizer(paragraph)["input_ids"]]])
+        for paragraph in names["paragraphs"]
+    ]
 
 
 def test_what_the_guard_costs_is_what_was_recorded():

@@ -77,7 +77,10 @@ def cell_with_pictures(*texts: str) -> nbformat.NotebookNode:
 def test_the_alternative_text_of_a_picture_is_handed_on():
     cell = cell_with_pictures("Two lines that cross.")
     build_site.described(cell, "02")
-    assert cell.metadata["mystnb"]["image"]["alt"] == "Two lines that cross."
+    assert cell.metadata["mystnb"]["image"] == {"alt": "Two lines that cross."}
+    cell.outputs[0].metadata["image/png"]["width"] = 700
+    build_site.described(cell, "02")
+    assert cell.metadata["mystnb"]["image"]["width"] == "700px"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,24 @@ def test_the_alternative_text_of_a_picture_is_handed_on():
 def test_a_picture_that_cannot_be_described_stops_the_build(texts, reason):
     with pytest.raises(SiteError, match=reason):
         build_site.described(cell_with_pictures(*texts), "02")
+
+
+@pytest.mark.parametrize(
+    ("printed", "is_text"),
+    [("full: 2 runs\n    went on below\n", True), ("role   tensors\nmlp         16\n", False), ("", False)],
+)
+def test_printed_sentences_break_on_a_phone_and_columns_stay_columns(printed, is_text):
+    outputs = [nbformat.v4.new_output("stream", text=printed)] if printed else []
+    cell = nbformat.v4.new_code_cell("print(…)", outputs=outputs)
+    assert ("sentences" in build_site.looks(cell)) == is_text
+
+
+def test_the_mark_of_a_section_stays_with_its_last_word(links):
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("## 1. A head ★\nSome ☆ words ☆ here.")]
+    )
+    (cell,) = nbformat.reads(build_site.page_text("notebooks/x.ipynb", nbformat.writes(book), links), 4).cells
+    assert cell.source == "## 1. A head\N{NO-BREAK SPACE}★\nSome ☆ words ☆ here."
 
 
 def test_a_widget_of_a_notebook_gets_its_module_and_its_data():
@@ -185,6 +206,20 @@ def test_a_formula_that_would_be_shown_as_text_is_refused():
 
 def test_an_underscore_in_words_is_shown_as_one():
     assert "head_dim" in mathml(r"\sqrt{\text{head\_dim}}", "inline")
+
+
+@pytest.mark.parametrize(
+    ("formula", "n_rooms"),
+    [
+        (r"-\ln p(x)", 1),
+        (r"a\cos\varphi - b\sin\varphi", 4),
+        (r"\ln(a)", 0),
+        (r"2 \ln 2", 2),
+        (r"\log_2 x", 0),
+    ],
+)
+def test_a_named_function_has_room_beside_letters_and_numbers(formula, n_rooms):
+    assert mathml(formula, "inline").count("<mspace") == n_rooms
 
 
 # --- outputs that answer a prediction ----------------------------------------------

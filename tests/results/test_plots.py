@@ -1,5 +1,7 @@
 """Pictures: what a colour means, and where a legend stands."""
 
+import base64
+import io
 import re
 
 import matplotlib
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import rgb_to_hsv, to_hex, to_rgb
 from matplotlib.text import Text
+from PIL import Image
 
 from helpers import plots
 from helpers.costs import KINDS
@@ -29,6 +32,19 @@ HUES = {"frozen": (185, 225), "trains": (12, 45)}  # degrees: what a reader woul
 def no_figure_stays_open():
     yield
     plt.close("all")
+
+
+def test_a_figure_is_shown_with_its_words_and_two_dots_for_each_pixel_of_the_page(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda data, **options: shown.append((data, options)))
+    figure, _ = plots.axes("title", "x", "y")
+    plots.show(figure, "A title over empty axes.")
+    ((data, options),) = shown
+    size = options["metadata"]["image/png"]
+    with Image.open(io.BytesIO(base64.b64decode(data["image/png"]))) as picture:
+        assert picture.width // 2 == size["width"] and picture.width > 1300
+    assert size["alt"] == "A title over empty axes." and data["text/plain"].startswith("<Figure size 700x380")
+    assert figure.number not in plt.get_fignums(), "it is closed"
 
 
 @pytest.mark.parametrize("n_bars", [1, 2, 6, 11])

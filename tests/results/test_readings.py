@@ -206,7 +206,7 @@ def test_attention_alone_has_a_line_of_its_own_and_stays_exploratory():
     assert (main.verdict, alone.verdict) == (FAILS, IN_PART) and alone.part == "attention frozen"
     found.runs[:] = [r for r in found.runs if r.plan != "attention" or r.text == "alice"]
     alone = entries_of(found, "C10")[1]
-    assert alone.verdict == IN_PART and "no pairs of runs on 'edgar' yet" in alone.note
+    assert alone.verdict == IN_PART and "No pairs of runs on Edgar yet" in alone.note
 
 
 def test_two_parts_on_one_model_do_not_take_each_others_place():
@@ -311,7 +311,7 @@ def test_where_full_training_gains_nothing_quality_is_not_tested_and_decides_not
     (entry,) = entries_of(found, "C13")
     assert (
         entry.verdict == HOLDS
-        and "carroll (not tested here: full training itself gains nothing" in entry.note
+        and "Carroll (not tested here: full training itself gains nothing" in entry.note
     )
     found.base.update({t: [3.2] * n for t, n in (("alice", 28), ("edgar", 23), ("poe", 100))})
     assert entries_of(found, "C13")[0].verdict == UNTESTED
@@ -321,7 +321,7 @@ def test_where_full_training_gains_nothing_quality_is_not_tested_and_decides_not
 def test_every_test_loss_stands_beside_the_bases():
     note = entries_of(evidence(), "C13")[0].note
     assert (
-        "test losses of base, full training and main plan: alice 3.60, 3.30, 3.30; carroll 3.60, 3.30, 3.30"
+        "Test losses of base, full training and main plan: Alice 3.60, 3.30, 3.30; Carroll 3.60, 3.30, 3.30"
         in note
     )
 
@@ -399,5 +399,5 @@ def test_every_recorded_row_of_the_study_names_its_text():
 def test_a_row_with_two_digits_and_its_text_stands_in_the_table():
     found = evidence({MAIN: 0.25})
     verdict = entries_of(found, "C10")[0]
-    assert f"| {number_of(verdict)}: forgetting at equal gain" in scoreboard_table([Entry((verdict,))])
-    assert number_of(verdict).split(": ")[0] in ("alice", "edgar")
+    assert f"| {number_of(verdict)}<br>Forgetting at equal gain" in scoreboard_table([Entry((verdict,))])
+    assert number_of(verdict).split(": ")[0] in ("Alice", "Edgar")

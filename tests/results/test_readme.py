@@ -64,10 +64,13 @@ def test_the_answer_of_a_studied_model_comes_first_with_its_numbers(study):
     """In these records rewinding halves forgetting, and only-mlp-out forgets less than full training."""
     both = {"small": levers(3, 1.5, 2), "large": levers(4, 1.5, 2)}
     found = refresh_readme.finding(both, {"small": study})
-    start, _, rest = found.partition(": full training, rewound, forgets ")
-    assert start == f"{refresh_readme.WAYS} On small, for the same gain (texts alice and edgar, 4 seeds)"
-    numbers = re.match(r"(0\.\d+) and (0\.\d+) times as much as full training, stopped\. First half", rest)
+    start, _, rest = found.partition(" full training, rewound, forgets ")
+    assert start == refresh_readme.WAYS.format(texts="Alice and Edgar") + " On small (4 seeds),"
+    numbers = re.match(r"(0\.\d+) and (0\.\d+) times as much as stopped\. First half", rest)
     assert all(0.45 < float(number) < 0.55 for number in numbers.groups())
+    assert "rewound, against it: not decided (" in rest or "rewound, forgets" in rest, (
+        "it: full training, rewound"
+    )
     assert "Not recorded yet: large." in rest
 
 
@@ -125,6 +128,21 @@ def test_the_recorded_verdicts_are_those_of_the_scoreboard():
     assert text == json.dumps([e.as_json() for e in entries], indent=1) + "\n", (
         "read and written, it stays as it is"
     )
+
+
+def test_a_note_is_made_of_short_sentences():
+    """Plain words for readers in a second language: no sentence of more than 40 words."""
+    for entry in recorded_claims():
+        for verdict in entry.verdicts:
+            parts = re.split(r"(?<=[^\d])\. |\. (?=[A-Z\d(])", verdict.note)
+            assert max(len(part.split()) for part in parts) <= 40, f"{entry.id}: {verdict.note}"
+
+
+def test_texts_have_their_names_in_what_a_reader_reads():
+    """A key such as `alice` is for code; lines of code in README are left out."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", README, flags=re.DOTALL)
+    results = re.sub(r"`[^`]*`", "", (ROOT / "results" / "README.md").read_text("utf-8"))
+    assert not re.findall(r"\b(?:alice|edgar|carroll|poe)\b", prose + results)
 
 
 def test_a_new_miniature_would_make_the_evidence_stale():

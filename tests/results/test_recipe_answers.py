@@ -8,7 +8,7 @@ from helpers.freezing import FreezePlan
 from helpers.measuring import LESS, OPEN
 from helpers.models import mini_config
 from helpers.results import two_digits
-from helpers.results.recipe_answers import advice, cost_of, recipes, recipes_of, said
+from helpers.results.recipe_answers import advice, cost_of, headline, recipes, recipes_of, said
 from helpers.results.second_verdicts import Recipe, primary_tests, which_weights
 from support.studies import main, record, study_of, tuning
 
@@ -30,7 +30,7 @@ def test_each_primary_test_has_its_sentence_with_its_word_and_numbers(study):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         found = own.comparison.mean_distance
         assert float(cells[2].split()[0]) == pytest.approx(found.mean, rel=0.06), "two digits"
-        assert cells[1] == own.text and cells[3] == "4" and cells[5] == own.comparison.word
+        assert cells[1] == own.text.title() and cells[3] == "4" and cells[5] == own.comparison.word
     assert answer.page == "PROTOCOL-2.md" and "4 seeds (0 to 3)" in answer.origin
 
 
@@ -54,7 +54,7 @@ def test_an_open_test_says_open_and_why():
 def test_every_recipe_that_was_run_has_a_row_on_each_text(study):
     table = recipes_of(study).table
     for text in ("alice", "edgar"):
-        rows = table.partition(f"on {text}: recipe")[2].partition("\n\n")[0].splitlines()[2:]
+        rows = table.partition(f"on {text.title()}: recipe")[2].partition("\n\n")[0].splitlines()[2:]
         assert len(rows) == 14, "seven plans, stopped and rewound"
 
 
@@ -83,10 +83,49 @@ def test_each_choice_stands_with_its_numbers_on_each_text(study):
     for text in ("alice", "edgar"):
         rows = {row.recipe: row.forgetting[2] for row in which_weights(study, text)}
         full, stopped = rows[Recipe("full", 1e-4, "rewound")], rows[Recipe("full", 1e-4)]
-        assert f"on {text} ({two_digits(full)} / {two_digits(stopped)} nats per token; less)" in rewind
+        assert (
+            f"on {text.title()} ({two_digits(full)} / {two_digits(stopped)} nats per token; less)" in rewind
+        )
     # Along a rewound path forgetting grows with the square of the way, and the gain with the way.
     assert said[-1].startswith("**How far?** Base + 0.4 · change keeps 40% of the gain on dev and 16% of")
     assert recipes_of(study).rules == tuple(said)
+
+
+def test_replay_stands_beside_rewinding_with_the_loss_on_ordinary_prose():
+    """Replay halves what is forgotten (0.05 of 0.10), and rewinding halves it once more (`support.studies`)."""
+    replayed = [
+        record("full", text, seed, weight=1.0, forgotten=0.05)
+        for text in ("alice", "edgar")
+        for seed in range(4)
+    ]
+    said = advice(study_of(tuning() + main() + replayed))[4:]
+    assert [line.partition("?**")[0] for line in said] == [
+        "**Replay, in place of rewinding",
+        "**Replay, and rewind",
+        "**Replay, where you do not rewind",
+    ]
+    instead, rewound, alone = said
+    assert "Full training with replay 1 at 0.0001, stopped, forgot " in instead
+    assert instead.count("no difference that counts") == 2
+    assert rewound.count("; less)") == 2 and alone.count("; less)") == 2
+    assert alone.count(" 0.50 times as much on") == 2
+    for line in said:
+        assert line.endswith("above the base: +0 / +0 on Alice, +0 / +0 on Edgar.")
+
+
+def test_the_first_screen_says_replay_when_each_text_has_the_runs_that_the_protocol_asks_for():
+    def replayed(n_seeds, texts):
+        return [record("full", t, s, weight=1.0, forgotten=0.05) for t in texts for s in range(n_seeds)]
+
+    said = headline(study_of(tuning() + main() + replayed(3, ("alice", "edgar"))))
+    first, again, _ = said.split(". ", 2)
+    assert first.endswith("times as much as stopped")
+    assert (
+        again
+        == "With replay of text that the base wrote: 0.50 and 0.50 times as much again (described, not tested)"
+    )
+    for few in (replayed(2, ("alice", "edgar")), replayed(3, ("alice",)), []):
+        assert "replay" not in headline(study_of(tuning() + main() + few))
 
 
 def test_a_choice_that_nobody_ran_is_left_out():
@@ -110,5 +149,5 @@ def test_abilities_stand_in_a_table_of_their_own_beside_the_base(study):
     kept = {"base": {"copying": 0.504}, "rows": [row | {"copying": 0.476}]}
     table = recipes_of(study, kept).table.rpartition("\n\n")[2].splitlines()
     assert "copying, nats per token (base 0.50)" in table[0]
-    assert table[2] == "| attention frozen at 0.0001, 0.4 of the change | alice | 0.48 |"
+    assert table[2] == "| attention frozen at 0.0001, 0.4 of the change | Alice | 0.48 |"
     assert "copying" not in recipes_of(study).table

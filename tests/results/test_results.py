@@ -183,7 +183,7 @@ def test_a_book_that_is_read_once_has_an_answer_of_its_own_and_no_tuning_runs():
     found.runs.extend([replace(r, text="poe") for r in found.runs if r.text == "edgar"])
     answer = answers.forgetting_in_one_pass(found)
     assert (
-        "on poe the main plan forgot more than full training" in answer.sentence
+        "on Poe the main plan forgot more than full training" in answer.sentence
         and "at 80%" in answer.sentence
     )
     assert (
@@ -205,7 +205,7 @@ def test_the_models_are_set_beside_each_other_and_their_signs_are_read_off(monke
     monkeypatch.setattr(plan_answers, "read_evidence", lambda model, folder: studied[model])
     monkeypatch.setattr(plan_answers, "studied_models", lambda folder: list(studied))
     answer = plan_answers.forgetting_by_model()
-    assert words in answer.title and words in answer.sentence and "**large**: on alice" in answer.sentence
+    assert words in answer.title and words in answer.sentence and "**large**: on Alice" in answer.sentence
     n_large = sum(
         abs(mean) >= zone for (mean, *_), zone in zip(answer.data[0].values(), answer.data[1], strict=True)
     )
@@ -299,9 +299,9 @@ def test_the_largest_lever_comes_first_and_no_sign_is_assumed():
     assert "By its largest factor of forgetting: the plan 6.0 (on " in answer.sentence, (
         "the largest kind comes first"
     )
-    assert "On alice `only-attention` minus `only-mlp-out` at equal gain: more" in answer.sentence
+    assert "On Alice `only-attention` minus `only-mlp-out` at equal gain: more" in answer.sentence
     other = levers.levers(with_tuning(at(evidence({"only-attention": 0.1}), rate=1e-4)))
-    assert "On alice `only-attention` minus `only-mlp-out` at equal gain: less" in other.sentence
+    assert "On Alice `only-attention` minus `only-mlp-out` at equal gain: less" in other.sentence
     answer.draw()
 
 

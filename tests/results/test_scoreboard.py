@@ -9,7 +9,7 @@ import pytest
 
 from helpers.measuring.comparison import forgetting_at, forgetting_without_blocks
 from helpers.measuring.decisions import FAILS, FEW, HOLDS, IN_PART, UNDECIDED, UNTESTED
-from helpers.results.claims import ClaimError, Entry, Verdict, record_entry
+from helpers.results.claims import ClaimError, Entry, Verdict, record_entry, sentence_case
 from helpers.results.evidence import (
     Evidence,
     forgetting_findings,
@@ -49,10 +49,10 @@ def test_less_forgetting_of_the_main_plan_is_seen_and_equal_forgetting_is_not_ca
 def test_a_level_that_is_not_reached_is_named_and_limits_the_verdict():
     found = evidence({"attention+embeddings": 0.25}, **{"attention+embeddings": {"top": 0.10}})
     entry = next(e for e in scoreboard(found) if e.claim == "C10")
-    assert entry.verdict == IN_PART and "at 65% of full training's gain" in entry.note
+    assert entry.verdict == IN_PART and "At 65% of full training's gain" in entry.note
     low = evidence({"attention+embeddings": 0.25}, **{"attention+embeddings": {"top": 0.03}})
     entry = next(e for e in scoreboard(low) if e.claim == "C10")
-    assert entry.verdict == UNDECIDED and entry.value is None and "not comparable" in entry.note
+    assert entry.verdict == UNDECIDED and entry.value is None and "Not comparable" in entry.note
 
 
 def test_a_sign_that_turns_with_the_rate_limits_the_verdict():
@@ -114,7 +114,7 @@ def test_a_text_with_two_seeds_decides_nothing_beside_one_with_five():
     found.runs[:] = [r for r in found.runs if r.text == "alice" or r.seed < 2]
     for claim in ("C10", "C13"):
         entry = next(e for e in scoreboard(found) if e.claim == claim)
-        assert entry.verdict == IN_PART and FEW in entry.note
+        assert entry.verdict == IN_PART and sentence_case(FEW) in entry.note
     assert verdict(found, "C14") == UNDECIDED, "style needs both texts, and has two seeds"
 
 
@@ -122,9 +122,9 @@ def test_each_test_is_named_with_its_own_verdict():
     found = evidence({"attention+embeddings": 0.25})
     found.runs[:] = [r for r in found.runs if r.text == "alice"]
     notes = {e.claim: e.note for e in scoreboard(found)}
-    assert re.search(r"alice -0\.029 \[[^]]+\] \(holds\), edgar \(not decided\);", notes["C10"])
+    assert re.search(r"Alice -0\.029 \[[^]]+\] \(holds\), Edgar \(not decided\)\.", notes["C10"])
     one = r"1\.0 \[1\.0, 1\.0\] \(holds\)"
-    assert re.search(rf"alice {one}, carroll {one}, edgar \(not decided\)", notes["C13"])
+    assert re.search(rf"Alice {one}, Carroll {one}, Edgar and Poe \(not decided\)", notes["C13"])
     assert "missing" in notes["C14"]
 
 
@@ -146,9 +146,9 @@ def test_tests_that_are_decided_and_differ_say_so():
 
     change(found.runs, worse, "attention+embeddings", "alice")
     entry = next(e for e in scoreboard(found) if e.claim == "C13")
-    assert entry.verdict == UNDECIDED and "the tests disagree" in entry.note
-    assert "alice 0.83 [0.83, 0.83] (does not hold)" in entry.note
-    assert "edgar 1.0 [1.0, 1.0] (holds)" in entry.note
+    assert entry.verdict == UNDECIDED and "The tests disagree" in entry.note
+    assert "Alice 0.83 [0.83, 0.83] (does not hold)" in entry.note
+    assert "Edgar 1.0 [1.0, 1.0] (holds)" in entry.note
 
 
 def test_a_rate_that_learns_best_at_the_upper_edge_is_named():
@@ -163,18 +163,18 @@ def test_a_rate_that_learns_best_at_the_upper_edge_is_named():
         for p, rate in (("full", 1e-4), ("attention+embeddings", 3e-4))
     }
     note = next(e.note for e in scoreboard(found) if e.claim == "C13")
-    assert "the highest rate tried is the best for the main plan on alice" in note
+    assert "The highest rate tried is the best for the main plan on Alice" in note
 
 
 def test_what_full_training_forgot_stands_beside_the_border_of_catastrophic_at_other_rates_too():
     note = next(e.note for e in scoreboard(evidence({"full": 0.5})) if e.claim == "C10")
     assert (
-        "full training forgot at most 0.08 nats at its best gain with the rates compared (the protocol says "
-        "catastrophic from 0.5 on)"
+        "Full training forgot at most 0.08 nats at its best gain with the rates compared. The protocol says "
+        "catastrophic from 0.5 on."
     ) in note
     rows = [{"plan": "full", "text": "edgar", "rate": 3e-4, "forgetting_at_level": 0.574}]
     note = next(e.note for e in scoreboard(evidence({"full": 0.5}, table=rows)) if e.claim == "C10")
-    assert "with the rates compared, and at another rate up to 0.57 at the level (the" in note
+    assert "with the rates compared, and at another rate up to 0.57 at the level. The" in note
 
 
 def test_rates_with_nothing_slower_that_reached_the_level_are_counted():
@@ -214,7 +214,7 @@ def test_convergence_follows_the_rule_of_notebook_04_and_says_within_how_many_st
     )
     assert entry.verdict == wanted and "within 640 steps" in entry.note and entry.n_seeds == 3
     assert entry.high == (100 if any(falling) else entry.value), "in percent, as notebook 04 has it"
-    assert ("more seeds alone would not decide" in entry.note) == (wanted == UNDECIDED)
+    assert ("More seeds alone would not decide" in entry.note) == (wanted == UNDECIDED)
 
 
 def row(claim, verdict=IN_PART, value=1.0, model="a model", source="live"):
@@ -294,16 +294,16 @@ def test_a_plan_that_was_not_run_leaves_the_other_verdicts_as_they_are(gone):
     found = without(evidence({"attention+embeddings": 0.25}), lambda r: r.plan not in gone)
     assert verdict(found, "C10") == verdict(found, "C13") == HOLDS
     entry = next(e for e in scoreboard(found) if e.claim == "C14")
-    assert entry.verdict == IN_PART and "no pairs of runs of MLP and attention" in entry.note
+    assert entry.verdict == IN_PART and "No pairs of runs of MLP and attention" in entry.note
 
 
 def test_a_text_that_was_not_run_leaves_open_what_must_hold_on_both():
     found = without(evidence({"attention+embeddings": 0.25}), lambda r: r.text == "alice")
     entries = {e.claim: e for e in scoreboard(found)}
     assert entries["C10"].verdict == IN_PART and entries["C13"].verdict == IN_PART
-    assert "no pairs of runs on 'edgar' yet" in entries["C10"].note
+    assert "No pairs of runs on Edgar yet" in entries["C10"].note
     assert entries["C14"].verdict == UNDECIDED and entries["C14"].value is None
-    assert "the missing runs would have to be recorded" in entries["C14"].note
+    assert "The missing runs would have to be recorded" in entries["C14"].note
     assert record_entry(Entry((entries["C14"],))).first.value is None
 
 
@@ -321,7 +321,7 @@ def test_a_seed_that_one_plan_lacks_is_no_pair():
 
 def test_below_three_seeds_nothing_is_decided():
     for entry in scoreboard(evidence({"attention+embeddings": 0.25}, seeds=2)):
-        assert entry.verdict == UNDECIDED and "below 3 seeds nothing is decided" in entry.note
+        assert entry.verdict == UNDECIDED and "Below 3 seeds nothing is decided" in entry.note
 
 
 def test_what_is_open_says_how_many_seeds_would_decide():

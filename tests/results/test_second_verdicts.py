@@ -263,7 +263,7 @@ def test_holms_rule_takes_back_what_is_too_weak(study, monkeypatch):
 def test_without_tuning_or_main_runs_a_test_is_open():
     assert {v.word for v in primary_tests(study_of([]))} == {OPEN}
     found = primary_tests(study_of(tuning()))
-    assert {v.reason for v in found} == {"alice: no pairs of runs yet; edgar: no pairs of runs yet"}
+    assert {v.reason for v in found} == {"Alice: no pairs of runs yet; Edgar: no pairs of runs yet"}
     two = primary_tests(study_of(tuning() + main(seeds=2)))
     assert {v.word for v in two} == {OPEN} and {v.p for v in two} == {1.0}
 
@@ -276,7 +276,7 @@ def test_a_diverged_run_opens_the_tests_that_read_it():
         for r in main()
     ]
     found = primary_tests(study_of(tuning() + records))
-    assert found[1].word == OPEN and found[1].reason == "edgar: 1 run diverged"
+    assert found[1].word == OPEN and found[1].reason == "Edgar: 1 run diverged"
     assert found[0].word == LESS
 
 

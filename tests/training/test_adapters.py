@@ -250,6 +250,8 @@ def test_a_merged_model_can_be_cast_each_number_once(tmp_path):
     assert again.dtype == torch.bfloat16
     assert same_state(again, copy.deepcopy(model).bfloat16())
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    rights = {path.stat().st_mode for path in (tmp_path / "merged").iterdir()}
+    assert len(rights) == 1, "a server may run as another user, and must read the weights too"
     (tmp_path / "file").write_text("")
     with pytest.raises(DeltaError, match="Could not write into"):
         export_merged(run, base, tmp_path / "file")

@@ -363,6 +363,15 @@ def test_at_least_thirty_faults_are_planted():
     assert len(AT_THE_START) + len(IN_THE_MIDDLE) >= 30
 
 
+def test_a_head_of_its_own_that_is_tied_to_the_frozen_embeddings_is_found():
+    def tied(model, optimizer):
+        model.lm_head.weight = model.get_parameter(WTE)
+
+    model = small(tie_word_embeddings=False)
+    with pytest.raises(FreezingError, match=r"^Stopped at step 3: lm_head\.weight is gone .* was a tie made"):
+        train(FreezeGuard(model, MAIN), adam(model), tied)
+
+
 def test_one_number_that_was_written_past_autograd_is_found_in_its_turn_or_at_the_end():
     def one_number(model, optimizer):
         q_of(model).data[5, 0] += 1  # in the third of sixteen slices
@@ -538,13 +547,27 @@ def trainer_of(model, folder, *callbacks, optimizer=None, **changes):
     )
 
 
+class Reporter(TrainerCallback):
+    """Notes what the Trainer gives to TensorBoard and its like."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen |= logs.keys()
+
+
 def test_in_the_trainer_the_plan_holds_forgetting_is_logged_and_the_delta_is_saved(tmp_path):
     model = small()
     base = copy.deepcopy(model)
     guard = FreezeGuard(model, MAIN, retention=Retention.sampled_from(model, 4, 10), delta=tmp_path)
-    trainer = trainer_of(model, tmp_path / "trainer", guard)
+    reporter = Reporter()
+    trainer = trainer_of(model, tmp_path / "trainer", guard, reporter)
     trainer.train()
     assert guard.proof.ok and guard.proof.n_moved == guard.proof.n_trainable_tensors
+    assert "eval_loss" in reporter.seen and "eval_forgetting" not in reporter.seen, (
+        "as docs/take_home.md says"
+    )
     assert [step for step, _ in guard.forgetting] == [3, 6]
     logged = {
         row["step"]: row["eval_forgetting"] for row in trainer.state.log_history if "eval_forgetting" in row

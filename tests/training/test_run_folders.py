@@ -176,6 +176,12 @@ def test_a_file_is_never_written_by_way_of_one_that_is_there(tmp_path, write, ki
     assert {p.name for p in tmp_path.iterdir()} == {"a.json", "mine", half.name}
 
 
+def test_whoever_may_read_a_new_file_may_read_tensors_too(tmp_path):
+    (tmp_path / "new").touch()
+    write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(2)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_a_linked_target_is_replaced_and_what_it_leads_to_stays(tmp_path):
     mine = readers_file(tmp_path / "mine")
     (tmp_path / "a.json").symlink_to(mine)

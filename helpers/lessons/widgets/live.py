@@ -13,10 +13,8 @@ picture stays.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -24,9 +22,9 @@ from pathlib import Path
 import anywidget
 import traitlets
 from IPython.display import display
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from helpers import plots
 from helpers.costs import BudgetError
 from helpers.files import wrapped
 from helpers.freezing import PlanError
@@ -37,7 +35,6 @@ __all__ = ["MODULES", "ON_PAGES"]
 MODULES = Path(__file__).with_name("js")
 ON_PAGES = "course-widget"  # the key in an output's metadata under which the site finds a widget
 IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
-DPI = 100
 STALE = "What you see is from before."
 # What a reader's choice can bring about. Its message is shown; anything else is shown and raised as well.
 EXPECTED = (PlanError, BudgetError, ModelError)
@@ -114,8 +111,10 @@ class LiveDrawing(anywidget.AnyWidget):
     def _ipython_display_(self) -> None:
         figure, sentence = self._still()
         bundle, metadata = self._repr_mimebundle_()  # for Colab, with the address of what draws widgets there
-        bundle |= {"text/plain": wrapped(sentence), "image/png": b64encode(png(figure)).decode()}
-        metadata = {**metadata, "image/png": {"alt": sentence}}
+        figure.set_facecolor("white")  # whatever the page's theme
+        data, size = plots.png(figure, bbox_inches=None)
+        bundle |= {"text/plain": wrapped(sentence), "image/png": data}
+        metadata = {**metadata, "image/png": {"alt": sentence, **size}}
         if (page := self.on_page()) is not None:
             metadata[ON_PAGES] = page
         display(bundle, metadata=metadata, raw=True)
@@ -144,12 +143,3 @@ def without_exports(name: str) -> str:
     """A module's own text, all of its names private."""
     text = (MODULES / f"{name}.js").read_text(encoding="utf-8")
     return re.sub(r"^export ", "", IMPORT.sub("", text), flags=re.MULTILINE)
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as a picture, on white whatever the page's theme. It needs no pyplot, so nothing is left open."""
-    canvas, out = FigureCanvasAgg(figure), io.BytesIO()
-    figure.set_dpi(DPI)
-    figure.set_facecolor("white")
-    canvas.print_png(out)
-    return out.getvalue()
