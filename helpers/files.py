@@ -1,5 +1,5 @@
 """Files that are written whole or not at all, the hashes that records carry, the small files kept for a reader,
-and lines that fit a page.
+lines that fit a page, and numbers of things in words.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ def wrapped(text: str) -> str:
 def _folded(line: str) -> str:
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return fill(line, PAGE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def counted(n: int, thing: str, *rest: str) -> str:
+    """A number of things in words: "1 seed", "2,000 seeds"; ``rest`` are words for one and for several ("is", "are")."""
+    things = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return " ".join([f"{n:,}", thing, *rest[:1]] if n == 1 else [f"{n:,}", things, *rest[1:]])
 
 
 def read_record(place: Path, wanted_format: int) -> dict:
@@ -195,8 +201,26 @@ def _sync(path: Path, how: int) -> None:
         os.close(descriptor)
 
 
+class NoValuesError(ValueError):
+    """A tensor that has a shape and no values. The message says what to do."""
+
+
+def require_values(tensor: torch.Tensor) -> None:
+    """Raise NoValuesError for a tensor on the meta device."""
+    if tensor.is_meta:
+        shape = " x ".join(map(str, tensor.shape)) or "one number"
+        raise NoValuesError(
+            f"A tensor ({shape}) is on the meta device: it has a shape and no values. Load the model with its weights."
+        )
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The raw bytes of a tensor, in row order, whatever its type or device."""
+    """The raw bytes of a tensor, in row order, whatever its type or device.
+
+    Raises:
+        NoValuesError: it is on the meta device, so it has none.
+    """
+    require_values(tensor)
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     import torch
 

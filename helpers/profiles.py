@@ -18,7 +18,10 @@ what launchers and accelerate leave for `helpers.training.processes`.
 from __future__ import annotations
 
 import difflib
+import linecache
 import os
+import re
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -378,6 +381,31 @@ def drop_library_settings() -> None:
 def tf32_override() -> str | None:
     """NVIDIA_TF32_OVERRIDE, by which a driver rounds the products of float32 whatever the program says."""
     return _setting("NVIDIA_TF32_OVERRIDE")
+
+
+def settings_behind(error: BaseException) -> list[str]:
+    """The environment's variables that an error speaks of, as "NAME='value'": what another program cannot use.
+
+    One is meant where the error's words hold its value, and a file through which the error came names it in quotes, or
+    the beginning that its kind shares ("tqdm"). A mere number is left out: an error's words hold numbers of all kinds.
+    """
+    errors = [error]
+    while cause := errors[-1].__cause__ or errors[-1].__context__:
+        errors.append(cause)
+    words = " ".join(map(str, errors))
+    files = {
+        frame.f_code.co_filename for each in errors for frame, _ in traceback.walk_tb(each.__traceback__)
+    }
+    code = "".join("".join(linecache.getlines(file)) for file in files)
+    return [
+        f"{name}={value!r}"
+        for name, value in os.environ.items()
+        if re.search(r"[^\W\d]", value)
+        and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", words, re.IGNORECASE)
+        and re.search(
+            rf"""(["'])({re.escape(name)}|{re.escape(name.partition("_")[0])}_?)\1""", code, re.IGNORECASE
+        )
+    ]
 
 
 def build_dir() -> Path:

@@ -250,7 +250,9 @@ def duration(profile: Profile, notebook: str) -> Duration:
     """As measured for the profile where there is a measurement, else as planned."""
     record = json.loads(MINUTES.read_text(encoding="utf-8")).get(profile.name) if MINUTES.exists() else None
     if record and notebook in record["seconds"]:
-        return Duration(record["seconds"][notebook] / 60, f"measured on {record['machine']}")
+        return Duration(
+            record["seconds"][notebook] / 60, f"measured on {machine_in_words(record['machine'])}"
+        )
     return Duration(profile.minutes[notebook], "planned, not measured")
 
 
@@ -384,6 +386,11 @@ def machine_class() -> str:
         f"{platform.machine()} CPU, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()}"
     )
+
+
+def machine_in_words(machine: str) -> str:
+    """What `machine_class` recorded, for a sentence."""
+    return machine.replace(" 1 threads", " 1 thread")
 
 
 def code_commit() -> str | None:

@@ -14,6 +14,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from helpers.files import counted
+
 ROOT = Path(__file__).resolve().parents[1]
 COLAB = "https://colab.research.google.com"
 
@@ -136,5 +138,5 @@ def set_everywhere(slug: str | None, version: str | None) -> None:
     if slug is None and version is None:
         raise BadgeError("Give --repo OWNER/NAME, or --version VERSION, or both.")
     for name, n_places in rename(ROOT, slug, version).items():
-        print(f"{name}: {n_places} place{'s' * (n_places != 1)}")
+        print(f"{name}: {counted(n_places, 'place')}")
     print(f"The repository is {repository()}, its version {revision()}.")

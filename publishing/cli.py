@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from helpers.training import answer, train_command
+from helpers.training import answer, stopped_by_ctrl_c, train_command
 
 TAKE, OWN, STUDY, KEEP = "Take the course", "Your own text and model", "The study", "Upkeep"
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +111,7 @@ app.command("train", rich_help_panel=OWN)(train_command(carry_out))
 
 
 @app.command(rich_help_panel=OWN)
+@stopped_by_ctrl_c()
 def compare(
     text: Annotated[str, typer.Option(metavar="FILE", help="Plain text, UTF-8.")],
     minutes: Annotated[float, typer.Option(metavar="N", help="How long it may take.")] = 20.0,
@@ -205,6 +206,7 @@ def export(
 
 
 @study.command()
+@stopped_by_ctrl_c()
 def first(
     profile: Annotated[str, typer.Option(metavar="NAME", help="tiny (the miniature) or smollm2.")] = "tiny",
     folder: Annotated[
@@ -243,6 +245,7 @@ def first(
 
 
 @study.command()
+@stopped_by_ctrl_c()
 def second(
     profile: Annotated[
         list[str], typer.Option(metavar="NAME", help="tiny or smollm2; may be repeated.", show_default="both")
@@ -273,6 +276,7 @@ def second(
 
 
 @study.command()
+@stopped_by_ctrl_c()
 def hits(
     minutes: Annotated[
         float,
@@ -356,9 +360,7 @@ def pack(
     unpack: Annotated[
         bool, typer.Option("--unpack", help="The other way: run files, to go on with a study.")
     ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Drop the records that FOLDER does not have.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Drop what FOLDER does not have.")] = False,
 ) -> None:
     """Pack run files into data/evidence/*.parquet, or unpack them.
 
@@ -370,6 +372,7 @@ def pack(
 
 
 @app.command(rich_help_panel=STUDY)
+@stopped_by_ctrl_c()
 def benchmark(
     pairs: Annotated[int, typer.Option(metavar="N", min=1, help="Repetitions of every pair.")] = 5,
     file: Annotated[
@@ -393,6 +396,7 @@ def benchmark(
 
 
 @app.command(rich_help_panel=STUDY)
+@stopped_by_ctrl_c()
 def memory(
     file: Annotated[
         Path,
@@ -420,6 +424,7 @@ def memory(
 
 
 @app.command(rich_help_panel=STUDY)
+@stopped_by_ctrl_c()
 def costs(
     file: Annotated[
         Path,
@@ -442,6 +447,7 @@ def costs(
 
 
 @app.command(rich_help_panel=STUDY)
+@stopped_by_ctrl_c()
 def gpu(
     device: Annotated[
         str, typer.Option(metavar="NAME", help="cuda; or cpu: a stand-in, which measures nothing.")
@@ -519,6 +525,7 @@ def style(
 
 
 @app.command(rich_help_panel=STUDY)
+@stopped_by_ctrl_c()
 def pretrain(
     texts: Annotated[list[str], typer.Argument(metavar="BOOK", help="Plain text files, or .txt.xz.")],
     out: Annotated[str, typer.Option(metavar="RUN", help="Folder for tokens, checkpoints and log.")],
@@ -688,6 +695,7 @@ def families(
 
 
 @app.command(rich_help_panel=KEEP)
+@stopped_by_ctrl_c()
 def mutate(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH", help="Files or folders, such as helpers/freezing.")

@@ -31,6 +31,7 @@ from packaging.utils import (
     parse_wheel_filename,
 )
 
+from helpers.files import counted
 from publishing.kernel import plain
 from publishing.run import lessons
 
@@ -107,7 +108,7 @@ def compare_colab(
     broken = violated(ranges(colab_ranges), colab)
     named = {r.name for r in broken}
     others = [r for r in violated(ranges(own_ranges), colab) if r.name not in named]
-    lines = [f"## Colab's list: {len(colab)} packages", ""]
+    lines = [f"## Colab's list: {counted(len(colab), 'package')}", ""]
     lines += [f"Violated ranges of {colab_ranges.name}: {len(broken)}. Set-up cells would install these."]
     lines += range_table(broken, colab, locked)
     lines += [f"Violated ranges of {own_ranges.name} alone: {len(others)}. Colab never installs from it."]
@@ -425,8 +426,9 @@ def passes(failed: str | None) -> str:
 def summary(search: Search, found: list[Finding]) -> list[str]:
     """The findings as lines of Markdown: what broke, and which library did it."""
     n_drift, n_both = sum(f.is_drift for f in found), sum(f.control is not None for f in found)
+    n_packages = counted(len(differing(search.old, search.new)), "package")
     lines = [
-        f"## {len(found)} notebooks, {len(differing(search.old, search.new))} packages in another version",
+        f"## {counted(len(found), 'notebook')}, {n_packages} in another version",
         "",
         f"Fail with the newest versions alone: {n_drift}. Fail with the lock: {n_both}.",
         "",

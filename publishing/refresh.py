@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nbformat
 
+from helpers.files import counted
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, code_cells, run_notebook
 from publishing.run import ROOT, lessons
 
@@ -121,7 +122,8 @@ def refresh(path: Path) -> bool:
     nbformat.write(after, partial)
     os.replace(partial, path)
     different = changes(before, after)
-    print(f"{path.stem}: {len(code_cells(after))} cells run, {len(different)} say something else")
+    n_cells, n_different = counted(len(code_cells(after)), "cell"), len(different)
+    print(f"{path.stem}: {n_cells} run, {n_different} {'says' if n_different == 1 else 'say'} something else")
     print("\n".join(different), end="\n" * bool(different), flush=True)
     return True
 

@@ -12,6 +12,7 @@ was done until then is kept, and the exit code is 1. Bad arguments: exit code 2.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -22,6 +23,7 @@ import nbformat
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from helpers.files import counted
 from publishing.kernel import KERNEL_SETTINGS, OFFLINE, Failure, code_cells, run_notebook
 from publishing.offline_html import notebook_html
 
@@ -51,19 +53,28 @@ def lessons(folder: Path, name: str = "") -> list[Path]:
     """The notebooks of a folder in order, or the one that is asked for.
 
     Args:
-        name: "02_freezing", its beginning such as "02", or its path; empty for all.
+        name: "02_freezing", its beginning such as "02", or a path that leads to it; empty for all.
 
     Raises:
         CourseError: there is no such notebook, or none at all.
     """
     every = sorted(folder.glob("*.ipynb"))
-    wanted = Path(name).name.removesuffix(".ipynb")
-    found = [path for path in every if path.stem == wanted] or [p for p in every if p.stem.startswith(wanted)]
     if not every:
         raise CourseError(f"There is no notebook in '{folder}'.")
-    if name and len(found) != 1:
+    if not name:
+        return every
+    found = [p for p in every if is_named(p, name)] or [p for p in every if p.stem.startswith(name)]
+    if len(found) != 1:
         raise CourseError(f"Notebook '{name}' is not known. Notebooks: {', '.join(p.stem for p in every)}.")
     return found
+
+
+def is_named(notebook: Path, name: str) -> bool:
+    """Whether a name is that of a notebook, with or without its ending. One with a folder in it must lead there."""
+    given = f"{name.removesuffix('.ipynb')}.ipynb"
+    if os.path.dirname(given):
+        return os.path.realpath(given) == os.path.realpath(notebook)
+    return given == notebook.name
 
 
 class Bar:
@@ -164,7 +175,7 @@ def report(done: list[Lesson], out: Path, seconds: float) -> None:
         return
     n_cells = sum(lesson.n_cells for lesson in done)
     print(
-        f"\n{len(done)} notebook{'s' * (len(done) != 1)}, {n_cells} cells, {clock(seconds)} minutes, "
+        f"\n{counted(len(done), 'notebook')}, {counted(n_cells, 'cell')}, {clock(seconds)} minutes, "
         f"{peak_memory()}. Read them: {shown(out / (done[0].name + '.html'))}"
     )
 
@@ -181,12 +192,26 @@ def forget_claims(build: Path) -> None:
             old.unlink()
 
 
+def minutes_so_far() -> dict[str, dict]:
+    """What is kept of earlier whole runs, by profile."""
+    from helpers.session import MINUTES
+
+    return json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.exists() else {}
+
+
+def require_no_fewer(paths: list[Path], profile: str) -> None:
+    """Raise CourseError where minutes are kept of a notebook that is not among these."""
+    there = minutes_so_far().get(profile, {}).get("seconds", {})
+    if lost := sorted(there.keys() - {path.stem for path in paths}):
+        raise CourseError(f"--record-minutes would drop the minutes of {', '.join(lost)}: run these as well.")
+
+
 def record_minutes(done: list[Lesson], profile: str) -> None:
     """Keep how long each notebook took, and on what: set-up cells tell it to readers (`helpers.session`)."""
     from helpers.files import write_json
     from helpers.session import MINUTES, code_commit, machine_class, versions
 
-    every = json.loads(MINUTES.read_text(encoding="utf-8")) if MINUTES.exists() else {}
+    every = minutes_so_far()
     every[profile] = {
         "machine": machine_class(),
         "versions": versions(),
@@ -205,17 +230,21 @@ def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: boo
         keep_minutes: note the times of a whole run in data/minutes.json.
 
     Returns:
-        0: all ran; 1: a cell failed; 130: interrupted.
+        0: all ran; 1: a cell failed.
 
     Raises:
         CourseError, ProfileError: nothing was run.
+        Stopped: interrupted.
     """
     from helpers.profiles import build_dir, current
+    from helpers.training import Stopped
 
     if keep_minutes and notebook:
         raise CourseError("--record-minutes keeps the times of all notebooks together: leave out --notebook.")
     paths = lessons(folder.resolve(), notebook)
     profile, build = current(), Path(build_dir()).resolve()
+    if keep_minutes:
+        require_no_fewer(paths, profile.name)
     settings = KERNEL_SETTINGS | {"COURSE_PLAIN": ""}  # these pages are to be read: with cards
     settings |= OFFLINE if profile.name == "tiny" else {}
     if not notebook:
@@ -224,8 +253,7 @@ def run(notebook: str = "", folder: Path = ROOT / "notebooks", keep_minutes: boo
     try:
         done = run_lessons(paths, build / "course", settings, Console(soft_wrap=True))
     except KeyboardInterrupt:
-        print(f"\nStopped. What ran until then is in {shown(build / 'course')}.")
-        return 130
+        raise Stopped(f"Stopped. What ran until then is in {shown(build / 'course')}.") from None
     show_claims(build)
     report(done, build / "course", time.monotonic() - begin)
     if keep_minutes and not done[-1].failure:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from helpers.costs.step_cost import MIB, BottomSize, Budget, BudgetError, LoraSize, budget, compare
+from helpers.files import counted
 from helpers.freezing import FreezePlan, LoRALinear, PlanError, require_plan
 from helpers.models import Anatomy, Entry, anatomy, build_on_meta, named_modules, named_parameters
 
@@ -68,7 +69,7 @@ class CostReasons:
             f"{self.peak_bytes / self.full.peak_bytes:.2f} of full training's, the step "
             f"{share['step_flops']:.2f} of its FLOPs (predicted, {self.now.batch} x {self.now.length} tokens)",
             f"lowest trainable tensor: {self.lowest}; the backward pass crosses {self.n_crossed} of "
-            f"{self.n_blocks} blocks, the forward pass all",
+            f"{counted(self.n_blocks, 'block')}, the forward pass all",
             f"MiB at the peak: {sizes}",
             f"most of it: {self.cause}. {self.why}",
         ]
@@ -91,7 +92,7 @@ class CostReasons:
             WEIGHTS: "A frozen weight still computes, so it stays in memory.",
             TRAINED: "Each trainable parameter takes 12 bytes more: its gradient and two moments.",
             ACTIVATIONS: f"To reach {self.lowest} the gradient goes through {self.n_crossed} of "
-            f"{self.n_blocks} blocks, frozen tensors in them too, and what it needs there is kept.",
+            f"{counted(self.n_blocks, 'block')}, frozen tensors in them too, and what it needs there is kept.",
             LOGITS: "The scores of the whole vocabulary do not depend on what is frozen.",
         }[self.cause]
 

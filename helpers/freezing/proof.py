@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from helpers.files import tensor_hash
+from helpers.files import counted, tensor_hash
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan, Ledger, LedgerRow, undo
 from helpers.freezing.selectors import PlanError
 from helpers.models import anatomy, computed_buffers, named_buffers, named_modules, named_parameters
@@ -89,9 +89,9 @@ class Proof:
         if self.problems:
             return _listed(f"Not proved, {len(self.problems)} found wrong:", self.problems)
         return _listed(
-            f"{self.n_frozen_tensors} frozen tensors ({self.n_frozen_parameters:,} parameters) and "
-            f"{self.n_buffers} buffers are bit-identical, without gradient or optimizer state; "
-            f"{self.n_moved} of {self.n_trainable_tensors} trainable tensors moved.",
+            f"{counted(self.n_frozen_tensors, 'frozen tensor')} ({counted(self.n_frozen_parameters, 'parameter')}) and "
+            f"{counted(self.n_buffers, 'buffer')} are bit-identical, without gradient or optimizer state; "
+            f"{self.n_moved} of {counted(self.n_trainable_tensors, 'trainable tensor')} moved.",
             self.notes,
         )
 
@@ -101,6 +101,9 @@ def snapshot(model: nn.Module, optimizer=None) -> Snapshot:
 
     Args:
         optimizer: one or several, to remember the learning rates as they are now.
+
+    Raises:
+        NoValuesError: the model is on the meta device.
     """
     parameters = dict(named_parameters(model))
     tensors = parameters | dict(named_buffers(model))

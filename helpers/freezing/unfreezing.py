@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.files import counted
 from helpers.freezing.plans import FreezePlan, require_plan
 from helpers.freezing.proof import require_optimizers
 from helpers.models import anatomy
@@ -37,9 +38,11 @@ class Change:
     kept: tuple[str, ...]  # as they were, moments bit for bit
 
     def __str__(self) -> str:
+        n_refrozen, n_kept = len(self.refrozen), len(self.kept)
         return (
-            f"{len(self.thawed)} tensors train from here on, {len(self.refrozen)} no longer do, "
-            f"{len(self.kept)} go on with their moments"
+            f"{counted(len(self.thawed), 'tensor', 'trains', 'train')} from here on, "
+            f"{n_refrozen} no longer {'does' if n_refrozen == 1 else 'do'}, "
+            f"{n_kept} {'goes on with its' if n_kept == 1 else 'go on with their'} moments"
         )
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.files import keep, read_kept
+from helpers.files import counted, keep, read_kept
 from helpers.lessons.calibrating import calibration
 from helpers.lessons.reading import finite, named
 from helpers.lessons.showing import card, in_html, tell
@@ -189,7 +189,9 @@ def call(function: Any, *arguments: Any, hints: Mapping[str, str] | None = None)
         return function(*arguments)
     except FAULTS as error:
         asked = (
-            "" if _takes(function, len(arguments)) else f". It is called with {len(arguments)} arguments here"
+            ""
+            if _takes(function, len(arguments))
+            else f". It is called with {counted(len(arguments), 'argument')} here"
         )
         said = f"{type(error).__name__}: {error}".rstrip(".")
         meant = "".join(f". {hint}" for words, hint in (hints or {}).items() if words in said)

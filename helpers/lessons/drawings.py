@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from helpers.files import counted
 from helpers.freezing import FreezePlan, Ledger
 from helpers.models import anatomy
 from helpers.plots import Svg
@@ -70,7 +71,7 @@ def house(drawing: Svg, y: float, parts: Mapping[str, Part], block: str, n_block
     for plus in (y + 64, y + 182, y + 274):
         drawing.circle(STREAM, plus, 11, "paper", ink, 2)
         drawing.path(f"M {STREAM - 5} {plus:g} H {STREAM + 5} M {STREAM} {plus - 5:g} V {plus + 5:g}", "ink")
-    drawing.text(96, y + 330, f"the same for {n_blocks} blocks", 15, "soft")
+    drawing.text(96, y + 330, f"the same for {counted(n_blocks, 'block')}", 15, "soft")
     parts[NORM].draw(drawing, 41, y + 352, 70, 28)
     drawing.arrow(STREAM, y + 380, STREAM, y + 396, ink, 3)
     Part("head: the same table", parts[TABLE].state).draw(drawing, 24, y + 396, 246, 40)
@@ -190,7 +191,7 @@ def city(drawing: Svg, y: float, model: nn.Module, ledger: Ledger, height: float
             else:
                 Part("", state).draw(drawing, 24 + block * step + 1, y, step - 2, depth)
         if name != NORM:
-            word = f"{'attention' if name == ATTENTION else 'MLP'}, {n_blocks} blocks"
+            word = f"{'attention' if name == ATTENTION else 'MLP'}, {counted(n_blocks, 'block')}"
             drawing.rect(150, y + depth / 2 - 14, 180, 26, "paper", radius=13, line=0)
             drawing.text(240, y + depth / 2 + 4, word, anchor="middle")
         y += depth + 3

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import curve_fit
 from scipy.special import stdtrit
 
+from helpers.files import counted
 from helpers.measuring.comparison import rising
 from helpers.measuring.decisions import FAILS, HOLDS, UNDECIDED
 from helpers.measuring.recorded import Evaluation, GradientNorms, RunRecord
@@ -130,7 +131,7 @@ def width(losses: Mapping[float, float], base_loss: float = math.inf, within: fl
     finished = [rate for rate in rates if math.isfinite(losses[rate])]
     if len(rates) < 3 or not finished:
         raise StabilityError(
-            f"A width needs three rates or more and a run that ended; found {len(rates)} rates, "
+            f"A width needs three rates or more and a run that ended; found {counted(len(rates), 'rate')}, "
             f"{len(finished)} ended. Try other rates."
         )
     best = min(finished, key=losses.get)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t: the distribution and its quantile
 
+from helpers.files import counted
 from helpers.measuring.comparison import ComparisonError
 from helpers.measuring.decisions import DEPENDS, LESS, MORE, OPEN, SAME
 
@@ -200,7 +201,7 @@ class Measured:
 
     def __str__(self) -> str:
         if np.isnan(self.error):
-            return f"{self.mean:+.3f} ({self.n_pairs} pairs: no interval over seeds)"
+            return f"{self.mean:+.3f} ({counted(self.n_pairs, 'pair')}: no interval over seeds)"
         return "{:+.3f} [{:+.3f}, {:+.3f}], {} pairs".format(self.mean, *self.interval(), self.n_pairs)
 
 
@@ -448,7 +449,7 @@ def _level(i: int, gain: float, a: Readings, b: Readings, rules: Rules) -> Level
 
 def _why_not(n_pairs: int, n_diverged: int, full: Sequence[Sequence[Path]]) -> str:
     if n_diverged:
-        return f"{n_diverged} run{'s' * (n_diverged != 1)} diverged"
+        return f"{counted(n_diverged, 'run')} diverged"
     if not n_pairs:
         return "no pairs of runs yet"
     if not full or any(p.ended == DIVERGED for paths in full for p in paths):

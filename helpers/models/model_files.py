@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
+from helpers.files import counted
 from helpers.models.names import plain_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -244,13 +245,13 @@ def require_files(source: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     ]
     if packed:
         raise ModelError(
-            f"'{source}' holds a quantised model: {counted(packed)}. Packed matrices cannot be trained or "
+            f"'{source}' holds a quantised model: {listed(packed)}. Packed matrices cannot be trained or "
             "counted here: give the model in float32, float16 or bfloat16."
         )
     factors = [name for name in stored if re.search(r"\.lora_[AB](\.|$)", name)]
     if factors:
         raise ModelError(
-            f"'{source}' was saved with LoRA inside: {counted(factors)}, which no plain model has a place "
+            f"'{source}' was saved with LoRA inside: {listed(factors)}, which no plain model has a place "
             "for. Load the base and put the adapter on it (lora.load_adapter), or merge and unload "
             "before you save."
         )
@@ -263,7 +264,7 @@ def _require_once(names: list[str], source: str | Path) -> None:
     twice = sorted(name for name, n in times.items() if n > 1)
     if twice:
         raise ModelError(
-            f"'{source}' holds {counted(twice)} more than once, in two files or with and without a wrapper's "
+            f"'{source}' holds {listed(twice)} more than once, in two files or with and without a wrapper's "
             "prefix: nothing says which one is meant. Save the model again with save_pretrained."
         )
 
@@ -285,7 +286,7 @@ def require_fit(shape: nn.Module, stored: dict, source: str | Path) -> None:
     ]
     if odd:
         raise ModelError(
-            f"The weights in '{source}' are not all in floating point: {counted(odd)}. Give the model in float32, "
+            f"The weights in '{source}' are not all in floating point: {listed(odd)}. Give the model in float32, "
             "float16 or bfloat16."
         )
     require_memory(shape, f"'{source}'")
@@ -333,7 +334,8 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in files if not (folder / name).exists()]
     if missing:
         raise ModelError(
-            f"'{folder}' is not whole: {len(missing)} of {len(files)} files of weights are missing "
+            f"'{folder}' is not whole: of its {counted(len(files), 'file')} of weights, {len(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing "
             f"({some(missing)}). Download the model again."
         )
     return [folder / name for name in files]
@@ -416,7 +418,7 @@ def require_loaded(model: nn.Module, report: dict, source: str | Path) -> None:
         for name, stored, wanted in report["mismatched_keys"]
     )
     found = [
-        f"{counted(names)} {what}"
+        f"{listed(names)} {what}"
         for names, what in (
             (missing, "missing"),
             (extra, "not part of this model"),
@@ -440,14 +442,14 @@ def require_finite(model: nn.Module, source: str | Path) -> None:
     odd = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if odd:
         raise ModelError(
-            f"The weights in '{source}' hold NaN or infinite numbers: {counted(odd)}. No training can "
+            f"The weights in '{source}' hold NaN or infinite numbers: {listed(odd)}. No training can "
             "start from them: get or save the model again."
         )
 
 
-def counted(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     """ "3 tensors (a, b and 1 more)"."""
-    return f"{len(names)} tensor{'s' * (len(names) != 1)} ({some(names)})"
+    return f"{counted(len(names), 'tensor')} ({some(names)})"
 
 
 def some(names: list[str], n: int = 3) -> str:

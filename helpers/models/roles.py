@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from helpers.files import counted
 from helpers.models.names import named_parameters
 
 ROLES = ("attention", "mlp", "norm", "token_embedding", "position_embedding", "head")
@@ -270,7 +271,7 @@ def _require_unpacked(tensors: list[tuple[list[str], nn.Parameter]]) -> None:
     if packed:
         more = f" and {len(packed) - 3} more" if len(packed) > 3 else ""
         raise AnatomyError(
-            f"{len(packed)} tensors are packed (quantised) and cannot be counted by what is stored: "
+            f"{counted(len(packed), 'tensor', 'is', 'are')} packed (quantised) and cannot be counted by what is stored: "
             f"{', '.join(packed[:3])}{more}. Load the model in float32, float16 or bfloat16."
         )
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
+from helpers.files import counted
 from helpers.freezing import PLANS
 from helpers.measuring import (
     DEPENDS,
@@ -52,6 +53,7 @@ from helpers.results.evidence import (
     text_name,
 )
 from helpers.results.verdicts import numbers, said, scoreboard
+from helpers.session import machine_in_words
 
 LABELS = {key: named.label for key, named in PLANS.items()}
 STYLES = {named.label: {"color": named.colour} for named in PLANS.values()}  # of a plan's lines in a figure
@@ -102,10 +104,15 @@ def origin_of(evidence: Evidence, runs: Sequence[RunRecord]) -> str:
     seeds = sorted({r.seed for r in runs})
     commits = sorted({(r.commit or "unknown")[:7] for r in runs})
     return (
-        f"{evidence.model} (weights `{runs[0].model_hash[:12]}`), {len(runs)} runs, {len(seeds)} seed"
-        f"{'s' * (len(seeds) != 1)} ({listed(seeds)}), on {', '.join(sorted({r.machine for r in runs}))}; "
+        f"{evidence.model} (weights `{runs[0].model_hash[:12]}`), {counted(len(runs), 'run')}, "
+        f"{counted(len(seeds), 'seed')} ({listed(seeds)}), on {machines(runs)}; "
         f"code at commit {', '.join(f'`{c}`' for c in commits)}."
     )
+
+
+def machines(runs: Sequence) -> str:
+    """On which kinds of machine runs were made."""
+    return ", ".join(sorted({machine_in_words(r.machine) for r in runs}))
 
 
 def listed(seeds: Sequence[int]) -> str:
@@ -274,7 +281,8 @@ def rates(evidence: Evidence) -> Answer | None:
         + f" ({evidence.model})"
     )
     seeds = evidence.rates.get("seeds") or [evidence.rates["seed"]]
-    origin = f"{evidence.model}, tuning runs with seed{'s' * (len(seeds) != 1)} {listed(seeds)}, used for nothing else."
+    word = "seed" if len(seeds) == 1 else "seeds"
+    origin = f"{evidence.model}, tuning runs with {word} {listed(seeds)}, used for nothing else."
     return Answer(
         sentence=f"At equal gain, {'; '.join(rates_in_words(evidence, t, panels[text_name(t)]) for t in AUTHORS)}.",
         title=title,
@@ -440,7 +448,7 @@ def style(evidence: Evidence) -> Answer | None:
     title = (
         f"Style contrast on {lead}: main plan {two_digits(of_plans[LABELS[MAIN]])}, full training "
         f"{two_digits(of_plans[LABELS[FULL]])} nats per token\n"
-        f"({evidence.model}, {len(plans[MAIN])} seeds; colours compare inside a column)"
+        f"({evidence.model}, {counted(len(plans[MAIN]), 'seed')}; colours compare inside a column)"
     )
     return of_runs(
         evidence,

@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from helpers.files import keep, read_kept, say
+from helpers.files import counted, keep, read_kept, say
 from helpers.measuring import (
     UNDECIDED,
     UNTESTED,
@@ -289,7 +289,7 @@ def about(verdict: Verdict) -> str:
 
 def seeds_of(verdict: Verdict) -> str:
     """For the end of a list: ", 3 seeds"; empty where nothing was trained."""
-    return f", {verdict.n_seeds} seed{'s' * (verdict.n_seeds != 1)}" if verdict.n_seeds else ""
+    return f", {counted(verdict.n_seeds, 'seed')}" if verdict.n_seeds else ""
 
 
 def sentence_case(text: str) -> str:

@@ -12,10 +12,12 @@ import numpy as np
 
 from helpers import plots, study
 from helpers.costs import MIB
+from helpers.files import counted
 from helpers.freezing import COURSE_PLANS
 from helpers.models import anatomy, build_on_meta, gpt_neo_125m_config
 from helpers.results.answers import Answer, markdown
 from helpers.results.claims import two_digits
+from helpers.session import machine_in_words
 
 COMPARED = {
     "time_ratio_main": "time of a step, main plan",
@@ -55,7 +57,8 @@ def engine(folder: Path) -> Answer | None:
         return None
     found = study.read(place)
     setting, n_pairs = found["setting"], found["n_pairs"]
-    rows, of_pairs = {}, f"{n_pairs} pair{'s' * (n_pairs != 1)} of processes"
+    machine = machine_in_words(setting["machine"])
+    rows, of_pairs = {}, f"{counted(n_pairs, 'pair')} of processes"
     for name, label in COMPARED.items():
         low, high = (np.nan if end is None else 100 * (end - 1) for end in found["intervals"][name])
         rows[label] = (100 * (found[name] - 1), low, high)
@@ -64,7 +67,7 @@ def engine(folder: Path) -> Answer | None:
         f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})"
     )
     return Answer(
-        sentence=f"On {setting['machine']} the course's engine reaches {found['share_of_limit_main']:.2f} of the rate of "
+        sentence=f"On {machine} the course's engine reaches {found['share_of_limit_main']:.2f} of the rate of "
         f"a plain matrix product under the main plan, and {found['share_of_limit_full']:.2f} in full training. That is "
         f"{found['time_ratio_main']:.2f} and {found['time_ratio_full']:.2f} of the time of Hugging Face's Trainer as it "
         f"comes, where an engine at that rate itself would take {found['least_time_ratio_main']:.2f} and "
@@ -75,7 +78,7 @@ def engine(folder: Path) -> Answer | None:
         alt="Change of time and memory against the Trainer in percent, with 95% intervals",
         draw=lambda: plots.intervals(rows, title, "change against the Trainer (%)"),
         origin=f"{setting['model']}, {setting['dtype']}, batch {setting['batch']} x {setting['length']} tokens, on "
-        f"{setting['machine']}, torch {setting['versions']['torch']}, transformers "
+        f"{machine}, torch {setting['versions']['torch']}, transformers "
         f"{setting['versions']['transformers']}; code at commit {commits(found)}.",
     )
 
@@ -116,15 +119,15 @@ def memory(folder: Path) -> Answer | None:
     )
     return Answer(
         sentence=f"At batch {batch} x {length} the main plan's peak lies {fall['measured']:.1%} below full training's, "
-        f"and the budget predicts {fall['predicted']:.1%}; over all {len(record['points'])} points "
+        f"and the budget predicts {fall['predicted']:.1%}; over all {counted(len(record['points']), 'point')} "
         f"prediction and measurement differ by at most {off:.0%}.",
         title=title,
         data=bars,
         table=shares_of_full(record, batch, length),
         alt=f"Peak memory of {len(bars)} plans by group, predicted above measured",
         draw=lambda: plots.predicted_and_measured(bars, title, f"MiB ({MIB:,} bytes) at the fullest moment"),
-        origin=f"{setting['model']}, {setting['dtype']}, a process of its own for each point, on {setting['machine']}; "
-        f"code at commit {commits(record)}.",
+        origin=f"{setting['model']}, {setting['dtype']}, a process of its own for each point, on "
+        f"{machine_in_words(setting['machine'])}; code at commit {commits(record)}.",
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import measuring
+from helpers.files import counted
 from helpers.measuring import (
     EQUAL_SHARE,
     SMALLEST_LOSS,
@@ -429,7 +430,7 @@ def first_rule(
 def broken_off(evidence: Evidence, *plans: str, texts: Sequence[str] = AUTHORS) -> list[str]:
     """The limit of a comparison without the runs that diverged; none where all were finished."""
     n = evidence.n_diverged(*plans, texts=texts)
-    return [f"{n} run{'s' * (n != 1)} diverged and could not be compared"] if n else []
+    return [f"{counted(n, 'run')} diverged and could not be compared"] if n else []
 
 
 def style_tests(evidence: Evidence) -> dict[str, Mapping]:

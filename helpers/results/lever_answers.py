@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from helpers import plots
+from helpers.files import counted
 from helpers.measuring import forgetting_at, frontier
 from helpers.results.answers import Answer, in_nats, markdown, of_runs
 from helpers.results.claims import two_digits
@@ -213,7 +214,7 @@ def sentences(evidence: Evidence) -> list[str]:
 
 
 def seeds(lever: Lever) -> str:
-    return f"{lever.n_seeds} seed{'s' * (lever.n_seeds != 1)}"
+    return counted(lever.n_seeds, "seed")
 
 
 def plan_in_words(evidence: Evidence, plan: str, other: str, text: str, gap: Gap) -> str:

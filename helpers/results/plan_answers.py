@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import plots
+from helpers.files import counted
 from helpers.measuring import LESS, MORE, Interval, RunRecord, curve, forgetting_at, frontier, n_levelled
 from helpers.results.answers import (
     LABELS,
@@ -147,7 +148,7 @@ def low_in_words(plan: str, found: tuple[float, Reading, Reading] | None) -> str
 
 
 def runs_in_words(reading: Reading) -> str:
-    return f"{reading.n_seeds} tuning run{'s' * (reading.n_seeds != 1)}, no interval"
+    return f"{counted(reading.n_seeds, 'tuning run')}, no interval"
 
 
 def table_rows(evidence: Evidence, compared: dict[str, Gap], low: dict, text: str) -> list[Sequence[object]]:
@@ -164,7 +165,7 @@ def table_rows(evidence: Evidence, compared: dict[str, Gap], low: dict, text: st
                 numbers(gap.interval),
                 two_digits(gap.smallest),
                 gap.word,
-                f"{gap.interval.n_pairs} pairs",
+                counted(gap.interval.n_pairs, "pair"),
             ]
         )
     for plan, found in low.items():
@@ -280,7 +281,8 @@ def lora(evidence: Evidence) -> Answer | None:
     )
     gains = ", ".join(f"{label} {two_digits(gain)}" for label, gain in table["best gain"].items())
     title = fill(
-        f"Best gains on {name}, nats per token: {gains} ({evidence.model}, {int(table['seeds'].iloc[0])} seeds)",
+        f"Best gains on {name}, nats per token: {gains} "
+        f"({evidence.model}, {counted(int(table['seeds'].iloc[0]), 'seed')})",
         width=58,
     )  # the picture has one panel
     rows = [
@@ -356,7 +358,7 @@ def forgetting_by_model(folder: Path = EVIDENCE) -> Answer | None:
     large = f"{n_large} of {len(rows)} differences {'is' if n_large == 1 else 'are'} clear and large enough to count"
     title = f"Forgetting, main plan minus full training:\n{says};\n{large}"
     return Answer(
-        sentence=f"Main plan minus full training, {len(found)} models: {says}; {large}. {'. '.join(words)}.",
+        sentence=f"Main plan minus full training, {counted(len(found), 'model')}: {says}; {large}. {'. '.join(words)}.",
         title=title,
         data=[rows, zones],
         alt=f"{len(rows)} differences in forgetting at equal gain with 95% intervals, a row for each model and text",
@@ -409,7 +411,7 @@ def convergence(evidence: Evidence) -> Answer | None:
     }
     best = np.median([r.best_step for r in every])
     title = (
-        f"Within {n_steps} steps: the dev loss is least after {best:.0f} steps (median of {len(every)} runs)\n"
+        f"Within {n_steps} steps: the dev loss is least after {best:.0f} steps (median of {counted(len(every), 'run')})\n"
         f"({evidence.model}, a constant rate, nothing stopped early)"
     )
     return of_runs(

@@ -15,6 +15,7 @@ from textwrap import fill
 import numpy as np
 
 from helpers import profiles
+from helpers.files import counted
 from helpers.measuring import overfitted_from
 from helpers.results.cards import WIDTH, claim_cards
 from helpers.results.claims import ClaimError, Entry
@@ -126,7 +127,7 @@ def show(profile: str | None = None, folder: Path = EVIDENCE) -> None:
         )
     for model in models:
         evidence = read_evidence(model, folder)
-        print(f"{model}, {len(evidence.runs)} runs")
+        print(f"{model}, {counted(len(evidence.runs), 'run')}")
         claim_cards([Entry((verdict,)) for verdict in scoreboard(evidence)]).show(with_notes=True)
         for title, lines in (
             ("Forgetting at equal gain", forgetting_lines(evidence)),

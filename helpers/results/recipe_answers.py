@@ -15,12 +15,12 @@ import numpy as np
 
 from helpers import plots
 from helpers.costs import MIB, Budget, LoraSize, ReplaySize, budget
-from helpers.files import read_json
+from helpers.files import counted, read_json
 from helpers.freezing import PLANS
 from helpers.measuring import DEPENDS, DIVERGED, LESS, MORE, OPEN, SAME
 from helpers.models import load_config
 from helpers.profiles import DATA, PROFILES, STUDIED
-from helpers.results.answers import Answer, listed, markdown
+from helpers.results.answers import Answer, listed, machines, markdown
 from helpers.results.claims import sentence_case, two_digits
 from helpers.results.evidence import EVIDENCE, Evidence, text_name
 from helpers.results.second_verdicts import (
@@ -94,9 +94,9 @@ def recipes_of(study: SecondStudy, kept: Mapping | None = None) -> Answer | None
     title = f"{sentence_case(said(read[0]))}\n({runs[0].model_name}, at equal gain)"
     seeds = sorted({r.seed for r in main})
     origin = (
-        f"{runs[0].model_name} (weights `{runs[0].conditions[0][:12]}`), {len(main)} main runs, {len(seeds)} seeds "
-        f"({listed(seeds)}), and {len(runs) - len(main)} tuning runs, on "
-        f"{', '.join(sorted({r.machine for r in runs}))}; code at commit "
+        f"{runs[0].model_name} (weights `{runs[0].conditions[0][:12]}`), {counted(len(main), 'main run')}, "
+        f"{counted(len(seeds), 'seed')} ({listed(seeds)}), and {counted(len(runs) - len(main), 'tuning run')}, on "
+        f"{machines(runs)}; code at commit "
         f"{', '.join(f'`{c[:7]}`' for c in sorted({r.commit for r in runs}))}."
     )
     return Answer(
@@ -280,7 +280,7 @@ def headline(study: SecondStudy) -> str:
     n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
     first, *others = (in_brief(study, test) for test in asked)
     clauses = [first, *with_replay(study), *map(sentence_case, others)]
-    return f"({n_seeds} seeds), " + " ".join(f"{clause}." for clause in clauses)
+    return f"({counted(n_seeds, 'seed')}), " + " ".join(f"{clause}." for clause in clauses)
 
 
 def with_replay(study: SecondStudy) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import measuring, study
+from helpers.files import counted
 from helpers.measuring import (
     FAILS,
     FEW,
@@ -483,7 +484,7 @@ def what_would_decide(findings: Sequence[Finding]) -> str:
     open_ones = [f for f in findings if f.verdict == UNDECIDED]
     needed = [f.pairs_needed for f in open_ones]
     if needed and None not in needed:
-        return f"about {max(needed)} seeds would decide"
+        return f"about {counted(max(needed), 'seed')} would decide"
     verdicts = {f.verdict for f in measuring.tested(findings)}
     if not open_ones and verdicts == {HOLDS}:
         return "each test alone holds, but not beside the others (Holm)"

@@ -21,11 +21,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from helpers.files import read_json, write_json
+from helpers.files import counted, write_json
 from helpers.models import load_model, load_tokenizer, weight_hash
 from helpers.profiles import DATA, build_dir
 from helpers.session import machine_class
 from helpers.study.protocol import read_protocol
+from helpers.study.records import read_record
 from helpers.study.second_study import PAGE, Job, Study, StudyError, jobs_of, open_study
 from helpers.training import load_delta
 
@@ -146,13 +147,13 @@ def record(sections: Sequence[str], folder: Path | None = None, place: Path = EV
     Raises:
         StudyError: the folder keeps no change, or lacks one that the evidence has a row of; nothing is written then.
     """
-    known = read_json(place) if place.exists() else {}
+    known = read_record(place) if place.exists() else {}
     for section in sections:
         study = open_study(section, read_protocol(PAGE), folder or build_dir() / "study2")
         _require_changes(study, known.get(study.model_name, {}).get("rows", []))
         known[study.model_name] = measured(study)
         write_json(place, known)
-        print(f"{study.model_name}: {len(known[study.model_name]['rows'])} rows in {place.name}")
+        print(f"{study.model_name}: {counted(len(known[study.model_name]['rows']), 'row')} in {place.name}")
 
 
 def kept(study: Study) -> list[Job]:

@@ -29,7 +29,7 @@ from helpers.study.recipes import (
     read,
     reported_gain,
 )
-from helpers.training import locks, say
+from helpers.training import locks
 
 WIDTH = 80  # letters in a line of a terminal
 REPORT_FILE, PICTURE = "report.json", "frontiers.svg"
@@ -41,7 +41,7 @@ WIDE = 0.5  # half-width of an interval, as a share of the number
 def carry_out(
     words: CompareWords, clock: Callable[[], float] = time.monotonic, began: float | None = None
 ) -> int:
-    """Compare, print the answer, and keep it in the folder. Exit code 0: done; 130: interrupted.
+    """Compare, print the answer, and keep it in the folder. Exit code 0: done.
 
     Args:
         began: the clock's time when the command began, before anything was imported; None: now.
@@ -59,9 +59,6 @@ def carry_out(
         write_json(out / REPORT_FILE, said)
         draw(found, out)
         shutil.rmtree(out / "work", ignore_errors=True)
-    except KeyboardInterrupt:
-        say("stopped: the same command goes on")
-        return 130
     finally:
         locks.give_back(out)
     print(on_screen(said, out))

@@ -30,6 +30,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from helpers.files import counted
 from helpers.study.jobs import WORK
 from helpers.study.measured_costs import BEST_ENGINES, against_best
 from helpers.study.processes import (
@@ -313,7 +314,8 @@ def record(
     found["pairs"] = [pair for pair in found["pairs"] if set(pair["engines"]) in known]
     if not show:
         print(
-            f"{n_pairs} pairs a plan: {len(missing)} groups are missing, about {minutes(missing):.0f} minutes "
+            f"{counted(n_pairs, 'pair')} a plan: {counted(len(missing), 'group', 'is', 'are')} missing, about "
+            f"{counted(round(minutes(missing)), 'minute')} "
             "on two idle cores",
             flush=True,
         )

@@ -34,11 +34,11 @@ import pandas as pd
 import torch
 
 from helpers.costs import MIB, Budget, budget, compare
-from helpers.files import read_json
+from helpers.files import counted, read_json
 from helpers.freezing import COURSE_PLANS
 from helpers.models import choose_device, choose_precision
 from helpers.profiles import ProfileError
-from helpers.session import code_commit, machine_class, versions
+from helpers.session import code_commit, machine_class, machine_in_words, versions
 from helpers.study.measured_costs import PLANS, memory_verdict, predicted_groups
 from helpers.study.memory import FROZEN
 from helpers.study.on_card import (
@@ -51,10 +51,11 @@ from helpers.study.on_card import (
     measure_training,
 )
 from helpers.study.packing import SECOND
-from helpers.study.processes import ROOT, config_of, stopped_by_ctrl_c
+from helpers.study.processes import ROOT, config_of
 from helpers.study.protocol import ProtocolError
 from helpers.study.records import write_record
 from helpers.study.second_study import StudyError
+from helpers.training import stopped_by_ctrl_c
 
 MINUTES = 9.0
 RECORD, STAND_IN = "card.json", "stand-in.json"  # the report; only the first can become evidence
@@ -170,7 +171,7 @@ def work_through(order: Order, process: str, seconds: float) -> None:
         )
         print(f"  {part.name}: {took:.1f} s", flush=True)
     if failed:
-        raise CardError(f"{len(failed)} parts failed, the others are there: {', '.join(failed)}")
+        raise CardError(f"{counted(len(failed), 'part')} failed, the others are there: {', '.join(failed)}")
     if process == CELLS:
         make_cells(order, results(order, "check")[0])
 
@@ -210,7 +211,8 @@ def measure(order: Order, minutes: float, device: str, run: Callable = start) ->
         if device == "cpu" and process == CELLS or process != CELLS and not missing(order, kinds):
             continue
         left = ends - time.monotonic()
-        print(f"{process}: {len(missing(order, kinds))} parts are missing, {left:.0f} s are left", flush=True)
+        n_parts = counted(len(missing(order, kinds)), "part", "is", "are")
+        print(f"{process}: {n_parts} missing, {left:.0f} s are left", flush=True)
         if left < SECONDS_TO_START or run(order, process, left, device) != 0:
             unfinished.append(process)
     return unfinished
@@ -297,7 +299,7 @@ def show(order: Order) -> None:
     write_record(order.folder / name, found)
     if name == STAND_IN:
         print("A stand-in: it shows that the script runs. No number below is a card's.")
-    print(f"{found['setting']['machine']}; {found['setting']['model']}")
+    print(f"{machine_in_words(found['setting']['machine'])}; {found['setting']['model']}")
     print(table(found).to_string())
     if "verdict" in found:
         print(
@@ -311,7 +313,7 @@ def show(order: Order) -> None:
     for c in found["check"]:
         print(f"SmolLM2, {c['run']}: {c}")
     print(
-        f"{found['n_runs']} runs of the second study; missing parts: {', '.join(found['missing']) or 'none'}"
+        f"{counted(found['n_runs'], 'run')} of the second study; missing parts: {', '.join(found['missing']) or 'none'}"
     )
     print(
         f"{order.folder / name} is written."
@@ -326,7 +328,9 @@ def plan_of_time(order: Order) -> str:
         todo = missing(order, kinds)
         planned = SECONDS_TO_START + sum(SECONDS[part.kind] for part in todo)
         more = ", then runs of the second study for the rest of the time" if process == CELLS else ""
-        lines.append(f"{process}: {len(todo)} parts are missing, planned {planned} s{more}")
+        lines.append(
+            f"{process}: {counted(len(todo), 'part', 'is', 'are')} missing, planned {planned} s{more}"
+        )
     return "\n".join(lines)
 
 

@@ -333,7 +333,7 @@ def require_time_left(journal: Journal, setup: Setup, left: float, prepared: flo
     """Raises CompareError where the time of a new comparison is over before a step was timed; both in seconds."""
     if journal.speed is None and left <= 0:
         raise CompareError(
-            f"{setup.words.minutes:g} minutes are too short: getting ready took {prepared:.0f} s so far, the report "
+            f"--minutes {setup.words.minutes:g} is too short: getting ready took {prepared:.0f} s so far, the report "
             f"takes {FOR_THE_REPORT[0]:.0f} s, and no step is timed yet. Give more --minutes; 20 are usual."
         )
 
@@ -344,7 +344,7 @@ def require_time(journal: Journal, setup: Setup, prepared: float) -> None:
         return
     needed = (prepared + 1.2 * seconds_needed(journal.speed) + FOR_THE_REPORT[0]) / 60
     raise CompareError(
-        f"{setup.words.minutes:g} minutes are too short: here a step of full training takes {journal.speed.step:.2g} s, "
+        f"--minutes {setup.words.minutes:g} is too short: here a step of full training takes {journal.speed.step:.2g} s, "
         f"a measurement {journal.speed.measuring:.2g} s, and getting ready took {prepared:.0f} s. Two recipes need "
         f"about {math.ceil(10 * needed) / 10:g} minutes (--minutes), and room on the disk for their checkpoints."
     )

@@ -235,7 +235,10 @@ def record(file: Path = FILE, dry_run: bool = False, show: bool = False, shape: 
     missing = [point for point in points() if point not in there]
     untimed = [n for n in FROZEN_BLOCKS if n not in [entry["n_frozen"] for entry in found["times"]]]
     if not show:
-        print(f"{len(untimed)} times and {len(missing)} points are missing", flush=True)
+        print(
+            f"{files.counted(len(untimed), 'time')} and {files.counted(len(missing), 'point')} are missing",
+            flush=True,
+        )
     if dry_run or show:
         missing, untimed = [], []
     for n_frozen in untimed:
@@ -270,11 +273,11 @@ def lines(found: dict) -> Iterator[str]:
     for (n_frozen, n_blocks), row in bottom_table(found).iterrows():
         yield (
             f"{n_frozen} of {n_blocks} blocks kept: {row.measured:.3f} of the same step's time, FLOPs say "
-            f"{row.predicted:.3f} ({row.n_pairs:.0f} pairs)"
+            f"{row.predicted:.3f} ({files.counted(int(row.n_pairs), 'pair')})"
         )
     if off := errors(found):
         worst = found["points"][off.index(max(off))]
         yield (
-            f"{len(off)} points: {median(off):.2%} off in the median, {max(off):.2%} at most "
+            f"{files.counted(len(off), 'point')}: {median(off):.2%} off in the median, {max(off):.2%} at most "
             f"({', '.join(f'{k} {v}' for k, v in settings_of(worst).items())})"
         )

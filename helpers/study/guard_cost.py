@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from helpers.files import read_json, write_json
+from helpers.files import counted, write_json
 from helpers.freezing import COURSE_PLANS
 from helpers.measuring import Interval, paired_interval, paired_log_ratios, seconds_of
 from helpers.models import load_model, next_token_loss, weight_hash
 from helpers.profiles import ROOT, TINY
-from helpers.session import machine_class
+from helpers.session import machine_class, machine_in_words
+from helpers.study.records import RecordError, read_record
 from helpers.training import FreezeGuard
 
 FILE = ROOT / "data" / "evidence" / "guard.json"
@@ -97,7 +98,8 @@ def sentence(record: dict) -> str:
     mean, low, high = (f"{round(end, 4) + 0.0:+.2%}" for end in (found.mean, found.low, found.high))
     return (
         f"A step under the guard takes {mean} [{low}, {high}] processor time "
-        f"({len(record['log_ratios'])} pairs of {record['every']} steps, {record['machine']}). "
+        f"({counted(len(record['log_ratios']), 'pair')} of {counted(record['every'], 'step')}, "
+        f"{machine_in_words(record['machine'])}). "
         f"The guard's own code takes {record['share_of_a_step']:.2%} of a step."
     )
 
@@ -111,7 +113,16 @@ def at_the_ends(record: dict) -> str:
 
 
 def record(n_pairs: int, file: Path = FILE) -> None:
-    """Measure on the shipped miniature, print and keep what was found."""
+    """Measure on the shipped miniature, print and keep what was found.
+
+    Raises:
+        RecordError: the file holds more pairs than were asked for.
+    """
+    if file.exists() and (n_there := len(read_record(file, {"log_ratios": list})["log_ratios"])) > n_pairs:
+        raise RecordError(
+            f"'{file}' holds {n_there} pairs, more than the {n_pairs} that would take their place. Give --pairs "
+            f"{n_there} or more, or move that file away."
+        )
     model = load_model(TINY.model, device="cpu")
     rng = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (TINY.batch, TINY.length), generator=rng)
@@ -122,6 +133,6 @@ def record(n_pairs: int, file: Path = FILE) -> None:
 
 def show(file: Path = FILE) -> None:
     """Print what was recorded."""
-    found = read_json(file)
+    found = read_record(file, {"log_ratios": list})
     print(sentence(found))
     print(at_the_ends(found))

@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 from torch import nn
 
-from helpers.files import read_json, write_json, write_text
+from helpers.files import counted, read_json, write_json, write_text
 from helpers.freezing import FreezePlan
 from helpers.measuring import sample_windows
 from helpers.models import load_model, load_tokenizer, weight_hash
 from helpers.profiles import DATA, ROOT, TINY, build_dir
-from helpers.session import machine_class
+from helpers.session import machine_class, machine_in_words
 from helpers.study.answering import ends
 from helpers.study.probing import N_REPLAYED, Bench, Made, probe
 from helpers.study.recipes import (
@@ -45,6 +45,7 @@ from helpers.study.recipes import (
     recipes_of,
     reported_gain,
 )
+from helpers.study.records import RecordError, read_record
 from helpers.texts import Corpus, load_corpus, tensor_of
 from helpers.training import TrainSettings, fit
 
@@ -170,15 +171,15 @@ def record(folder: Path | None = None, minutes: float | None = None) -> None:
 
     Args:
         minutes: begin no case after so many; None: all of them.
+
+    Raises:
+        RecordError: the folder holds a case that was made with other settings than those of now.
     """
-    folder, began, bases, known = folder or build_dir() / "hits", time.monotonic(), {}, packed()
+    folder, began, bases = folder or build_dir() / "hits", time.monotonic(), {}
+    known = packed() | made_in(folder)
     for case in CASES:
         place = folder / f"{case.name}.json"
-        if (
-            case.name in known
-            or place.exists()
-            or (minutes is not None and time.monotonic() - began > 60 * minutes)
-        ):
+        if case.name in known or (minutes is not None and time.monotonic() - began > 60 * minutes):
             continue
         own = folder / case.name
         own.mkdir(parents=True, exist_ok=True)
@@ -231,17 +232,44 @@ def count(records: Sequence[dict], is_so: Callable[[dict], bool]) -> tuple[int, 
     return sum(bool(is_so(r)) for r in records), len(records)
 
 
+def recorded() -> dict[str, dict]:
+    """All cases of the evidence."""
+    return read_record(EVIDENCE) if EVIDENCE.exists() else {}
+
+
 def packed() -> dict[str, dict]:
     """The cases of the evidence that were made as they would be now."""
-    found = read_json(EVIDENCE) if EVIDENCE.exists() else {}
-    return {name: record for name, record in found.items() if record["made_with"] == made_with()}
+    return {name: record for name, record in recorded().items() if is_fresh(record)}
+
+
+def made_in(folder: Path) -> dict[str, dict]:
+    """The cases in a folder.
+
+    Raises:
+        RecordError: one is damaged, or was made with other settings than those of now.
+    """
+    found = {c.name: read_record(p) for c in CASES if (p := folder / f"{c.name}.json").exists()}
+    if stale := [name for name, record in found.items() if not is_fresh(record)]:
+        raise RecordError(
+            f"'{folder / stale[0]}.json' was made with other settings than those of now ({len(stale)} of "
+            f"{counted(len(found), 'case')} there). Move '{folder}' away, or give another --folder."
+        )
+    return found
+
+
+def is_fresh(record: Mapping) -> bool:
+    return record.get("made_with") == made_with()
 
 
 def pack(folder: Path | None = None) -> None:
-    """Put the cases that are made into the evidence, beside those that it has, and write the page of them all."""
-    folder = folder or build_dir() / "hits"
-    found = packed() | {c.name: read_json(p) for c in CASES if (p := folder / f"{c.name}.json").exists()}
-    write_json(EVIDENCE, {c.name: found[c.name] for c in CASES if c.name in found})
+    """Put the cases of a folder into the evidence, and write the page of those that were made as they would be now.
+
+    A case of the evidence goes only where the same case takes its place.
+    """
+    found = recorded() | made_in(folder or build_dir() / "hits")
+    names = [case.name for case in CASES]
+    ordered = sorted(found, key=lambda name: names.index(name) if name in names else len(names))
+    write_json(EVIDENCE, {name: found[name] for name in ordered})
     write_text(PAGE, page(list(packed().values())))
 
 
@@ -258,7 +286,7 @@ def page(records: Sequence[dict]) -> str:
     )
     n_chosen = sum(bool(r["chosen"]) for r in records)
     rounds = ", then ".join(f"{n} to step {step}" for n, step in zip(ROUNDS, STEPS, strict=True))
-    machines = "; ".join(sorted({r["machine"] for r in records}))
+    machines = "; ".join(sorted({machine_in_words(r["machine"]) for r in records}))
     return f"""# How far to trust `course compare`
 
 `course compare --text BOOK.txt --minutes 20` probes a model and a text with a few recipes and names the one that forgets

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from helpers.costs import MIB, Budget
+from helpers.files import counted
 from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, decide, paired_interval
 from helpers.profiles import ROOT
+from helpers.session import machine_in_words
 from helpers.study.records import REMEDY, RecordError, is_recorded, read_record
 
 BENCHMARK, MEMORY = (
@@ -284,5 +286,6 @@ def time_verdict(log_ratios: Sequence[float], machine: str) -> dict:
         "low": low,
         "high": high,
         "unit": "of full training's time a step",
-        "note": f"{len(log_ratios)} pairs of processes, GPT-Neo 125M with random weights, on {machine}",
+        "note": f"{counted(len(log_ratios), 'pair')} of processes, GPT-Neo 125M with random weights, on "
+        f"{machine_in_words(machine)}",
     }

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from helpers.files import counted
 from helpers.study.jobs import WORK
 from helpers.study.processes import (
     EXACT,
@@ -273,8 +274,15 @@ def collect(file: Path = FILE, shape: str = "125m", dry_run: bool = False, only_
         name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}
     ]
     if dry_run or not only_show:
-        told = f", about {minutes(missing, untimed):.0f} minutes on two idle cores" if shape == "125m" else ""
-        print(f"{len(missing)} points and {len(untimed)} step times are missing{told}", flush=True)
+        told = (
+            f", about {counted(round(minutes(missing, untimed)), 'minute')} on two idle cores"
+            if shape == "125m"
+            else ""
+        )
+        print(
+            f"{counted(len(missing), 'point')} and {counted(len(untimed), 'step time')} are missing{told}",
+            flush=True,
+        )
     for plan, batch, length in [] if dry_run or only_show else missing:
         found = start("point", shape, plan, str(batch), str(length))
         record["points"].append(

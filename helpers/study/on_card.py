@@ -209,7 +209,8 @@ def measure_check(order: Order) -> dict:
     study = order.study
     cpu = replace(study, folder=build_dir() / SECOND)
     every = [*primary_jobs(study), *second_study.jobs_of(study)]
-    job = next((j for j in every if recorded(cpu, j) is not None), None)
+    pairs = ((j, recorded(cpu, j)) for j in every)
+    job, of_cpu = next((pair for pair in pairs if pair[1] is not None), (None, None))
     if job is None:
         raise CardError(
             f"The second study has no run of '{study.model_name}' on a CPU yet, so there is nothing to check a "
@@ -219,7 +220,7 @@ def measure_check(order: Order) -> dict:
     second_study.prepare(study)
     path = study.record_path(job)
     path = path if path.exists() else second_study.do(study, job)[0]
-    off = differences(recorded(cpu, job), read_run(path, SecondRunRecord))
+    off = differences(of_cpu, read_run(path, SecondRunRecord))
     return {"run": job.place.as_posix(), **off, "agrees": max(off.values()) <= AGREES}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from helpers.files import counted
 from helpers.profiles import Profile
 from helpers.study.jobs import EVIDENCE
 from helpers.study.records import RecordError, read_record, write_record
@@ -28,13 +29,14 @@ def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
 
     Args:
         folder: holds runs/, tuning/, long/ with MODEL/PLAN/TEXT/NAME.json, rates*.json and the small files.
-        replaces: whether records that the evidence has and the folder has not may go.
+        replaces: whether what the evidence has and the folder has not may go.
 
     Returns:
         The files written.
 
     Raises:
-        RecordError: a file that is damaged, of another form, or missing beside the evidence. Nothing is written.
+        RecordError: a file that is damaged, of another form, missing beside the evidence, or holds less than the
+            evidence's own. Nothing is written.
     """
     folder, evidence = Path(folder), Path(evidence)
     found: dict[str, dict[str, dict]] = {}
@@ -44,12 +46,8 @@ def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
         found.setdefault(name, {})[file] = record
     for name, records in found.items():
         place = evidence / f"{name}.parquet"
-        lost = sorted(set(read_table(place)) - set(records)) if place.exists() and not replaces else []
-        if lost:
-            raise RecordError(
-                f"'{place}' holds {len(lost)} records that are not in '{folder}', such as {lost[0]}. "
-                "Unpack first (--unpack), or give --replace to drop them."
-            )
+        if place.exists() and not replaces:
+            require_no_less(place, read_table(place), records, folder)
     made = {evidence / f"{name}.parquet": table_of(name, records) for name, records in sorted(found.items())}
     evidence.mkdir(parents=True, exist_ok=True)
     for place, table in made.items():
@@ -58,6 +56,25 @@ def pack(folder: Path, evidence: Path, replaces: bool = False) -> list[Path]:
     for path in folder.glob(f"retention/*/{WINDOWS}"):
         copy(path, evidence / path.parent.relative_to(folder) / kept_windows(study))
     return list(made)
+
+
+def require_no_less(place: Path, there: dict[str, dict], records: dict[str, dict], folder: Path) -> None:
+    """Raise RecordError where a Parquet file has a record that a folder lacks, or one with a longer list."""
+    if lost := sorted(there.keys() - records.keys()):
+        raise RecordError(
+            f"'{place}' holds {counted(len(lost), 'record', 'that is', 'that are')} not in '{folder}', such as {lost[0]}. "
+            "Unpack first (--unpack), or give --replace to drop them."
+        )
+    for file, record in there.items():
+        for name, value in record.items():
+            n_there, n_here = (
+                len(v) if isinstance(v, list | dict) else 0 for v in (value, records[file].get(name))
+            )
+            if n_here < n_there:
+                raise RecordError(
+                    f"'{folder / file}' has {n_here} entries under {name}, and the record in '{place}' {n_there}. "
+                    "Measure the rest, or give --replace to drop them."
+                )
 
 
 def unpack(evidence: Path, folder: Path, study: str = "") -> list[str]:
@@ -126,7 +143,7 @@ def carry_out(folder: Path, unpacking: bool, replaces: bool, evidence: Path = EV
     """Pack or unpack, and say what was written; what the command does."""
     if unpacking:
         study = SECOND if folder.name == SECOND else ""
-        print(f"{len(unpack(evidence, folder, study))} records written under '{folder}'")
+        print(f"{counted(len(unpack(evidence, folder, study)), 'record')} written under '{folder}'")
         return
     written = pack(folder, evidence, replaces)
     if not written:

@@ -99,15 +99,6 @@ def continued(path: Path, setting: dict, **empty) -> dict:
 
 
 @contextmanager
-def stopped_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C is no error: it says what to do. It can come at any moment, so all of the work stands inside."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise SystemExit("Stopped. What is recorded stays; the same command goes on with the rest.") from None
-
-
-@contextmanager
 def cancelled_by_ctrl_c(pool: concurrent.futures.Executor) -> Iterator[None]:
     """Ctrl-C takes back the runs that have not begun, instead of waiting for them all."""
     try:

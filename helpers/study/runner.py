@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from helpers import profiles
-from helpers.files import bytes_hash
+from helpers.files import bytes_hash, counted
 from helpers.measuring import RunRecord, RunSettings
 from helpers.study.jobs import (
     AUTHORS,
@@ -48,7 +48,7 @@ from helpers.study.jobs import (
     tuning_jobs,
 )
 from helpers.study.packing import drop, pack, unpack
-from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
+from helpers.study.processes import cancelled_by_ctrl_c, executor
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import (
     choose,
@@ -60,6 +60,7 @@ from helpers.study.rates import (
     tried_rates,
 )
 from helpers.study.records import RecordError, read_run
+from helpers.training import stopped_by_ctrl_c
 
 # --- one run, in a process of its own ----------------------------------------------
 
@@ -320,7 +321,7 @@ def require_committed(page: Path) -> None:
 def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
     """Run what is missing, in order. A run that fails is named at the end; the others go on."""
     missing = [j for j in jobs if not j.path.exists()]
-    print(f"{len(jobs)} runs, {len(jobs) - len(missing)} there already", flush=True)
+    print(f"{counted(len(jobs), 'run')}, {len(jobs) - len(missing)} there already", flush=True)
     if not missing:
         return
     began, failed = time.perf_counter(), []
@@ -339,7 +340,9 @@ def run_all(study: Study, jobs: list[Job], n_processes: int) -> None:
                 flush=True,
             )
     if failed:
-        raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
+        raise SystemExit(
+            f"{counted(len(failed), 'run')} failed; the others are recorded. The first: {failed[0]}"
+        )
 
 
 def tune(study: Study, plans: list[str], texts: list[str], seeds: list[int], n_processes: int) -> None:
@@ -414,7 +417,7 @@ def print_plan(study: Study, stages: Iterable[str], n_processes: int) -> float:
     """Each stage's runs and hours; returns the hours that are left."""
     measured, chosen, total = measured_seconds(study), chosen_rates(study), 0.0
     basis = "measured on the recorded runs" if measured else "before any run: the protocol's estimate"
-    print(f"{study.model_name}: seconds a run are {basis}; {n_processes} processes")
+    print(f"{study.model_name}: seconds a run are {basis}; {counted(n_processes, 'process')}")
     for stage in stages:
         if stage == "books" and study.books is None:
             print("books    no runs: give --books FOLDER")

@@ -19,11 +19,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from helpers.files import counted
 from helpers.measuring import SecondRunRecord
-from helpers.study.processes import cancelled_by_ctrl_c, executor, stopped_by_ctrl_c
+from helpers.study.processes import cancelled_by_ctrl_c, executor
 from helpers.study.protocol import ProtocolError, read_protocol
 from helpers.study.records import read_run
 from helpers.study.runner import require_committed
+from helpers.training import stopped_by_ctrl_c
 
 NICENESS = 10
 
@@ -117,7 +119,9 @@ def run_all(queue: list[tuple], n_workers: int) -> None:
                 flush=True,
             )
     if failed:
-        raise SystemExit(f"{len(failed)} runs failed; the others are recorded. The first: {failed[0]}")
+        raise SystemExit(
+            f"{counted(len(failed), 'run')} failed; the others are recorded. The first: {failed[0]}"
+        )
 
 
 # --- the estimate ------------------------------------------------------------------
@@ -169,7 +173,7 @@ def print_plan(queue: list[tuple], n_workers: int) -> float:
         for text in missing_texts(study):
             print(f"{study.model_name}: no runs on '{text}': its file is not there yet")
     print(
-        f"In all {sum(runs.values())} runs, {sum(to_do.values())} to do, {sum(hours.values()):.1f} hours with "
-        f"{n_workers} workers"
+        f"In all {counted(sum(runs.values()), 'run')}, {sum(to_do.values())} to do, {sum(hours.values()):.1f} hours with "
+        f"{counted(n_workers, 'worker')}"
     )
     return sum(hours.values())

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from helpers import freezing, profiles
-from helpers.files import bytes_hash, file_hash, write_tensors
+from helpers.files import bytes_hash, counted, file_hash, write_tensors
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError, select
 from helpers.measuring import Retention, RunSettings, SecondRunRecord, held_out_loss, sample_windows
 from helpers.models import anatomy, load_model, load_tokenizer, weight_hash
@@ -282,7 +282,7 @@ def require_apart(halves: dict[str, torch.Tensor], replay: torch.Tensor) -> None
         same = (replay[:, None, :length] == windows[None, :, :length]).all(-1)  # (replay windows, windows)
         if same.any():
             raise StudyError(
-                f"{int(same.any(1).sum())} replay windows stand in half {half} as well. Choose another "
+                f"{counted(int(same.any(1).sum()), 'replay window', 'stands', 'stand')} in half {half} as well. Choose another "
                 "replay_seed in the protocol."
             )
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from helpers.files import as_path
+from helpers.files import as_path, counted
 from helpers.profiles import Gutenberg
 from helpers.texts.downloads import TextError, licence_problem, strip_licence, text_path
 
@@ -233,7 +233,7 @@ def split_text(text: str, n_dev: int = 1) -> Split:
 def _why_not_by_chapter(text: str, found: list[Chapter], n_dev: int) -> str | None:
     needed = MIN_CHAPTERS - 1 + n_dev
     if len(found) < needed:
-        return f"{len(found)} chapter headings found, {needed} needed"
+        return f"{counted(len(found), 'chapter heading')} found, {needed} needed"
     typical = statistics.median(len(c.text) for c in found)
     last = found[-2 - n_dev :]
     odd = [c for c in last if not typical / UNEVEN <= len(c.text) <= typical * UNEVEN]
@@ -475,7 +475,7 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     n_windows = len(ids) // room
     if n_windows == 0:
         raise TextError(
-            f"{what} is too short for one window: found {len(ids)} tokens, need {room}. "
+            f"{what} is too short for one window: found {counted(len(ids), 'token')}, need {room}. "
             "Give a longer text, or a smaller length."
         )
     tail = tokenizer.decode(ids[n_windows * room :])

@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from helpers.files import as_path
+from helpers.files import as_path, counted
 from helpers.profiles import Gutenberg, downloads_dir
 
 # --- Bring a downloaded book into the form of the course's own texts: no licence, plain typography ---
@@ -177,7 +177,7 @@ def _download(url: str, final: Path, tries: int, wait: float) -> Path:
         except _Temporary as error:
             if attempt == tries:
                 raise DownloadError(
-                    f"Could not download {url}: {error}. Tried {tries} times. Check the connection "
+                    f"Could not download {url}: {error}. Tried {counted(tries, 'time')}. Check the connection "
                     f"and run again: it goes on where it stopped. {OFFLINE}"
                 ) from error
         time.sleep(wait * 2 ** (attempt - 1))

@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = face(
         "processes": ["from_all", "is_main", "join", "launch", "n_processes", "own_share"],
         "replay": ["Replay"],
         "rewinding": ["choose_share", "rewound"],
-        "interrupts": ["ctrl_c_at_once"],
+        "interrupts": ["Stopped", "ctrl_c_at_once", "stopped_by_ctrl_c"],
         "sharding": ["held_by_each", "shard", "whole"],
         "runs": ["TrainSettings", "TrainingError", "batch_rows"],
     },

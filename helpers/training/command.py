@@ -18,7 +18,7 @@ import typer
 from typer.main import get_command
 
 from helpers import profiles
-from helpers.training.interrupts import ctrl_c_at_once
+from helpers.training.interrupts import Stopped, ctrl_c_at_once
 
 USAGE_ERROR = typer.BadParameter.mro()[1]  # click's UsageError, or that of typer's own copy of click
 OWN = ("helpers", "publishing")
@@ -261,9 +261,10 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         return error.exit_code
     except USAGE_ERROR as error:
         return refused(error, name)
+    except Stopped as error:
+        return interrupted(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        say("stopped: the same command starts again")
-        return 130
+        return interrupted("stopped: the same command starts again")
     except BrokenPipeError:  # as in `… | head`: nobody reads on
         sys.stdout = nowhere()  # Python flushes it at its end
         say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
@@ -286,12 +287,28 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
                 f"error: There is not enough memory: {one_line(error)}. Close other programs, or take a smaller "
                 "model, batch or length."
             )
+        elif settings := profiles.settings_behind(error):
+            say(
+                f"error: A library cannot use what the environment sets, {' and '.join(settings)}: {one_line(error)}. "
+                "Unset it, or give it another value."
+            )
         else:
             say(
                 f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
                 f"{kept_traceback()}"
             )
         return 2
+
+
+def interrupted(line: str) -> int:
+    """Say where the work stands, and return exit code 130.
+
+    Where Ctrl-C struck in code that was made as text, such as the methods of a dataclass, Python keeps in mind to end
+    by the signal, whatever the program returns; the next such text makes it forget that.
+    """
+    say(line)
+    exec("")
+    return 130
 
 
 def refused(error: Exception, name: str) -> int:

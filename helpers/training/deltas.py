@@ -327,6 +327,7 @@ def load_delta(
         RewindError: a share that cannot be.
         DeltaError: a damaged file, another base or another tokenizer. The message names the
             difference, and the base is untouched.
+        NoValuesError: the base is on the meta device.
     """
     place = place_of(path)
     return lay_over(read_delta(place), place, base_model, tokenizer=tokenizer, in_place=in_place, share=share)
@@ -342,11 +343,6 @@ def lay_over(
     share: float | dict[str, float] = 1.0,
 ) -> nn.Module:
     """Put a verified delta on its base, as `load_delta` does; ``place`` is where it stood, for the messages."""
-    if any(p.is_meta for _, p in named_parameters(base_model)):
-        raise DeltaError(
-            f"The base for the delta '{place}' has shapes and no weights: its tensors are on the meta device. Load it with "
-            "its weights."
-        )
     unlike = differences(delta.base, base_record(base_model))
     if unlike:
         raise DeltaError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from helpers.files import read_json, write_json
+from helpers.files import counted, read_json, write_json
 from helpers.profiles import ProfileError, usable_path
 from helpers.training import locks
 from helpers.training.checkpoints import CheckpointError, newest_record
@@ -75,7 +75,7 @@ def refuse_other(out: Path, mine: dict) -> None:
     if newest and newest["step"] > mine["n_steps"]:
         raise TrainingError(
             f"The folder '{out}' holds step {newest['step']} of this run already, more than the "
-            f"{mine['n_steps']} asked for. Ask for {newest['step']} steps or more, or choose a new "
+            f"{mine['n_steps']} asked for. Ask for {counted(newest['step'], 'step')} or more, or choose a new "
             "folder."
         )
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
+from helpers.files import require_values
 from helpers.freezing import FreezePlan, FreezingError, Proof, Watch, freezing_proof, require_plan
 from helpers.measuring import Retention
 from helpers.models import named_parameters, unwrapped
@@ -56,6 +57,7 @@ class FreezeGuard(TrainerCallback):
     Raises:
         PlanError, AnatomyError: the plan does not fit the model, which is then unchanged.
         DeltaError: in the delta's place stands another file.
+        NoValuesError: the model is on the meta device.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class FreezeGuard(TrainerCallback):
         self.delta = delta
         self.tokenizer = tokenizer
         self.roles = roles
+        for _, parameter in named_parameters(model):
+            require_values(parameter)  # before the plan changes a flag
         self.ledger = plan.apply(model, roles)
         self.base = None if delta is None else base_record(model)
         self.proof: Proof | None = None

@@ -1,4 +1,4 @@
-"""Ctrl-C while torch is being read, which takes seconds: the end, and one line."""
+"""Ctrl-C: one line that says where the work stands, and exit code 130 (`helpers.training.command.answer`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+class Stopped(SystemExit):
+    """Work that was interrupted. The message is the line to say: where it stands, and what to do."""
+
+
+@contextmanager
+def stopped_by_ctrl_c() -> Iterator[None]:
+    """Say that the same command goes on. Ctrl-C can come at any moment, so all of the work stands inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("Stopped. What is recorded stays; the same command goes on with the rest.") from None
 
 
 def stop_at_once(number, frame) -> None:

@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers.costs import BottomSize
+from helpers.files import counted
 from helpers.freezing import (
     LIMIT,
     BottomError,
@@ -169,7 +170,7 @@ def fit(
             _require_room_for_less(micro, error)
             micro = micro // 2
             print(
-                f"GPU memory ran out: going on with {micro} windows at a time instead of {2 * micro}. "
+                f"GPU memory ran out: going on with {counted(micro, 'window')} at a time instead of {2 * micro}. "
                 "The result is the same.",
                 file=sys.stderr,
             )
@@ -216,7 +217,7 @@ def _require_room_for_less(micro: int, error: Exception) -> None:
     """
     if n_processes() > 1:
         raise ProcessError(
-            f"A GPU is full with {micro} windows at a time. Start again with a smaller "
+            f"A GPU is full with {counted(micro, 'window')} at a time. Start again with a smaller "
             "micro_batch; the result is the same."
         ) from error
     if micro == 1:

@@ -28,6 +28,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
+from helpers.files import counted
 from helpers.profiles import ROOT, drop_library_settings, launcher_settings, wanted_elsewhere
 from helpers.training import checkpoints
 
@@ -97,7 +98,7 @@ def launch(n_processes: int, *script: str, seconds: float = 300) -> str:
             0
         ]  # the launcher's log follows
         raise ProcessError(
-            f"{' '.join(script)} failed in {n_processes} processes:\n{(own or errors)[-2000:]}"
+            f"{' '.join(script)} failed in {counted(n_processes, 'process')}:\n{(own or errors)[-2000:]}"
         )
     return printed
 
@@ -242,7 +243,7 @@ def own_share(rows: np.ndarray, accelerator: Accelerator) -> np.ndarray:
     """
     if len(rows) < accelerator.num_processes:
         raise ProcessError(
-            f"A batch of {len(rows)} windows cannot be shared by {accelerator.num_processes} "
+            f"A batch of {counted(len(rows), 'window')} cannot be shared by {accelerator.num_processes} "
             f"processes. Use a batch of {accelerator.num_processes} or more, or fewer processes."
         )
     return np.array_split(rows, accelerator.num_processes)[accelerator.process_index]
@@ -301,7 +302,7 @@ def require_processes(wanted: int | None) -> None:
     found = n_processes()
     if wanted is not None and wanted != found:
         raise ProcessError(
-            f"Asked for are {wanted} processes, taking part {found}. `accelerate launch --cpu` starts "
+            f"Asked for: {counted(wanted, 'process')}; taking part: {found}. `accelerate launch --cpu` starts "
             "one process, whatever --num_processes says: use `accelerate launch --multi_gpu "
             f"--num_processes {wanted}`, also without a GPU, or torchrun."
         )

@@ -10,6 +10,7 @@ import torch
 from helpers.costs import MIB
 from helpers.measuring import Estimate, perplexity
 from helpers.models import choose_device
+from helpers.session import machine_in_words
 from helpers.training.deltas import FILE_NAME
 from helpers.training.loop import FitResult
 
@@ -37,7 +38,7 @@ def print_report(
     print(f"memory measured       {measured_memory(report, result)}")
     print(
         f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
-        f"({report['machine']})"
+        f"({machine_in_words(report['machine'])})"
     )
     if result.bottom_size:
         print(f"frozen bottom         {report['frozen_bottom']}")

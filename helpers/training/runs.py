@@ -238,7 +238,7 @@ class Run:
         if saved.step > self.settings.n_steps:
             raise TrainingError(
                 f"The folder '{self.folder}' holds step {saved.step} of this run already, more than "
-                f"the {self.settings.n_steps} asked for. Ask for {saved.step} steps or more, or choose "
+                f"the {self.settings.n_steps} asked for. Ask for {files.counted(saved.step, 'step')} or more, or choose "
                 "a new folder."
             )
         return saved

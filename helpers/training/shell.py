@@ -43,6 +43,7 @@ import torch
 
 from helpers import profiles
 from helpers.costs import Budget, BudgetError, budget_or_reason
+from helpers.files import counted
 from helpers.freezing import LIMIT, BottomError, FreezePlan, PlanError, key_of
 from helpers.measuring import (
     CATASTROPHIC,
@@ -73,7 +74,7 @@ from helpers.texts import Corpus, TextError, load_corpus, tensor_of
 from helpers.training import locks
 from helpers.training.afterwards import apply, asked_share, judgement, measured_rewind
 from helpers.training.checkpoints import CheckpointError
-from helpers.training.command import TrainWords, alone, answer, say
+from helpers.training.command import TrainWords, alone, answer
 from helpers.training.deltas import BaseRecord, DeltaError, base_record, save_delta
 from helpers.training.folders import (
     CHECKPOINTS,
@@ -83,6 +84,7 @@ from helpers.training.folders import (
     where_it_stopped,
     write_report,
 )
+from helpers.training.interrupts import Stopped
 from helpers.training.loop import FitResult, fit, kept_bottom
 from helpers.training.processes import (
     ProcessError,
@@ -185,7 +187,7 @@ def prepare(args: TrainWords) -> Setup:
     )
     if settings.batch < n_processes():
         raise TrainingError(
-            f"A batch of {settings.batch} windows cannot be shared by {n_processes()} processes. "
+            f"A batch of {counted(settings.batch, 'window')} cannot be shared by {n_processes()} processes. "
             "Use a larger --batch, or fewer processes."
         )
     out = check_out(Path(args.out))
@@ -253,7 +255,7 @@ def require_batch(batch: int, corpus: Corpus) -> None:
     n_windows = len(corpus.train)
     if batch > n_windows:
         raise TextError(
-            f"'{corpus.path}' has {n_windows} windows to train on, fewer than a batch of {batch}. "
+            f"'{corpus.path}' has {counted(n_windows, 'window')} to train on, fewer than a batch of {batch}. "
             f"Use --batch {n_windows} or fewer, a smaller --length, or a longer text."
         )
 
@@ -268,8 +270,8 @@ def require_prompt(prompt: str | None, tokenizer, config) -> None:
         )
     if limit and n_tokens + SAMPLE > limit:
         raise TextError(
-            f"The prompt has {n_tokens} tokens, and the sample needs {SAMPLE} more; the model has "
-            f"{limit} positions. Give a prompt of {max(limit - SAMPLE, 0)} tokens or fewer."
+            f"The prompt has {counted(n_tokens, 'token')}, and the sample needs {SAMPLE} more; the model has "
+            f"{limit} positions. Give a prompt of {counted(max(limit - SAMPLE, 0), 'token')} or fewer."
         )
 
 
@@ -290,8 +292,8 @@ def require_intervals(corpus: Corpus, length: int) -> None:
         n_windows = len(getattr(corpus, part))
         if n_windows < 2:
             raise TextError(
-                f"The {part} part of '{corpus.path}' is too short for an interval: it has {n_windows} "
-                f"window of {length} tokens, 2 are needed. Give a longer text, or a smaller --length."
+                f"The {part} part of '{corpus.path}' is too short for an interval: it has "
+                f"{counted(n_windows, 'window')} of {length} tokens, 2 are needed. Give a longer text, or a smaller --length."
             )
 
 
@@ -429,10 +431,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def carry_out(args: TrainWords) -> int:
-    """Exit code 0: done; 1: the proof failed; 130: interrupted; 2, in a process beside the main one: bad input.
+    """Exit code 0: done; 1: the proof failed; beside the main process, 2: bad input, 130: interrupted.
 
     Raises:
-        The errors of `BAD_INPUT`, in the main process; a ProcessError in each.
+        The errors of `BAD_INPUT`, or Stopped, in the main process; a ProcessError in each.
     """
     try:
         report = report_of(args)
@@ -441,9 +443,10 @@ def carry_out(args: TrainWords) -> int:
             raise
         return 2  # the main process says it for all
     except KeyboardInterrupt:
-        if is_main():
-            say(where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS)))
-        return 130
+        if not is_main():
+            return 130  # the main process says it for all
+        where = where_it_stopped(Path(args.out), Run.where.get(Path(args.out) / CHECKPOINTS))
+        raise Stopped(where) from None
     if is_main():
         print(f"\nresult: {Path(args.out) / 'report.json'}\n{delta_line(report, Path(args.out))}", flush=True)
     return 0 if report["proof_ok"] else 1

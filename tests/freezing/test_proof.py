@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, MptConfig, Qwen3Config
 
+from helpers.files import NoValuesError
 from helpers.freezing import lora
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.proof import FreezingError, Proof, Snapshot, freezing_proof, snapshot
@@ -227,7 +228,7 @@ def proof_of(*problems, notes=()):
 
 def test_a_proof_in_words():
     assert str(proof_of()) == (
-        "1 frozen tensors (2 parameters) and 3 buffers are bit-identical, without gradient or optimizer state; "
+        "1 frozen tensor (2 parameters) and 3 buffers are bit-identical, without gradient or optimizer state; "
         "5 of 4 trainable tensors moved."
     )
     assert str(proof_of("a", "b")).splitlines() == ["Not proved, 2 found wrong:", "  - a", "  - b"]
@@ -362,3 +363,16 @@ def test_counts_are_of_tensors_and_of_numbers():
     assert proof.ok and proof.n_buffers == 0, "frequencies are computed, not stored"
     model.register_buffer("counter", torch.zeros(1))
     assert freezing_proof(snapshot(model), model).n_buffers == 1
+
+
+def test_a_model_without_values_is_neither_hashed_nor_proved():
+    model, optimizer = begun_with()
+    before = snapshot(model, optimizer)
+    without = copy.deepcopy(model).to("meta")
+    for ask in (
+        lambda: snapshot(without),
+        lambda: freezing_proof(before, without),
+        lambda: weight_hash(without),
+    ):
+        with pytest.raises(NoValuesError, match="on the meta device.*Load the model with its weights"):
+            ask()

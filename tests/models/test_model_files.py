@@ -228,7 +228,7 @@ def test_files_that_are_not_what_they_seem_are_called_what_they_are(folder, spoi
     [
         ({"weight_map": {UP: "../model.safetensors"}}, "not opened"),
         ({"weight_map": {UP: "pytorch_model.bin"}}, "not opened"),
-        ({"weight_map": {UP: "model-00001-of-00002.safetensors"}}, "1 of 1 files of weights are missing"),
+        ({"weight_map": {UP: "model-00001-of-00002.safetensors"}}, "of its 1 file of weights, 1 is missing"),
         ({"weight_map": [1]}, "weight_map"),
         (None, "NoneType"),
         ([1], "list"),

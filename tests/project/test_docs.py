@@ -20,6 +20,7 @@ from helpers.measuring import held_out_loss
 from helpers.models import build_model, load_model, next_token_loss, weight_hash
 from helpers.profiles import ROOT, TINY
 from helpers.study import guard_cost
+from helpers.study.records import RecordError
 from helpers.texts import tensor_of
 from helpers.training import load_delta
 from publishing import links as check_links
@@ -179,6 +180,15 @@ def test_a_measurement_runs_pairs_of_equal_work():
     assert found["end_in_steps"] == guard_cost.EVERY
     assert found["share_of_a_step"] > 0
     assert guard_cost.more(found).mean == 0
+
+
+def test_fewer_pairs_never_take_the_place_of_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard_cost, "load_model", None)  # refused before anything is measured
+    place = tmp_path / "guard.json"
+    place.write_text('{"log_ratios": [0.0, 0.0, 0.0, 0.0]}')
+    with pytest.raises(RecordError, match="holds 4 pairs, more than the 2 .* Give --pairs 4 or more"):
+        guard_cost.record(2, place)
+    assert read_json(place) == {"log_ratios": [0.0] * 4}
 
 
 # --- docs/external_links.toml -------------------------------------------------------

@@ -8,8 +8,9 @@ from types import ModuleType
 import nbformat
 import pytest
 
-from helpers.files import PAGE, say
+from helpers.files import PAGE, counted, say
 from helpers.profiles import NOTEBOOKS, ROOT
+from helpers.session import machine_in_words
 
 MOST_WORDS = 150  # in a cell of text
 ROW = re.compile(r"^\| ([^|]+) \| ([^|]+) \|(?: (\w\d) \|)?$", re.MULTILINE)
@@ -154,3 +155,27 @@ def test_a_wide_line_goes_on_below_and_what_fits_stays_as_it_is(capsys):
     assert " ".join(out.split()) == f"{long} {long}"
     say("see " + "/folder" * 20)  # a path stays whole
     assert "/folder" * 20 in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ((1, "seed"), "1 seed"),
+        ((0, "seed"), "0 seeds"),
+        ((2000, "frozen tensor"), "2,000 frozen tensors"),
+        ((2, "process"), "2 processes"),
+        ((1, "part", "is", "are"), "1 part is"),
+        ((3, "part", "is", "are"), "3 parts are"),
+    ],
+)
+def test_one_is_no_several(words, said):
+    assert counted(*words) == said
+
+
+def test_a_recorded_machine_is_put_in_words_and_no_page_says_one_threads():
+    assert machine_in_words("x86_64 CPU, 1 threads, AVX512") == "x86_64 CPU, 1 thread, AVX512"
+    for machine in ("x86_64 CPU, 11 threads, AVX2", "A card"):
+        assert machine_in_words(machine) == machine
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "results" / "README.md"]
+    for page in (*pages, *(ROOT / "notebooks").glob("*.ipynb")):
+        assert " 1 threads" not in page.read_text("utf-8"), page.name

@@ -6,14 +6,15 @@ import resource
 import subprocess
 import sys
 import tomllib
+from inspect import signature
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
-from helpers.training import command
+from helpers.training import Stopped, command
 from publishing import environment
-from publishing.cli import app, main
+from publishing.cli import app, main, study
 
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = {
@@ -22,6 +23,14 @@ PANELS = {
     "The study": {"benchmark", "costs", "memory", "guard", "gpu", "style", "pretrain", "study"},
     "Upkeep": {"notebooks", "results", "site", "badges", "links", "families", "mutate", "drift", "lock"},
 }
+
+
+GOES_ON = "Stopped. What is recorded stays; the same command goes on with the rest."
+WORK_THAT_GOES_ON = [
+    one.callback
+    for one in (*app.registered_commands, *study.registered_commands)
+    if "the same command goes on" in " ".join(one.callback.__doc__.split()) and one.name != "train"
+]  # `train` says at which step it stands: tests/training/test_command.py
 
 
 def all_commands(group=None, before=()) -> list[tuple[str, ...]]:
@@ -187,6 +196,51 @@ def test_ctrl_c_and_a_closed_pipe_are_one_line(monkeypatch, capsys):
     monkeypatch.setattr("helpers.lessons.checks.progress", interrupted)
     assert main(["progress"]) == 130
     assert capsys.readouterr().err == "stopped: the same command starts again\n"
+
+
+@pytest.mark.parametrize(
+    "work, words, said",
+    [
+        ("helpers.study.answering.prepare", ["compare", "--text", "a.txt"], GOES_ON),
+        ("helpers.study.hits.made_in", ["study", "hits"], GOES_ON),
+        ("helpers.study.benchmark.continued", ["benchmark", "--shape", "small"], GOES_ON),
+        ("helpers.study.runner.study_of", ["study", "first"], GOES_ON),
+        ("publishing.mutate.mutate", ["mutate", "helpers"], GOES_ON),
+        ("publishing.run.run_lessons", ["run", "--notebook", "00"], "Stopped. What ran until then is in "),
+        ("publishing.refresh.refresh", ["notebooks", "00"], "stopped: the same command starts again"),
+        (
+            "helpers.training.export_delta",
+            ["export", "--delta", "a", "--out", "b"],
+            "stopped: the same command",
+        ),
+    ],
+)
+def test_ctrl_c_is_one_line_and_exit_code_130_in_every_command(
+    work, words, said, monkeypatch, tmp_path, capsys
+):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("COURSE_BUILD", str(tmp_path))
+    monkeypatch.setattr(work, interrupted)
+    assert main(words) == 130
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith(said)
+
+
+@pytest.mark.parametrize("work", WORK_THAT_GOES_ON, ids=lambda work: work.__name__)
+def test_a_command_that_goes_on_says_so_when_it_is_stopped(work, monkeypatch):
+    needed = {p.name: "x" for p in signature(work).parameters.values() if p.default is p.empty}
+
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises((Stopped, KeyboardInterrupt)) as found:
+        patched.setattr(
+            "builtins.__import__", interrupted
+        )  # importing is the first thing that each of them does
+        work(**needed)
+    assert found.type is Stopped
 
 
 def test_a_mistake_of_the_program_is_named_and_its_traceback_kept(monkeypatch, tmp_path, capsys):

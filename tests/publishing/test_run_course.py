@@ -168,6 +168,10 @@ def test_the_minutes_of_a_whole_run_are_kept_with_machine_and_versions(two_noteb
     assert set(kept) == {"smoke", "tiny"} and set(kept["tiny"]["seconds"]) == {"00_first", "01_second"}
     assert all(seconds > 0 for seconds in kept["tiny"]["seconds"].values())
     assert kept["tiny"]["machine"] and kept["tiny"]["versions"]["torch"]
+    (two_notebooks / "notebooks" / "01_second.ipynb").unlink()
+    done = course("--record-minutes")
+    assert done.returncode == 2 and "would drop the minutes of 01_second" in done.stderr
+    assert json.loads(place.read_text()) == kept
 
 
 def test_minutes_of_a_run_that_stopped_or_of_one_notebook_alone_are_not_kept(
@@ -194,13 +198,34 @@ def test_an_unknown_profile_is_one_line(two_notebooks, course, monkeypatch):
     assert done.returncode == 2 and "huge" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["02_freezing", "02_freezing.ipynb", "notebooks/02_freezing.ipynb", "02"])
-def test_a_notebook_has_several_ways_to_be_named(tmp_path, name):
+@pytest.fixture
+def three_lessons(tmp_path, monkeypatch):
+    """Three notebooks in notebooks/, seen from the folder above; one of the same name lies beside that."""
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path / "02_freezing.ipynb", "1")
     stems = ("01_block", "02_freezing", "02_freezing_more")
-    paths = [write_notebook(tmp_path / f"{stem}.ipynb", "1") for stem in stems]
+    return [write_notebook(tmp_path / "notebooks" / f"{stem}.ipynb", "1") for stem in stems]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["02_freezing", "02_freezing.ipynb", "notebooks/02_freezing.ipynb", "notebooks/02_freezing", "02"],
+)
+def test_a_notebook_has_several_ways_to_be_named(three_lessons, name):
     if name == "02":
-        paths.pop().unlink()
-    assert run_course.lessons(tmp_path, name) == [paths[1]]
+        three_lessons.pop().unlink()
+    assert run_course.lessons(three_lessons[0].parent, name) == [three_lessons[1]]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../02_freezing", "./02_freezing.ipynb", "nowhere/02_freezing", "/02_freezing", "notebooks/02", ".", "..", "0",
+     "02_freezing.ipynb.ipynb", "notebooks/", "x" * 5000 + "/02_freezing"],
+)  # fmt: skip
+def test_a_path_that_leads_to_no_lesson_is_refused(three_lessons, name):
+    with pytest.raises(run_course.CourseError, match="is not known. Notebooks: 01_block, 02_freezing"):
+        run_course.lessons(three_lessons[0].parent, name)
 
 
 # --- the kernel --------------------------------------------------------------------
@@ -307,7 +332,7 @@ def test_refreshing_stores_outputs_and_says_what_changed(tmp_path, refresh):
     stored.cells[2].outputs[0].text = "3\n"
     nbformat.write(stored, path)
     told = refresh("00_a").stdout
-    assert "1 say something else" in told and "cell 2: '3' is now '2'" in told
+    assert "1 says something else" in told and "cell 2: '3' is now '2'" in told
 
 
 def test_refreshing_twice_gives_the_same_file(tmp_path, refresh):
@@ -327,7 +352,7 @@ def test_a_failing_cell_leaves_the_stored_notebook_as_it_was(tmp_path, refresh):
     done = refresh()
     assert done.returncode == 1 and path.read_bytes() == first
     assert "00_a: FAILED, cell 2 of 2" in done.stdout and "ZeroDivisionError: division by zero" in done.stdout
-    assert "01_b: 1 cells run" in done.stdout, "the others are refreshed all the same"
+    assert "01_b: 1 cell run" in done.stdout, "the others are refreshed all the same"
     assert not list(tmp_path.glob("*.partial"))
 
 

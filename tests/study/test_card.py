@@ -29,7 +29,7 @@ from helpers.study.on_card import CardError, Order, event_seconds, make_cells, m
 from helpers.study.packing import pack
 from helpers.study.processes import config_of
 from helpers.study.protocol import read_protocol
-from helpers.study.records import is_recorded, read_record, write_record
+from helpers.study.records import is_recorded, read_record, read_run, write_record
 from support import tiny
 from support.said import course
 from support.small_study import write_page
@@ -98,7 +98,7 @@ def test_a_part_that_fails_is_said_and_the_others_go_on(order, monkeypatch, caps
 
     monkeypatch.setitem(card.MEASURE, "costs", failing)
     monkeypatch.setitem(card.MEASURE, "c11", lambda order, *words: {})
-    with pytest.raises(CardError, match="1 parts failed, the others are there: costs-bfloat16-full"):
+    with pytest.raises(CardError, match="1 part failed, the others are there: costs-bfloat16-full"):
         work_through(order, "costs", 100)
     assert [part.name for part in missing(order, PROCESSES["costs"])] == ["costs-bfloat16-full"]
     assert "FAILED OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
@@ -271,14 +271,17 @@ def small(order, base, tmp_path, monkeypatch):
     return replace(order, page=page, section="tiny"), cpu
 
 
-def test_a_run_is_checked_against_the_cpus_record_before_more_are_made(small):
+def test_a_run_is_checked_against_the_cpus_record_before_more_are_made(small, monkeypatch):
     order, cpu = small
     with pytest.raises(CardError, match="no run of 'two-layers' on a CPU yet"):
         measure_check(order)
     second_study.prepare(cpu)
     job = on_card.primary_jobs(cpu)[1]
     second_study.do(cpu, job)
+    taken = []
+    monkeypatch.setattr(on_card, "read_run", lambda path, kind: taken.append(path) or read_run(path, kind))
     found = measure_check(order)
+    assert len(set(taken)) == len(taken) == 2, "the CPU's record and the card's, each once"
     assert found == {
         "run": job.place.as_posix(),
         "dev_loss_differs": 0.0,

@@ -148,7 +148,7 @@ def test_a_plan_that_the_model_cannot_have_is_named(place, few, tmp_path, monkey
 
 
 def test_killed_in_the_middle_the_same_command_ends_with_the_same_probes(
-    place, whole, few, tmp_path, monkeypatch, capsys
+    place, whole, few, tmp_path, monkeypatch
 ):
     out, n_measured = tmp_path / "killed", []
     measure = probing.Bench.measure
@@ -160,8 +160,8 @@ def test_killed_in_the_middle_the_same_command_ends_with_the_same_probes(
         return measure(bench, model)
 
     monkeypatch.setattr(probing.Bench, "measure", killed)
-    assert carry_out(words(place, out)) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):  # the command says that it goes on: tests/publishing/test_cli.py
+        carry_out(words(place, out))
     assert len(list((out / "probes").iterdir())) == 1 and not (out / "report.json").exists()
     n_before = len(n_measured)
     assert carry_out(words(place, out)) == 0
@@ -244,7 +244,7 @@ def test_time_that_loading_takes_is_too_little_and_nothing_slow_begins(
         + ["--length", "32", "--batch", "4", "--out", str(tmp_path / "c")]
     )
     said = capsys.readouterr().err.splitlines()
-    assert code == 2 and len(said) == 1 and f"{minutes} minutes are too short: getting ready took" in said[0]
+    assert code == 2 and len(said) == 1 and f"--minutes {minutes} is too short: getting ready took" in said[0]
     assert not (tmp_path / "c").exists()
 
 
@@ -255,14 +255,14 @@ def test_time_that_is_over_when_the_base_has_written_its_text_is_too_little(plac
         clock.now = 100.0
 
     monkeypatch.setattr(comparing, "Bench", slow)
-    with pytest.raises(CompareError, match="1 minutes are too short: getting ready took 100 s so far"):
+    with pytest.raises(CompareError, match="--minutes 1 is too short: getting ready took 100 s so far"):
         carry_out(words(place, tmp_path / "c", minutes=1.0), clock)
     assert not (tmp_path / "c").exists()
 
 
 def test_too_little_time_is_said_before_anything_is_written(place, tmp_path, monkeypatch):
     monkeypatch.setattr(comparing, "timed", lambda bench, clock: Speed(1.0, 2.0))
-    with pytest.raises(CompareError, match=r"^0\.2 minutes are too short: .* Two recipes need about"):
+    with pytest.raises(CompareError, match=r"^--minutes 0\.2 is too short: .* Two recipes need about"):
         carry_out(words(place, tmp_path / "c", minutes=0.2), Clock())
     assert not (tmp_path / "c").exists()
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from helpers.files import read_json
+from helpers.files import read_json, write_json
 from helpers.profiles import DATA, TINY
 from helpers.study import hits
 from helpers.study.hits import BASES, CASES, Case, outcome, page, score
 from helpers.study.recipes import CANDIDATES, Candidate, choose
+from helpers.study.records import RecordError
 from support.records import probe
 from support.tiny import saved
 
@@ -125,8 +126,31 @@ def test_a_case_is_made_once_and_a_stopped_study_goes_on(tmp_path, monkeypatch, 
     assert not list((tmp_path / "hits").glob("*.json"))
     hits.pack(tmp_path / "hits")
     assert len(hits.packed()) == 2
-    monkeypatch.setattr(hits, "LENGTH", 16)
+    before = read_json(hits.EVIDENCE)
+    monkeypatch.setattr(
+        hits, "LENGTH", 16
+    )  # other code: these cases are not as they would be now, and they stay
     assert hits.packed() == {}
+    hits.pack(tmp_path / "nothing")
+    assert read_json(hits.EVIDENCE) == before and "0 of the 12 cases" in hits.PAGE.read_text("utf-8")
+    monkeypatch.setattr(hits, "CASES", hits.CASES[:1])
+    hits.pack(tmp_path / "nothing")
+    assert list(read_json(hits.EVIDENCE)) == list(before)
+
+
+def test_a_folder_with_a_case_of_other_settings_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(hits, "EVIDENCE", tmp_path / "hits.json")
+    monkeypatch.setattr(hits, "PAGE", tmp_path / "compare.md")
+    case = tmp_path / "hits" / f"{CASES[0].name}.json"
+    case.parent.mkdir()
+    write_json(case, {"made_with": hits.made_with() | {"length": 1}})
+    for work in (hits.pack, hits.record):
+        with pytest.raises(RecordError, match=f"{case.name}' was made with other settings"):
+            work(case.parent)
+    case.write_text("{")
+    with pytest.raises(RecordError, match=f"{case.name}' is damaged"):
+        hits.pack(case.parent)
+    assert not hits.EVIDENCE.exists() and not hits.PAGE.exists()
 
 
 def test_the_further_trained_base_is_another_one_and_its_text_is_none_of_the_cases(tmp_path, monkeypatch):

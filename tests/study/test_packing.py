@@ -142,11 +142,28 @@ def test_a_folder_that_lacks_recorded_runs_is_refused_until_they_may_go(few, tmp
     pack(few, tmp_path / "evidence")
     before = (tmp_path / "evidence" / "study1-gpt-neo-mini.parquet").read_bytes()
     (few / A_RUN).unlink()
-    with pytest.raises(RecordError, match=f"1 records that are not in .*{A_RUN}.*Unpack first"):
+    with pytest.raises(RecordError, match=f"1 record that is not in .*{A_RUN}.*Unpack first"):
         pack(few, tmp_path / "evidence")
     assert (tmp_path / "evidence" / "study1-gpt-neo-mini.parquet").read_bytes() == before
     pack(few, tmp_path / "evidence", replaces=True)
     assert not is_recorded(tmp_path / "evidence" / A_RUN)
+
+
+def test_a_record_that_holds_less_than_the_evidence_is_refused_until_it_may(few, tmp_path):
+    pack(few, tmp_path / "evidence")
+    run = read_record(few / A_RUN)
+    write_record(few / A_RUN, run | {"seed": 77})  # another value is no less
+    pack(few, tmp_path / "evidence")
+    for less in ({"losses": run["losses"][:-1]}, {"test_windows": {}}, {"evaluations": None}):
+        write_record(few / A_RUN, run | less)
+        with pytest.raises(
+            RecordError, match=f"{A_RUN}' has .* entries under {next(iter(less))}, .*--replace"
+        ):
+            pack(few, tmp_path / "evidence")
+        assert read_record(tmp_path / "evidence" / A_RUN) == run | {"seed": 77}
+    write_record(few / A_RUN, run | {"losses": run["losses"][:-1]})
+    pack(few, tmp_path / "evidence", replaces=True)
+    assert read_record(tmp_path / "evidence" / A_RUN)["losses"] == run["losses"][:-1]
 
 
 def test_unpacking_leaves_a_newer_file_as_it_is(few, tmp_path):

@@ -203,7 +203,7 @@ def test_a_run_that_diverges_is_a_result(study, monkeypatch):
 def test_replay_windows_that_are_measured_on_are_refused():
     halves = {"A": torch.arange(12).reshape(2, 6), "B": torch.arange(20, 32).reshape(2, 6)}
     second_study.require_apart(halves, torch.arange(40, 48).reshape(2, 4))
-    with pytest.raises(StudyError, match="1 replay windows stand in half B"):
+    with pytest.raises(StudyError, match="1 replay window stands in half B"):
         second_study.require_apart(halves, torch.tensor([[0, 1, 2, 9], [26, 27, 28, 29]]))
 
 

@@ -766,7 +766,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(server, tmp_path):
 
 def test_a_later_call_resumes_what_an_earlier_one_left(server, tmp_path):
     server.script = ["cut"]
-    with pytest.raises(DownloadError, match=r"cut after 5,000 of 17,\d+ bytes. Tried 1 times"):
+    with pytest.raises(DownloadError, match=r"cut after 5,000 of 17,\d+ bytes. Tried 1 time\."):
         get(server, tmp_path, tries=1)
     assert not (tmp_path / "book.txt").exists()
     assert get(server, tmp_path).read_bytes() == GOOD

@@ -12,6 +12,7 @@ import time
 import pytest
 import typer
 
+from helpers import profiles
 from helpers.profiles import ROOT
 from helpers.training import command, reports
 from helpers.training import shell as train
@@ -150,6 +151,50 @@ def test_an_error_that_nobody_foresaw_is_named_in_one_line_and_its_traceback_is_
     assert str(kept) in said and "Traceback" in kept.read_text() and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "name, value, module",
+    [
+        ("TQDM_MININTERVAL", "x", "tqdm"),
+        ("TORCH_LOGS", "nonsense", "torch"),
+        ("MPLBACKEND", "Nonsense", "matplotlib"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "soon", "huggingface_hub.constants"),
+    ],
+)
+def test_a_setting_of_another_program_that_it_cannot_use_is_named(name, value, module, tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import sys, typer\nfrom importlib import import_module\nfrom helpers.training.command import answer\n"
+        f"app = typer.Typer()\napp.command()(lambda: import_module({module!r}))\n"
+        "sys.exit(answer(app, [], 'program'))\n"
+    )
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("TQDM_", "HF_"))}
+    process = subprocess.run(
+        [sys.executable, "-m", "program"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**settings, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "USER": "nonsense", name: value},
+    )  # fmt: skip
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert process.stderr.startswith(
+        f"error: A library cannot use what the environment sets, {name}='{value}': ValueError: "
+    )
+    assert process.stderr.endswith("Unset it, or give it another value.\n")
+
+
+def test_a_setting_that_only_looks_like_the_words_of_an_error_is_not_blamed(monkeypatch):
+    """Each has one half of what counts: the value in the words, or the name in the code."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a number, named in this very file
+    monkeypatch.setenv("".join(["UN", "READ_HERE"]), "strange")  # a name that no file quotes
+    monkeypatch.setenv("TQDM_DISABLE", "other")
+
+    def found():
+        try:
+            raise KeyError("a strange thing, 1")
+        except KeyError as error:
+            return profiles.settings_behind(error)
+
+    assert found() == []
+    monkeypatch.setenv("TQDM_DISABLE", "a strange")
+    assert found() == ["TQDM_DISABLE='a strange'"]
+
+
 def test_a_model_whose_weights_are_no_numbers_is_refused_before_anything_is_written(
     tmp_path, capsys, monkeypatch
 ):
@@ -221,6 +266,18 @@ def test_ctrl_c_in_the_first_second_is_no_traceback(tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and said.strip().endswith("the same command starts again"), said[-2000:]
     assert len(said.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_in_code_that_was_made_as_text_ends_with_the_code_too_and_not_by_the_signal(tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import sys, typer\nfrom helpers.training.command import answer\napp = typer.Typer()\n"
+        "app.command()(lambda: exec('raise KeyboardInterrupt'))\nsys.exit(answer(app, [], 'program'))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-m", "program"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (130, "stopped: the same command starts again\n")
 
 
 def test_where_a_run_stopped_is_said_in_each_case(tmp_path):

@@ -264,7 +264,7 @@ def test_a_head_untied_by_hand_makes_another_base(tmp_path):
 
 def test_a_base_without_weights_is_refused(tmp_path):
     place, base, _ = saved(tmp_path)
-    with pytest.raises(DeltaError, match="on the meta device"):
+    with pytest.raises(files.NoValuesError, match="on the meta device.*Load the model with its weights"):
         load_delta(place, base.to("meta"))
 
 

@@ -202,14 +202,14 @@ def test_bad_input_is_said_once_by_two_processes(tmp_path):
     process = launch("-m", "helpers.training.shell", *arguments(tmp_path / "run"), "--batch", "1")
     _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert errors.count("error: A batch of 1 windows cannot be shared by 2") == 1
+    assert errors.count("error: A batch of 1 window cannot be shared by 2") == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_too_few_processes_are_refused_with_the_launchers_trap(tmp_path, capsys):
     assert train.main([*arguments(tmp_path / "run"), "--processes", "2"]) == 2
     said = capsys.readouterr().err
-    assert "Asked for are 2 processes, taking part 1" in said and "--multi_gpu" in said
+    assert "Asked for: 2 processes; taking part: 1" in said and "--multi_gpu" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -292,7 +292,7 @@ def test_shares_hold_every_row_once_and_differ_by_one_at_most(n_rows, n):
 
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused():
-    with pytest.raises(ProcessError, match="1 windows cannot be shared by 2"):
+    with pytest.raises(ProcessError, match="1 window cannot be shared by 2"):
         own_share(torch.arange(1).numpy(), Rank(0, 2))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, vector_to_parameters
 from transformers import AutoConfig, Trainer, TrainerCallback, TrainingArguments
 
+from helpers.files import NoValuesError
 from helpers.freezing import COURSE_PLANS, FreezePlan, FreezingError, PlanError, change_plan, undo
 from helpers.freezing import proof as proofs
 from helpers.freezing import watch as watches
@@ -78,6 +79,14 @@ def test_what_is_no_optimizer_is_said(optimizer):
 
 
 # --- faults of the start: found before the first step --------------------------------
+
+
+@pytest.mark.parametrize("keeps_delta", [True, False])
+def test_a_model_without_values_is_refused_and_its_flags_stay(tmp_path, keeps_delta):
+    model = small().to("meta")
+    with pytest.raises(NoValuesError, match="on the meta device"):
+        FreezeGuard(model, MAIN, delta=tmp_path if keeps_delta else None)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def early(model, **options):

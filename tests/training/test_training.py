@@ -180,7 +180,7 @@ def test_a_full_gpu_halves_the_micro_batch_and_says_so(monkeypatch, capsys):
     monkeypatch.setattr(training, "next_token_loss", crowded)
     model, _ = train(batch=4)
     said = capsys.readouterr().err
-    assert "2 windows at a time instead of 4" in said and "1 windows at a time instead of 2" in said
+    assert "2 windows at a time instead of 4" in said and "1 window at a time instead of 2" in said
     monkeypatch.undo()
     assert weight_hash(model) == weight_hash(train(batch=4, micro_batch=1)[0])
 

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from helpers.files import counted
 from helpers.lessons.widgets.live import LiveDrawing
 from helpers.measuring import evaluating
 from helpers.models import ModelError, n_positions
@@ -181,7 +182,7 @@ def sentence(page: Passage, block: int, head: int, query: int) -> str:
     n_visible, n = int(page.visible(block)[query].sum()), len(page.tokens)
     key, weight = looked_at(page.weights[block, head, query])[0]
     return (
-        f"Attention map, block {block} ({page.kinds[block]}), head {head}, {n} tokens. Query {query} "
+        f"Attention map, block {block} ({page.kinds[block]}), head {head}, {counted(n, 'token')}. Query {query} "
         f"({page.tokens[query]!r}) may see {n_visible} of {n} keys; most of its weight, {weight:.2f}, "
         f"goes to key {key} ({page.tokens[key]!r})."
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from helpers.files import counted
 from helpers.freezing import PLANS
 from helpers.lessons.widgets.live import LiveDrawing
 from helpers.measuring import RunRecord
@@ -211,7 +212,7 @@ def sentence(found: Mapping[str, Sequence[RunRecord]], measure: str, window: int
     """What the picture shows, in words."""
     if not found:
         return f"Loss explorer: no run is chosen on {text}."
-    own = "; ".join(f"{one}: {len(runs)} seed{'s' * (len(runs) != 1)}" for one, runs in found.items())
+    own = "; ".join(f"{one}: {counted(len(runs), 'seed')}" for one, runs in found.items())
     how = "no points are averaged" if window == 1 else f"each point is the mean of {window} neighbouring ones"
     last = "; ".join(f"{one} {values.mean():.3f}" for one, values in ends(found, measure).items())
     return (

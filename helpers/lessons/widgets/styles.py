@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from helpers.files import counted
 from helpers.lessons.widgets.live import LiveDrawing
 from helpers.measuring import evaluating
 from helpers.models import ModelError, n_positions, require_seed
@@ -87,7 +88,7 @@ def side_by_side(
         raise ModelError("The prompt is empty. Write at least one word.")
     if len(start) + n_tokens > limit:
         raise ModelError(
-            f"The prompt has {len(start)} tokens; with {n_tokens} more it is longer than the model's "
+            f"The prompt has {counted(len(start), 'token')}; with {n_tokens} more it is longer than the model's "
             f"{limit} positions. Shorten it, or ask for fewer tokens."
         )
     writers = {name: tokens(model, start, n_tokens, seed, temperature) for name, model in models.items()}
