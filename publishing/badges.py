@@ -59,7 +59,7 @@ def set_up_cell(slug: str, version: str) -> str:
     It puts the course into the folder where Colab starts its kernels: a second run, or a restarted kernel,
     finds it there. Fetching the same version again changes nothing.
     """
-    return f"""import sys  # On Colab: fetch the course, and install what it lacks. Elsewhere: only say what was found.
+    return f"""import sys  # Colab: fetch the course, install what it lacks. Elsewhere: say what was found.
 if "google.colab" in sys.modules:
     !git init -q && git fetch -q --depth 1 https://github.com/{slug} {version} && git checkout -q FETCH_HEAD
 from helpers import session; session.enter()"""
