@@ -71,6 +71,17 @@ def record_hash(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def as_path(place, what: str) -> Path:
+    """Return a place as a path; ``what`` names it where it is none.
+
+    Raises:
+        TypeError: no str and no path.
+    """
+    if not isinstance(place, (str, os.PathLike)):
+        raise TypeError(f"{what} is a path, a str or a pathlib.Path; found {type(place).__name__}.")
+    return Path(place)
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file, as 64 hex digits."""
     with open(path, "rb") as file:

@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers.costs.step_cost import MIB, BottomSize, Budget, BudgetError, LoraSize, budget, compare
 from helpers.files import counted
-from helpers.freezing import FreezePlan, LoRALinear, PlanError
+from helpers.freezing import FreezePlan, LoRALinear, PlanError, require_plan
 from helpers.models import Anatomy, Entry, anatomy, build_on_meta, named_modules, named_parameters
 
 STALE, WEIGHTS, TRAINED, ACTIVATIONS, LOGITS = (
@@ -113,6 +113,7 @@ def explain_cost(
     Raises:
         BudgetError, NotPredicted, PlanError: as `budget` raises them.
     """
+    require_plan(plan)
     parts = anatomy(model)
     trained = plan.trainable_names(parts)
     seen = _seen(model, trained) | settings

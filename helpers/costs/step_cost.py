@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from unittest import mock
 
 import pandas as pd
@@ -21,7 +22,16 @@ from transformers import masking_utils
 from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
-from helpers.freezing import BottomError, FreezePlan, LoraError, PlanError, frozen_blocks, insert, skipping
+from helpers.freezing import (
+    BottomError,
+    FreezePlan,
+    LoraError,
+    PlanError,
+    frozen_blocks,
+    insert,
+    require_plan,
+    skipping,
+)
 from helpers.models import (
     AnatomyError,
     LossError,
@@ -190,11 +200,12 @@ def budget(
             trained, and its cost cannot be told before.
         ModelError, PlanError, AnatomyError: as the modules before this one raise them.
     """
+    require_plan(plan)
+    require_config(config)
     check_step(config, batch, length, dtype, loss, optimizer)
     _check_frozen(frozen_dtype, dtype)
     if not isinstance(n_parts, int) or isinstance(n_parts, bool) or n_parts < 1:
         raise BudgetError(f"A step has 1 part or more; found n_parts={n_parts!r}.")
-    require_config(config)
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
     with FakeTensorMode() if on_shapes else nullcontext(), _never_packed(), _experts_in_one():
@@ -269,7 +280,7 @@ def measured(predicted: Budget, n_bytes: int, constant: int = 0) -> pd.DataFrame
 def check_step(config, batch: int, length: int, dtype: torch.dtype, loss: str, optimizer: str) -> None:
     """Raise BudgetError where no step can have these settings."""
     for name, value, least in (("batch", batch, 1), ("length", length, 2)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise BudgetError(f"The {name} must be a whole number of at least {least}; found {value!r}.")
     if batch > MOST_WINDOWS:
         raise BudgetError(

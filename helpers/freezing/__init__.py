@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = face(
             "LedgerRow",
             "NamedPlan",
             "key_of",
+            "require_plan",
             "undo",
         ],
         "proof": ["FreezingError", "Proof", "freezing_proof", "snapshot"],

@@ -153,6 +153,14 @@ class FreezePlan:
         return self.ledger(parts)
 
 
+def require_plan(plan) -> None:
+    """Raise PlanError for what is no plan, such as the selectors alone."""
+    if not isinstance(plan, FreezePlan):
+        raise PlanError(
+            f"A plan is a FreezePlan, such as FreezePlan.freeze('attention', 'embeddings'); found {plan!r:.80}."
+        )
+
+
 def undo(model: nn.Module) -> None:
     """Put ``requires_grad`` back to what it was before the first plan; nothing to do where none was applied."""
     before = vars(unwrapped(model)).pop(_MEMORY, {})

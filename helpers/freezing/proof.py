@@ -220,12 +220,21 @@ def _by_flag(parameters: dict[str, nn.Parameter]) -> tuple[dict[str, nn.Paramete
     return frozen, trainable
 
 
+def require_optimizers(*optimizers) -> None:
+    """Raise TypeError for what is no optimizer: it has no groups of parameters."""
+    for one in optimizers:
+        if not hasattr(one, "param_groups"):
+            raise TypeError(f"An optimizer is needed, such as torch.optim.AdamW; found {type(one).__name__}.")
+
+
 def _held(optimizer) -> dict[int, tuple[dict, dict]]:
     """Return, by the id of each tensor that an optimizer holds, its group and its state."""
     if optimizer is None:
         return {}
     held = {}
-    for one in optimizer if isinstance(optimizer, Iterable) else [optimizer]:
+    several = optimizer if isinstance(optimizer, Iterable) else [optimizer]
+    require_optimizers(*several)
+    for one in several:
         for group in one.param_groups:
             for parameter in group["params"]:
                 held[id(parameter)] = (group, one.state.get(parameter, {}))

@@ -11,6 +11,7 @@ while the optimizer holds its gradient and its moments.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.files import counted
-from helpers.freezing.plans import FreezePlan
+from helpers.freezing.plans import FreezePlan, require_plan
+from helpers.freezing.proof import require_optimizers
 from helpers.models import anatomy
 
 
@@ -68,7 +70,8 @@ def change_plan(
         settings: of the new group, such as ``lr``.
 
     Raises:
-        UnfreezingError: the model is wrapped for several processes.
+        UnfreezingError: the model is wrapped for several processes, the optimizer is another model's, or a setting is
+            none of the optimizer's; model and optimizer are then unchanged.
         PlanError: the plan does not fit the model; model and optimizer are then unchanged.
     """
     if isinstance(model, (DistributedDataParallel, FSDPModule)):
@@ -76,10 +79,13 @@ def change_plan(
             f"The model is wrapped ({type(model).__name__}), which fixed what is trained when it was "
             "made. Change the plan on the model inside, then wrap it again."
         )
-    plan.apply(model, roles)  # drops the gradients of what is frozen
+    require_plan(plan)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # the one inside accelerate's wrapper
+    require_optimizers(optimizer)
     parameters = {id(parameter): parameter for parameter in model.parameters()}
     held = _held(optimizer)
+    _require_fit(optimizer, held.keys() <= parameters.keys(), settings)
+    plan.apply(model, roles)  # drops the gradients of what is frozen
     refrozen = [parameter for parameter in held.values() if not parameter.requires_grad]
     kept = [parameter for parameter in held.values() if parameter.requires_grad]
     new = [parameter for key, parameter in parameters.items() if key not in held]
@@ -88,6 +94,23 @@ def change_plan(
     if thawed:
         _add_group(optimizer, thawed, settings)
     return Change(_names(model, thawed), _names(model, refrozen), _names(model, kept))
+
+
+def _require_fit(optimizer: torch.optim.Optimizer, is_of_model: bool, settings: dict) -> None:
+    """Raise UnfreezingError for an optimizer of another model, or settings that a group of it cannot have."""
+    if not is_of_model:
+        raise UnfreezingError(
+            "The optimizer holds tensors that are not in this model. Give the optimizer that trains this very model."
+        )
+    if unknown := sorted(settings.keys() - optimizer.defaults.keys()):
+        raise UnfreezingError(
+            f"{type(optimizer).__name__} knows no setting {', '.join(unknown)}; a group of it has "
+            f"{', '.join(sorted(optimizer.defaults))}."
+        )
+    numbers = {name: value for name, value in settings.items() if isinstance(value, (int, float))}
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise UnfreezingError(f"The setting {name} must be a finite number; found {value}.")
 
 
 def _held(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:

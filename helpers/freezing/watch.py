@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from helpers.files import tensor_hash
-from helpers.freezing.proof import FreezingError, broken, snapshot, unheld
+from helpers.freezing.proof import FreezingError, broken, require_optimizers, snapshot, unheld
 from helpers.models import computed_buffers, named_buffers, named_parameters
 
 N_SLICES = 16  # a check hashes one of so many parts of each frozen tensor
@@ -57,6 +57,7 @@ class Watch:
         Raises:
             FreezingError: a frozen tensor is held, or a trainable one is not.
         """
+        require_optimizers(*optimizers)
         self.optimizer = optimizers
         self._held = _held(optimizers)
         stop("step 0", broken(self.before, self.model, optimizers) + unheld(self.model, optimizers))

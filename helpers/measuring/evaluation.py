@@ -11,6 +11,7 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -19,11 +20,14 @@ from torch import nn
 
 from helpers.measuring.intervals import Estimate, estimate
 from helpers.models import (
+    LossError,
+    config_of,
     last_states,
     n_positions,
     next_token_logits,
     plain_trunk,
     require_seed,
+    require_windows,
     token_losses,
 )
 from helpers.texts import begin_ids
@@ -40,7 +44,11 @@ def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> E
     Args:
         windows: (n, length) token ids without padding. The first token of a window is only read.
         batch: windows at a time; changes memory, not the result.
+
+    Raises:
+        LossError: no windows of token ids of this model.
     """
+    require_windows(model, windows)
     means = []
     with evaluating(model):
         for part in windows.split(batch):
@@ -90,6 +98,11 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def _n_words(model: nn.Module) -> int:
+    """Return the size of a model's vocabulary."""
+    return config_of(model).get_text_config().vocab_size
+
+
 def _n_predicted(windows: torch.Tensor) -> int:
     """Count the tokens to predict: the first one of each window is only read."""
     n_windows, length = windows.shape
@@ -117,7 +130,8 @@ def sample_windows(
         temperature: 1 samples from the model's own distribution; lower is bolder.
 
     Raises:
-        ValueError: length is beyond the model's positions, or a number that no sample can have.
+        ValueError: length is beyond the model's positions, a number that no sample can have, a start that is no
+            text of the model, or predictions that are no numbers.
         ModelError: a seed that is none.
     """
     require_seed(seed)
@@ -126,13 +140,14 @@ def sample_windows(
             f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "
             f"and {temperature}."
         )
-    limit = n_positions(model.config)
+    limit = n_positions(config_of(model))
     if limit and length > limit:
         raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
     device = _device(model)
     rng = torch.Generator(device).manual_seed(seed)
     if start is None:
-        start = torch.tensor([_begin_token(model.config)])
+        start = torch.tensor([_begin_token(config_of(model))])
+    _require_start(model, start, length)
     ids = start.to(device).repeat(n_windows, 1)  # (n_windows, tokens so far)
     kept = {"use_cache": True}  # with the keys and values of the tokens that were read, once there are some
     unread = ids
@@ -141,6 +156,11 @@ def sample_windows(
             output = model(unread, **kept)
             logits = output.logits[:, -1].float()  # (n_windows, vocab)
             probabilities = torch.softmax(logits / temperature, dim=-1)  # (n_windows, vocab)
+            if not probabilities.isfinite().all():
+                raise ValueError(
+                    f"The model predicts no numbers (NaN) behind token {ids.size(1)}: its weights hold NaN or infinite "
+                    "ones, or overflow. Load weights that are finite."
+                )
             unread = torch.multinomial(probabilities, 1, generator=rng)  # (n_windows, 1)
             ids = torch.cat([ids, unread], dim=1)
             past = getattr(output, "past_key_values", None)
@@ -150,6 +170,17 @@ def sample_windows(
             else:
                 kept = {"use_cache": True, "past_key_values": past}
     return ids.cpu()
+
+
+def _require_start(model: nn.Module, start: torch.Tensor, length: int) -> None:
+    """Raise ValueError unless a sample of ``length`` tokens can begin with ``start``."""
+    n_words = _n_words(model)
+    is_text = start.dim() == 1 and start.dtype == torch.long and 1 <= len(start) <= length
+    if not is_text or not 0 <= start.min() <= start.max() < n_words:
+        raise ValueError(
+            f"A sample of {length} tokens begins with 1 to {length} token ids, (tokens,), int64, from 0 to "
+            f"{n_words - 1}; found {tuple(start.shape)} of {start.dtype}: {start.tolist()[:5]}."
+        )
 
 
 def _begin_token(config) -> int:
@@ -169,13 +200,20 @@ def sample_text(
 
     The prompt begins as a window of text does (`texts.begin_ids`), and no end mark stands behind it.
     It goes on for ``n_tokens``, or to the model's last position.
+
+    Raises:
+        ValueError: a prompt that is no text, fewer tokens than none; or as `sample_windows`.
     """
+    if not isinstance(prompt, str) or not isinstance(n_tokens, Integral) or n_tokens < 0:
+        raise ValueError(
+            f"A sample goes on with a text, for a whole number of tokens, 0 or more; found {prompt!r} and {n_tokens!r}."
+        )
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     begin = begin_ids(tokenizer)
     if ids[: len(begin)] != begin:
         ids = [*begin, *ids]
-    start = torch.tensor(ids or [_begin_token(model.config)])
-    limit = n_positions(model.config) or len(start) + n_tokens
+    start = torch.tensor(ids or [_begin_token(config_of(model))])
+    limit = n_positions(config_of(model)) or len(start) + n_tokens
     length = max(len(start), min(len(start) + n_tokens, limit))
     ids = sample_windows(model, 1, length, seed, start=start, temperature=temperature)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
@@ -191,14 +229,18 @@ class Retention:
         base: the untouched model; a copy is kept, so tuning it afterwards is safe.
         windows: (n, length) token ids, best from `sample_windows(base, …)`.
         limit: bytes of log-probabilities that may be kept; beyond it they are computed again from hidden states.
+
+    Raises:
+        LossError: no windows of token ids of this model.
     """
 
     BATCH = 4  # windows at a time; changes memory, not the result
 
     def __init__(self, base: nn.Module, windows: torch.Tensor, limit: int = CACHE_LIMIT):
+        require_windows(base, windows)
         self.windows = windows
         self.base = copy.deepcopy(base).eval().requires_grad_(False)
-        n_bytes = 4 * windows.numel() * base.config.vocab_size
+        n_bytes = 4 * windows.numel() * _n_words(base)
         self._keeps_predictions = n_bytes <= limit
         self._kept = [self._of_base(part) for part in windows.split(self.BATCH)]
 
@@ -231,7 +273,16 @@ class Retention:
 
         KL(p || q) = sum over the vocabulary of p * (ln p - ln q) (Kullback and Leibler 1951).
         The base stands first: a token that it finds likely and the tuned model does not costs most.
+
+        Raises:
+            LossError: the model has another vocabulary.
         """
+        then, now = (_n_words(m) for m in (self.base, model))
+        if then != now:
+            raise LossError(
+                f"Forgetting compares predictions of the same words: the base has a vocabulary of {then:,}, and this "
+                f"model one of {now:,}. Take the retention from the base of this very model."
+            )
         parts = self.windows.split(self.BATCH)
         means = []
         with evaluating(model):

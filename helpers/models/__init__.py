@@ -32,6 +32,7 @@ __getattr__, __dir__, __all__ = face(
             "next_token_loss",
             "plain_trunk",
             "require_next_token_model",
+            "require_windows",
             "row_length",
             "token_losses",
         ],
@@ -52,6 +53,7 @@ __getattr__, __dir__, __all__ = face(
         ],
         "names": [
             "computed_buffers",
+            "config_of",
             "named_buffers",
             "named_modules",
             "named_parameters",

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPTNeo
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from helpers.files import tensor_bytes
+from helpers.files import as_path, tensor_bytes
 from helpers.models.attention import COURSE_ATTENTION
 from helpers.models.model_files import (
     ModelError,
@@ -203,6 +203,7 @@ def load_config(source: str | Path):
     Raises:
         ModelError: the folder or name holds no config that transformers knows, or one that cannot be right.
     """
+    as_path(source, "The place of a model")
     require_readable(source, ("config.json",))
     with _quiet():
         try:
@@ -234,9 +235,10 @@ def load_model(
         device: where to put it; None chooses with `choose_device`.
 
     Raises:
-        ModelError: no such model, no weights in the folder, a family that is no decoder, or tensors that are
+        ModelError: no such device or model, no weights in the folder, a family that is no decoder, or tensors that are
             missing, left over, of another shape, packed or not finite. The message says which.
     """
+    device = _require_device(device) if device is not None else choose_device()
     config = load_config(source)
     if config.model_type == "gpt_neo" and config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, one fused kernel
@@ -269,7 +271,7 @@ def load_model(
     except Exception as error:
         raise ModelError(why_not(source, error)) from error
     require_loaded(model, report, source)
-    return model.to(device or choose_device())
+    return model.to(device)
 
 
 def _plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -296,7 +298,7 @@ def load_tokenizer(source: str | Path):
     Raises:
         ModelError: the source has no tokenizer files, damaged ones, or more tokens than the model has rows for.
     """
-    folder = Path(source)
+    folder = as_path(source, "The place of a tokenizer")
     require_readable(source, TOKENIZER_FILES)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
@@ -338,6 +340,16 @@ def require_weights(source: str | Path) -> None:
 def choose_device() -> torch.device:
     """CUDA if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _require_device(device: str | torch.device) -> torch.device:
+    """Raise ModelError for a device that is none, or not there; an empty tensor tells."""
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"The device {device!r} cannot be used ({str(error).splitlines()[0]}). Choose 'cpu', or leave it out."
+        ) from error
 
 
 def choose_precision(asked: str, device: torch.device) -> str:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from helpers.models.names import config_of
 
 IGNORE = -100  # the label of a position that has nothing to predict, as in PyTorch
 CHUNK = 256  # tokens
@@ -156,9 +159,10 @@ def next_token_loss(
         (loss, n_tokens): a scalar with gradient, and how many tokens it sums over.
 
     Raises:
-        LossError: padding before a real token, or a model set to add a term to its loss.
+        LossError: no token ids, padding before a real token, or a model set to add a term to its loss.
     """
     require_no_extra_terms(model)
+    require_windows(model, input_ids)
     targets = shifted_labels(input_ids, labels, attention_mask)  # (batch, time - 1)
     n_tokens = int((targets != IGNORE).sum())
     trunk = plain_trunk(model)
@@ -234,8 +238,49 @@ def shifted_labels(input_ids, labels=None, attention_mask=None) -> torch.Tensor:
     return targets
 
 
+def require_token_ids(input_ids: torch.Tensor) -> None:
+    """Refuse what is no batch of token ids: (batch, time), int64 or int32, with a next token to predict.
+
+    Raises:
+        LossError: it says what was given.
+    """
+    found = type(input_ids).__name__
+    if isinstance(input_ids, torch.Tensor):
+        found = f"{tuple(input_ids.shape)} of {input_ids.dtype} on {input_ids.device}"
+        is_table = input_ids.dim() == 2 and input_ids.size(0) >= 1 and input_ids.size(1) >= 2
+        if is_table and input_ids.dtype in (torch.int64, torch.int32) and not input_ids.is_meta:
+            return
+    raise LossError(
+        "The windows must be a tensor of token ids, (windows, length), int64, with one window or more and 2 tokens "
+        f"or more in each; found {found}. `tensor_of(corpus.train)` is one."
+    )
+
+
+def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
+    """Refuse windows that are no token ids of this model: each from 0 to its vocabulary's last.
+
+    Raises:
+        LossError: it says what was given.
+    """
+    require_token_ids(windows)
+    if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
+        return
+    n_words = config_of(model).get_text_config().vocab_size
+    least, most = windows.min().item(), windows.max().item()
+    if not 0 <= least <= most < n_words:
+        raise LossError(
+            f"The windows must hold token ids of the model, 0 to {n_words - 1}; found {least} to {most}. Use the "
+            "tokenizer that belongs to the model, and whole windows without padding."
+        )
+
+
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding."""
+    """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding.
+
+    Raises:
+        LossError: no token ids.
+    """
+    require_windows(model, input_ids)
     with torch.no_grad():
         trunk = plain_trunk(model)
         if trunk is not None:
@@ -244,7 +289,7 @@ def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
             rows, head = next_token_logits(model, input_ids), nn.Identity()
         losses = [
             F.cross_entropy(_at_least_float32(head(row)), y, reduction="none")
-            for row, y in zip(rows, input_ids[:, 1:], strict=True)
+            for row, y in zip(rows, input_ids[:, 1:].long(), strict=True)
         ]
     return torch.stack(losses)
 
@@ -361,7 +406,7 @@ def require_no_extra_terms(model: nn.Module) -> None:
     Raises:
         LossError: the setting, and how to take it back.
     """
-    config = model.config.get_text_config()
+    config = config_of(model).get_text_config()
     found = [name for name in EXTRA_TERMS if getattr(config, name, None)]
     if found:
         name, value = found[0], getattr(config, found[0])
@@ -384,9 +429,9 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         LossError: it fails one of the two, or cannot be run on these ids.
     """
     require_no_extra_terms(model)
-    kind = model.config.model_type
+    kind = config_of(model).model_type
     other = input_ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size
+    other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
     try:
         own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
         logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()

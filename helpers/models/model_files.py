@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from helpers.files import counted
@@ -67,6 +67,11 @@ def require_readable(source: str | Path, names: tuple[str, ...]) -> None:
 
 def require_config(config, source: str | Path = "") -> None:
     """Raise ModelError unless a decoder can be built from a config; nothing is allocated for it."""
+    if not isinstance(config, PretrainedConfig):
+        raise ModelError(
+            f"A config of transformers is needed, such as model.config or load_config('data/gpt-neo-mini'); found "
+            f"{type(config).__name__}."
+        )
     whose = f"The config of '{source}'" if str(source) else f"This '{config.model_type}' config"
     _require_decoder(config, whose)
     require_size(config, whose)

@@ -21,13 +21,38 @@ def plain_name(name: str) -> str:
     return "" if parts == [IN_FRONT] else ".".join(parts)
 
 
+def require_model(model) -> None:
+    """Raise TypeError for what is no model, such as the name of one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"A model is needed, as load_model gives it; found {model!r:.80} ({type(model).__name__})."
+        )
+
+
+def config_of(model: nn.Module):
+    """Return the config of a model of transformers, whatever it was wrapped in.
+
+    Raises:
+        TypeError: no model, or one that has no config.
+    """
+    config = getattr(unwrapped(model), "config", None)
+    if config is None:
+        raise TypeError(
+            f"A language model of transformers is needed, as load_model gives it; found {type(unwrapped(model)).__name__}, "
+            "which has no config."
+        )
+    return config
+
+
 def named_parameters(model: nn.Module, every_name: bool = False) -> list[tuple[str, nn.Parameter]]:
     """Return plain names and parameters; a tied tensor once, or under ``every_name`` it has."""
+    require_model(model)
     return [(plain_name(name), p) for name, p in model.named_parameters(remove_duplicate=not every_name)]
 
 
 def named_buffers(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Return plain names and buffers."""
+    require_model(model)
     return [(plain_name(name), buffer) for name, buffer in model.named_buffers()]
 
 
@@ -42,6 +67,7 @@ def computed_buffers(model: nn.Module) -> frozenset[str]:
 
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return plain name to module; of a wrapper and what it wraps, the wrapped one."""
+    require_model(model)
     return {plain_name(name): module for name, module in model.named_modules()}
 
 

@@ -14,15 +14,16 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from helpers.files import counted
+from helpers.files import as_path, counted
 from helpers.profiles import Gutenberg
-from helpers.texts.downloads import TextError, strip_licence, text_path
+from helpers.texts.downloads import TextError, licence_problem, strip_licence, text_path
 
 PARTS = ("train", "dev", "test")
 MIN_CHAPTERS = 5
@@ -32,6 +33,8 @@ MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters m
 MOST_BYTES = 10**9  # of a text; with its tokens it takes about 20 bytes of memory for each
 PIECE = 1 << 17  # characters given to the tokenizer at once; it needs about 200 bytes for each of them
 MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's characters cannot read it
+RUN, LEAST_RUN = 64, 8  # characters in a row, and tokens, that stand in two parts by no chance
+WORTH_SAYING = 0.01  # of the held-out text repeated in the train part
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
 
 # --- read --------------------------------------------------------------------------
@@ -49,13 +52,13 @@ def read_text(path: str | Path) -> str:
 
 
 def _read_bytes(path: str | Path) -> bytes:
-    place = Path(path)
-    if place.is_dir():
-        inside = sorted(p.name for p in place.glob("*.txt"))
-        found = f"it holds {', '.join(inside[:5])}" if inside else "it holds no .txt file"
-        raise TextError(f"'{path}' is a folder, not a text: {found}. Give one text file.")
+    place = as_path(path, "The place of a text")
     try:
         found = place.stat()
+        if stat.S_ISDIR(found.st_mode):
+            inside = sorted(p.name for p in place.glob("*.txt"))
+            held = f"it holds {', '.join(inside[:5])}" if inside else "it holds no .txt file"
+            raise TextError(f"'{path}' is a folder, not a text: {held}. Give one text file.")
         if not stat.S_ISREG(found.st_mode):
             raise TextError(
                 f"'{path}' is a pipe or a device, and a text is read more than once: to go on, and to check its hash. "
@@ -71,10 +74,14 @@ def _read_bytes(path: str | Path) -> bytes:
         raise TextError(f"No text at '{path}': there is no such file. Give a UTF-8 text file.") from error
     except OSError as error:
         raise TextError(
-            f"Cannot read the text '{path}': {error.strerror or error}. Give a file that you may read."
+            f"Cannot read the text {str(path)[:80]!r}: {error.strerror or error}. Give the name of a file that you may read."
         ) from error
 
 
+FORMATS = {
+    b"%PDF-": "a PDF",
+    b"{\\rtf": "an RTF file",
+}  # they can be all ASCII, and their words are not the file's
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",  # first: one begins like UTF-16's
@@ -87,6 +94,9 @@ def _decode(raw: bytes, path: str | Path) -> str:
     encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), None)
     if encoding:
         raise TextError(f"The text '{path}' is not UTF-8: it begins like {encoding}. Save it as UTF-8.")
+    kind = next((name for mark, name in FORMATS.items() if raw.startswith(mark)), None)
+    if kind:
+        raise TextError(f"'{path}' is {kind}, not a plain text. Save its words as plain text, in UTF-8.")
     raw = _without_ctrl_z(raw)
     control = re.search(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]", raw)
     if control:
@@ -288,7 +298,8 @@ class Corpus:
 
     ``share_used`` is the share of the file's characters that stand in windows: a licence and the
     tails of the parts do not. ``share_changed`` is the share that the tokenizer cannot give back.
-    ``begin`` is the mark with which each window begins, or "" (see `begin_ids`).
+    ``begin`` is the mark with which each window begins, or "" (see `begin_ids`). ``share_repeated`` is the share of
+    the dev and test parts that stands in the train part too, in runs of `RUN` characters: what is tested there was learned.
     """
 
     name: str
@@ -302,6 +313,7 @@ class Corpus:
     share_used: float
     share_changed: float
     begin: str = ""
+    share_repeated: float = 0.0
 
     @property
     def n_tokens(self) -> dict[str, int]:
@@ -323,7 +335,13 @@ class Corpus:
         begin = (
             f"; each window begins with {self.begin}, as a text does for this tokenizer" if self.begin else ""
         )
-        return f"{self.share_used:.1%} of the file is used{changed}{begin}"
+        repeated = (
+            f"{self.share_repeated:.0%} of the dev and test parts stands in the train part too, word for word, where a low "
+            "loss is no sign of learning; "
+            if self.share_repeated >= WORTH_SAYING
+            else ""
+        )
+        return f"{repeated}{self.share_used:.1%} of the file is used{changed}{begin}"
 
 
 def load_corpus(
@@ -339,11 +357,19 @@ def load_corpus(
         n_dev: chapters of the dev part.
 
     Raises:
-        TextError: as `read_text` and `windows`; or a failed download.
+        TextError: as `read_text` and `windows`; a failed download, Project Gutenberg's licence that cannot be told
+            from the book, or an ``n_dev`` that is no number of chapters.
     """
+    if not isinstance(n_dev, Integral) or n_dev < 1:
+        raise TextError(f"The dev part has a whole number of chapters, 1 or more; found n_dev={n_dev!r}.")
     path = text_path(path)
     raw = _read_bytes(path)
     whole = _decode(raw, path)
+    if problem := licence_problem(whole):
+        raise TextError(
+            f"The text '{path}' has Project Gutenberg's licence in it, and {problem}: a model would learn the licence. "
+            "Give the whole file, or one without the licence and its marks."
+        )
     book = strip_licence(whole)
     split = split_text(book, n_dev)
     cut = {
@@ -351,6 +377,9 @@ def load_corpus(
     }
     in_windows = sum(c.n_chars_in_windows for c in cut.values())
     changed = sum(c.n_chars_changed for c in cut.values())
+    train, *held_out = (cut[part].windows for part in PARTS)
+    marks = begin_ids(tokenizer)
+    run = max(LEAST_RUN, RUN * len(train) * length // max(1, cut["train"].n_chars_in_windows))
     return Corpus(
         name or Path(path).stem,
         str(path),
@@ -360,7 +389,8 @@ def load_corpus(
         length=length,
         share_used=in_windows / len(whole),
         share_changed=changed / len(book),
-        begin=tokenizer.decode(begin_ids(tokenizer)),
+        share_repeated=_share_repeated(train, held_out, len(marks), run),
+        begin=tokenizer.decode(marks),
     )
 
 
@@ -388,16 +418,52 @@ class _Cut:
     n_chars_changed: int
 
 
+def _share_repeated(train: Dataset, held_out: list[Dataset], n_marks: int, run: int) -> float:
+    """The share of the runs of so many tokens in held-out windows that stand in the train windows too.
+
+    The train windows are read in pieces, so that a long text needs little memory.
+    """
+    wanted = np.concatenate([_run_hashes(tensor_of(part), n_marks, run) for part in held_out])
+    different, places = np.unique(wanted, return_inverse=True)
+    if not len(different):
+        return 0.0
+    found = np.zeros(len(different), dtype=bool)
+    n_rows = max(1, PIECE // train[0]["input_ids"].numel())
+    for start in range(0, len(train), n_rows):
+        there = _run_hashes(train[start : start + n_rows]["input_ids"], n_marks, run)
+        at = np.minimum(np.searchsorted(different, there), len(different) - 1)
+        found[at[different[at] == there]] = True
+    return float(found[places].mean())
+
+
+def _run_hashes(windows: torch.Tensor, n_marks: int, run: int) -> np.ndarray:
+    """One number, uint64, for each ``run`` of neighbours among the text's tokens of windows, (windows, length)."""
+    factor = np.uint64(6364136223846793005)  # Knuth's multiplier; what overflows is cut off
+    ids = windows[:, n_marks:].numpy().reshape(-1).astype(np.uint64)
+    hashes = np.zeros(max(0, len(ids) - run + 1), dtype=np.uint64)
+    for place in range(run):
+        hashes = hashes * factor + ids[place : place + len(hashes)]
+    return hashes
+
+
 def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
-    if length < 2:
+    if not isinstance(text, str):
+        raise TextError(f"{what} must be a str; found {type(text).__name__}.")
+    if not isinstance(length, Integral) or length < 2:
         raise TextError(f"A window of {length} tokens has nothing to predict. Give a length of 2 or more.")
     ids, changed = _tokens(tokenizer, text)
     n_changed = changed.total()
     if n_changed > MAX_CHANGED * len(text):
         examples = ", ".join(repr(character) for character, _ in changed.most_common(4))
+        marks = ", ".join(repr(mark) for mark in tokenizer.all_special_tokens if mark in text)
+        cure = (
+            f"It reads {marks} as a mark of its own: take that out of the text."
+            if marks
+            else "Give a text in a script that it knows, or a model with another tokenizer."
+        )
         raise TextError(
             f"{what} would lose {n_changed / len(text):.0%} of its characters: the tokenizer does not give "
-            f"back {examples}. Give a text in a script that it knows, or a model with another tokenizer."
+            f"back {examples}. {cure}"
         )
     begin = begin_ids(tokenizer)
     room = length - len(begin)  # for the text's own tokens
@@ -425,7 +491,13 @@ def _tokens(tokenizer, text: str) -> tuple[np.ndarray, Counter[str]]:
     changed: Counter[str] = Counter()
     for piece in _pieces(text):
         # verbose=False: a whole book is longer than the model's context, and no cause for a warning.
-        found = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        try:
+            found = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        except Exception as error:  # the tokenizers' own library raises nothing narrower
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise TextError(
+                f"The tokenizer cannot read the text ({reason}). Give the one that load_tokenizer gives for the model."
+            ) from error
         back = tokenizer.decode(found, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         changed += Counter("".join(piece.split())) - Counter("".join(back.split()))
         ids.append(np.array(found, dtype=np.int64))

@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from helpers.files import counted
+from helpers.files import as_path, counted
 from helpers.profiles import Gutenberg, downloads_dir
 
 # --- Bring a downloaded book into the form of the course's own texts: no licence, plain typography ---
@@ -40,6 +40,18 @@ def strip_licence(text: str) -> str:
         for start, end in zip(marks[::2], marks[1::2], strict=True)
     ]
     return "\n\n".join(books) + "\n"
+
+
+SMALL_PRINT = re.compile(r"^\*+(?:START\*+|END ?\*?)THE SMALL PRINT!", re.M | re.I)  # until about 2003
+
+
+def licence_problem(text: str) -> str | None:
+    """Say why Project Gutenberg's licence cannot be told from the book; None where it can, or there is none."""
+    if strip_licence(text) != text:
+        return None
+    if found := MARK.search(text):
+        return f"its START and END lines do not take turns ({len(MARK.findall(text))} found, the first is {found[0]!r})"
+    return "its small print is of the older form, which no line ends" if SMALL_PRINT.search(text) else None
 
 
 def course_form(text: str) -> str:
@@ -379,7 +391,9 @@ def _write_whole(path: Path, text: str) -> None:
 
 def text_path(source: str | Path | Gutenberg) -> Path:
     """The file of a profile's text; books are downloaded first, if they are not there yet."""
-    return gutenberg(source.numbers, downloads_dir()) if isinstance(source, Gutenberg) else Path(source)
+    if isinstance(source, Gutenberg):
+        return gutenberg(source.numbers, downloads_dir())
+    return as_path(source, "The place of a text")
 
 
 def gutenberg(numbers: tuple[int, ...], folder: str | Path, url: str = GUTENBERG_URL, **options) -> Path:

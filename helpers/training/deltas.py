@@ -21,14 +21,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from helpers.files import record_hash, tensor_hash, write_tensors
-from helpers.freezing import FreezePlan
-from helpers.models import anatomy, named_parameters, plain_name, tensors_hash, unwrapped, weight_hash
+from helpers.files import as_path, record_hash, tensor_hash, write_tensors
+from helpers.freezing import FreezePlan, require_plan
+from helpers.models import anatomy, config_of, named_parameters, plain_name, tensors_hash, weight_hash
 from helpers.training.rewinding import rewind, shares_of
 
 # --- Which base model is it? Enough about a model to know it again, and to say what differs, without its weights ---
 
 
+DROPOUT = ("dropout", "pdrop")  # how the fields of a dropout's share end
 # Config fields that change neither the weights nor what the model computes from them.
 _NO_MATTER = frozenset(
     (
@@ -69,12 +70,10 @@ class BaseRecord:
 
 def base_record(model: nn.Module) -> BaseRecord:
     """Write down a base model before it is trained: a few kilobytes of hashes."""
-    config = unwrapped(model).config
-    fields = json.loads(config.to_json_string(use_diff=False))
     return BaseRecord(
-        config.model_type,
+        config_of(model).model_type,
         weight_hash(model),
-        _relevant(fields),
+        computing_fields(model),
         {name: fingerprint(t) for name, t in stored_tensors(model).items()},
     )
 
@@ -146,10 +145,17 @@ def recorded_kind(fingerprint: str) -> str:
     return fingerprint.rpartition(" ")[0]
 
 
+def computing_fields(model: nn.Module, training: bool = False) -> dict:
+    """Return the fields of a model's config that decide what it computes; its dropout only if for ``training``."""
+    fields = json.loads(config_of(model).to_json_string(use_diff=False))
+    dropout = {k: v for k, v in fields.items() if training and k.endswith(DROPOUT)}
+    return _relevant(fields) | dropout
+
+
 def _relevant(config: dict) -> dict:
     """Dropout acts in training alone; GPT-Neo's two spellings of its GELU are one function."""
     same = {"gelu_new": "gelu_pytorch_tanh"}
-    kept = {k: v for k, v in config.items() if k not in _NO_MATTER and not k.endswith(("dropout", "pdrop"))}
+    kept = {k: v for k, v in config.items() if k not in _NO_MATTER and not k.endswith(DROPOUT)}
     return {k: same.get(v, v) if isinstance(v, str) else v for k, v in kept.items()}
 
 
@@ -223,6 +229,7 @@ def save_delta(
             model, or the file cannot be written, or is there and is no delta.
         PlanError, AnatomyError: the plan does not fit the model.
     """
+    require_plan(plan)
     require_own(place_of(path))
     base = base if isinstance(base, BaseRecord) else base_record(base)
     ledger, names = plan.explain(model, roles), plan.trainable_names(anatomy(model, roles))
@@ -493,4 +500,5 @@ def verified_record(header: dict[str, str], place: Path) -> dict:
 
 
 def place_of(path: str | Path) -> Path:
-    return Path(path) if Path(path).suffix == ".safetensors" else Path(path) / FILE_NAME
+    place = as_path(path, "The place of a delta")
+    return place if place.suffix == ".safetensors" else place / FILE_NAME

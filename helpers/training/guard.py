@@ -27,10 +27,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from helpers.files import require_values
-from helpers.freezing import FreezePlan, FreezingError, Proof, Watch, freezing_proof
+from helpers.freezing import FreezePlan, FreezingError, Proof, Watch, freezing_proof, require_plan
 from helpers.measuring import Retention
 from helpers.models import named_parameters, unwrapped
-from helpers.training.deltas import base_record, place_of, require_own, save_delta
+from helpers.training.deltas import DeltaError, base_record, place_of, require_own, save_delta, some
 from helpers.training.processes import is_main
 
 FORGETTING = "eval_forgetting"  # its name among the Trainer's numbers
@@ -71,6 +71,7 @@ class FreezeGuard(TrainerCallback):
         tokenizer=None,
         roles: dict[str, str] | None = None,
     ):
+        require_plan(plan)
         if delta is not None:
             require_own(place_of(delta))
         self.model = model
@@ -134,6 +135,7 @@ class FreezeGuard(TrainerCallback):
 
         Raises:
             FreezingError: with all tensors that are not as they should be; no delta is saved.
+            DeltaError: what trained is no number any more; no delta is saved.
         """
         watch = self._watch
         self.proof = freezing_proof(watch.before, self.model, watch.optimizer, self.plan, self.roles)
@@ -141,11 +143,22 @@ class FreezeGuard(TrainerCallback):
             raise FreezingError(f"Stopped at the end, after step {self.n_steps}. {self.proof}")
         if not self.proof.ok:
             warnings.warn(str(self.proof), stacklevel=2)
-        if self.delta is not None and is_main():
-            save_delta(
-                self.model, self.plan, self.base, self.delta, tokenizer=self.tokenizer, roles=self.roles
-            )
+        if self.delta is not None:
+            self._require_finite()
+            if is_main():
+                save_delta(
+                    self.model, self.plan, self.base, self.delta, tokenizer=self.tokenizer, roles=self.roles
+                )
         return self.proof
+
+    def _require_finite(self) -> None:
+        """Raise DeltaError for trained weights that are no numbers any more: nobody wants them saved."""
+        broken = [n for n, p in named_parameters(self.model) if p.requires_grad and not p.isfinite().all()]
+        if broken:
+            raise DeltaError(
+                f"No delta is saved: after step {self.n_steps} {len(broken)} trained tensors hold NaN or infinite "
+                f"numbers ({some(broken)}). The training overflowed: train again, with a third of the rate."
+            )
 
     # --- Hugging Face's Trainer ----------------------------------------------------
 

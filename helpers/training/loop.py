@@ -31,10 +31,18 @@ from helpers.freezing import (
     Proof,
     find_bottom,
     freezing_proof,
+    require_plan,
     snapshot,
 )
 from helpers.measuring import evaluating, in_mode
-from helpers.models import Anatomy, divergence_loss, next_token_loss, require_next_token_model
+from helpers.models import (
+    Anatomy,
+    LossError,
+    divergence_loss,
+    next_token_loss,
+    require_next_token_model,
+    require_windows,
+)
 from helpers.training import checkpoints, locks
 from helpers.training.processes import (
     ProcessError,
@@ -134,7 +142,8 @@ def fit(
         LossError: the model does not predict the next token, or its config adds a term to the loss.
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
-    _require_windows(windows)
+    require_plan(plan)
+    _require_windows(model, windows)
     with evaluating(model):
         require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -176,18 +185,21 @@ def fit(
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
 
 
-def _require_windows(windows: torch.Tensor) -> None:
-    """Raise TrainingError unless these are token ids of one window a row, with a next token to predict."""
-    found = type(windows).__name__
-    if isinstance(windows, torch.Tensor):
-        found = f"{tuple(windows.shape)} of {windows.dtype}"
-        is_table = windows.dim() == 2 and windows.size(0) >= 1 and windows.size(1) >= 2
-        if windows.dtype == torch.long and is_table:
-            return
-    raise TrainingError(
-        "The windows must be a tensor of token ids, (windows, length), int64, with one window or more and 2 tokens "
-        f"or more in each; found {found}. `tensor_of(corpus.train)` is one."
-    )
+def _require_windows(model: nn.Module, windows: torch.Tensor) -> None:
+    """Raise TrainingError unless these are token ids of the model, one window a row, with a next token to predict."""
+    try:
+        require_windows(model, windows)
+    except LossError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _require_gradient(total: torch.Tensor) -> None:
+    """Raise TrainingError where nothing that trains has a part in the loss."""
+    if not total.requires_grad:
+        raise TrainingError(
+            "Nothing that trains under this plan takes part in the loss. LoRA that is merged takes none: call "
+            "unmerge(model) first."
+        )
 
 
 def _on_the_gpu(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -277,7 +289,9 @@ class TokenLoss(nn.Module):
         with self.bottom.reading(input_ids) if self.bottom else nullcontext():
             if base_of is not None:
                 return divergence_loss(self.model, input_ids, base_of)
-            return next_token_loss(self.model, input_ids)[0]
+            total, _ = next_token_loss(self.model, input_ids)
+            _require_gradient(total)
+            return total
 
 
 def kept_bottom(

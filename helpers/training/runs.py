@@ -21,6 +21,7 @@ from helpers.measuring import evaluating
 from helpers.models import anatomy, weight_hash
 from helpers.profiles import tf32_override
 from helpers.training import checkpoints, locks
+from helpers.training.deltas import computing_fields
 from helpers.training.processes import is_main, n_processes, own_random_state, random_states
 
 MAX_RATE = 1.0
@@ -78,10 +79,21 @@ class TrainSettings:
         for name in ("clip", "micro_batch"):
             if getattr(self, name) is not None:
                 _require_number(name, getattr(self, name))
+        if self.clip is not None and not self.clip > 0:
+            raise TrainingError(
+                f"clip must be above 0: the largest norm that a gradient keeps; found {self.clip}. For no clipping leave "
+                "it out."
+            )
         for name in ("warmup", "weight_decay", "clip"):
             if not (0 <= (value := getattr(self, name) or 0) and math.isfinite(value)):
                 raise TrainingError(f"{name} must be 0 or more, and finite; found {value}.")
-        if not isinstance(self.seed, Integral) or not 0 <= self.seed <= 2**32 - n_processes():
+        if self.warmup != int(self.warmup):
+            raise TrainingError(f"warmup must be a whole number of steps, 0 or more; found {self.warmup}.")
+        if (
+            isinstance(self.seed, bool)
+            or not isinstance(self.seed, Integral)
+            or not 0 <= self.seed <= 2**32 - n_processes()
+        ):
             raise TrainingError(
                 f"The seed must be a whole number from 0 to {2**32 - n_processes()}; found "
                 f"{self.seed!r}. Any small number will do."
@@ -168,6 +180,7 @@ class Run:
         self.identity = {
             "plan": plan.slug,
             "base": weight_hash(model),
+            "config": computing_fields(model, training=True),
             "settings": asdict(settings),
             "windows": list(windows.shape),
             "text": files.bytes_hash(windows),
@@ -306,7 +319,7 @@ class Run:
         if done or not self.settings.evaluates_at(self.step):
             return
         with evaluating(self.model):
-            found = measure(self.model) if measure else {}
+            found = _numbers(measure(self.model)) if measure else {}
         self.history.evaluations.append({"step": self.step, **found})
         losses = [e.get("held_out_loss", -e["step"]) for e in self.history.evaluations]
         numbers = [loss for loss in losses if not math.isnan(loss)]
@@ -346,11 +359,34 @@ def arithmetic() -> dict[str, str | None]:
     }
 
 
+def _numbers(found) -> dict:
+    """What a reader's measurement gave, for the record; a tensor of one number is that number.
+
+    Raises:
+        TrainingError: no dict, or a held-out loss that is no number.
+    """
+    if not isinstance(found, dict):
+        raise TrainingError(
+            f"evaluate must return a dict, such as {{'held_out_loss': 3.2}}; found {type(found).__name__}."
+        )
+    found = {k: v.item() if isinstance(v, (torch.Tensor, np.generic)) else v for k, v in found.items()}
+    loss = found.get("held_out_loss", 0.0)
+    if not isinstance(loss, Real):
+        raise TrainingError(
+            f"evaluate's 'held_out_loss' must be a number; found {type(loss).__name__}. "
+            "`held_out_loss(model, windows).mean` is one."
+        )
+    return found
+
+
 def differences(mine: dict, saved: dict) -> list[str]:
     """The names of what makes a saved run another one. An older record without a name says nothing about it."""
     found = []
     for name, value in mine.items():
-        if name == "settings":
+        if name == "config":  # a field of one transformers version alone says nothing
+            there = saved.get(name, {})
+            found += [f"config.{k}" for k, v in value.items() if there.get(k, v) != v]
+        elif name == "settings":
             there = saved[name]
             found += [k for k, v in value.items() if k not in FREE_SETTINGS and k in there and there[k] != v]
             found += sorted(there.keys() - value.keys() - FREE_SETTINGS)

@@ -240,9 +240,9 @@ def require_words(args: TrainWords) -> None:
         word = getattr(args, name)
         if word is None:
             continue
+        if name in ("text", "out", "model", "profile") and not word.strip():
+            raise ProfileError(f"--{name} is empty. Give a name.")
         if name in ("text", "out", "model"):
-            if not word.strip():
-                raise ProfileError(f"--{name} is empty. Give a name.")
             profiles.usable_path(word, f"--{name}")
         elif "\0" in word or any(0xD800 <= ord(letter) < 0xE000 for letter in word):
             raise ProfileError(
@@ -381,6 +381,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "text_hash": corpus.sha256,
         "text_share_used": corpus.share_used,
         "text_share_changed": corpus.share_changed,
+        "text_share_repeated": corpus.share_repeated,
         "profile": setup.profile.name,
         "versions": versions(),
         "machine": machine_class(),

@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,6 +40,7 @@ from helpers.freezing.plans import COURSE_PLANS, FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config, mini_config
 from helpers.models.losses import divergence_loss, next_token_loss
+from helpers.models.model_files import ModelError
 from helpers.models.roles import anatomy
 from helpers.training.replay import Replay
 
@@ -490,6 +492,16 @@ def test_tables_add_up():
     assert beside.loc["total", "predicted / measured"] == 1
     assert beside["predicted"][:-1].sum() == pytest.approx(beside.loc["total", "predicted"], abs=0.01)
     assert set(compare(found, found).values()) == {1}
+
+
+def test_a_whole_number_of_numpy_is_one():
+    assert budget(NEO, FULL, np.int64(2), np.int32(32)) == budget(NEO, FULL, 2, 32)
+
+
+@pytest.mark.parametrize("config", [None, "data/gpt-neo-mini", NEO.to_dict(), build_model(NEO, seed=0)])
+def test_what_is_no_config_is_said(config):
+    with pytest.raises(ModelError, match="^A config of transformers is needed"):
+        budget(config, FULL, 2, 32)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from helpers.models.loading import build_model, gpt_neo_125m_config, weight_hash
 from helpers.models.losses import next_token_loss
 from helpers.models.roles import anatomy
 from helpers.training.loop import fit
-from helpers.training.runs import TrainSettings
+from helpers.training.runs import TrainingError, TrainSettings
 from support import tiny
 from support.tiny import family
 
@@ -118,6 +118,15 @@ def test_modules_to_save_unties_the_head_and_ours_does_not():
     assert inner.lm_head.weight is not inner.transformer.wte.modules_to_save["default"].weight
     ours = with_lora("attention+mlp")
     assert ours.lm_head.weight is ours.transformer.wte.weight
+
+
+def test_merged_lora_takes_no_part_in_the_loss_and_is_not_trained():
+    model = with_lora()
+    merge(model)
+    with pytest.raises(TrainingError, match="unmerge"):
+        fit(
+            model, lora.LORA_PLAN, torch.zeros(4, 8, dtype=torch.long), TrainSettings(1, 1e-3), progress=False
+        )
 
 
 # --- in and out --------------------------------------------------------------------

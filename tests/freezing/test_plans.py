@@ -10,14 +10,35 @@ import torch
 from torch import nn
 from transformers import AutoConfig, LlamaConfig, LlamaForSequenceClassification
 
+from helpers.costs import budget, explain_cost
+from helpers.freezing import change_plan
 from helpers.freezing.plans import COURSE_PLANS, FreezePlan, undo
 from helpers.freezing.selectors import PlanError, _is_bias, canonical, file_id, parse_selectors, select
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config
 from helpers.models.roles import Entry, anatomy
+from helpers.training import FreezeGuard, TrainSettings, fit, save_delta
 from support.tiny import FAMILIES, family
 
 BIG = anatomy(build_on_meta(gpt_neo_125m_config()))
 MAIN = FreezePlan.freeze("attention", "embeddings")
+
+
+@pytest.mark.parametrize("plan", [None, "attention", ["attention"], FreezePlan])
+@pytest.mark.parametrize(
+    "use",
+    [
+        FreezeGuard,
+        lambda model, plan: fit(model, plan, torch.zeros(2, 4, dtype=torch.long), TrainSettings(1, 1e-3)),
+        lambda model, plan: budget(model.config, plan, 1, 4),
+        lambda model, plan: explain_cost(model, plan, 1, 4),
+        lambda model, plan: save_delta(model, plan, model, "nowhere"),
+        lambda model, plan: change_plan(model, torch.optim.SGD(model.parameters()), plan),
+    ],
+    ids=["guard", "fit", "budget", "reasons", "delta", "change"],
+)
+def test_what_is_no_plan_is_said(use, plan):
+    with pytest.raises(PlanError, match="^A plan is a FreezePlan, such as"):
+        use(family("llama"), plan)
 
 
 @pytest.mark.parametrize(

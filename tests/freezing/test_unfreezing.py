@@ -51,6 +51,23 @@ def in_block(model, layer):
     return [n for n, _ in model.named_parameters() if f".h.{layer}." in n]
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"learning_rate": 1e-4}, "knows no setting learning_rate"), ({"lr": float("nan")}, "lr must")],
+)
+def test_a_setting_that_the_optimizer_does_not_know_is_refused_before_anything_changes(run, settings, words):
+    model, optimizer = run
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(UnfreezingError, match=words):
+        change_plan(model, optimizer, LAST_TWO, **settings)
+    assert [p.requires_grad for p in model.parameters()] == flags and len(optimizer.param_groups) == 1
+
+
+def test_the_optimizer_of_another_model_is_refused(run):
+    with pytest.raises(UnfreezingError, match="tensors that are not in this model"):
+        change_plan(build_model(CONFIG, seed=2), run[1], LAST_TWO)
+
+
 def test_new_tensors_move_after_unfreezing_and_the_rest_does_not(run):
     model, optimizer = run
     change = change_plan(model, optimizer, LAST_TWO)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from helpers.freezing import FreezePlan
 from helpers.measuring import evaluation
 from helpers.measuring.evaluation import (
     Retention,
@@ -20,7 +21,9 @@ from helpers.measuring.evaluation import (
     style_contrast,
 )
 from helpers.measuring.intervals import block_error, estimate
+from helpers.models import LossError, next_token_loss, token_losses
 from helpers.models.loading import build_model
+from helpers.training import TrainingError, TrainSettings, fit
 from support import tiny
 
 CONFIG = tiny.config()
@@ -87,9 +90,87 @@ def test_each_part_of_a_model_gets_its_own_mode_back_after_an_error_too():
     m = model().train()
     m.transformer.h[0].eval()
     found = [module.training for module in m.modules()]
-    with pytest.raises(IndexError):
-        held_out_loss(m, text() + m.config.vocab_size)
+    m.transformer.ln_f.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        held_out_loss(m, text())
     assert [module.training for module in m.modules()] == found
+
+
+NO_WINDOWS = {
+    "a list": text().tolist(),
+    "NumPy": text().numpy(),
+    "one row": text()[0],
+    "no row": text()[:0],
+    "nothing to predict": text()[:, :1],
+    "floats": text().float(),
+    "bytes": text().to(torch.uint8),
+    "an id too large": text() + 90,
+    "padding of -100": text().masked_fill(text() < 20, -100),
+}
+
+
+@pytest.mark.parametrize("case", NO_WINDOWS)
+@pytest.mark.parametrize(
+    "measure",
+    [
+        held_out_loss,
+        token_losses,
+        next_token_loss,
+        Retention,
+        lambda m, windows: fit(m, FreezePlan.full(), windows, TrainSettings(1, 1e-3), progress=False),
+    ],
+)
+def test_what_is_no_window_of_token_ids_is_refused_before_it_is_measured(case, measure):
+    with pytest.raises((LossError, TrainingError), match="^The windows must"):
+        measure(model(), NO_WINDOWS[case])
+
+
+def test_a_wrapped_model_is_measured_like_the_model_inside():
+    m = model()
+    for wrapped in (torch.nn.DataParallel(m), torch.compile(m, backend="eager")):
+        assert held_out_loss(wrapped, text()).mean == pytest.approx(held_out_loss(m, text()).mean, rel=1e-6)
+        assert Retention(wrapped, text()).forgetting(m).mean == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_no_language_model_is_said():
+    with pytest.raises(TypeError, match="found Linear, which has no config"):
+        held_out_loss(torch.nn.Linear(2, 2), text())
+
+
+def test_windows_of_int32_give_the_same_numbers():
+    m = model()
+    assert held_out_loss(m, text().int()).mean == held_out_loss(m, text()).mean
+    assert Retention(m, text().int()).forgetting(m).mean == 0
+
+
+def test_forgetting_is_refused_for_a_model_of_another_vocabulary():
+    retention = Retention(model(), text())
+    larger = build_model(tiny.config(vocab_size=101), seed=1)
+    with pytest.raises(LossError, match="a vocabulary of 97, and this model one of 101"):
+        retention.forgetting(larger)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [[], [0, 1, 2, 3, 4], [97], [-1], [0.5]],
+    ids=["none", "too long", "unknown", "negative", "no id"],
+)
+def test_a_sample_begins_with_text_of_the_model(start):
+    with pytest.raises(ValueError, match="A sample of 4 tokens begins with 1 to 4 token ids"):
+        sample_windows(model(), 1, 4, 0, start=torch.tensor(start))
+
+
+def test_a_model_of_nan_writes_no_sample():
+    m = model()
+    m.transformer.ln_f.weight.data[0] = math.nan
+    with pytest.raises(ValueError, match="predicts no numbers"):
+        sample_windows(m, 1, 4, 0)
+
+
+@pytest.mark.parametrize(("prompt", "n"), [(None, 3), (["The"], 3), ("The", -1), ("The", 1.5)])
+def test_a_sample_goes_on_with_a_text_for_a_whole_number_of_tokens(prompt, n):
+    with pytest.raises(ValueError, match="A sample goes on with a text"):
+        sample_text(model(), None, prompt, n)
 
 
 def test_perplexity_falls_by_a_tenth_of_itself_for_a_tenth_of_a_nat():

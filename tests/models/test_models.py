@@ -14,6 +14,7 @@ from helpers.models.loading import (
     build_model,
     choose_precision,
     gpt_neo_125m_config,
+    load_config,
     load_model,
     load_tokenizer,
     mini_config,
@@ -111,6 +112,19 @@ def test_a_saved_model_loads_back_with_the_same_weights_and_loss(tmp_path):
     ids = torch.randint(97, (2, 20))
     assert weight_hash(again) == weight_hash(model)
     assert next_token_loss(again, ids)[0] == next_token_loss(model, ids)[0]
+
+
+@pytest.mark.parametrize("device", ["zzz", "cuda:99", 1.5])
+def test_a_device_that_is_none_or_not_there_is_said_before_anything_is_loaded(device):
+    with pytest.raises(ModelError, match="^The device .* cannot be used .* Choose 'cpu'"):
+        load_model("nowhere", device=device)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, load_config])
+@pytest.mark.parametrize("place", [None, 5, b"x", ["x"]])
+def test_what_is_no_place_of_a_model_is_said(load, place):
+    with pytest.raises(TypeError, match="^The place of a .* is a path"):
+        load(place)
 
 
 def test_gpt_neos_own_gelu_is_replaced_by_its_fused_form(tmp_path):

@@ -39,6 +39,15 @@ class Parallel(nn.Module):
         return self.module(**inputs)
 
 
+@pytest.mark.parametrize(
+    "model", [None, "data/gpt-neo-mini", {"a": torch.zeros(1)}], ids=["None", "name", "tensors"]
+)
+@pytest.mark.parametrize("use", [PLAN.apply, snapshot, base_record, anatomy, weight_hash])
+def test_what_is_no_model_is_said(use, model):
+    with pytest.raises(TypeError, match="^A model is needed"):
+        use(model)
+
+
 def compiled_blocks(model):
     for i, block in enumerate(model.model.layers):
         model.model.layers[i] = torch.compile(block, backend="eager")

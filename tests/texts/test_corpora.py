@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import os
+import random
 import re
 import socket
 import subprocess
@@ -106,6 +107,20 @@ BAD_TEXTS = {
     "UTF-16, high byte first": (lambda p: write(p, b"\xfe\xff\x00W\x00o"), "begins like UTF-16"),
     "UTF-32": (lambda p: write(p, "Words".encode("utf-32")), "begins like UTF-32"),
     "UTF-32, high byte first": (lambda p: write(p, b"\x00\x00\xfe\xff\x00\x00\x00W"), "begins like UTF-32"),
+    "a PDF": (lambda p: write(p, "%PDF-1.4\n" + book(8)), "is a PDF, not a plain text"),
+    "RTF": (lambda p: write(p, "{\\rtf1\\ansi " + book(8)), "is an RTF file, not a plain text"),
+    "Gutenberg's START alone": (
+        lambda p: write(p, "Terms.\n*** START OF THE PROJECT GUTENBERG EBOOK T ***\n" + book(8)),
+        "do not take turns",
+    ),
+    "Gutenberg's END alone": (
+        lambda p: write(p, book(8) + "*** END OF THE PROJECT GUTENBERG EBOOK T ***\nTerms.\n"),
+        "do not take turns",
+    ),
+    "Gutenberg's old small print": (
+        lambda p: write(p, "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n" + book(8)),
+        "small print is of the older form",
+    ),
     "a Ctrl-Z in the middle": (lambda p: write(p, b"words\x1awords"), "byte 0x1a at offset 5"),
     "too short for one window": (
         lambda p: write(p, "Only a few words."),
@@ -135,6 +150,12 @@ def test_a_text_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(type(path), "read_bytes", refuse)
     with pytest.raises(TextError, match="Cannot read the text .*story.txt': Permission denied"):
         read_text(path)
+
+
+def test_the_text_itself_in_place_of_its_name_is_said_in_one_line():
+    with pytest.raises(TextError, match="File name too long. Give the name of a file") as error:
+        load_corpus(book(8), TOKENIZER, 64)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_line_ends_and_the_byte_order_mark_change_nothing(tmp_path):
@@ -407,6 +428,57 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text_and_none_ends(templa
     corpus = load_corpus(write(tmp_path / "t.txt", book(8)), tokenizer, 16)
     said = f"; each window begins with {'Z' * n_marks}, as a text does for this tokenizer"
     assert str(corpus).endswith(said if n_marks else "of the file is used")
+
+
+def test_held_out_text_that_was_trained_on_is_said(tmp_path):
+    letters = random.Random(1)
+    different = ["".join(letters.choices("abcdefgh ", k=400)) for _ in range(6)]
+    for chapters_of, share in (
+        (different, 0.0),
+        ([different[0]] * 6, 1.0),
+        (different[:5] + different[:1], 0.33),
+    ):
+        text = "\n\n".join(f"Chapter {n + 1}\n\n{words}" for n, words in enumerate(chapters_of))
+        corpus = load_corpus(write(tmp_path / "t.txt", text), TOKENIZER, 16)
+        assert corpus.share_repeated == pytest.approx(share, abs=0.1)
+        assert ("stands in the train part too" in str(corpus)) == (share > 0)
+
+
+def test_a_few_repeated_tokens_are_chance(tmp_path):
+    run = "sixty-three letters in a row, which are one less than a run has"
+    assert len(run) == 63
+    text = "\n\n".join(f"Chapter {n}\n\n" + chr(97 + n) * 400 + run + chr(107 + n) * 400 for n in range(6))
+    corpus = load_corpus(write(tmp_path / "t.txt", text), TOKENIZER, 16)
+    assert corpus.share_repeated == 0 and "train part too" not in str(corpus)
+
+
+@pytest.mark.parametrize("n_dev", [0, -1, 1.5])
+def test_the_dev_part_has_a_number_of_chapters(n_dev, tmp_path):
+    with pytest.raises(TextError, match="whole number of chapters, 1 or more"):
+        load_corpus(write(tmp_path / "t.txt", book(8)), TOKENIZER, 16, n_dev=n_dev)
+
+
+@pytest.mark.parametrize("text", [None, b"words" * 20, ["words"] * 20])
+def test_what_is_no_text_is_not_cut(text):
+    with pytest.raises(TextError, match="^The text must be a str"):
+        windows(TOKENIZER, text, 4)
+
+
+@pytest.mark.parametrize("place", [None, 3, b"t.txt", ["t.txt"]])
+def test_what_is_no_path_is_said(place):
+    with pytest.raises(TypeError, match="^The place of a text is a path"):
+        load_corpus(place, TOKENIZER, 16)
+
+
+def test_a_tokenizer_that_cannot_read_a_word_is_said():
+    knows = Tokenizer(models.WordLevel({"known": 0}))  # and no mark for what is unknown
+    with pytest.raises(TextError, match="^The tokenizer cannot read the text .WordLevel error"):
+        windows(PreTrainedTokenizerFast(tokenizer_object=knows), "unheard of", 2)
+
+
+def test_a_mark_of_the_tokenizer_in_a_text_is_named():
+    with pytest.raises(TextError, match="It reads '<.endoftext.>' as a mark of its own"):
+        windows(load_tokenizer(DATA / "gpt-neo-mini"), "A lamp. <|endoftext|> " * 20, 4)
 
 
 def test_a_window_that_the_marks_fill_is_refused():

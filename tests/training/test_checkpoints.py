@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from helpers import files
 from helpers.files import bytes_hash, write_json
 from helpers.freezing.plans import FreezePlan
+from helpers.measuring import held_out_loss
 from helpers.models.loading import build_model, weight_hash
 from helpers.training import checkpoints, runs
 from helpers.training.checkpoints import (
@@ -281,6 +282,29 @@ def test_a_finished_run_goes_on_with_more_steps_as_one_that_was_long_from_the_st
 def test_fewer_steps_than_were_trained_are_refused(run):
     with pytest.raises(TrainingError, match="holds step 4 of this run already, more than the 3 asked for"):
         train(run, n_steps=3)
+
+
+def test_the_same_weights_that_compute_something_else_make_another_run(run):
+    """An epsilon, a rotary base, a cap of the logits: no hash of weights holds them."""
+    other = build_model(tiny.config(layer_norm_epsilon=1e-2), seed=1)
+    with pytest.raises(TrainingError, match="another run: it differs in config.layer_norm_epsilon"):
+        train(run, model=other, n_steps=6)
+
+
+def test_a_measurement_of_one_number_is_kept_and_of_none_is_said(tmp_path):
+    tensors = train(tmp_path / "a", lambda m: {"held_out_loss": torch.tensor(2.5)})[1]
+    assert [e["held_out_loss"] for e in tensors.history.evaluations] == [2.5] * len(
+        tensors.history.evaluations
+    )
+    with pytest.raises(TrainingError, match="must be a number; found Estimate"):
+        train(tmp_path / "b", lambda m: {"held_out_loss": held_out_loss(m, WINDOWS)})
+    with pytest.raises(TrainingError, match="evaluate must return a dict"):
+        train(tmp_path / "c", lambda m: 2.5)
+
+
+def test_an_older_run_that_did_not_record_its_config_goes_on(run):
+    forge(run / "step-00000004", change_record=drop("kept"), change_state=drop("identity", "config"))
+    assert train(run, n_steps=6)[1].history.steps[-1]["step"] == 6
 
 
 def test_a_smaller_micro_batch_is_no_other_run_and_another_rate_is(run):

@@ -51,6 +51,7 @@ BAD = {
     "a long --model": ({"model": "a" * 5000}, "too long"),
     "no text": ({"text": ""}, "--text is empty"),
     "no folder": ({"out": " "}, "--out is empty"),
+    "no profile": ({"profile": ""}, "--profile is empty"),
     "letters that are no text": ({"prompt": "\udce9"}, "--prompt"),
     "length 0": ({"length": 0}, "2 tokens or more"),
     "length -3": ({"length": -3}, "2 tokens or more"),

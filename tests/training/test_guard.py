@@ -20,7 +20,7 @@ from helpers.freezing import watch as watches
 from helpers.measuring import Retention
 from helpers.models import build_model, load_model, load_tokenizer, unwrapped, weight_hash
 from helpers.profiles import TINY
-from helpers.training import FreezeGuard, load_delta
+from helpers.training import DeltaError, FreezeGuard, load_delta
 from support import tiny
 from support.tiny import FAMILIES
 
@@ -61,6 +61,21 @@ def train(guard, optimizer, fault=lambda model, optimizer: None, n_steps=N_STEPS
                 fault(model, optimizer)
             guard.step()
             optimizer.zero_grad()
+
+
+def test_what_trained_and_is_no_number_any_more_is_not_saved(tmp_path):
+    model = small()
+    guard = FreezeGuard(model, MAIN, delta=tmp_path)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e38)
+    with pytest.raises(DeltaError, match=f"after step {N_STEPS} .* hold NaN or infinite numbers"):
+        train(guard, optimizer)
+    assert not list(tmp_path.iterdir()) and guard.proof.ok
+
+
+@pytest.mark.parametrize("optimizer", [None, "adamw", [1]])
+def test_what_is_no_optimizer_is_said(optimizer):
+    with pytest.raises(TypeError, match="^An optimizer is needed"):
+        FreezeGuard(small(), MAIN).watch(optimizer)
 
 
 # --- faults of the start: found before the first step --------------------------------
