@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers.costs.step_cost import MIB, BottomSize, Budget, BudgetError, LoraSize, budget, compare
 from helpers.files import counted
-from helpers.freezing import FreezePlan, LoRALinear, PlanError, require_plan
+from helpers.freezing import FreezePlan, LoRALinear, PlanError, require_optimizers, require_plan
 from helpers.models import Anatomy, Entry, anatomy, build_on_meta, named_modules, named_parameters
 
 STALE, WEIGHTS, TRAINED, ACTIVATIONS, LOGITS = (
@@ -112,6 +112,7 @@ def explain_cost(
 
     Raises:
         BudgetError, NotPredicted, PlanError: as `budget` raises them.
+        TypeError: what is given as the optimizer is none.
     """
     require_plan(plan)
     parts = anatomy(model)
@@ -174,6 +175,7 @@ def _stale_bytes(model: nn.Module, trained: frozenset[str], optimizer) -> int:
     """Bytes that an optimizer keeps for tensors that this plan freezes."""
     if optimizer is None:
         return 0
+    require_optimizers(optimizer)
     frozen = {p for name, p in named_parameters(model) if name not in trained}
     states = [state for p, state in optimizer.state.items() if p in frozen]
     return sum(t.nbytes for state in states for t in state.values() if isinstance(t, torch.Tensor))

@@ -32,7 +32,7 @@ __getattr__, __dir__, __all__ = face(
             "require_plan",
             "undo",
         ],
-        "proof": ["FreezingError", "Proof", "freezing_proof", "snapshot"],
+        "proof": ["FreezingError", "Proof", "freezing_proof", "require_optimizers", "snapshot"],
         "selectors": ["PlanError", "parse_selectors", "select"],
         "unfreezing": ["change_plan", "layer_by_layer"],
         "watch": ["Watch"],

@@ -10,6 +10,7 @@ from transformers import LlamaConfig
 
 from helpers.costs.reasons import ACTIVATIONS, LOGITS, STALE, TRAINED, WEIGHTS, explain_cost
 from helpers.costs.step_cost import BottomSize, BudgetError
+from helpers.files import counted
 from helpers.freezing.lora import LORA_PLAN, insert
 from helpers.freezing.plans import FreezePlan
 from helpers.models.loading import build_model, build_on_meta, enable_checkpointing, mini_config
@@ -132,7 +133,7 @@ def test_the_cause_is_named(question):
     for words in (
         case.cause,
         case.lowest,
-        f"crosses {case.n_crossed} of {found.n_blocks} blocks",
+        f"crosses {case.n_crossed} of {counted(found.n_blocks, 'block')}",
         found.change,
     ):
         assert words in str(found)
@@ -204,3 +205,8 @@ def test_a_setting_that_is_given_wins():
     assert given.bytes["logits"] > 2 * plainly.bytes["logits"] and given.cause == LOGITS
     with pytest.raises(BudgetError, match="batch must be"):
         explain_cost(build_on_meta(TIED), NORMS, 0, 64)
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(TypeError, match="found str"):
+        explain_cost(build_model(TIED), FreezePlan.only("norms"), 1, 8, optimizer="adamw")
