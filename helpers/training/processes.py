@@ -25,8 +25,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import TorchDynamoPlugin
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin, gather_object
 from torch import nn
 
 from helpers.files import counted
