@@ -48,6 +48,7 @@ NAVIGATION = {
 MINI = PurePosixPath("_static/mini")
 MODEL_FILES = ("model.safetensors", "tokenizer.json", "config.json")
 MINI_LIMIT = 12_000_000  # bytes of all that the living pages can load
+LED_TO = re.compile(r'^On the page <a href="([^"]+)">([^<]+)</a>.*$', re.MULTILINE)
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?")
 PICTURE = re.compile(r'<picture>.*?srcset="([^"]+)".*?src="([^"]+)" width="\d+" alt="([^"]*)"></picture>')
@@ -135,6 +136,16 @@ def beside(text: str, slug: str, up: str = "") -> str:
     return published.sub(rf'<a href="{up}\2">\1</a>', text)
 
 
+def with_living_pages(text: str) -> str:
+    """A lesson's text in which a living page that a paragraph begins with runs below that paragraph.
+
+    The paragraph begins: On the page [Title](address of the living page).
+    """
+    return LED_TO.sub(
+        r'\g<0>\n\n<iframe class="living-page" src="\1" title="\2" loading="lazy"></iframe>', text
+    )
+
+
 class Links:
     """The links of the repository's pages as links of the site.
 
@@ -162,7 +173,8 @@ class Links:
             )
             for part in parts[::2]
         ]
-        return "".join(parts).replace(f"({BADGE})", f"({up}{OWN_BADGE})")
+        whole = "".join(parts).replace(f"({BADGE})", f"({up}{OWN_BADGE})")
+        return with_living_pages(whole) if page.endswith(".ipynb") else whole
 
     def _in_both_themes(self, found: re.Match) -> str:
         """A picture in light and in dark, of which the site's theme shows one."""

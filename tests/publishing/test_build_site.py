@@ -174,6 +174,18 @@ def test_a_page_leads_to_the_living_page_that_lies_beside_it(links, page):
     assert f"({address})" in (ROOT / page).read_text("utf-8"), "the page itself has this link"
 
 
+def test_a_living_page_that_a_lesson_sends_to_runs_inside_the_lesson(links):
+    address = f"{badges.pages_address(badges.repository(ROOT))}/_static/mini/freeze.html"
+    paragraph = f"On the page [Freeze it yourself]({address}) you can freeze."
+    inside = '<iframe class="living-page" src="../_static/mini/freeze.html" title="Freeze it yourself"'
+    lesson = links.rewritten(f"{paragraph}\n\nMore.", "notebooks/00_start_here.ipynb")
+    assert lesson.split("\n\n")[1].startswith(inside) and lesson.endswith("\n\nMore.")
+    assert "<iframe" not in links.rewritten(f"See [it]({address}).", "notebooks/00_start_here.ipynb")
+    assert "<iframe" not in links.rewritten(paragraph, "docs/take_home.md"), "a page of words keeps its link"
+    own = (ROOT / "notebooks" / "00_start_here.ipynb").read_text("utf-8")
+    assert own.count("On the page [") == 2, "lesson 00 has two such paragraphs"
+
+
 def test_the_claims_are_cards_on_the_site_and_folded_in_readme(front):
     readme = (ROOT / "README.md").read_text("utf-8")
     block = build_site.CLAIMS.search(readme)[0]

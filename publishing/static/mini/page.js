@@ -24,6 +24,7 @@ function followTheme() {
 /** Start a page: the still picture goes, what runs comes. An error is shown in words. */
 export async function start(run) {
   followTheme();
+  document.documentElement.classList.toggle("inside", window.parent !== window); // a lesson shows this page
   const status = document.getElementById("status");
   try {
     await run();
