@@ -532,7 +532,7 @@ def test_two_hundred_steps_need_what_python_says_within_a_ten_thousandth(open_pa
     assert_the_page_says(open_page("planner"), steps, costs, within=1e-4)
 
 
-@pytest.mark.parametrize("n", [8, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("n", [8, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_steps_of_every_kind_need_what_the_budget_says(n, open_page):
     steps = random_steps(n)
     costs = [page_budgets.predicted(*step) for step in steps]

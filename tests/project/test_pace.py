@@ -115,7 +115,7 @@ esac
 """
 
 
-def ci(folder: Path, with_long: str = "1", **codes: int) -> subprocess.CompletedProcess:
+def ci(folder: Path, **codes: int) -> subprocess.CompletedProcess:
     """.ci/run of a copy of its own, with a `make` and a browser that do nothing."""
     (folder / ".ci").mkdir()
     (folder / ".ci" / "run").write_text((ROOT / ".ci" / "run").read_text("utf-8"))
@@ -124,7 +124,7 @@ def ci(folder: Path, with_long: str = "1", **codes: int) -> subprocess.Completed
         (folder / "bin" / name).write_text(text)
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    settings = os.environ | {"PATH": path, "COURSE_CI_LONG": with_long}
+    settings = os.environ | {"PATH": path}
     return subprocess.run(["bash", str(folder / ".ci" / "run")], env=settings, capture_output=True, text=True)
 
 
@@ -134,17 +134,12 @@ def test_ci_runs_the_tests_then_the_long_ones_that_fit_and_ends_with_pytests_clo
     lines = done.stdout.splitlines()
     assert lines[0] == "make test: 7 tests"
     (minutes,) = re.findall(r"^make test-long ARGS=--minutes=(\d+): 7 tests$", done.stdout, re.MULTILINE)
-    assert 65 <= int(minutes) <= 70, "of 75 minutes hardly one is gone, and 5 are kept back"
+    assert 40 <= int(minutes) <= 45, "of 45 minutes hardly one is gone"
     assert lines[-3:] == [
         "Closing lines of pytest:",
         "== 7 passed, 1 skipped in 2.00s ==",
         "== 3 passed, 9 skipped in 5.00s ==",
     ]
-
-
-def test_ci_leaves_the_long_ones_out_unless_it_is_asked(tmp_path):
-    done = ci(tmp_path, with_long="", test=0, long=2)
-    assert done.returncode == 0 and "test-long" not in done.stdout
 
 
 @pytest.mark.parametrize("codes", [{"test": 2, "long": 0}, {"test": 0, "long": 2}], ids=str)
