@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import symtable
+from itertools import takewhile
 
 import nbformat
 import pytest
@@ -26,7 +27,9 @@ def exercises():
         cells = cells_of(path)
         for i, cell in enumerate(cells):
             if "exercise" in cell.metadata.get("tags", []):
-                above = next(c.source for c in reversed(cells[:i]) if c.cell_type == "markdown")
+                last = max(k for k in range(i) if cells[k].cell_type == "markdown")
+                text = takewhile(lambda c: c.cell_type == "markdown", reversed(cells[: last + 1]))
+                above = "\n\n".join(reversed([c.source for c in text]))  # the task may go over two cells
                 yield (
                     path,
                     pytest.param(
