@@ -135,6 +135,11 @@ def offered(shape: Shape) -> list[int]:
     return [length for length in LENGTHS if (shape.window or LENGTHS[0]) < length <= shape.P]
 
 
+def offered_ranks(shape: Shape) -> list[int]:
+    """Return LoRA's ranks that the page offers for a model: at most the width of its keys."""
+    return [rank for rank in RANKS if rank <= shape.g * shape.e]
+
+
 def predicted(shape: Shape, setting: Mapping, **more) -> Budget:
     """Return the course's own budget of a step, as the page names it: with the keys of `budget.js`."""
     plan, (dtype, frozen) = setting["plan"], PRECISIONS[setting["precision"]]

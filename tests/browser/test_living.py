@@ -507,7 +507,7 @@ def random_steps(n: int, **fixed) -> list[tuple]:
             "batch": int(rng.choice(page_budgets.BATCHES)),
             "length": int(rng.choice(page_budgets.offered(shape))),
             "parts": int(rng.choice([1, 2, 4])),
-            "rank": int(rng.choice(page_budgets.RANKS)),
+            "rank": int(rng.choice(page_budgets.offered_ranks(shape))),
         } | fixed
         if not fixed or (is_quick(shape.config()) and setting["plan"] != page_budgets.LORA):
             found.append((shape, setting))
@@ -597,6 +597,12 @@ def test_sizes_are_typed_and_a_wrong_one_changes_nothing(open_page):
     assert peak_shown(page) == smaller
     page.select_option("[name=model]", "SmolLM2-135M")
     assert page.locator("#sizes [name=q]").input_value() == "3"
+    page.select_option("[name=plan]", "lora")
+    page.select_option("[name=rank]", "64")
+    page.locator("#sizes [name=g]").fill("1")
+    page.locator("#sizes [name=e]").fill("8")  # keys of 8 numbers: a rank of 64 cannot be trained
+    assert page.locator("[name=rank] option").all_inner_texts() == ["4", "8"]
+    assert 'LoraSize("attention", 8)' in page.inner_text("#code")
 
 
 # --- every page --------------------------------------------------------------------

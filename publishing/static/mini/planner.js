@@ -39,17 +39,20 @@ await start(async () => {
   }
 
   const numbers = (values) => values.map((value) => ({ value }));
-  const isPossible = ({ name }) => has(table, state.shape, { ...state, plan: name });
+  const ranks = () => table.ranks.filter((rank) => rank <= state.shape.g * state.shape.e); // the width of the keys
+  const isPossible = ({ name }) =>
+    has(table, state.shape, { ...state, plan: name }) && (name !== "lora" || ranks().length > 0);
 
   /** Offer what the model can have; what it cannot, gives way. */
   function offer() {
     const lengths = lengthsOf(table, state.shape);
     state.length = Math.max(lengths[0], Math.min(state.length, lengths.at(-1)));
+    state.rank = Math.min(state.rank, ranks().at(-1) ?? state.rank);
     const plans = PLANS.filter(isPossible);
     if (!plans.some(({ name }) => name === state.plan)) state.plan = "full";
     fill("model", numbers(Object.keys(table.models)));
     fill("plan", plans.map(({ name, title }) => ({ value: name, label: title })));
-    fill("rank", numbers(table.ranks));
+    fill("rank", numbers(ranks()));
     fill("batch", numbers(table.batches));
     fill("length", numbers(lengths));
     fill("parts", numbers(PARTS));
@@ -69,6 +72,7 @@ await start(async () => {
       input.addEventListener("input", () => {
         if (!input.checkValidity()) return;
         state.shape = { ...state.shape, [size]: Number(input.value) };
+        offer();
         show();
       });
       return element("label", {}, label, input);
