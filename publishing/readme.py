@@ -63,10 +63,8 @@ WORDS = {
     UNDECIDED: ("not decided", "not decided"),
     UNTESTED: ("not tested here", "not tested here"),
 }  # of one claim, and of several
-WAYS = (
-    "Training can *stop* early, or go on and be *rewound* part of the way to the base. All for the same gain on the "
-    "course's {texts} texts."
-)
+REWOUND = ", rewound,"  # the word's meaning stands where it comes first
+IN_WORDS = ", *rewound* (taken part of the way back to the base),"
 LIVING = {
     "freeze": "Freeze it yourself",
     "forget": "What does it forget?",
@@ -134,11 +132,10 @@ def finding(found: dict[str, dict[str, Lever]], answered: dict[str, SecondStudy]
     """What the course found, from the records: the answer of each model that has one; else what moved forgetting."""
     if not answered:
         return strongest(found)
-    texts = dict.fromkeys(text_name(t) for study in answered.values() for t in study.primary_texts)
-    answers = [f"On {name_of(model)} {headline(study)}" for model, study in answered.items()]
+    answers = [f"On {name_of(model)}, {headline(study)}" for model, study in answered.items()]
     left = [name_of(model) for model in found if model not in answered]
-    answers += [f"Not recorded yet: {', '.join(left)}."] if left else []
-    return " ".join([WAYS.format(texts=" and ".join(texts)), *answers])
+    answers += [f"The same on {', '.join(left)}: not recorded yet."] if left else []
+    return " ".join(answers).replace(REWOUND, IN_WORDS, 1)
 
 
 def strongest(found: dict[str, dict[str, Lever]]) -> str:
@@ -211,7 +208,7 @@ def lever_bars(drawing: Svg, y: float, found: dict[str, dict[str, Lever]]) -> fl
     drawing.text(24, y, "What changed forgetting, and how much", 17, bold=True)
     scale = 205 / max(lever.times - 1 for levers in found.values() for lever in levers.values())
     for name, levers in found.items():
-        drawing.text(24, y + 26, name_of(name), colour="soft")
+        drawing.text(24, y + 26, f"{name_of(name)}, first study", colour="soft")
         y += 34
         for kind, lever in levers.items():
             colour = "frozen" if kind == "the plan" else "soft"

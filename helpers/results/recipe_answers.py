@@ -270,7 +270,7 @@ def asked_first(study: SecondStudy) -> list[PrimaryVerdict]:
 
 
 def headline(study: SecondStudy) -> str:
-    """What follows "On a model": a sentence for each of the first two tests that a reader asks about, with its numbers.
+    """What follows "On a model, ": a sentence for each of the first two tests that a reader asks about, with its numbers.
 
     Empty where no test was read.
     """
@@ -279,8 +279,12 @@ def headline(study: SecondStudy) -> str:
         return ""
     n_seeds = len({r.seed for r in study.of(asked[0].recipe, study.choices.text)})
     first, *others = (in_brief(study, test) for test in asked)
-    clauses = [first, *with_replay(study), *map(sentence_case, others)]
-    return f"({counted(n_seeds, 'seed')}), " + " ".join(f"{clause}." for clause in clauses)
+    clauses = [
+        f"for the same gain, {first} ({counted(n_seeds, 'seed')})",
+        *with_replay(study),
+        *map(sentence_case, others),
+    ]
+    return " ".join(f"{clause}." for clause in clauses)
 
 
 def with_replay(study: SecondStudy) -> list[str]:
@@ -291,7 +295,7 @@ def with_replay(study: SecondStudy) -> list[str]:
     reference = replace(recipe, weight=0.0)
     times = [forgotten(study, recipe, t) / forgotten(study, reference, t) for t in study.primary_texts]
     words = " and ".join(map(two_digits, times))
-    return [f"With replay of text that the base wrote: {words} times as much again (described, not tested)"]
+    return [f"With replay of text that the base wrote it forgets {words} times that (described, not tested)"]
 
 
 def replayed(study: SecondStudy) -> Recipe | None:
@@ -311,15 +315,16 @@ def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
     """
     own, other = short(test.recipe), short(test.reference)
     if (test.reference.plan, test.reference.weight) == (test.recipe.plan, test.recipe.weight):
-        other = test.reference.method
+        other = "stopped early" if test.reference.method == STOPPED else test.reference.method
     pairs = [
         (forgotten(study, test.recipe, t), forgotten(study, test.reference, t)) for t in study.primary_texts
     ]
-    times = "" if any(None in pair for pair in pairs) else " and ".join(two_digits(a / b) for a, b in pairs)
+    ratios = [] if any(None in pair for pair in pairs) else [two_digits(a / b) for a, b in pairs]
+    times = " and ".join(f"{r} ({text_name(t)})" for r, t in zip(ratios, study.primary_texts, strict=False))
     if test.word in (LESS, MORE) and times:
         return f"{own}, forgets {times} times as much as {other}"
     word = "not decided" if test.word == OPEN else test.word
-    return f"{own}, against {other}: {word}" + (f" ({times} times)" if times else "")
+    return f"{own}, against {other}: {word}" + (f" ({' and '.join(ratios)} times)" if ratios else "")
 
 
 def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:

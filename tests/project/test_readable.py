@@ -125,14 +125,17 @@ def test_a_section_says_whether_it_may_be_left_out_on_a_first_reading(name):
 
 
 def reading_minutes(name: str) -> float:
-    """200 words a minute, without what is folded; 5 seconds a line of code, 2 a printed line, 20 a picture."""
+    """125 words a minute, without what is folded; 8 seconds a line of code, 3 a printed line, 30 a picture.
+
+    So slow, because three cold readers of 01 gave it 60 to 70 minutes, and most read in a second language.
+    """
     text = "\n".join(cell.source for cell in cells_of(name, "markdown"))
     open_text = re.sub(r"<details>.*?</details>", "", text, flags=re.DOTALL)
     words = sum(any(map(str.isalnum, word)) for word in open_text.split())
     code = cells_of(name, "code")
     lines = sum(bool(line.strip()) for cell in code for line in cell.source.splitlines())
     pictures = sum(kind.startswith("image/") for c in code for o in c.outputs for kind in o.get("data", {}))
-    return words / 200 + (5 * lines + 2 * sum(len(printed(c)) for c in code) + 20 * pictures) / 60
+    return words / 125 + (8 * lines + 3 * sum(len(printed(c)) for c in code) + 30 * pictures) / 60
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -64,14 +64,14 @@ def test_the_answer_of_a_studied_model_comes_first_with_its_numbers(study):
     """In these records rewinding halves forgetting, and only-mlp-out forgets less than full training."""
     both = {"small": levers(3, 1.5, 2), "large": levers(4, 1.5, 2)}
     found = refresh_readme.finding(both, {"small": study})
-    start, _, rest = found.partition(" full training, rewound, forgets ")
-    assert start == refresh_readme.WAYS.format(texts="Alice and Edgar") + " On small (4 seeds),"
-    numbers = re.match(r"(0\.\d+) and (0\.\d+) times as much as stopped\. First half", rest)
-    assert all(0.45 < float(number) < 0.55 for number in numbers.groups())
-    assert "rewound, against it: not decided (" in rest or "rewound, forgets" in rest, (
-        "it: full training, rewound"
+    start, _, rest = found.partition(", *rewound* (taken part of the way back to the base), forgets ")
+    assert start == "On small, for the same gain, full training"
+    numbers = re.match(
+        r"(0\.\d+) \(Alice\) and (0\.\d+) \(Edgar\) times as much as stopped early \(4 seeds\)\. First half",
+        rest,
     )
-    assert "Not recorded yet: large." in rest
+    assert all(0.45 < float(number) < 0.55 for number in numbers.groups())
+    assert rest.endswith("The same on large: not recorded yet.")
 
 
 def test_no_answer_is_given_before_a_test_was_read():

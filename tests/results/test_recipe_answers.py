@@ -119,11 +119,8 @@ def test_the_first_screen_says_replay_when_each_text_has_the_runs_that_the_proto
 
     said = headline(study_of(tuning() + main() + replayed(3, ("alice", "edgar"))))
     first, again, _ = said.split(". ", 2)
-    assert first.endswith("times as much as stopped")
-    assert (
-        again
-        == "With replay of text that the base wrote: 0.50 and 0.50 times as much again (described, not tested)"
-    )
+    assert first.endswith("times as much as stopped early (4 seeds)")
+    assert again.endswith(" it forgets 0.50 and 0.50 times that (described, not tested)")
     for few in (replayed(2, ("alice", "edgar")), replayed(3, ("alice",)), []):
         assert "replay" not in headline(study_of(tuning() + main() + few))
 

@@ -183,7 +183,7 @@ def sentence(page: Passage, block: int, head: int, query: int) -> str:
     key, weight = looked_at(page.weights[block, head, query])[0]
     return (
         f"Attention map, block {block} ({page.kinds[block]}), head {head}, {counted(n, 'token')}. Query {query} "
-        f"({page.tokens[query]!r}) may see {n_visible} of {n} keys; most of its weight, {weight:.2f}, "
+        f"({page.tokens[query]!r}) may see {n_visible} of {n} keys; its largest weight, {weight:.2f}, "
         f"goes to key {key} ({page.tokens[key]!r})."
     )
 
