@@ -7,6 +7,7 @@ into another: windows drawn at random would put halves of one scene on both side
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import re
 import stat
@@ -73,8 +74,9 @@ def _read_bytes(path: str | Path) -> bytes:
     except FileNotFoundError as error:
         raise TextError(f"No text at '{path}': there is no such file. Give a UTF-8 text file.") from error
     except OSError as error:
+        name = f"{str(path)[:80]}…" if error.errno == errno.ENAMETOOLONG else str(path)
         raise TextError(
-            f"Cannot read the text {str(path)[:80]!r}: {error.strerror or error}. Give the name of a file that you may read."
+            f"Cannot read the text {name!r}: {error.strerror or error}. Give the name of a file that you may read."
         ) from error
 
 

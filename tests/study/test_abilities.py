@@ -95,13 +95,16 @@ def test_a_folder_that_lacks_a_recorded_change_takes_no_row_out_of_the_evidence(
     place = tmp_path / "abilities.json"
     place.write_bytes(abilities.EVIDENCE.read_bytes())
     study = open_study("tiny", read_protocol(PAGE), tmp_path / "study2")
-    row = json.loads(place.read_text("utf-8"))[study.model_name]["rows"][0]
+    rows = json.loads(place.read_text("utf-8"))[study.model_name]["rows"]
+    row, n = rows[0], len(rows)
     there = [job for job in jobs_of(study) if abilities.cell_of(job).items() <= row.items()][:n_kept]
     for job in there:
         study.delta_path(job).parent.mkdir(parents=True)
         study.delta_path(job).write_bytes(b"")
     monkeypatch.setattr(abilities, "measured", None)  # nothing is measured before the check
-    with pytest.raises(StudyError, match=r"keeps no change of .* (30|32) of the 32 rows .* would be lost"):
+    with pytest.raises(
+        StudyError, match=rf"keeps no change of .* {n - 2 * n_kept} of the {n} rows .* would be lost"
+    ):
         abilities.record(["tiny"], tmp_path / "study2", place)
     assert place.read_bytes() == abilities.EVIDENCE.read_bytes()
     assert len(abilities.kept(study)) == n_kept

@@ -38,15 +38,17 @@ from helpers.study.records import (
 )
 from support.records import row_of
 
-# Of all 390 records as the JSON files held them (plans under their keys), before they became Parquet.
-BEFORE = "50c8b283dcf573326c631e8fc1cd8c01d6edde6d3eab40da4d1fe7b69becd473"
+# Of 389 records as the JSON files held them (plans under their keys), before they became Parquet. The 390th, the
+# benchmark, was recorded anew since.
+BEFORE = "594950a4478a10e66edc5c2ec1db019426b60d86b7c61c4826a2d10066022541"
+ANEW = "benchmark.json"
 FIRST_STUDY = [p for p in tables.tables_in(EVIDENCE) if not p.stem.startswith("study2")]
 A_RUN = "runs/gpt-neo-mini/full/alice/0.json"
 
 
 def digest(records):
     found = hashlib.sha256()
-    for file in sorted(records):
+    for file in sorted(records.keys() - {ANEW}):
         found.update(f"{file} {json.dumps(records[file], sort_keys=True)}\n".encode())
     return found.hexdigest()
 
