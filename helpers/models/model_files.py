@@ -26,6 +26,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MOST_LAYERS = 500  # the deepest decoders have fewer than 200
 MOST_PARAMETERS = 10**13  # no model of today has so many: a config that says so is damaged
 MOST_BYTES_OF_A_CONFIG = 10**8
+NORM_EPSILON = re.compile(r"(^|_)eps(ilon)?$")  # layer_norm_epsilon, rms_norm_eps, norm_epsilon …
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length")
 _POINTER = b"version https://git-lfs"
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "activation", "afn")
@@ -194,6 +195,8 @@ def _odd_number(config) -> str | None:
             return f"{name} is {value}"
         if name.endswith(("dropout", "pdrop")) and not 0 <= value <= 1:
             return f"{name} is {value}, and a share is from 0 to 1"
+        if NORM_EPSILON.search(name) and value < 0:
+            return f"{name} is {value}, and is added to a variance: it must not be negative"
         if name in POSITIONS and (value == 0 or value < -1):  # -1: without limit
             return f"{name} is {value}, and a window needs positions"
     return None
