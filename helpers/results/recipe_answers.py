@@ -334,9 +334,10 @@ def forgotten(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
 
 def forgotten_first(study: SecondStudy) -> dict[Recipe, float]:
     """The recipes of the tests that a reader asks about, then replay, and what each forgot on the text of choice."""
-    recipes = dict.fromkeys(r for t in asked_first(study) for r in (t.reference, t.recipe))
-    recipes |= dict.fromkeys([replayed(study)] if recipes and replayed(study) else [])
-    found = {recipe: forgotten(study, recipe, study.choices.text) for recipe in recipes}
+    recipes = [r for t in asked_first(study) for r in (t.reference, t.recipe)]
+    beside = replayed(study) if recipes else None
+    each = dict.fromkeys(recipes + ([beside] if beside else []))
+    found = {recipe: forgotten(study, recipe, study.choices.text) for recipe in each}
     return {recipe: value for recipe, value in found.items() if value is not None}
 
 
