@@ -266,7 +266,7 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
     n_words = config_of(model).get_text_config().vocab_size
-    least, most = windows.min().item(), windows.max().item()
+    least, most = torch.stack(windows.aminmax()).tolist()  # one wait for the device in each step, not two
     if not 0 <= least <= most < n_words:
         raise LossError(
             f"The windows must hold token ids of the model, 0 to {n_words - 1}; found {least} to {most}. Use the "

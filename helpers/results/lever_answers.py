@@ -14,7 +14,7 @@ from helpers import plots
 from helpers.files import counted
 from helpers.measuring import forgetting_at, frontier
 from helpers.results.answers import Answer, in_nats, markdown, of_runs
-from helpers.results.claims import two_digits
+from helpers.results.claims import sentence_case, two_digits
 from helpers.results.evidence import (
     AUTHORS,
     DECIDING,
@@ -129,7 +129,7 @@ def levers(evidence: Evidence) -> Answer | None:
     first = found[0]
     name = short(first)
     title = (
-        f"{name[0].upper()}{name[1:]} changed forgetting most: {two_digits(first.times)} times\n"
+        f"{sentence_case(name)} changed forgetting most: {two_digits(first.times)} times\n"
         f"({evidence.model}, on {text_name(first.text)}, {seeds(first)}; other factors below)"
     )
     runs = [r for t in AUTHORS for p in (FULL, *DECIDING[1:], *DESCRIBED) for r in evidence.of(p, t, "keep")]

@@ -16,11 +16,10 @@ import numpy as np
 from helpers import plots
 from helpers.costs import MIB, Budget, LoraSize, ReplaySize, budget
 from helpers.files import counted, read_json
-from helpers.freezing import PLANS
 from helpers.measuring import DEPENDS, DIVERGED, LESS, MORE, OPEN, SAME
 from helpers.models import load_config
 from helpers.profiles import DATA, PROFILES, STUDIED
-from helpers.results.answers import Answer, listed, machines, markdown
+from helpers.results.answers import LABELS, Answer, listed, machines, markdown
 from helpers.results.claims import sentence_case, two_digits
 from helpers.results.evidence import EVIDENCE, Evidence, text_name
 from helpers.results.second_verdicts import (
@@ -138,7 +137,7 @@ def in_words(recipe: Recipe | None) -> str:
     """A recipe as a reader says it."""
     if recipe is None:
         return "the best freeze recipe"
-    plan = PLANS[recipe.plan].label if recipe.plan in PLANS else recipe.plan
+    plan = LABELS.get(recipe.plan, recipe.plan)
     plan = "attention and embeddings frozen" if recipe.plan == "attention+embeddings" else plan
     replay = f" with replay {recipe.weight:g}" if recipe.weight else ""
     rate = "at a rate not known" if recipe.rate is None else f"at {recipe.rate:g}"
@@ -175,14 +174,17 @@ def advice(study: SecondStudy) -> list[str]:
         ("Freeze attention as well", attention, full),
         ("Freeze the embeddings as well", main, attention),
     )
-    found = [(title, factors(study, a, b), a, b) for title, a, b in choices if a != b]
-    said = [
-        f"**{title}?** {sentence_case(in_words(a))}, forgot {changes}, against {in_words(b)}."
-        for title, changes, a, b in found
-        if changes
-    ]
+    said = [choice(study, title, a, b) for title, a, b in choices if a != b]
     far = how_far(study, full)
-    return [*said, *([f"**How far?** {far}."] if far else []), *replay_advice(study, full)]
+    replay = replay_advice(study, full)
+    return [*filter(None, said), *([f"**How far?** {far}."] if far else []), *replay]
+
+
+def choice(study: SecondStudy, title: str, recipe: Recipe, reference: Recipe) -> str:
+    """What one choice changed; empty where nothing is known."""
+    changes = factors(study, recipe, reference)
+    own, other = sentence_case(in_words(recipe)), in_words(reference)
+    return f"**{title}?** {own}, forgot {changes}, against {other}." if changes else ""
 
 
 def replay_advice(study: SecondStudy, full: Recipe) -> list[str]:
@@ -193,17 +195,14 @@ def replay_advice(study: SecondStudy, full: Recipe) -> list[str]:
     found = []
     for weight in sorted({r.weight for r in study.runs if r.plan == FULL and r.weight}):
         stopped, rewound = (Recipe(FULL, full.rate, method, weight) for method in (STOPPED, REWOUND))
-        pairs = (
+        choices = (
             ("Replay, in place of rewinding", stopped, full),
             ("Replay, and rewind", rewound, full),
             ("Replay, where you do not rewind", stopped, Recipe(FULL, full.rate)),
         )
-        for title, recipe, reference in pairs:
-            if changes := factors(study, recipe, reference):
-                found.append(
-                    f"**{title}?** {sentence_case(in_words(recipe))}, forgot {changes}, against "
-                    f"{in_words(reference)}.{on_prose(study, recipe, reference)}"
-                )
+        for title, recipe, reference in choices:
+            if said := choice(study, title, recipe, reference):
+                found.append(said + on_prose(study, recipe, reference))
     return found
 
 
@@ -211,16 +210,17 @@ def on_prose(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
     """By how much the loss on ordinary prose rose at the level of choice, of both recipes, text by text."""
     parts = []
     for text in study.primary_texts:
-        gain = best_gain(study, text)
-        rises = [
-            [path.prose_at(study.choices.level * gain) for path in study.paths(r, text)]
-            for r in (recipe, reference)
-            if gain is not None
-        ]
-        if rises and all(own and None not in own for own in rises):
-            own, other = (two_digits(float(np.mean(r)), "+") for r in rises)
-            parts.append(f"{own} / {other} on {text_name(text)}")
+        own, other = (prose_rise(study, r, text) for r in (recipe, reference))
+        if own is not None and other is not None:
+            parts.append(f"{two_digits(own, '+')} / {two_digits(other, '+')} on {text_name(text)}")
     return f" Loss on ordinary prose, nats per token above the base: {', '.join(parts)}." if parts else ""
+
+
+def prose_rise(study: SecondStudy, recipe: Recipe, text: str) -> float | None:
+    """How far the loss on ordinary prose is above the base's at the level of choice, mean over runs; None: not known."""
+    gain, paths = best_gain(study, text), study.paths(recipe, text)
+    rises = [None if gain is None else path.prose_at(study.choices.level * gain) for path in paths]
+    return float(np.mean(rises)) if rises and None not in rises else None
 
 
 def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
@@ -359,7 +359,7 @@ def distances(tests: Sequence[PrimaryVerdict]) -> dict:
 
 def short(recipe: Recipe) -> str:
     """A recipe for a figure: the plan, a replay, and the method."""
-    plan = PLANS[recipe.plan].label if recipe.plan in PLANS else recipe.plan
+    plan = LABELS.get(recipe.plan, recipe.plan)
     return f"{plan}{', replay' if recipe.weight else ''}, {recipe.method}"
 
 

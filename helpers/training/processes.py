@@ -113,9 +113,8 @@ def join(device: torch.device) -> Accelerator:
         ProcessError: the environment asks for another way of training, or names no possible place.
     """
     accelerator = _accelerator(device)
-    accelerator.state.dynamo_plugin = TorchDynamoPlugin(
-        backend="no"
-    )  # a Trainer that compiled left its own here
+    # A Trainer that compiled left its own here.
+    accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")
     if accelerator.num_processes > 1:
         atexit.register(_leave)
         if threading.current_thread() is threading.main_thread():
