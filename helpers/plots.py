@@ -451,7 +451,13 @@ def _names_at_the_right(ax, named: Sequence[tuple], gap: float = 0.065) -> None:
             fontsize=9,
             color=line.get_color(),
             va="center",
-            arrowprops={"arrowstyle": "-", "color": line.get_color(), "alpha": 0.6, "linewidth": 0.8},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.get_color(),
+                "alpha": 0.6,
+                "linewidth": 0.8,
+                "relpos": (0, 0.5),  # at the first letter: it crosses no other label
+            },
         )
 
 
@@ -575,7 +581,16 @@ def intervals(
         figure.legend(fontsize=8, loc="outside lower center", frameon=False)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
+    _space_numbers(ax)
     return figure
+
+
+def _space_numbers(ax, most: int = 43) -> None:
+    """Take fewer numbers along the horizontal axis where they have more than ``most`` letters, and would touch."""
+    low, high = ax.get_xlim()
+    shown = [tick for tick in ax.get_xticks() if low <= tick <= high]
+    if sum(map(len, ax.xaxis.get_major_formatter().format_ticks(shown))) > most:
+        ax.locator_params(axis="x", nbins=5)
 
 
 def matrix(table: pd.DataFrame, title: str, x: str, y: str, by_column: bool = False) -> Figure:

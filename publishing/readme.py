@@ -242,7 +242,7 @@ def front() -> str:
     first = sorted((ROOT / "notebooks").glob("*.ipynb"))[0]
     return "\n\n".join(
         [
-            f"**What it found.** {finding(found, studied())} [All results](results/README.md)",
+            f"**What it found.** {finding(found, studied())} [All results, and what the words mean](results/README.md)",
             f"**[Start: lesson {first.stem[:2]}](notebooks/{first.name})** Try it now: {tries}",
             score(),
             picture("front", poster("light", found, studied()).title, 480),

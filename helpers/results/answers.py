@@ -74,6 +74,7 @@ class Answer:
         page: that page's name.
         table: the numbers behind the sentence, in Markdown; empty where the sentence holds them all.
         rules: what to do, each in a sentence with its numbers; they stand under the figure.
+        about_rules: how their numbers are read.
     """
 
     sentence: str
@@ -86,6 +87,7 @@ class Answer:
     page: str = "PROTOCOL.md"
     table: str = ""
     rules: tuple[str, ...] = ()
+    about_rules: str = ""
 
 
 def of_runs(evidence: Evidence, runs: Sequence[RunRecord], data: Any, **parts) -> Answer:

@@ -6,6 +6,7 @@ A verdict never comes without a number, the model it was measured on, and how ma
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields
@@ -246,11 +247,13 @@ def record(claim: str, verdict: str, *, folder: Path | None = None, **fields_of_
 
 
 def record_entry(entry: Entry, folder: Path | None = None) -> Entry:
-    """Do as `record` does with a claim that has its verdicts; return it."""
+    """Do as `record` does with a claim that has its verdicts; return it. A long note has a line for each sentence."""
     store(entry, folder)
     for verdict in entry.verdicts:
         where = "" if verdict is entry.first else f" ({about(verdict)})"
-        say(f"{entry.id} {verdict.verdict}{where}: {verdict.note}")
+        sentences = re.split(r"(?<=\.) ", verdict.note)
+        start = " " if len(sentences) == 1 else "\n    "
+        say(f"{entry.id} {verdict.verdict}{where}:{start}" + "\n    ".join(sentences))
     return entry
 
 

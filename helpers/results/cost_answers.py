@@ -46,6 +46,10 @@ def what_trains(_: Path) -> Answer:
         data=counts,
         alt=f"Trained parameters by role for {len(counts)} plans, as stacked bars",
         draw=lambda: plots.shares(counts, title, "trained parameters (millions)"),
+        table=markdown(
+            ["plan", "trained parameters", "share"],
+            [[f"`{name}`", f"{own.n_trainable:,}", f"{own.R:.2%}"] for name, own in ledgers.items()],
+        ),
         origin="Counted from the config of GPT-Neo 125M; nothing was trained.",
     )
 

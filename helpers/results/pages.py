@@ -107,7 +107,7 @@ def section(question: Question, found: Answers, known: dict) -> str:
     parts += [f"![{alt}]({question.name}.svg)"]
     parts += [
         "\n".join(
-            [f"**{model}**, one choice at a time:\n", *(f"{i}. {rule}" for i, rule in enumerate(a.rules, 1))]
+            [f"**{model}**, {a.about_rules}:\n", *(f"{i}. {rule}" for i, rule in enumerate(a.rules, 1))]
         )
         for model, a in found.items()
         if a.rules
@@ -163,8 +163,11 @@ def page(pages: Mapping[Question, Answers], known: dict) -> str:
         "- A *plan* says which weights train; the *main plan* freezes attention and embeddings. *At 0.0001*: with this "
         "learning rate.\n"
         "- *Gain*: by how much the loss on held-out chapters fell. *Forgetting*: how far the model moved from its base on "
-        "text that the base wrote, in nats per token.\n"
-        "- *Stopped*: a model from along its training. *Rewound*: the tuned weights, taken back towards the base.\n"
+        "text that the base wrote, in nats per token. *At equal gain*: both are read where they have gained as much.\n"
+        "- *Stopped*: a model from along its training. *Rewound*: the tuned weights, taken back towards the base. "
+        "*Replay*: training on pages that the base wrote as well; *replay 1*: with weight 1 in the loss. A *recipe*: a plan, "
+        "a learning rate and one of these.\n"
+        "- A *pair*: two runs with the same seed and batches. *[a, b]* behind a number: its 95% interval.\n"
         "- *Alice* and *Edgar*: the course's own texts, in the manner of two authors. *Carroll* and *Poe*: their own.\n"
         "- C1 to C15: the article's claims."
     )

@@ -279,10 +279,11 @@ def lora(evidence: Evidence) -> Answer | None:
         f"{two_digits(row['best gain'])}"
         for label, row in table.iterrows()
     )
-    gains = ", ".join(f"{label} {two_digits(gain)}" for label, gain in table["best gain"].items())
+    forgot = ", ".join(f"{label} {two_digits(value)}" for label, value in table["forgetting"].items())
+    n_runs = sorted({int(n) for n in table["tuning runs"]})
     title = fill(
-        f"Best gains on {name}, nats per token: {gains} "
-        f"({evidence.model}, {counted(int(table['seeds'].iloc[0]), 'seed')})",
+        f"Forgotten at {share:.0%} of full training's best gain, on {name}, nats per token: {forgot} "
+        f"({evidence.model}, {' or '.join(map(str, n_runs))} tuning run{'s' * (n_runs != [1])} each)",
         width=58,
     )  # the picture has one panel
     rows = [

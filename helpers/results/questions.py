@@ -75,7 +75,8 @@ QUESTIONS = (
         "not by its dev loss. What a recipe forgot is measured on text that the base wrote itself, and an empty "
         "cell is a level that a run did not reach. Memory (at the peak) and work (operations, of full training's) of "
         "a step are predicted by the budget for the study's batch. *Copying*: by how much the loss of a passage falls "
-        "when it comes a second time; more is better (`course study abilities`). *Answers*, of a chat model alone: drift on "
+        "when it comes a second time, in nats per token; more is better (`course study abilities`). *Answers*, of a chat "
+        "model alone: drift on "
         "the base's own answers to short prompts; less is better. The rules, and which of them were changed when, are on the "
         "protocol's page. " + WORDS.strip(),
     ),
@@ -180,7 +181,7 @@ QUESTIONS = (
         "the config of GPT-Neo 125M",
         "course results",
         "a plan's name says what it freezes, or what alone it trains. The tied head is the token embedding, and "
-        "counts once.",
+        "counts once. `only-norms` and `only-biases` train so little that their bars cannot be seen: see the table.",
     ),
     Question(
         "engine",
@@ -228,7 +229,8 @@ QUESTIONS = (
         "course study first",
         "on one text. Lines are tuning runs at the rate that forgets least at this gain, for each plan: no rate "
         "of the LoRA plans got to 80% of full training's gain, so all are read at the highest share that every "
-        "rate tried reached. A best gain is that of the main runs at the rate that gains most. These runs are "
+        "rate tried reached. A best gain, in the table, is that of the main runs at the rate that gains "
+        "most: more than where the lines end. These runs are "
         "described and decide nothing: they are few, and on one text.",
     ),
 )

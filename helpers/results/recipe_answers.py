@@ -121,6 +121,8 @@ def recipes_of(study: SecondStudy, kept: Mapping | None = None) -> Answer | None
             ]
         ),
         rules=tuple(advice(study)),
+        about_rules=f"one choice at a time (in brackets: what the two forgot at {study.choices.level:.0%} of full "
+        "training's best gain, and the word of their difference)",
     )
 
 
@@ -137,11 +139,16 @@ def in_words(recipe: Recipe | None) -> str:
     """A recipe as a reader says it."""
     if recipe is None:
         return "the best freeze recipe"
+    return f"{as_trained(recipe)}, {'rewound' if recipe.method == REWOUND else recipe.method}"
+
+
+def as_trained(recipe: Recipe) -> str:
+    """The same without how its model is taken from the run."""
     plan = LABELS.get(recipe.plan, recipe.plan)
     plan = "attention and embeddings frozen" if recipe.plan == "attention+embeddings" else plan
     replay = f" with replay {recipe.weight:g}" if recipe.weight else ""
     rate = "at a rate not known" if recipe.rate is None else f"at {recipe.rate:g}"
-    return f"{plan}{replay} {rate}, {'rewound' if recipe.method == REWOUND else recipe.method}"
+    return f"{plan}{replay} {rate}"
 
 
 def said(test: PrimaryVerdict) -> str:
@@ -184,7 +191,7 @@ def choice(study: SecondStudy, title: str, recipe: Recipe, reference: Recipe) ->
     """What one choice changed; empty where nothing is known."""
     changes = factors(study, recipe, reference)
     own, other = sentence_case(in_words(recipe)), in_words(reference)
-    return f"**{title}?** {own}, forgot {changes}, against {other}." if changes else ""
+    return f"**{title}?** {own}, against {other}, forgot {changes}." if changes else ""
 
 
 def replay_advice(study: SecondStudy, full: Recipe) -> list[str]:
@@ -243,13 +250,12 @@ def how_far(study: SecondStudy, recipe: Recipe) -> str:
         kept = [part_way(r) for r in study.of(recipe, text) if r.ended != DIVERGED]
         if kept:
             gain, forgetting = np.mean(kept, axis=0)
-            parts.append(
-                f"{gain:.0%} of the gain on dev and {forgetting:.0%} of the forgetting on {text_name(text)}"
-            )
+            of_what = ("", "") if parts else (" of the gain on dev", " of the forgetting")
+            parts.append(f"on {text_name(text)} {gain:.0%}{of_what[0]} and {forgetting:.0%}{of_what[1]}")
     if not parts:
         return ""
     whole = in_words(replace(recipe, method="not rewound"))
-    return f"Base + {PART_WAY:g} · change keeps {' and '.join(parts)} ({whole}: 100%)"
+    return f"Base + {PART_WAY:g} · change keeps {', '.join(parts)} ({whole}: 100%)"
 
 
 def part_way(run: StudyRun) -> tuple[float, float]:
@@ -316,6 +322,8 @@ def in_brief(study: SecondStudy, test: PrimaryVerdict) -> str:
     own, other = short(test.recipe), short(test.reference)
     if (test.reference.plan, test.reference.weight) == (test.recipe.plan, test.recipe.weight):
         other = "stopped early" if test.reference.method == STOPPED else test.reference.method
+        rates = test.reference.rate, test.recipe.rate
+        other += " at a gentler rate" if None not in rates and rates[0] < rates[1] else ""
     pairs = [
         (forgotten(study, test.recipe, t), forgotten(study, test.reference, t)) for t in study.primary_texts
     ]
@@ -417,18 +425,22 @@ def table_of(study: SecondStudy, text: str) -> str:
 
 
 def abilities_table(kept: Mapping) -> str:
-    """A row for each kept run and share of its change: what it can still do, beside its base; one run each."""
-    base, names = kept["base"], list(kept["base"])
-    heads = [f"{name}, nats per token (base {two_digits(base[name])})" for name in names]
-    rows = [
-        [
-            in_words(Recipe(row["plan"], row["rate"], f"{row['share']:g} of the change", row["weight"])),
-            text_name(row["text"]),
-            *(two_digits(row[name]) for name in names),
-        ]
-        for row in sorted(kept["rows"], key=lambda r: (r["text"], r["plan"], r["rate"], r["share"]))
+    """What the base can do, then a row for each tuned model: what it can still do, by text and share of its change."""
+    columns = [
+        (name, *key)
+        for name in kept["base"]
+        for key in sorted({(r["text"], r["share"]) for r in kept["rows"]})
     ]
-    return markdown(["one run each: what it can still do", "text", *heads], rows)
+    heads = [f"{name}: {text_name(text)}, {share:g} of the change" for name, text, share in columns]
+    rows: dict[str, dict] = {}
+    for row in sorted(kept["rows"], key=lambda r: (r["plan"], r["rate"], r["weight"])):
+        own = rows.setdefault(as_trained(Recipe(row["plan"], row["rate"], weight=row["weight"])), {})
+        own |= {(name, row["text"], row["share"]): two_digits(row[name]) for name in kept["base"]}
+    untouched = [two_digits(kept["base"][name]) for name, _, _ in columns]
+    cells = [[model, *(own.get(column, "") for column in columns)] for model, own in rows.items()]
+    return markdown(
+        ["what it can still do, one run each", *heads], [["the untouched base", *untouched], *cells]
+    )
 
 
 @cache

@@ -1,8 +1,9 @@
 """The rewinding dial: it shows what was measured, says it in words, and draws both ways."""
 
+import numpy as np
 import pytest
 
-from helpers.lessons.widgets.rewinding import figure, forgetting_on_the_way, rewinding_dial, sentence
+from helpers.lessons.widgets.rewinding import beside, figure, forgetting_on_the_way, rewinding_dial, sentence
 
 TRAINED = [(0.0, 0.0), (0.06, 0.04), (0.12, 0.10), (0.10, 0.20)]
 REWOUND = {0.0: (0.0, 0.0), 0.5: (0.09, 0.05), 0.8: (0.11, 0.13), 1.0: (0.10, 0.20)}
@@ -46,6 +47,12 @@ def test_the_way_back_is_drawn_from_the_base_to_the_tuned_model():
     assert list(zip(*out.get_data(), strict=True)) == TRAINED and out.get_marker() == "o"
     assert list(zip(*back.get_data(), strict=True)) == [REWOUND[share] for share in sorted(REWOUND)]
     assert (here.get_xdata()[1], here.get_ydata()[1]) == REWOUND[0.8]
+
+
+def test_a_number_stands_beside_the_line_and_not_on_it():
+    back = np.array([REWOUND[share] for share in sorted(REWOUND)]).T
+    steps, along = beside(back), np.gradient(back, axis=1) / np.ptp(back, axis=1, keepdims=True)
+    assert np.allclose(np.linalg.norm(steps, axis=0), 11) and np.allclose((steps * along).sum(0), 0)
 
 
 def test_the_picture_and_its_sentence_say_the_same(dial):

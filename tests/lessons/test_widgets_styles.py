@@ -6,7 +6,14 @@ from statistics import median
 import pytest
 import torch
 
-from helpers.lessons.widgets.styles import FIRST_TOKENS, in_pieces, side_by_side, style_mixer, texts_figure
+from helpers.lessons.widgets.styles import (
+    FIRST_TOKENS,
+    in_pieces,
+    marked,
+    side_by_side,
+    style_mixer,
+    texts_figure,
+)
 from helpers.measuring.evaluation import sample_text
 from helpers.models.loading import build_model, load_model, load_tokenizer, mini_config
 from helpers.models.model_files import ModelError
@@ -120,6 +127,13 @@ def test_the_picture_says_what_it_shows(mixer, models):
     assert all(f"{name}: " in said for name in models) and PROMPT in said
     assert {*models} <= {text.get_text() for text in texts_figure(PROMPT, dict.fromkeys(models, "x")).texts}
     assert figure.texts
+
+
+def test_the_picture_marks_where_a_text_parts_from_the_first():
+    texts = {"base": "the horse ran", "same": "the horse ran", "other": "the horse sat"}
+    shown = [text.get_text() for text in texts_figure(PROMPT, texts).texts]
+    assert shown.count("the horse ran") == 2 and "the horse ‖ sat" in shown
+    assert marked("the", "the horse") == "the" and marked("a", "the") == " ‖ a"
 
 
 def test_the_first_token_of_three_models_comes_within_300_ms(models, tokenizer):

@@ -101,6 +101,16 @@ def test_a_verdict_on_another_model_stands_under_the_same_claim(capsys):
         Verdict("C4", "holds", **(other | {"value": None}))
 
 
+def test_a_note_of_several_sentences_has_a_line_for_each(capsys):
+    note(note="The gain was 0.5. Two runs. More would help")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(":") and lines[1:] == [
+        "    The gain was 0.5.",
+        "    Two runs.",
+        "    More would help",
+    ]
+
+
 def test_claims_come_back_in_the_articles_order_and_the_table_names_each(own_build):
     note("C10"), note("C2")
     entries = load_claims()

@@ -134,6 +134,20 @@ def test_the_legend_of_the_intervals_covers_no_point():
     assert figure.legends[0].get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
 
 
+def test_the_numbers_below_intervals_do_not_touch():
+    rows = {
+        "a row with a long name, of a recipe\nminus another": (-0.017, -0.021, -0.014),
+        "b": (0.01, 0.0, 0.018),
+    }
+    figure = plots.intervals(rows, "title", "difference")
+    figure.canvas.draw()
+    picture = figure.axes[0].get_window_extent()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    boxes = [box for box in boxes if picture.x0 <= (box.x0 + box.x1) / 2 <= picture.x1]
+    assert len(boxes) > 2
+    assert all(right.x0 - left.x1 > 4 for left, right in zip(boxes, boxes[1:], strict=False))
+
+
 # --- plans -------------------------------------------------------------------------
 
 
@@ -149,6 +163,18 @@ def test_each_recipe_has_its_name_beside_the_picture_and_no_two_names_overlap():
     assert all(low.y1 <= high.y0 + 1 for low, high in zip(boxes, boxes[1:], strict=False))
     picture = figure.axes[0].get_window_extent()
     assert all(box.x0 >= picture.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+
+
+def test_no_line_to_a_name_crosses_a_name():
+    paths = {f"recipe {i}": ([0, 0.2], [0, 0.01 + 0.001 * i]) for i in range(8)} | {
+        "far": ([0, 0.2], [0, 0.3])
+    }
+    figure = plots.recipes(paths, "title", level=0.19)
+    figure.canvas.draw()
+    names = [t for t in figure.axes[0].texts if t.get_text() in paths]
+    for name in names:
+        leader = name.arrow_patch.get_window_extent()
+        assert leader.x1 <= min(Text.get_window_extent(t).x0 for t in names) + 1
 
 
 def test_the_names_stand_in_the_order_of_forgetting_at_the_level():

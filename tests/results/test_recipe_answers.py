@@ -1,5 +1,7 @@
 """The page "which weights": its sentences are the primary tests, its rows the recipes, and nothing else is claimed."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib import pyplot
 
@@ -8,7 +10,7 @@ from helpers.freezing import FreezePlan
 from helpers.measuring import LESS, OPEN
 from helpers.models import mini_config
 from helpers.results import two_digits
-from helpers.results.recipe_answers import advice, cost_of, headline, recipes, recipes_of, said
+from helpers.results.recipe_answers import advice, cost_of, headline, in_brief, recipes, recipes_of, said
 from helpers.results.second_verdicts import Recipe, primary_tests, which_weights
 from support.studies import main, record, study_of, tuning
 
@@ -79,7 +81,10 @@ def test_each_choice_stands_with_its_numbers_on_each_text(study):
     said = advice(study)
     assert len(said) == 4, "one rate was run: nothing is said about rates"
     rewind = said[0]
-    assert rewind.startswith("**Rewind?** Full training at 0.0001, rewound, forgot 0.5")
+    start = (
+        "**Rewind?** Full training at 0.0001, rewound, against full training at 0.0001, stopped, forgot 0.5"
+    )
+    assert rewind.startswith(start)
     for text in ("alice", "edgar"):
         rows = {row.recipe: row.forgetting[2] for row in which_weights(study, text)}
         full, stopped = rows[Recipe("full", 1e-4, "rewound")], rows[Recipe("full", 1e-4)]
@@ -87,7 +92,8 @@ def test_each_choice_stands_with_its_numbers_on_each_text(study):
             f"on {text.title()} ({two_digits(full)} / {two_digits(stopped)} nats per token; less)" in rewind
         )
     # Along a rewound path forgetting grows with the square of the way, and the gain with the way.
-    assert said[-1].startswith("**How far?** Base + 0.4 · change keeps 40% of the gain on dev and 16% of")
+    far = "**How far?** Base + 0.4 · change keeps on Alice 40% of the gain on dev and 16% of the forgetting, on Edgar 40%"
+    assert said[-1].startswith(far)
     assert recipes_of(study).rules == tuple(said)
 
 
@@ -105,7 +111,10 @@ def test_replay_stands_beside_rewinding_with_the_loss_on_ordinary_prose():
         "**Replay, where you do not rewind",
     ]
     instead, rewound, alone = said
-    assert "Full training with replay 1 at 0.0001, stopped, forgot " in instead
+    assert (
+        "Full training with replay 1 at 0.0001, stopped, against full training at 0.0001, rewound, forgot "
+        in instead
+    )
     assert instead.count("no difference that counts") == 2
     assert rewound.count("; less)") == 2 and alone.count("; less)") == 2
     assert alone.count(" 0.50 times as much on") == 2
@@ -123,6 +132,15 @@ def test_the_first_screen_says_replay_when_each_text_has_the_runs_that_the_proto
     assert again.endswith(" it forgets 0.50 and 0.50 times that (described, not tested)")
     for few in (replayed(2, ("alice", "edgar")), replayed(3, ("alice",)), []):
         assert "replay" not in headline(study_of(tuning() + main() + few))
+
+
+def test_a_gentler_rate_of_the_run_that_was_stopped_is_said(study):
+    test = primary_tests(study)[0]
+    quicker = replace(test, recipe=replace(test.recipe, rate=10 * test.reference.rate))
+    assert in_brief(study, test).endswith("stopped early")
+    assert in_brief(study, quicker).startswith(
+        "full training, rewound, against stopped early at a gentler rate: less"
+    )
 
 
 def test_a_choice_that_nobody_ran_is_left_out():
@@ -143,8 +161,17 @@ def test_memory_and_work_of_a_step_are_the_budgets():
 
 def test_abilities_stand_in_a_table_of_their_own_beside_the_base(study):
     row = {"plan": "attention", "rate": 1e-4, "weight": 0.0, "text": "alice", "seed": 0, "share": 0.4}
-    kept = {"base": {"copying": 0.504}, "rows": [row | {"copying": 0.476}]}
+    rows = [
+        row | {"copying": 0.476},
+        row | {"share": 1.0, "copying": 0.433},
+        row | {"text": "edgar", "copying": 0.5},
+    ]
+    kept = {"base": {"copying": 0.504}, "rows": rows}
     table = recipes_of(study, kept).table.rpartition("\n\n")[2].splitlines()
-    assert "copying, nats per token (base 0.50)" in table[0]
-    assert table[2] == "| attention frozen at 0.0001, 0.4 of the change | Alice | 0.48 |"
+    of_alice = "copying: Alice, 0.4 of the change | copying: Alice, 1 of the change"
+    assert f"{of_alice} | copying: Edgar, 0.4 of the change" in table[0]
+    assert table[2:] == [
+        "| the untouched base | 0.50 | 0.50 | 0.50 |",
+        "| attention frozen at 0.0001 | 0.48 | 0.43 | 0.50 |",
+    ]
     assert "copying" not in recipes_of(study).table

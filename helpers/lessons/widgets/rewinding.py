@@ -74,13 +74,19 @@ def figure(trained: Sequence[Point], rewound: Mapping[float, Point], share: floa
     ax.plot(*np.array(trained).T, "o-", color=TRAINED, markersize=4, linewidth=1.8, label="training")
     ax.plot(*back, "--", color=REWOUND, linewidth=1.8, label="rewinding")
     ax.plot([gain, gain, 0.0], [0.0, forgetting, forgetting], ":", color=HERE, linewidth=1.2)
-    for each in sorted(rewound):
-        ax.annotate(
-            f"{each:g}", rewound[each], (4, -9), textcoords="offset points", fontsize=8, color=REWOUND
-        )
+    for each, (right, up) in zip(sorted(rewound), beside(back).T, strict=True):
+        place = {"textcoords": "offset points", "ha": "center", "va": "center"}
+        ax.annotate(f"{each:g}", rewound[each], (right, up), fontsize=8, color=REWOUND, **place)
     ax.set_title("The way out and the way back; small numbers are α", loc="left", fontsize=11)
     ax.set(xlabel="gain (nats per token)", ylabel="forgetting (nats per token)")
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8)
     return picture
+
+
+def beside(line: np.ndarray, distance: float = 11) -> np.ndarray:
+    """Steps from each point of a line to the place of its number, at the line's right hand: (2, points), in points."""
+    along = np.gradient(line, axis=1) / np.maximum(np.ptp(line, axis=1, keepdims=True), 1e-12)  # (2, points)
+    across = np.stack([along[1], -along[0]])
+    return distance * across / np.maximum(np.linalg.norm(across, axis=0), 1e-12)

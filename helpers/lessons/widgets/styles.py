@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
+from os.path import commonprefix
 
 import torch
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from helpers.models import ModelError, n_positions, require_seed
 __all__ = ["style_mixer"]
 
 FIRST_TOKENS = 24  # of the text that is there before the reader asks for more
+PARTED = " \u2016 "  # in the picture: from here on a text is another than the first one
 
 
 def style_mixer(
@@ -120,12 +122,21 @@ def sentence(prompt: str, texts: Mapping[str, str]) -> str:
 
 
 def texts_figure(prompt: str, texts: Mapping[str, str]) -> Figure:
-    """The columns as a picture."""
+    """The columns as a picture, with a mark where a text parts from the first."""
     figure = Figure(figsize=(8.5, 2.0))
     figure.text(0.01, 0.92, f"The prompt of all: {prompt}", fontsize=10, style="italic")
     width = 0.98 / len(texts)
+    first = next(iter(texts.values()))
     for i, (name, text) in enumerate(texts.items()):
-        lines = textwrap.wrap(" ".join(text.split()), round(98 / len(texts)))
+        lines = textwrap.wrap(" ".join(marked(text, first).split()), round(98 / len(texts)))
         figure.text(0.01 + i * width, 0.80, name, fontsize=10, weight="bold", va="top")
         figure.text(0.01 + i * width, 0.66, "\n".join(lines), fontsize=9, va="top", parse_math=False)
+    note = f"{PARTED.strip()} from here on another text than that of the first column"
+    figure.text(0.01, 0.06, note, fontsize=9, color="#52606d")
     return figure
+
+
+def marked(text: str, first: str) -> str:
+    """A text with `PARTED` where it becomes another than the first one; as it is where it never does."""
+    same = len(commonprefix([text, first]))
+    return text if same == len(text) else f"{text[:same]}{PARTED}{text[same:]}"
