@@ -54,7 +54,7 @@ def answered(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNo
     """The cells whose outputs answer a prediction: they are stored folded, and open when they are run.
 
     What is between a prediction and its `reveal` computes the answer, unless they are far apart; what stands
-    right behind the reveal may be the verdict.
+    right behind the reveal may be the verdict, or the number once more with its band.
     """
     asked: dict[str, int] = {}
     found: set[int] = set()
@@ -64,7 +64,8 @@ def answered(cells: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNo
         for name in REVEALED.findall(cell.source) if cell.cell_type == "code" else ():
             begin = asked.get(name, place - 1)
             found |= set(range(begin + 1 if place - begin <= FAR else place, place + 1))
-            found |= {p for p in (place + 1,) if p < len(cells) and "record(" in cells[p].source}
+            behind = cells[place + 1].source if place + 1 < len(cells) else ""
+            found |= {place + 1} if "record(" in behind or "in_band(" in behind else set()
     return [cells[p] for p in sorted(found) if cells[p].get("outputs") and not is_asking(cells[p])]
 
 

@@ -71,12 +71,12 @@ def engine(folder: Path) -> Answer | None:
         f"{rows[COMPARED['memory_ratio_main']][0]:+.0f}% memory ({of_pairs})"
     )
     return Answer(
-        sentence=f"On {machine} the course's engine reaches {found['share_of_limit_main']:.2f} of the rate of "
-        f"a plain matrix product under the main plan, and {found['share_of_limit_full']:.2f} in full training. That is "
-        f"{found['time_ratio_main']:.2f} and {found['time_ratio_full']:.2f} of the time of Hugging Face's Trainer as it "
-        f"comes, where an engine at that rate itself would take {found['least_time_ratio_main']:.2f} and "
-        f"{found['least_time_ratio_full']:.2f}; its peak memory is {found['memory_ratio_main']:.2f} and "
-        f"{found['memory_ratio_full']:.2f} of the Trainer's ({of_pairs}).{best_settings(found)}",
+        sentence=f"On {machine} a step of the course's engine takes {found['time_ratio_main']:.2f} (main plan) and "
+        f"{found['time_ratio_full']:.2f} (full training) of the time of Hugging Face's Trainer as it comes, and "
+        f"{found['memory_ratio_main']:.2f} and {found['memory_ratio_full']:.2f} of its peak memory ({of_pairs})."
+        f"{best_settings(found)} It reaches {found['share_of_limit_main']:.2f} and {found['share_of_limit_full']:.2f} of the "
+        f"rate of a plain matrix product. An engine at that rate itself would take {found['least_time_ratio_main']:.2f} and "
+        f"{found['least_time_ratio_full']:.2f} of the Trainer's time.",
         title=title,
         data=rows,
         alt="Change of time and memory against the Trainer in percent, with 95% intervals",

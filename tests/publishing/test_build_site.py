@@ -260,6 +260,8 @@ def test_an_answer_begins_after_the_question_and_a_far_one_folds_alone():
     assert refresh.answered(near) == [work, tell, verdict]
     far = [ask, *(cell("print(R)") for _ in range(refresh.FAR)), tell]
     assert refresh.answered(far) == [tell]
+    band = cell('in_band("it is", 0.5, 0, 1)')
+    assert refresh.answered([ask, tell, band, cell("after")]) == [tell, band]
     elsewhere = [work, tell]
     assert refresh.answered(elsewhere) == [tell]
 
