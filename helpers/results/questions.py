@@ -70,15 +70,16 @@ QUESTIONS = (
         "course study second",
         "each row of the picture is one recipe minus another, over pairs with the same seed, averaged over the gains "
         "that both reach. Left of zero the first forgets less. *Rewound*: the tuned weights taken back towards the "
-        "base, which needs no training; *stopped*: a point along training. Only the tests in the sentences decide; "
+        "base, which needs no training; *stopped*: a point along training. Each recipe of the picture has its *gentlest "
+        "rate*: going down, the last that still lowered what it forgot by a tenth or more, in the tuning runs. Only the "
+        "tests in the sentences decide; "
         "a table shows every recipe that was run, and describes. *At the cap*: the run was ended by its last step, "
         "not by its dev loss. What a recipe forgot is measured on text that the base wrote itself, and an empty "
         "cell is a level that a run did not reach. Memory (at the peak) and work (operations, of full training's) of "
         "a step are predicted by the budget for the study's batch. *Copying*: by how much the loss of a passage falls "
         "when it comes a second time, in nats per token; more is better (`course study abilities`). *Answers*, of a chat "
-        "model alone: drift on "
-        "the base's own answers to short prompts; less is better. The rules, and which of them were changed when, are on the "
-        "protocol's page. " + WORDS.strip(),
+        "model alone: drift on the base's own answers to short prompts; less is better. The rules, and which of them were "
+        "changed when, are on the protocol's page. " + WORDS.strip(),
     ),
     Question(
         "levers",
