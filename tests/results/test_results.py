@@ -356,7 +356,10 @@ def test_the_benchmark_and_the_memory_have_pages_once_they_are_recorded(tmp_path
     found = benchmarks.summary(pairs, FLOPS) | {"setting": setting, "pairs": pairs, "flops": FLOPS}
     (tmp_path / "benchmark.json").write_text(json.dumps(found))
     answer = costs.engine(tmp_path)
-    assert "takes 0.50 (main plan) and 0.50 (full training) of the time" in answer.sentence and "-50% time" in answer.title
+    assert (
+        "takes 0.50 (main plan) and 0.50 (full training) of the time" in answer.sentence
+        and "-50% time" in answer.title
+    )
     answer.draw()
     assert step_time(found)[0].verdict == "holds", "C12, from the same file"
 

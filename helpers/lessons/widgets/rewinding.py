@@ -79,6 +79,7 @@ def figure(trained: Sequence[Point], rewound: Mapping[float, Point], share: floa
         ax.annotate(f"{each:g}", rewound[each], (right, up), fontsize=8, color=REWOUND, **place)
     ax.set_title("The way out and the way back; small numbers are α", loc="left", fontsize=11)
     ax.set(xlabel="gain (nats per token)", ylabel="forgetting (nats per token)")
+    ax.margins(y=0.1)  # room for the numbers below the line
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(fontsize=8)
