@@ -439,26 +439,13 @@ def _names_at_the_right(ax, named: Sequence[tuple], gap: float = 0.065) -> None:
         named: (y, x, line) of each point, the lowest first.
         gap: between two labels, as a share of the height.
     """
+    leader = {"arrowstyle": "-", "alpha": 0.6, "linewidth": 0.8, "relpos": (0, 0.5)}  # to the first letter
     low, high = ax.get_ylim()
     place = -gap
     for y, x, line in named:
         place = max((y - low) / (high - low), place + gap)
-        ax.annotate(
-            line.get_label(),
-            (x, y),
-            (1.03, place),
-            textcoords="axes fraction",
-            fontsize=9,
-            color=line.get_color(),
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": line.get_color(),
-                "alpha": 0.6,
-                "linewidth": 0.8,
-                "relpos": (0, 0.5),  # at the first letter: it crosses no other label
-            },
-        )
+        ax.annotate(line.get_label(), (x, y), (1.03, place), textcoords="axes fraction", fontsize=9, va="center",
+                    color=line.get_color(), arrowprops=leader | {"color": line.get_color()})  # fmt: skip
 
 
 def along_the_line(
@@ -588,8 +575,8 @@ def intervals(
 def _space_numbers(ax, most: int = 43) -> None:
     """Take fewer numbers along the horizontal axis where they have more than ``most`` letters, and would touch."""
     low, high = ax.get_xlim()
-    shown = [tick for tick in ax.get_xticks() if low <= tick <= high]
-    if sum(map(len, ax.xaxis.get_major_formatter().format_ticks(shown))) > most:
+    shown = ax.xaxis.get_major_formatter().format_ticks([x for x in ax.get_xticks() if low <= x <= high])
+    if sum(map(len, shown)) > most:
         ax.locator_params(axis="x", nbins=5)
 
 
