@@ -577,9 +577,8 @@ def intervals(
 
 def _space_numbers(ax, most: int = 43) -> None:
     """Take fewer numbers along the horizontal axis where they have more than ``most`` letters, and would touch."""
-    low, high = ax.get_xlim()
-    shown = ax.xaxis.get_major_formatter().format_ticks([x for x in ax.get_xticks() if low <= x <= high])
-    if sum(map(len, shown)) > most:
+    shown = [x for x in ax.get_xticks() if np.clip(x, *ax.get_xlim()) == x]
+    if sum(map(len, ax.xaxis.get_major_formatter().format_ticks(shown))) > most:
         ax.locator_params(axis="x", nbins=5)
 
 
