@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
@@ -84,7 +86,7 @@ from helpers.training.folders import (
     where_it_stopped,
     write_report,
 )
-from helpers.training.interrupts import Stopped
+from helpers.training.interrupts import Stopped, ended_like_ctrl_c
 from helpers.training.loop import FitResult, fit, kept_bottom
 from helpers.training.processes import (
     ProcessError,
@@ -436,8 +438,12 @@ def carry_out(args: TrainWords) -> int:
     Raises:
         The errors of `BAD_INPUT`, or Stopped, in the main process; a ProcessError in each.
     """
+    is_alone = threading.current_thread() is threading.main_thread() and "WORLD_SIZE" not in os.environ
     try:
-        report = report_of(args)
+        with (
+            ended_like_ctrl_c() if is_alone else nullcontext()
+        ):  # a launcher ends its processes by its own rules
+            report = report_of(args)
     except BAD_INPUT as error:
         if is_main() or isinstance(error, ProcessError):
             raise
