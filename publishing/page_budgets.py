@@ -194,6 +194,19 @@ class TapeMeter(StepMeter):
         super()._add(kind, size)
 
 
+def alike(shallow: np.ndarray, deep: np.ndarray) -> int:
+    """Return at how many places from the start of a pass both models stand at the same moment.
+
+    It ends where the shallow model leaves its last block: there the deep one begins another.
+
+    Args:
+        shallow, deep: (places, columns): what is alive at each place of the pass.
+    """
+    n = min(len(shallow), len(deep))
+    same = (np.diff(shallow[:n], axis=0) == np.diff(deep[:n], axis=0)).all(1)
+    return 1 + int(np.append(same, False).argmin())
+
+
 def recorded(shape: Shape, plan: str, case: str, precision: str, checkpointing: bool) -> TapeMeter:
     """Run a step of two micro-batches: with real numbers, for on so small a model that takes a tenth of the time."""
     meters = []
@@ -258,11 +271,12 @@ class Moments:
         sums = [self._sums([self._change(*change) for change in tape.tape]) for tape in tapes]
         found, parts = [], []
         for i, (a, b) in enumerate(zip(*(tape.passes() for tape in tapes), strict=True)):
-            half = -(-len(a) // 2)  # the first half is that of the deeper model, and the last too
-            for one, other in ((a[:half], b[:half]), (a[-half:], b[-half:])):
-                each = (sums[1][other] - sums[0][one]) / (large - small)
-                found.append(np.stack([sums[0][one] - small * each, each], -1))
-                parts += [1 + i // 2] * half
+            one, other = sums[0][a], sums[1][b]
+            first, last = alike(one, other), alike(one[::-1], other[::-1])
+            for shallow, deep in ((one[:first], other[:first]), (one[-last:], other[-last:])):
+                each = (deep - shallow) / (large - small)
+                found.append(np.stack([shallow - small * each, each], -1))
+                parts += [1 + i // 2] * len(each)
         self.formulas, self.parts = np.concatenate(found), np.array(parts)
 
     def _change(self, kind: int, n_bytes: int) -> tuple[int, float]:

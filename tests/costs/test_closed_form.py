@@ -45,6 +45,15 @@ def test_bytes_are_those_of_the_budget(step, name, shape):
     assert found.total_bytes == pytest.approx(wanted.total_bytes, rel=0.002)
 
 
+@pytest.mark.parametrize("name", ["full", "attention", "attention+embeddings", "first-half", "last mlp"])
+def test_where_few_tokens_leave_the_gradients_most_each_is_there(step, name):
+    """The fullest moment is then the end of the backward pass; one bias may come before it or after it."""
+    found, wanted = (cost(PLANS[name], 1, 8).at_peak for cost in (step.cost, predictor_by_running))
+    one_bias = 4 * MINI.hidden_size * 4
+    assert wanted["gradients"] > 0
+    assert abs(found["gradients"] - wanted["gradients"]) <= one_bias
+
+
 @pytest.mark.parametrize("name", ["full", "attention+embeddings", "first-half", "only-norms"])
 def test_bfloat16_is_within_two_percent_of_the_budget(step, name):
     found, wanted = (

@@ -130,6 +130,7 @@ def test_the_cause_is_named(question):
     case, (_, _, found) = CASES[question], explained(question)
     assert (found.cause, found.lowest, found.n_crossed) == (case.cause, case.lowest, case.n_crossed)
     assert found.change.startswith(case.change)
+    assert case.cause, "a cause has a name"
     for words in (
         case.cause,
         case.lowest,
