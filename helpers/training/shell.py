@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import sys
 import threading
 import time
@@ -438,12 +437,8 @@ def carry_out(args: TrainWords) -> int:
     Raises:
         The errors of `BAD_INPUT`, or Stopped, in the main process; a ProcessError in each.
     """
-    is_alone = threading.current_thread() is threading.main_thread() and "WORLD_SIZE" not in os.environ
     try:
-        with (
-            ended_like_ctrl_c() if is_alone else nullcontext()
-        ):  # a launcher ends its processes by its own rules
-            report = report_of(args)
+        report = report_of(args)
     except BAD_INPUT as error:
         if is_main() or isinstance(error, ProcessError):
             raise
@@ -463,9 +458,13 @@ def report_of(args: TrainWords) -> dict:
     try:
         join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
         require_processes(args.processes)
-        setup = in_every_process(lambda: prepare(args))
-        with nullcontext() if is_main() else redirect_stdout(None):
-            return run(setup, args.prompt)
+        is_alone = n_processes() == 1 and threading.current_thread() is threading.main_thread()
+        with (
+            ended_like_ctrl_c() if is_alone else nullcontext()
+        ):  # a launcher ends its processes by its own rules
+            setup = in_every_process(lambda: prepare(args))
+            with nullcontext() if is_main() else redirect_stdout(None):
+                return run(setup, args.prompt)
     finally:
         if "\0" not in args.out:
             locks.give_back(args.out)
