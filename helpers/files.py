@@ -77,12 +77,9 @@ def as_path(place, what: str) -> Path:
 
     Raises:
         TypeError: no str and no path.
-        ValueError: an empty name, which would be the current folder.
     """
     if not isinstance(place, (str, os.PathLike)):
         raise TypeError(f"{what} is a path, a str or a pathlib.Path; found {type(place).__name__}.")
-    if not str(place).strip():
-        raise ValueError(f"{what} is a path; found {str(place)!r}, which names nothing. Give a name.")
     return Path(place)
 
 

@@ -504,5 +504,7 @@ def verified_record(header: dict[str, str], place: Path) -> dict:
 
 
 def place_of(path: str | Path) -> Path:
+    if isinstance(path, str) and not path.strip():  # it would be the current folder
+        raise DeltaError(f"The place of a delta is {path!r}, which names nothing. Give a name.")
     place = as_path(path, "The place of a delta")
     return place if place.suffix == ".safetensors" else place / FILE_NAME
