@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 # Okabe and Ito (2008): told apart with every common form of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -52,6 +53,7 @@ PLAN_COLOURS = {
     "lora-mlp": "#56B4E9",
     "lora": "#777777",
 }
+ON_WHITE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}  # a number on a bar
 DASHES = ("-", "--", ":", "-.")
 DOTS = 2  # of a stored figure for each pixel of the page; after a change every notebook is refreshed
 NO_STYLES: Mapping[str, Mapping] = MappingProxyType({})
@@ -241,19 +243,26 @@ def shares(
     title: str,
     unit: str = "parameters (millions)",
     scale: float = 1e6,
+    digits: int | None = None,
 ) -> Figure:
     """Stacked horizontal bars: one bar a model or plan, one colour a role or kind.
 
     Args:
         counts: {bar: {part: amount}}.
         scale: amounts are divided by it; 1e6 for millions, 2**20 for MiB.
+        digits: each amount stands in its part with so many decimals, where there is room; None: no numbers.
     """
     figure, ax = axes(title, unit, "", (7, 1.2 + 0.5 * len(counts)), has_row_labels=True)
     parts = list(dict.fromkeys(p for bar in counts.values() for p in bar))
     left = np.zeros(len(counts))
+    room = 0.065 * max(sum(bar.values()) for bar in counts.values()) / scale  # as wide as a number
     for i, part in enumerate(parts):
         amounts = np.array([bar.get(part, 0.0) for bar in counts.values()]) / scale
-        ax.barh(list(counts), amounts, left=left, color=part_colour(part, i), label=part.replace("_", " "))
+        name = part.replace("_", " ")
+        bars = ax.barh(list(counts), amounts, left=left, color=part_colour(part, i), label=name)
+        if digits is not None:
+            numbers = [f"{amount:,.{digits}f}" if amount > room else "" for amount in amounts]
+            ax.bar_label(bars, numbers, label_type="center", fontsize=8, bbox=ON_WHITE)
         left += amounts
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
@@ -278,35 +287,27 @@ def predicted_and_measured(
         dict.fromkeys(g for point in points.values() for g in (*point["predicted"], *point["measured"]))
     )
     for row, point in enumerate(points.values()):
-        for side, place, hatch in (("predicted", row - 0.2, None), ("measured", row + 0.2, "//")):
+        for side, shift, hatch in (("predicted", -0.2, None), ("measured", 0.2, "//")):
             left = 0.0
             for i, group in enumerate(groups):
                 amount = point[side].get(group, 0.0) / scale
-                ax.barh(
-                    place,
-                    amount,
-                    0.36,
-                    left,
-                    color=part_colour(group, i),
-                    hatch=hatch,
-                    edgecolor="white",
-                    linewidth=0.5,
-                    label=group if row == 0 and hatch is None else "_nolegend_",
-                )
+                look = {"color": part_colour(group, i), "hatch": hatch, "edgecolor": "white"}
+                ax.barh(row + shift, amount, 0.36, left, linewidth=0.5, **look)
                 left += amount
     ax.set_yticks(range(len(points)), list(points))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
+    names = [Patch(color=part_colour(group, i), label=group) for i, group in enumerate(groups)]
+    names += [Patch(facecolor="#888888", label="upper bar: predicted")]
+    names += [Patch(facecolor="#888888", edgecolor="white", hatch="////", label="lower bar: measured")]
+    figure.legend(handles=names, fontsize=8, ncols=3, loc="outside lower center", frameon=False)
     return figure
 
 
 def attention_maps(weights: np.ndarray, title: str, names: Sequence[str]) -> Figure:
     """Attention maps side by side: rows are queries, columns are keys.
 
-    Args:
-        weights: (maps, time, time), each row summing to 1.
-        names: one a map.
+    ``weights``: (maps, time, time), each row summing to 1. ``names``: one for each map.
     """
     figure, all_axes = plt.subplots(
         1, len(weights), figsize=(3.1 * len(weights), 3.3), layout="constrained", squeeze=False
@@ -327,15 +328,19 @@ def loss_curves(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     title: str,
     y: str = "loss (nats per token)",
+    names_at_ends: bool = False,
 ) -> Figure:
-    """Loss over steps. ``curves``: {label: (steps, losses)}; nothing is smoothed."""
+    """Loss over steps. ``curves``: {label: (steps, losses)}; nothing is smoothed. ``names_at_ends``: for few lines."""
     figure, ax = axes(title, "optimizer step", y)
     styles = line_styles(list(curves))
     for label, (steps, losses) in curves.items():
         dense = len(steps) > 40
         look = {"linewidth": 1, "alpha": 0.8, "marker": None} if dense else {"linewidth": 1.8}
         ax.plot(steps, losses, label=label, markersize=4, **(styles[label] | look))
-    ax.legend(fontsize=8)
+    if names_at_ends:
+        _names_at_ends(ax)
+    else:
+        ax.legend(fontsize=8)
     return figure
 
 
@@ -375,9 +380,7 @@ def over_rates(sweeps: Mapping[str, Mapping[float, float]], title: str, base_los
 def spectra(matrices: Mapping[str, np.ndarray], title: str, rank: int) -> Figure:
     """How much of a matrix fits into each rank: share of the sum of squared singular values.
 
-    Args:
-        matrices: label to matrix.
-        rank: marked by a dashed line.
+    ``matrices``: label to matrix. A dashed line marks ``rank``.
     """
     figure, ax = axes(title, "rank (logarithmic)", "share of the squared size")
     for i, (label, matrix) in enumerate(matrices.items()):

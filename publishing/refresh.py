@@ -113,7 +113,9 @@ def refresh(path: Path) -> bool:
     """Run one notebook and write it back; say what changed. False where a cell failed."""
     before = nbformat.read(path, as_version=4)
     after = nbformat.from_dict(before)
-    stopped = run_notebook(after, path.parent, SETTINGS)
+    # as Jupyter's server does, so that the set-up cell speaks of this notebook alone
+    named = {"JPY_SESSION_NAME": path.name}
+    stopped = run_notebook(after, path.parent, SETTINGS | named)
     if stopped:
         print(f"{path.stem}: FAILED, {stopped}\n\n{path.name} is as it was.")
         return False

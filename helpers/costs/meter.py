@@ -94,6 +94,9 @@ class StepMeter(TorchDispatchMode):
         if func is aten.add_.Tensor and args[0].dtype is not getattr(args[1], "dtype", args[0].dtype):
             self._cast_for_a_moment(args[1], args[0].dtype)
         out = func(*args, **(kwargs or {}))
+        if func is aten.native_layer_norm.default and args[2] is not None and args[2].dtype is torch.float32:
+            # Beside float32 weights a kernel keeps these in float32; on shapes alone PyTorch takes the input's 16 bits.
+            out = (out[0], *(statistic.float() for statistic in out[1:]))
         term = self._count(func.overloadpacket, args)
         if func is aten._to_copy.default and _key(args[0]) in self._weights:
             self._weights.add(_key(out))  # autocast's copy of a weight

@@ -130,7 +130,7 @@ def gradient(model: nn.Module, plan: FreezePlan, theme: str = "auto") -> Svg:
     for name, label in ((ATTENTION, "attention"), (MLP, "MLP")):
         passes = state[name] == "frozen" and is_needed_before[name]
         parts[name] = Part(f"{label}: {'frozen, lets it pass' if passes else state[name]}", state[name])
-    end = "goes up to the embeddings" if in_embeddings else "stops before the embeddings"
+    end = "goes up to the embeddings" if in_embeddings else "does not reach the embeddings"
     title = f"{plan.title.replace('+', ' and ')}: the gradient {end}"
     through = [name for name in (ATTENTION, MLP) if state[name] == "frozen" and is_needed_before[name]]
     words = (

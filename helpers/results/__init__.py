@@ -45,7 +45,15 @@ __getattr__, __dir__, __all__ = face(
         ],
         "plan_answers": ["every_plan", "forgetting_by_model", "forgetting_by_rate", "lora_table"],
         "questions": ["QUESTIONS"],
-        "recipe_answers": ["forgotten_first", "headline", "recipes_of", "recorded_study", "short"],
+        "recipe_answers": [
+            "choices_table",
+            "forgotten_first",
+            "headline",
+            "how_far",
+            "recipes_of",
+            "recorded_study",
+            "short",
+        ],
         "second_verdicts": ["FULL", "SecondStudy"],
         "verdicts": [
             "how_catastrophic",

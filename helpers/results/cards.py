@@ -21,7 +21,16 @@ from helpers.files import read_json
 from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, over_texts
 from helpers.plots import Svg
 from helpers.profiles import DATA
-from helpers.results.claims import CLAIMS, ClaimError, Entry, Scale, Verdict, seeds_of, two_digits
+from helpers.results.claims import (
+    CLAIMS,
+    ClaimError,
+    Entry,
+    Scale,
+    Verdict,
+    seeds_of,
+    two_digits,
+    with_interval,
+)
 
 RECORDED = DATA / "evidence" / "claims.json"
 OPEN = (UNDECIDED, UNTESTED)
@@ -124,12 +133,12 @@ class NumberLine:
 
 
 def number(verdict: Verdict) -> str:
-    """The number and its interval, with two digits each."""
+    """The number and its interval, in few digits."""
     if verdict.value is None:
         return "no number"
     if verdict.low is None or verdict.high is None:
         return two_digits(verdict.value)
-    return f"{two_digits(verdict.value)} [{two_digits(verdict.low)}, {two_digits(verdict.high)}]"
+    return with_interval(verdict.value, verdict.low, verdict.high)
 
 
 def where(verdict: Verdict) -> str:

@@ -312,13 +312,26 @@ def is_number(found: Any) -> bool:
     return type(found) in (int, float) and abs(found) <= sys.float_info.max
 
 
-def two_digits(number: float, sign: str = "") -> str:
-    """A number with two significant digits and no exponent; whole numbers keep theirs. ``sign``: "+" shows it."""
+def two_digits(number: float, sign: str = "", more: int = 0) -> str:
+    """A number with two significant digits and no exponent; whole numbers keep theirs.
+
+    Args:
+        number: any.
+        sign: "+" shows it.
+        more: digits beyond the two.
+    """
     if not math.isfinite(number) or float(number).is_integer():
         return f"{number:{sign},.0f}"
-    rounded = float(f"{number:.1e}")
-    n_decimals = max(0, 1 - math.floor(math.log10(abs(rounded))))
+    rounded = float(f"{number:.{1 + more}e}")
+    n_decimals = max(0, 1 + more - math.floor(math.log10(abs(rounded))))
     return f"{rounded:{sign}.{n_decimals}f}" if abs(number) < 100 else f"{number:{sign},.0f}"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """``0.94 [0.91, 0.98]``: two digits each, three where both ends of the interval would read the same."""
+    more = 1 if two_digits(low) == two_digits(high) else 0
+    said, lowest, highest = (two_digits(number, more=more) for number in (value, low, high))
+    return f"{said} [{lowest}, {highest}]"
 
 
 def number_of(verdict: Verdict) -> str:
@@ -327,5 +340,5 @@ def number_of(verdict: Verdict) -> str:
         return "-"
     number = two_digits(verdict.value)
     if verdict.low is not None and verdict.high is not None:
-        number += f" [{two_digits(verdict.low)}, {two_digits(verdict.high)}]"
+        number = with_interval(verdict.value, verdict.low, verdict.high)
     return f"{verdict.text + ': ' if verdict.text else ''}{number} {verdict.unit}".strip()

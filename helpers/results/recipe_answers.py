@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from helpers import plots
 from helpers.costs import MIB, Budget, LoraSize, ReplaySize, budget
@@ -161,23 +162,49 @@ def sentence(tests: Sequence[PrimaryVerdict]) -> str:
 
 def advice(study: SecondStudy) -> list[str]:
     """What each choice changed, all else equal, with its numbers and where they were seen; described, not tested."""
+    said = [choice(study, *each) for each in plan_choices(study)]
+    far = how_far(study)
+    replay = [
+        words + on_prose(study, *each[1:])
+        for each in replay_choices(study)
+        if (words := choice(study, *each))
+    ]
+    return [*filter(None, said), *([f"**How far?** {far}."] if far else []), *replay]
+
+
+def plan_choices(study: SecondStudy) -> list[tuple[str, Recipe, Recipe]]:
+    """A question about the way or the plan, the recipe that says yes, and the one it is set against."""
     quick = learning_rate(study, FULL)
     gentle = gentlest_rate(study, FULL)
     full, attention, main = (
         Recipe(plan, gentlest_rate(study, plan, REWOUND), REWOUND)
         for plan in (FULL, "attention", "attention+embeddings")
     )
-    choices = (
+    choices = [
         ("Rewind", full, Recipe(FULL, gentle)),
         ("Where you do not rewind, take a gentle rate", Recipe(FULL, gentle), Recipe(FULL, quick)),
         ("Where you rewind, the rate", full, Recipe(FULL, gentle, REWOUND)),
         ("Freeze attention as well", attention, full),
         ("Freeze the embeddings as well", main, attention),
-    )
-    said = [choice(study, title, a, b) for title, a, b in choices if a != b]
-    far = how_far(study, full)
-    replay = replay_advice(study, full)
-    return [*filter(None, said), *([f"**How far?** {far}."] if far else []), *replay]
+    ]
+    return [each for each in choices if each[1] != each[2]]
+
+
+def replay_choices(study: SecondStudy) -> list[tuple[str, Recipe, Recipe]]:
+    """The same for full training with a replay, stopped and rewound, against full training rewound.
+
+    Replay trains on the kind of text that forgetting is read on, so the loss on ordinary prose stands beside it.
+    """
+    full = Recipe(FULL, gentlest_rate(study, FULL, REWOUND), REWOUND)
+    found = []
+    for weight in sorted({r.weight for r in study.runs if r.plan == FULL and r.weight}):
+        stopped, rewound = (Recipe(FULL, full.rate, method, weight) for method in (STOPPED, REWOUND))
+        found += [
+            ("Replay, in place of rewinding", stopped, full),
+            ("Replay, and rewind", rewound, full),
+            ("Replay, where you do not rewind", stopped, Recipe(FULL, full.rate)),
+        ]
+    return found
 
 
 def choice(study: SecondStudy, title: str, recipe: Recipe, reference: Recipe) -> str:
@@ -187,23 +214,24 @@ def choice(study: SecondStudy, title: str, recipe: Recipe, reference: Recipe) ->
     return f"**{title}?** {own}, forgot {changes}, against {other}." if changes else ""
 
 
-def replay_advice(study: SecondStudy, full: Recipe) -> list[str]:
-    """The same for full training with a replay, stopped and rewound, against full training rewound.
+def choices_table(study: SecondStudy) -> pd.DataFrame:
+    """One choice a row: a recipe, what it is set against, and on each text what it forgot over the other.
 
-    Replay trains on the kind of text that forgetting is read on, so the loss on ordinary prose stands beside it.
+    A cell reads "0.44 (0.014 / 0.033), less": the ratio, both in nats per token, and the word. Empty: not known.
     """
-    found = []
-    for weight in sorted({r.weight for r in study.runs if r.plan == FULL and r.weight}):
-        stopped, rewound = (Recipe(FULL, full.rate, method, weight) for method in (STOPPED, REWOUND))
-        choices = (
-            ("Replay, in place of rewinding", stopped, full),
-            ("Replay, and rewind", rewound, full),
-            ("Replay, where you do not rewind", stopped, Recipe(FULL, full.rate)),
-        )
-        for title, recipe, reference in choices:
-            if said := choice(study, title, recipe, reference):
-                found.append(said + on_prose(study, recipe, reference))
-    return found
+    rows = []
+    for title, recipe, reference in [*plan_choices(study), *replay_choices(study)]:
+        found = {}
+        for text in study.primary_texts:
+            own, other = (forgotten(study, r, text) for r in (recipe, reference))
+            if own is not None and other is not None:
+                word = compared(study, recipe, reference, text).word
+                numbers = f"{two_digits(own / other)} ({two_digits(own)} / {two_digits(other)})"
+                found[text_name(text)] = f"{numbers}, {word}"
+        if found:
+            words = {"choice": f"{title}?", "recipe": in_words(recipe), "against": in_words(reference)}
+            rows.append(words | found)
+    return pd.DataFrame(rows, index=range(1, len(rows) + 1)).fillna("")
 
 
 def on_prose(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
@@ -236,8 +264,9 @@ def factors(study: SecondStudy, recipe: Recipe, reference: Recipe) -> str:
     return ", and ".join(parts)
 
 
-def how_far(study: SecondStudy, recipe: Recipe) -> str:
-    """What going a part of the way back keeps of the gain and of the forgetting, text by text."""
+def how_far(study: SecondStudy) -> str:
+    """What full training keeps of gain and forgetting, a part of the way from the base; empty where nothing is known."""
+    recipe = Recipe(FULL, gentlest_rate(study, FULL, REWOUND), REWOUND)
     parts = []
     for text in study.primary_texts:
         kept = [part_way(r) for r in study.of(recipe, text) if r.ended != DIVERGED]

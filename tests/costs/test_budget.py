@@ -386,6 +386,16 @@ def test_fast_attention_of_gpt_neo_counts_the_fused_gelu():
     assert stock.activation_function == "gelu_new"  # the caller's config is left alone
 
 
+@pytest.mark.parametrize("plan", ["embeddings", "attention", "full"])
+def test_in_bfloat16_a_step_on_shapes_alone_needs_what_one_with_numbers_does(plan):
+    """Frozen embeddings give 16-bit states to norms that train: their means and deviations are float32 then."""
+    half = {"dtype": torch.bfloat16, "frozen_dtype": torch.bfloat16}
+    on_shapes, with_numbers = (
+        budget(mini_config(), COURSE_PLANS[plan], 2, 64, on_shapes=on, **half) for on in (True, False)
+    )
+    assert on_shapes.at_peak == with_numbers.at_peak
+
+
 def test_weights_stored_in_half_precision_train_in_float32():
     assert budget(mini_config(dtype="float16"), FULL, 2, 64).bytes == budget(mini_config(), FULL, 2, 64).bytes
 

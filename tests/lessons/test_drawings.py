@@ -63,11 +63,11 @@ def colour_of(drawing, words: str) -> str:
 @pytest.mark.parametrize(
     ("plan", "end", "attention", "passes"),
     [
-        (MAIN, "stops before the embeddings", "frozen", ["attention"]),
+        (MAIN, "does not reach the embeddings", "frozen", ["attention"]),
         (FreezePlan.freeze("attention"), "goes up to the embeddings", "frozen", ["attention"]),
-        (FreezePlan.freeze("mlp", "embeddings"), "stops before the embeddings", "trains", ["mlp"]),
-        (FreezePlan.only("attention"), "stops before the embeddings", "trains", ["mlp"]),
-        (FreezePlan.only("mlp"), "stops before the embeddings", "frozen", []),
+        (FreezePlan.freeze("mlp", "embeddings"), "does not reach the embeddings", "trains", ["mlp"]),
+        (FreezePlan.only("attention"), "does not reach the embeddings", "trains", ["mlp"]),
+        (FreezePlan.only("mlp"), "does not reach the embeddings", "frozen", []),
         (FreezePlan.full(), "goes up to the embeddings", "trains", []),
     ],
     ids=lambda v: v.slug if isinstance(v, FreezePlan) else "",

@@ -60,6 +60,31 @@ def test_the_legend_of_the_shares_stands_right_below_the_axis_label(n_bars):
     assert 0 <= gap < 0.25
 
 
+def test_a_part_of_a_bar_has_its_number_where_there_is_room():
+    counts = {"a": {"mlp": 9000.0, "norm": 1.0}, "b": {"mlp": 1000.0}}
+    (ax,) = plots.shares(counts, "title", "MiB", 1, digits=0).axes
+    assert sorted(text.get_text() for text in ax.texts if text.get_text()) == ["1,000", "9,000"]
+    assert not plots.shares(counts, "title", "MiB", 1).axes[0].texts
+
+
+def test_the_legend_says_which_bar_is_predicted_and_which_was_measured():
+    kinds = {"optimizer": 1e6, "activations": 3e6}
+    figure = plots.predicted_and_measured({"plan": {"predicted": kinds, "measured": kinds}}, "title")
+    drawn = {round(bar.get_y() + bar.get_height() / 2, 1): bar.get_hatch() for bar in figure.axes[0].patches}
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [*kinds, "upper bar: predicted", "lower bar: measured"]
+    assert drawn == {-0.2: None, 0.2: "//"} and figure.axes[0].yaxis_inverted(), (
+        "measured is below and hatched"
+    )
+
+
+def test_a_few_loss_curves_are_named_at_their_ends():
+    curves = {"main, held out": ((0, 1), (3, 2)), "full, held out": ((0, 1), (3, 1))}
+    (ax,) = plots.loss_curves(curves, "title", names_at_ends=True).axes
+    assert ax.get_legend() is None and set(curves) <= {text.get_text() for text in ax.texts}
+    assert plots.loss_curves(curves, "title").axes[0].get_legend() is not None
+
+
 def test_a_role_keeps_its_colour_in_every_picture():
     for order in (("attention", "mlp"), ("mlp", "attention")):
         figure = plots.shares({"plan": dict.fromkeys(order, 1e6)}, "title")

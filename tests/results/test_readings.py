@@ -36,7 +36,7 @@ from helpers.measuring.decisions import (
 from helpers.measuring.intervals import Interval, paired_interval
 from helpers.measuring.recorded import RunRecord
 from helpers.results import evidence as findings
-from helpers.results.claims import Entry, Verdict, about, number_of, two_digits
+from helpers.results.claims import Entry, Verdict, about, number_of, two_digits, with_interval
 from helpers.results.evidence import forgetting_finding, forgetting_gap, quality_finding, rise_on_plain
 from helpers.results.verdicts import newest, published, scoreboard, scoreboard_table
 from support.records import a_run, change, evidence, forgot_times, look_by_look, with_tuning
@@ -394,6 +394,19 @@ def test_every_recorded_row_of_the_study_names_its_text():
     rows = [v for e in published() for v in e.verdicts if v.n_seeds and v.source == "recorded"]
     assert rows and all(v.text for v in rows)
     assert number_of(rows[0]).startswith(f"{rows[0].text}: ")
+
+
+@pytest.mark.parametrize(
+    "value, low, high, wanted",
+    [
+        (0.936, 0.911, 0.978, "0.94 [0.91, 0.98]"),
+        (1.0631, 1.0563, 1.0702, "1.06 [1.06, 1.07]"),
+        (-0.0312, -0.0314, -0.0309, "-0.0312 [-0.0314, -0.0309]"),
+        (100.0, 100.0, 100.0, "100 [100, 100]"),
+    ],
+)
+def test_the_ends_of_an_interval_are_told_apart(value, low, high, wanted):
+    assert with_interval(value, low, high) == wanted
 
 
 def test_a_row_with_two_digits_and_its_text_stands_in_the_table():

@@ -1,5 +1,7 @@
 """The page "which weights": its sentences are the primary tests, its rows the recipes, and nothing else is claimed."""
 
+import re
+
 import pytest
 from matplotlib import pyplot
 
@@ -8,7 +10,16 @@ from helpers.freezing import FreezePlan
 from helpers.measuring import LESS, OPEN
 from helpers.models import mini_config
 from helpers.results import two_digits
-from helpers.results.recipe_answers import advice, cost_of, headline, recipes, recipes_of, said
+from helpers.results.recipe_answers import (
+    advice,
+    choices_table,
+    cost_of,
+    headline,
+    how_far,
+    recipes,
+    recipes_of,
+    said,
+)
 from helpers.results.second_verdicts import Recipe, primary_tests, which_weights
 from support.studies import main, record, study_of, tuning
 
@@ -89,6 +100,26 @@ def test_each_choice_stands_with_its_numbers_on_each_text(study):
     # Along a rewound path forgetting grows with the square of the way, and the gain with the way.
     assert said[-1].startswith("**How far?** Base + 0.4 · change keeps 40% of the gain on dev and 16% of")
     assert recipes_of(study).rules == tuple(said)
+
+
+def test_the_table_of_choices_has_the_numbers_of_the_sentences(study):
+    table = choices_table(study)
+    assert list(table.columns) == ["choice", "recipe", "against", "Alice", "Edgar"]
+    said = {line.partition("**")[2].partition("**")[0]: line for line in advice(study)}
+    assert [*table.choice, "How far?"] == list(said), "a row for each choice, in the order of the sentences"
+    assert said["How far?"].endswith(f"{how_far(study)}.")
+    for title, row in zip(table.choice, table.itertuples(), strict=True):
+        assert f"{row.recipe}, forgot" in said[title].lower() and f"against {row.against}." in said[title]
+        for text in ("Alice", "Edgar"):
+            ratio, numbers, word = re.fullmatch(r"(\S+) \((.+)\), (.+)", getattr(row, text)).groups()
+            assert f"{ratio} times as much on {text} ({numbers} nats per token; {word})" in said[title]
+
+
+def test_a_text_on_which_nothing_is_known_has_an_empty_cell():
+    records = [r for r in tuning() + main() if (r["plan"], r["text"]) != ("attention", "edgar")]
+    table = choices_table(study_of(records)).set_index("choice")
+    row = table.loc["Freeze attention as well?"]
+    assert row.Alice and row.Edgar == ""
 
 
 def test_replay_stands_beside_rewinding_with_the_loss_on_ordinary_prose():

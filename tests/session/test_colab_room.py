@@ -152,7 +152,7 @@ def test_after_a_lost_session_notebook_04_goes_on_from_drive_if_the_reader_said_
         assert "keep_on_drive = False" in cell.source
         cell.source = cell.source.replace("keep_on_drive = False", "keep_on_drive = True")
         insert_after(
-            book, "imports-1", f"import pathlib; drive.MOUNT = pathlib.Path({str(tmp_path / 'drive')!r})"
+            book, "imports-1", f"import pathlib; session.MOUNT = pathlib.Path({str(tmp_path / 'drive')!r})"
         )
         return book
 

@@ -4,7 +4,10 @@ import json
 import sys
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from helpers.lessons.programs.three_steps import PLAN, SETTINGS, read
 from helpers.training import (
@@ -21,11 +24,8 @@ from helpers.training import (
 )
 
 
-def main(folder: str) -> None:
-    """Train, ask what each process holds, and write sharded.safetensors into the folder."""
-    accelerator = join(torch.device("cpu"))
-    model, windows = read(folder)
-    PLAN.apply(model)
+def train(accelerator: Accelerator, model: nn.Module, windows: torch.Tensor) -> FSDPModule:
+    """Share out the model and train for three steps; return the module that was shared out."""
     loss_of = shard(TokenLoss(model))  # after the plan, before the optimizer
     optimizer = build_optimizer(model, SETTINGS)
     for step in range(SETTINGS.n_steps):
@@ -37,6 +37,15 @@ def main(folder: str) -> None:
         (total * accelerator.num_processes / n_tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
+    return loss_of
+
+
+def main(folder: str) -> None:
+    """Train, ask what each process holds, and write sharded.safetensors into the folder."""
+    accelerator = join(torch.device("cpu"))
+    model, windows = read(folder)
+    PLAN.apply(model)
+    loss_of = train(accelerator, model, windows)
 
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight

@@ -218,5 +218,5 @@ def cards_figure(planner: Planner, setting: Setting) -> Figure:
     ax.set_xlim(0, 1.1 * room(CARDS[-1]) / GIB)
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8, loc="lower right", framealpha=1)  # it lies over the edge of a card
     return figure
