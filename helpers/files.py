@@ -12,6 +12,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,12 @@ def as_path(place, what: str) -> Path:
     if not isinstance(place, (str, os.PathLike)):
         raise TypeError(f"{what} is a path, a str or a pathlib.Path; found {type(place).__name__}.")
     return Path(place)
+
+
+def require_whole(number, what: str, least: int = 1) -> None:
+    """Raise ValueError unless this is a whole number, ``least`` or more; ``what`` says of what, as the words before "a"."""
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+        raise ValueError(f"{what}, a whole number of {least} or more; found {number!r}.")
 
 
 def file_hash(path: str | Path) -> str:

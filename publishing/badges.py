@@ -87,11 +87,11 @@ def rename(root: Path, slug: str | None = None, version: str | None = None) -> d
     """
     old = repository(root), revision(root)
     new = old[0] if slug is None else slug, old[1] if version is None else version
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+", new[0]):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,38}/(?!\.+$)[A-Za-z0-9._-]{1,100}", new[0]):
         raise BadgeError(
             f"'{new[0]}' is not a repository. Give owner and name: course badges --repo ada/frozen-attention"
         )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", new[1]) or ".." in new[1]:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", new[1]) or ".." in new[1]:
         raise BadgeError(
             f"'{new[1]}' is not a version. Give a branch, tag or commit: course badges --version v0.1.0"
         )

@@ -599,6 +599,8 @@ def _files(paths: Sequence[str | Path], root: Path) -> list[Path]:
     for path in (root / p for p in paths):
         if not path.exists():
             raise MutationError(f"There is no {path}. Give files or folders such as helpers/freezing.")
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise MutationError(f"{path} is not in {root}. Give files or folders such as helpers/freezing.")
         if path.is_file() and path.suffix != ".py":
             raise MutationError(f"{path} is no Python file. Give files or folders such as helpers/freezing.")
         found += sorted(path.rglob("*.py")) if path.is_dir() else [path]

@@ -111,11 +111,13 @@ def explain_cost(
         settings: more of `budget`'s, which win over what is seen in the model.
 
     Raises:
+        BudgetError: a model that was changed by hand, so that its config no longer describes it.
         BudgetError, NotPredicted, PlanError: as `budget` raises them.
         TypeError: what is given as the optimizer is none.
     """
     require_plan(plan)
     parts = anatomy(model)
+    _require_of_config(model, parts)
     trained = plan.trainable_names(parts)
     seen = _seen(model, trained) | settings
     now = budget(model.config, plan, batch, length, **seen)
@@ -143,6 +145,19 @@ def explain_cost(
         changes.get(best, 0),
         *_kept(model, plan, now, seen),
     )
+
+
+def _require_of_config(model: nn.Module, parts: Anatomy) -> None:
+    """Raise BudgetError for a model whose tensors are not those of its config, from which the step is predicted."""
+    mine = {e.name: (e.shape, e.aliases) for e in parts.entries if e.part != "lora"}
+    its = {e.name: (e.shape, e.aliases) for e in anatomy(build_on_meta(model.config)).entries}
+    unlike = sorted(name for name in mine.keys() | its if mine.get(name) != its.get(name))
+    if unlike:
+        raise BudgetError(
+            f"The model is not what its config describes: {unlike[0]} was added, taken away, tied or given another shape "
+            f"({counted(len(unlike), 'such tensor')}), and the cost is predicted from the config. Set the config's "
+            "fields for the change, or explain the model as it was loaded."
+        )
 
 
 def _seen(model: nn.Module, trained: frozenset[str]) -> dict:

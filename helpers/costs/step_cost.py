@@ -206,6 +206,9 @@ def budget(
     _check_frozen(frozen_dtype, dtype)
     if not isinstance(n_parts, int) or isinstance(n_parts, bool) or n_parts < 1:
         raise BudgetError(f"A step has 1 part or more; found n_parts={n_parts!r}.")
+    for size, kind in ((replay, ReplaySize), (bottom, BottomSize), (lora, LoraSize)):
+        if size is not None and not isinstance(size, kind):
+            raise BudgetError(f"A {kind.__name__} is needed, or None; found {size!r:.60}.")
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
     with FakeTensorMode() if on_shapes else nullcontext(), _never_packed(), _experts_in_one():

@@ -35,6 +35,6 @@ __getattr__, __dir__, __all__ = face(
         "proof": ["FreezingError", "Proof", "freezing_proof", "require_optimizers", "snapshot"],
         "selectors": ["PlanError", "parse_selectors", "select"],
         "unfreezing": ["change_plan", "layer_by_layer"],
-        "watch": ["Watch"],
+        "watch": ["Watch", "require_every"],
     },
 )

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from helpers.files import bytes_hash, file_hash, read_record, record_hash, verified, write_tensors
+from helpers.files import bytes_hash, counted, file_hash, read_record, record_hash, verified, write_tensors
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import parse_selectors, select
 from helpers.models import (
@@ -26,6 +27,7 @@ from helpers.models import (
     build_on_meta,
     named_modules,
     named_parameters,
+    next_token_logits,
     require_seed,
     tensors_hash,
 )
@@ -127,7 +129,7 @@ def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0)
         seed: of the random A; the caller's own random state is left as it was.
 
     Raises:
-        LoraError: a rank or layer that does not fit. The model is then unchanged.
+        LoraError: a rank or layer that does not fit, or a layer that the model does not call. The model is then unchanged.
         ModelError: a seed that is none; unchanged as well.
     """
     require_seed(seed)
@@ -135,6 +137,7 @@ def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0)
     for entry in targets(anatomy(model), where):
         name = entry.name.removesuffix(".weight")
         linears[name] = _linear(model, entry, rank, alpha)
+    _require_called(model, linears)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = {name: LoRALinear(linear, rank, alpha) for name, linear in linears.items()}
@@ -212,6 +215,34 @@ def _linear(model: nn.Module, entry: Entry, rank: int, alpha: float) -> nn.Linea
     if not (isinstance(alpha, (int, float)) and math.isfinite(alpha) and alpha > 0):
         raise LoraError(f"alpha must be above 0; found {alpha!r}. A usual choice is twice the rank.")
     return layer
+
+
+@torch.no_grad()
+def _require_called(model: nn.Module, linears: dict[str, nn.Linear]) -> None:
+    """Refuse layers that the model's forward does not call: it reads their matrix itself, past what stands beside it.
+
+    Three tokens are run. On tensors without values nothing can be run, and nothing is asked.
+    """
+    if any(p.is_meta or isinstance(p, FakeTensor) for p in model.parameters()):
+        return
+    called = set()
+    hooks = [
+        linear.register_forward_pre_hook(lambda module, given: called.add(module))
+        for linear in linears.values()
+    ]
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[]):
+            next_token_logits(model, torch.zeros(1, 3, dtype=torch.long, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    past = [name for name, linear in linears.items() if linear not in called]
+    if past:
+        raise LoraError(
+            f"The model does not call {past[0]} ({counted(len(past), 'such layer')}): its forward reads the matrix "
+            "itself, so what stands beside it would change nothing. Choose other parts."
+        )
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

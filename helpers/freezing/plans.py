@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import nn
 
-from helpers.freezing.selectors import PlanError, canonical, file_id, select
+from helpers.freezing.selectors import PlanError, canonical, file_id, require_anatomy, select
 from helpers.models import Anatomy, Entry, anatomy, named_parameters, unwrapped
 from helpers.plots import PLAN_COLOURS
 
@@ -109,6 +109,7 @@ class FreezePlan:
         Raises:
             PlanError: a selector finds nothing here, or nothing is left to train.
         """
+        require_anatomy(anatomy)
         chosen = frozenset()
         for selector in self.selectors:
             chosen |= select(anatomy, selector)

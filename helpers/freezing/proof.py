@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from helpers.files import counted, tensor_hash
-from helpers.freezing.plans import COURSE_PLANS, FreezePlan, Ledger, LedgerRow, undo
+from helpers.freezing.plans import COURSE_PLANS, FreezePlan, Ledger, LedgerRow, require_plan, undo
 from helpers.freezing.selectors import PlanError
 from helpers.models import anatomy, computed_buffers, named_buffers, named_modules, named_parameters
+
+FREQUENCIES = "inv_freq"  # how the name of a buffer of rotary frequencies ends
 
 __all__ = [
     "COURSE_PLANS",
@@ -136,6 +138,12 @@ def freezing_proof(
         plan: where given, what is frozen must be exactly what this plan freezes.
         roles: as for `anatomy`, only needed with a plan.
     """
+    if not isinstance(before, Snapshot):
+        raise TypeError(
+            f"The proof needs what snapshot(model) gave before the training; found {type(before).__name__}."
+        )
+    if plan is not None:
+        require_plan(plan)
     held = _held(optimizer)
     parameters, buffers = _tensors(before, model)
     frozen, trainable = _by_flag(parameters)
@@ -195,6 +203,7 @@ def _broken(before: Snapshot, model: nn.Module, held: dict | None, moved: set[st
     problems = _changed_names(before, parameters | buffers, _caches(before, model))
     problems += _changed_ties(before, model)
     problems += _changed_kinds(before, trainable)
+    problems += _changed_frequencies(before, model)
     problems += _changed_flags(before, model)
     problems += _flags_on_modules(model)
     for name, tensor in frozen.items():
@@ -273,17 +282,41 @@ def _ties(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def _caches(before: Snapshot, model: nn.Module) -> set[str]:
-    """Return the buffers that the model computed anew: grown, dropped, or frequencies set for a length."""
+    """Return the buffers that the model computed anew: grown, dropped, or frequencies."""
     now = dict(named_buffers(model))
     caches = set()
     for name in computed_buffers(model):
         if name not in now:
             is_anew = name in before.kinds
         else:
-            is_anew = name.endswith("inv_freq") or before.kinds.get(name) != _kind(now[name])
+            is_anew = name.endswith(FREQUENCIES) or before.kinds.get(name) != _kind(now[name])
         if is_anew:
             caches.add(name)
     return caches
+
+
+def _set_for_a_length(model: nn.Module) -> set[str]:
+    """Return the rotary frequencies that a model sets anew in its forward, for the length of what it reads."""
+    found = set()
+    for name, module in named_modules(model).items():
+        kinds = getattr(module, "rope_type", None)
+        kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+        if any(kind in ("dynamic", "longrope") for kind in kinds):
+            found |= {
+                f"{name}.{own}" for own in module._non_persistent_buffers_set if own.endswith(FREQUENCIES)
+            }
+    return found
+
+
+def _changed_frequencies(before: Snapshot, model: nn.Module) -> list[str]:
+    """Find rotary frequencies of the same type and shape that other code changed: they turn every query and key."""
+    own = {name: tensor for name, tensor in named_buffers(model) if name.endswith(FREQUENCIES)}
+    held = {name: tensor for name, tensor in own.items() if before.kinds.get(name) == _kind(tensor)}
+    moved = _moved(before, held) - _set_for_a_length(model)
+    return [
+        f"{name} is a buffer but moved: the model does not set it anew, so other code changed it"
+        for name in sorted(moved)
+    ]
 
 
 def _changed_names(before: Snapshot, tensors: dict[str, torch.Tensor], caches: set[str]) -> list[str]:

@@ -75,6 +75,7 @@ def select(anatomy: Anatomy, selector: str) -> frozenset[str]:
     Raises:
         PlanError: it takes none; the message lists what the model has, or the nearest names.
     """
+    require_anatomy(anatomy)
     kind, _, rest = selector.partition(":")
     if kind == "name" and rest:
         return _by_name(anatomy, rest)
@@ -90,6 +91,12 @@ def select(anatomy: Anatomy, selector: str) -> frozenset[str]:
         if not chosen:
             raise PlanError(f"'{selector}' matches nothing: '{word}' has no parameter in these blocks.")
     return _names(chosen)
+
+
+def require_anatomy(anatomy) -> None:
+    """Raise TypeError for what is no anatomy, such as the model itself."""
+    if not hasattr(anatomy, "entries"):
+        raise TypeError(f"An anatomy is needed, as anatomy(model) gives it; found {type(anatomy).__name__}.")
 
 
 def _in_blocks(entries: Iterable[Entry], blocks: range) -> list[Entry]:

@@ -9,6 +9,7 @@ hashed, the next slice the next time. Whatever is odd goes to the proof, which a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -18,6 +19,12 @@ from helpers.freezing.proof import FreezingError, broken, require_optimizers, sn
 from helpers.models import computed_buffers, named_buffers, named_parameters
 
 N_SLICES = 16  # a check hashes one of so many parts of each frozen tensor
+
+
+def require_every(every: int) -> None:
+    """Raise ValueError for what is no number of steps between two sampled checks."""
+    if not isinstance(every, Integral) or isinstance(every, bool) or every < 1:
+        raise ValueError(f"every must be 1 step or more; found {every}.")
 
 
 class Watch:
@@ -35,8 +42,7 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, every: int = 20):
-        if every < 1:
-            raise ValueError(f"every must be 1 step or more; found {every}.")
+        require_every(every)
         self.model = model
         self.every = every
         self.optimizer = None

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from helpers.files import require_whole
 from helpers.measuring.intervals import Estimate, estimate
 from helpers.models import (
     LossError,
@@ -49,6 +50,7 @@ def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> E
         LossError: no windows of token ids of this model.
     """
     require_windows(model, windows)
+    require_whole(batch, "batch is windows at a time")
     means = []
     with evaluating(model):
         for part in windows.split(batch):
@@ -64,6 +66,9 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     Raises:
         ValueError: the two were not measured on equally many windows.
     """
+    for one in (a, b):
+        if not isinstance(one, Estimate):
+            raise TypeError(f"A difference is between two Estimates; found {type(one).__name__}.")
     if a.n_windows != b.n_windows:
         raise ValueError(
             f"A paired difference needs the same windows; found {a.n_windows} and {b.n_windows}."

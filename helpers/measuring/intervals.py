@@ -103,8 +103,13 @@ def estimate(per_window: np.ndarray, n_tokens: int) -> Estimate:
 
     Args:
         per_window: (n_windows,), in text order, at least two.
+
+    Raises:
+        ValueError: fewer, or of another shape.
     """
     values = np.asarray(per_window, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"An interval needs one number a window, (n_windows,); found {values.shape}.")
     half = stats.t.ppf(0.975, len(blocks(values)) - 1) * block_error(values)
     mean = float(values.mean())
     return Estimate(mean, mean - half, mean + half, len(values), n_tokens, values)
@@ -113,7 +118,7 @@ def estimate(per_window: np.ndarray, n_tokens: int) -> Estimate:
 def blocks(values: np.ndarray) -> list[np.ndarray]:
     """Neighbouring windows grouped: by four from 80 windows on, else one by one."""
     size = 4 if len(values) >= 80 else 1
-    return np.array_split(values, len(values) // size)
+    return np.array_split(values, max(1, len(values) // size))
 
 
 def block_error(values: np.ndarray) -> float:

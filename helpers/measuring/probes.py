@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from helpers.files import counted, require_whole
 from helpers.measuring.evaluation import evaluating, held_out_loss, sample_windows
-from helpers.models import anatomy, token_losses
+from helpers.models import anatomy, config_of, named_parameters, require_windows, token_losses
 
 # Words that carry grammar rather than topic: articles, pronouns, prepositions, conjunctions, auxiliaries, particles.
 FUNCTION_WORDS = frozenset(
@@ -62,6 +63,14 @@ def function_losses(
 
     A window without a function token counts as NaN in the second.
     """
+    require_windows(model, windows)
+    require_whole(batch, "batch is windows at a time")
+    n_words = config_of(model).get_text_config().vocab_size
+    if not isinstance(is_function, torch.Tensor) or is_function.shape != (n_words,):
+        raise ValueError(
+            f"is_function says of each of the model's {n_words:,} tokens whether it is a function token: "
+            "function_tokens(tokenizer) gives it."
+        )
     rows_all, rows_function = [], []
     with evaluating(model):
         for part in windows.split(batch):
@@ -94,6 +103,13 @@ def swap_losses(
 @torch.no_grad()
 def with_change(base: nn.Module, tuned: nn.Module, roles: tuple[str, ...]) -> nn.Module:
     """A copy of the base with the tuned weights of some roles; no role means all."""
+    shapes, others = ({n: p.shape for n, p in named_parameters(m)} for m in (base, tuned))
+    if shapes != others:
+        odd = sorted(name for name in shapes.keys() | others if shapes.get(name) != others.get(name))
+        raise ValueError(
+            f"The tuned model is not of this base: {odd[0]} is in one of them alone, or of another shape "
+            f"({counted(len(odd), 'such tensor')}). Give the base that it was trained from."
+        )
     mixed = copy.deepcopy(base)
     for entry in anatomy(base).entries:
         if not roles or entry.role in roles:
@@ -123,7 +139,24 @@ def memorisation(
         ``n_tokens``, chosen greedily, are the text's own; right_train, right_held_out: the mean number of
         tokens that are right before the first error; n_grams: the share of sampled runs of ``n_gram``
         tokens that stand in the training text.
+
+    Raises:
+        LossError: no windows of token ids of this model.
+        ValueError: a number that is no count, or windows that are too short for it.
     """
+    for name, number in (("n_prompts", n_prompts), ("n_tokens", n_tokens), ("n_gram", n_gram)):
+        require_whole(number, f"{name} is a count")
+    for windows in (train, held_out):
+        require_windows(model, windows)
+        if windows.size(1) < max(2 * n_tokens, n_gram):
+            raise ValueError(
+                f"Windows of {windows.size(1)} tokens are too short: {n_tokens} are the prompt and as many its answer, and "
+                f"a run has {n_gram}. Give longer windows, or smaller numbers."
+            )
+    if n_gram > 2 * n_tokens:
+        raise ValueError(
+            f"A run of {n_gram} tokens is longer than a sample of {2 * n_tokens}. Give a smaller n_gram."
+        )
     found = {}
     for name, windows in (("train", train), ("held_out", held_out)):
         right = right_tokens(model, _evenly(windows, n_prompts), n_tokens)

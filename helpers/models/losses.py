@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from helpers.models.model_files import n_positions
 from helpers.models.names import config_of
 
 IGNORE = -100  # the label of a position that has nothing to predict, as in PyTorch
@@ -257,7 +258,9 @@ def require_token_ids(input_ids: torch.Tensor) -> None:
 
 
 def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
-    """Refuse windows that are no token ids of this model: each from 0 to its vocabulary's last.
+    """Refuse windows that are no token ids of this model, or too long: ids from 0 to its vocabulary's last.
+
+    Rotary positions have no last one, so there the length is free.
 
     Raises:
         LossError: it says what was given.
@@ -265,7 +268,13 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     require_token_ids(windows)
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
-    n_words = config_of(model).get_text_config().vocab_size
+    config = config_of(model).get_text_config()
+    limit, n_words = n_positions(config), config.vocab_size
+    if limit and windows.size(1) > limit and getattr(config, "rope_parameters", None) is None:
+        raise LossError(
+            f"Windows of {windows.size(1)} tokens are longer than the model has positions ({limit}). Cut the text into "
+            f"windows of {limit} or fewer."
+        )
     least, most = torch.stack(windows.aminmax()).tolist()  # one wait for the device in each step, not two
     if not 0 <= least <= most < n_words:
         raise LossError(

@@ -479,9 +479,10 @@ def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
     said = in_one_line(error)
     if not folder.is_dir():
         if _looks_like_path(str(source)):
-            return (
-                f"No {part} at '{source}': there is no such folder. Give a folder that exists, or a hub name."
+            found = (
+                "that is a file, and a model is a folder" if folder.is_file() else "there is no such folder"
             )
+            return f"No {part} at '{source}': {found}. Give a folder that exists, or a hub name."
         return (
             f"Cannot get the {part} '{source}' from the model hub ({said}). Check the name and the "
             "connection, or use COURSE_PROFILE=tiny, which needs no network."

@@ -340,6 +340,10 @@ def _entry(names: list[str], parameter: nn.Parameter, pairs: set[tuple[str, str]
 def _given_roles(roles: dict[str, str], names: list[str]) -> dict[str, tuple[str, str]]:
     """Name to (role, part) for the reader's own patterns."""
     given: dict[str, tuple[str, str]] = {}
+    if not isinstance(roles, dict):
+        raise AnatomyError(
+            f"roles is a dict of pattern to role, such as {{'transformer.h.*.adapter.*': 'mlp'}}; found {roles!r}."
+        )
     for pattern, role in roles.items():
         if role not in ROLES:
             raise AnatomyError(

@@ -8,7 +8,6 @@ cards.svg("light")          a picture, for a README
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,18 +17,38 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from helpers.files import read_json
 from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, over_texts
 from helpers.plots import Svg
 from helpers.profiles import DATA
-from helpers.results.claims import CLAIMS, Entry, Scale, Verdict, seeds_of, two_digits, with_interval
+from helpers.results.claims import (
+    CLAIMS,
+    ClaimError,
+    Entry,
+    Scale,
+    Verdict,
+    seeds_of,
+    two_digits,
+    with_interval,
+)
 
 RECORDED = DATA / "evidence" / "claims.json"
 OPEN = (UNDECIDED, UNTESTED)
 
 
 def recorded_claims(place: Path = RECORDED) -> list[Entry]:
-    """The verdicts that the course ships: of the study, of the measurements of time and memory, of the notebooks."""
-    return [Entry.from_json(found) for found in json.loads(place.read_text("utf-8"))]
+    """The verdicts that the course ships: of the study, of the measurements of time and memory, of the notebooks.
+
+    Raises:
+        ClaimError: the file is not there, or is damaged.
+    """
+    try:
+        found = read_json(place, list)
+    except (OSError, ValueError) as error:
+        raise ClaimError(
+            f"The recorded verdicts cannot be read ({error}). Restore '{place}' from the repository."
+        ) from error
+    return [Entry.from_json(each) for each in found]
 
 
 def verdict_over_models(entry: Entry) -> str:

@@ -312,6 +312,8 @@ def record(
     missing = [group for group in wanted if not is_there(found["pairs"], *group)]
     known = [set(engines) for _, _, engines in wanted]  # a group of other engines than these is measured anew
     found["pairs"] = [pair for pair in found["pairs"] if set(pair["engines"]) in known]
+    if show and not found["pairs"]:
+        raise SystemExit(f"Nothing is measured yet in '{file}'. Measure it: course benchmark")
     if not show:
         print(
             f"{counted(n_pairs, 'pair')} a plan: {counted(len(missing), 'group', 'is', 'are')} missing, about "

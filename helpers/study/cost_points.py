@@ -234,6 +234,8 @@ def record(file: Path = FILE, dry_run: bool = False, show: bool = False, shape: 
     there = [settings_of(entry) for entry in found["points"]]
     missing = [point for point in points() if point not in there]
     untimed = [n for n in FROZEN_BLOCKS if n not in [entry["n_frozen"] for entry in found["times"]]]
+    if show and not found["times"] and not found["points"]:
+        raise SystemExit(f"Nothing is measured yet in '{file}'. Measure it: course costs")
     if not show:
         print(
             f"{files.counted(len(untimed), 'time')} and {files.counted(len(missing), 'point')} are missing",

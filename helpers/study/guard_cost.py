@@ -132,7 +132,13 @@ def record(n_pairs: int, file: Path = FILE) -> None:
 
 
 def show(file: Path = FILE) -> None:
-    """Print what was recorded."""
+    """Print what was recorded.
+
+    Raises:
+        RecordError: nothing was, or the file is damaged.
+    """
+    if not file.exists():
+        raise RecordError(f"Nothing is measured yet in '{file}'. Measure it: course guard")
     found = read_record(file, {"log_ratios": list})
     print(sentence(found))
     print(at_the_ends(found))

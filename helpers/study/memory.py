@@ -273,6 +273,8 @@ def collect(file: Path = FILE, shape: str = "125m", dry_run: bool = False, only_
     untimed = [
         name for name in COURSE_PLANS if name != "full" and name not in {t["plan"] for t in record["times"]}
     ]
+    if only_show and not record["points"] and not record["times"]:
+        raise SystemExit(f"Nothing is measured yet in '{file}'. Measure it: course memory")
     if dry_run or not only_show:
         told = (
             f", about {counted(round(minutes(missing, untimed)), 'minute')} on two idle cores"

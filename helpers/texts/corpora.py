@@ -19,6 +19,7 @@ from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
 
@@ -36,6 +37,9 @@ PIECE = 1 << 17  # characters given to the tokenizer at once; it needs about 200
 MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's characters cannot read it
 RUN, LEAST_RUN = 64, 8  # characters in a row, and tokens, that stand in two parts by no chance
 WORTH_SAYING = 0.01  # of the held-out text repeated in the train part
+DAMAGED = (
+    0.001  # more than this share of U+FFFD, and the text was read in a wrong encoding before it came here
+)
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
 
 # --- read --------------------------------------------------------------------------
@@ -47,7 +51,7 @@ def read_text(path: str | Path) -> str:
     Joined files have a byte order mark at every joint: none stays in the text.
 
     Raises:
-        TextError: missing, a folder, not readable, empty, binary, or not UTF-8.
+        TextError: missing, a folder, not readable, empty, binary, not UTF-8, or damaged when it was made UTF-8.
     """
     return _decode(_read_bytes(path), path)
 
@@ -83,6 +87,7 @@ def _read_bytes(path: str | Path) -> bytes:
 FORMATS = {
     b"%PDF-": "a PDF",
     b"{\\rtf": "an RTF file",
+    b"%!PS": "a PostScript file",
 }  # they can be all ASCII, and their words are not the file's
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -117,6 +122,12 @@ def _decode(raw: bytes, path: str | Path) -> str:
     if not text.strip():
         raise TextError(
             f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it."
+        )
+    n_lost = text.count("\ufffd")
+    if n_lost > DAMAGED * len(text):
+        raise TextError(
+            f"The text '{path}' is damaged: {counted(n_lost, 'character')} of it are U+FFFD, which programs write where "
+            "they read another encoding than the file's. Save the original again, as UTF-8."
         )
     return text
 
@@ -366,7 +377,8 @@ def load_corpus(
         raise TextError(f"The dev part has a whole number of chapters, 1 or more; found n_dev={n_dev!r}.")
     path = text_path(path)
     raw = _read_bytes(path)
-    whole = _decode(raw, path)
+    sha256, whole = hashlib.sha256(raw).hexdigest(), _decode(raw, path)
+    del raw  # a long text is not held twice
     if problem := licence_problem(whole):
         raise TextError(
             f"The text '{path}' has Project Gutenberg's licence in it, and {problem}: a model would learn the licence. "
@@ -385,7 +397,7 @@ def load_corpus(
     return Corpus(
         name or Path(path).stem,
         str(path),
-        hashlib.sha256(raw).hexdigest(),
+        sha256,
         split,
         **{part: c.windows for part, c in cut.items()},
         length=length,
@@ -426,16 +438,16 @@ def _share_repeated(train: Dataset, held_out: list[Dataset], n_marks: int, run: 
     The train windows are read in pieces, so that a long text needs little memory.
     """
     wanted = np.concatenate([_run_hashes(tensor_of(part), n_marks, run) for part in held_out])
-    different, places = np.unique(wanted, return_inverse=True)
-    if not len(different):
+    if not len(wanted):
         return 0.0
-    found = np.zeros(len(different), dtype=bool)
+    wanted.sort()
+    steps = np.zeros(len(wanted) + 1, dtype=np.int32)  # +1 where a found run's places begin, -1 behind them
     n_rows = max(1, PIECE // train[0]["input_ids"].numel())
     for start in range(0, len(train), n_rows):
         there = _run_hashes(train[start : start + n_rows]["input_ids"], n_marks, run)
-        at = np.minimum(np.searchsorted(different, there), len(different) - 1)
-        found[at[different[at] == there]] = True
-    return float(found[places].mean())
+        np.add.at(steps, np.searchsorted(wanted, there, "left"), 1)
+        np.add.at(steps, np.searchsorted(wanted, there, "right"), -1)
+    return float((steps[:-1].cumsum() > 0).mean())
 
 
 def _run_hashes(windows: torch.Tensor, n_marks: int, run: int) -> np.ndarray:
@@ -481,14 +493,25 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
             "Give a longer text, or a smaller length."
         )
     tail = tokenizer.decode(ids[n_windows * room :])
-    rows = ids[: n_windows * room].reshape(n_windows, room)
-    marks = np.tile(np.array(begin, dtype=np.int64), (n_windows, 1))  # (windows, marks)
-    rows = np.concatenate([marks, rows], axis=1)  # (windows, length)
-    return _Cut(Dataset.from_dict({"input_ids": rows}).with_format("torch"), len(text) - len(tail), n_changed)
+    rows = np.empty((n_windows, length), dtype=np.int64)
+    rows[:, : len(begin)] = begin
+    rows[:, len(begin) :] = ids[: n_windows * room].reshape(n_windows, room)
+    return _Cut(_dataset(rows), len(text) - len(tail), n_changed)
+
+
+def _dataset(rows: np.ndarray) -> Dataset:
+    """Windows, (windows, length) int64, as a Dataset that holds this very memory.
+
+    `Dataset.from_dict` copies them, and without a fingerprint a Dataset pickles all of its table to make one.
+    """
+    starts = np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32)
+    column = pa.ListArray.from_arrays(pa.array(starts), pa.array(rows.reshape(-1)))
+    fingerprint = hashlib.sha256(rows).hexdigest()[:16]
+    return Dataset(pa.table({"input_ids": column}), fingerprint=fingerprint).with_format("torch")
 
 
 def _tokens(tokenizer, text: str) -> tuple[np.ndarray, Counter[str]]:
-    """The ids of a text, int64, and its characters (blanks aside) that the ids do not give back."""
+    """The ids of a text, int32, and its characters (spaces aside) that the ids do not give back."""
     ids: list[np.ndarray] = []
     changed: Counter[str] = Counter()
     for piece in _pieces(text):
@@ -501,8 +524,8 @@ def _tokens(tokenizer, text: str) -> tuple[np.ndarray, Counter[str]]:
                 f"The tokenizer cannot read the text ({reason}). Give the one that load_tokenizer gives for the model."
             ) from error
         back = tokenizer.decode(found, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        changed += Counter("".join(piece.split())) - Counter("".join(back.split()))
-        ids.append(np.array(found, dtype=np.int64))
+        changed += Counter(piece.replace(" ", "")) - Counter(back.replace(" ", ""))
+        ids.append(np.array(found, dtype=np.int32))
     return np.concatenate(ids), changed
 
 

@@ -24,7 +24,12 @@ from helpers.profiles import Gutenberg, downloads_dir
 # --- Bring a downloaded book into the form of the course's own texts: no licence, plain typography ---
 
 
-MARK = re.compile(r"^\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*$", re.M | re.I)
+# A long title goes on in the next lines, to the stars that end it.
+MARK = re.compile(
+    r"^[ \t]*\*\*\* ?(START|END) OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT)"
+    r"(?:[^\n*]*(?:\n[^\n*]+){0,3}\*\*\*[^\n]*|[^\n]*)$",
+    re.M | re.I,
+)
 
 
 def strip_licence(text: str) -> str:
@@ -42,16 +47,27 @@ def strip_licence(text: str) -> str:
     return "\n\n".join(books) + "\n"
 
 
+# Words of the licence itself, whatever lines stand around it, in old editions and new ones.
+LICENCE = re.compile(
+    r"at\s+no\s+cost\s+and\s+with\s+almost\s+no\s+restrictions\s+whatsoever"
+    r"|START:\s+FULL\s+LICENSE|THE\s+FULL\s+PROJECT\s+GUTENBERG(?:-tm|™)?\s+LICENSE",
+    re.I,
+)
 SMALL_PRINT = re.compile(r"^\*+(?:START\*+|END ?\*?)THE SMALL PRINT!", re.M | re.I)  # until about 2003
 
 
 def licence_problem(text: str) -> str | None:
     """Say why Project Gutenberg's licence cannot be told from the book; None where it can, or there is none."""
-    if strip_licence(text) != text:
-        return None
-    if found := MARK.search(text):
+    book = strip_licence(text)
+    if book == text and (found := MARK.search(text)):
         return f"its START and END lines do not take turns ({len(MARK.findall(text))} found, the first is {found[0]!r})"
-    return "its small print is of the older form, which no line ends" if SMALL_PRINT.search(text) else None
+    if book == text and SMALL_PRINT.search(text):
+        return "its small print is of the older form, which no line ends"
+    if found := LICENCE.search(book):
+        line = book.count("\n", 0, found.start()) + 1
+        words = " ".join(found[0].split())
+        return f"no START and END lines of the known form set it apart ({words!r}, line {line:,} of the rest)"
+    return None
 
 
 def course_form(text: str) -> str:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from helpers import profiles
-from helpers.files import write_tensors
+from helpers.files import as_path, write_tensors
 from helpers.models import load_model, load_tokenizer, named_modules, named_parameters, unwrapped
 from helpers.training.deltas import (
     DeltaError,
@@ -74,7 +74,7 @@ def export_peft(
     try:
         write_tensors(folder / WEIGHTS, copies, {**header, "format": "pt"})
         config.save_pretrained(str(folder))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise DeltaError(f"Could not write the adapter '{folder}': {error}. Choose another place.") from error
     return folder
 
@@ -91,7 +91,7 @@ def import_peft(
     Raises:
         DeltaError: a damaged adapter, one that `export_peft` did not write, or another base or tokenizer.
     """
-    place = Path(folder) / WEIGHTS
+    place = as_path(folder, "The place of an adapter") / WEIGHTS
     if not place.is_file():
         raise DeltaError(
             f"There is no adapter in '{folder}': {WEIGHTS} is missing. Give the adapter's folder."

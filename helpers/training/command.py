@@ -250,10 +250,14 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
     except OSError:
         say("error: The current folder is not there any more, or cannot be read. Change to another one.")
         return 2
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if empty := empty_word(arguments):  # as a shell's variable that is not set: it would mean "the default"
+        say(f"error: {empty} is empty. Give a name.")
+        return 2
     try:
         command = get_command(app)
         # Not its `main`, which has ends of its own for Ctrl-C and a closed pipe.
-        with command.make_context(name, list(sys.argv[1:] if arguments is None else arguments)) as context:
+        with command.make_context(name, arguments) as context:
             code = command.invoke(context) or 0
         sys.stdout.flush()  # a full disk is said here, and not by Python at its end
         return code
@@ -275,29 +279,42 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         say(f"error: {error.code}")
         return 2
     except Exception as error:  # noqa: BLE001 (the outermost place: named in one line, and kept whole)
-        if is_own(error):
-            say(f"error: {error}")
-        elif isinstance(error, OSError) and error.errno in FULL:
-            sys.stdout = nowhere()  # Python flushes it at its end
+        try:
+            say(f"error: {told(error)}")
+        except MemoryError:  # none is left even for the words
             say(
-                f"error: No more can be written: {error.strerror}. Make room, then give the same command again."
-            )
-        elif isinstance(error, MemoryError) or NO_MEMORY in str(error):
-            say(
-                f"error: There is not enough memory: {one_line(error)}. Close other programs, or take a smaller "
-                "model, batch or length."
-            )
-        elif settings := profiles.settings_behind(error):
-            say(
-                f"error: A library cannot use what the environment sets, {' and '.join(settings)}: {one_line(error)}. "
-                "Unset it, or give it another value."
-            )
-        else:
-            say(
-                f"error: unexpected, and not your mistake as far as this program can tell: {one_line(error)}. "
-                f"{kept_traceback()}"
+                "error: There is not enough memory. Close other programs, or take a smaller model, batch or length."
             )
         return 2
+
+
+def told(error: Exception) -> str:
+    """What an error is, in one line, and what to do."""
+    if is_own(error):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        sys.stdout = nowhere()  # Python flushes it at its end
+        return f"No more can be written: {error.strerror}. Make room, then give the same command again."
+    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
+        return (
+            f"There is not enough memory: {one_line(error)}. Close other programs, or take a smaller model, batch or "
+            "length."
+        )
+    if settings := profiles.settings_behind(error):
+        return (
+            f"A library cannot use what the environment sets, {' and '.join(settings)}: {one_line(error)}. Unset it, or "
+            "give it another value."
+        )
+    return f"unexpected, and not your mistake as far as this program can tell: {one_line(error)}. {kept_traceback()}"
+
+
+def empty_word(arguments: list[str]) -> str | None:
+    """The first word of a command that is blank, by its option; an empty prompt alone means something."""
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, is_given, value = word.partition("=") if word.startswith("--") else (before, True, word)
+        if is_given and not value.strip() and option != "--prompt":
+            return option if option.startswith("--") else "An argument"
+    return None
 
 
 def interrupted(line: str) -> int:

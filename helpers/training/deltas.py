@@ -117,6 +117,10 @@ def tokenizer_hash(tokenizer) -> str:
     if hasattr(tokenizer, "backend_tokenizer"):
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         return record_hash({k: v for k, v in rules.items() if k not in ("truncation", "padding", "version")})
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(
+            f"A tokenizer is needed, as load_tokenizer gives it; found {type(tokenizer).__name__}."
+        )
     return record_hash(tokenizer.get_vocab())  # one written in Python has no rules to read, only a vocabulary
 
 
@@ -500,5 +504,7 @@ def verified_record(header: dict[str, str], place: Path) -> dict:
 
 
 def place_of(path: str | Path) -> Path:
+    if isinstance(path, str) and not path.strip():  # it would be the current folder
+        raise DeltaError(f"The place of a delta is {path!r}, which names nothing. Give a name.")
     place = as_path(path, "The place of a delta")
     return place if place.suffix == ".safetensors" else place / FILE_NAME

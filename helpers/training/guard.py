@@ -27,7 +27,15 @@ from torch import nn
 from transformers import TrainerCallback
 
 from helpers.files import require_values
-from helpers.freezing import FreezePlan, FreezingError, Proof, Watch, freezing_proof, require_plan
+from helpers.freezing import (
+    FreezePlan,
+    FreezingError,
+    Proof,
+    Watch,
+    freezing_proof,
+    require_every,
+    require_plan,
+)
 from helpers.measuring import Retention
 from helpers.models import named_parameters, unwrapped
 from helpers.training.deltas import DeltaError, base_record, place_of, require_own, save_delta, some
@@ -72,6 +80,11 @@ class FreezeGuard(TrainerCallback):
         roles: dict[str, str] | None = None,
     ):
         require_plan(plan)
+        require_every(every)
+        if retention is not None and not isinstance(retention, Retention):
+            raise TypeError(
+                f"retention is a Retention, such as Retention.sampled_from(model, 8, 64); found {retention!r:.80}."
+            )
         if delta is not None:
             require_own(place_of(delta))
         self.model = model

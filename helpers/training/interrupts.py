@@ -22,6 +22,22 @@ def stopped_by_ctrl_c() -> Iterator[None]:
         raise Stopped("Stopped. What is recorded stays; the same command goes on with the rest.") from None
 
 
+@contextmanager
+def ended_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, by which systems end programs, do what Ctrl-C does; one that is ignored stays so."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    wanted = [getattr(signal, name) for name in names]
+    taken = {}
+    try:
+        for one in wanted:
+            if signal.getsignal(one) is signal.SIG_DFL:
+                taken[one] = signal.signal(one, signal.default_int_handler)
+        yield
+    finally:
+        for one, before in taken.items():
+            signal.signal(one, before)
+
+
 def stop_at_once(number, frame) -> None:
     """What a signal calls: nothing was done yet, so there is nothing to tidy."""
     print("stopped before the first step: the same command starts again", file=sys.stderr, flush=True)

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers.costs import BottomSize
-from helpers.files import counted
+from helpers.files import counted, require_whole
 from helpers.freezing import (
     LIMIT,
     BottomError,
@@ -38,6 +38,7 @@ from helpers.measuring import evaluating, in_mode
 from helpers.models import (
     Anatomy,
     LossError,
+    config_of,
     divergence_loss,
     next_token_loss,
     require_next_token_model,
@@ -136,7 +137,8 @@ def fit(
 
     Raises:
         BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once. The model is unchanged.
-        TrainingError: windows of another form, a non-finite loss, a folder that holds another run, or a GPU too small.
+        TrainingError: windows or choices of another form, a replay of another vocabulary, a non-finite loss,
+            a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
         LossError: the model does not predict the next token, or its config adds a term to the loss.
@@ -144,6 +146,7 @@ def fit(
     """
     require_plan(plan)
     _require_windows(model, windows)
+    _require_choices(model, replay, cache_frozen, cache_limit)
     with evaluating(model):
         require_next_token_model(model, windows[:1, :16].to(next(model.parameters()).device))
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -191,6 +194,23 @@ def _require_windows(model: nn.Module, windows: torch.Tensor) -> None:
         require_windows(model, windows)
     except LossError as error:
         raise TrainingError(str(error)) from error
+
+
+def _require_choices(
+    model: nn.Module, replay: Replay | None, cache_frozen: bool | str, cache_limit: int
+) -> None:
+    """Raise TrainingError for a replay that is none, or of other words, and for a cache that is neither on nor off."""
+    if replay is not None and not isinstance(replay, Replay):
+        raise TrainingError(f"replay is a Replay, or None; found {replay!r:.80}.")
+    n_words = config_of(model).get_text_config().vocab_size
+    if replay is not None and replay.n_words != n_words:
+        raise TrainingError(
+            f"The replay's base has a vocabulary of {replay.n_words:,}, and this model one of {n_words:,}. Make the replay "
+            "from the base of this very model."
+        )
+    if cache_frozen is not True and cache_frozen is not False and cache_frozen != "auto":
+        raise TrainingError(f"cache_frozen is True, False or 'auto'; found {cache_frozen!r}.")
+    require_whole(cache_limit, "cache_limit is in bytes", least=0)
 
 
 def _require_gradient(total: torch.Tensor) -> None:

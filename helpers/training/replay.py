@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from torch import nn
 
 from helpers.costs import ReplaySize
 from helpers.measuring import CACHE_LIMIT, evaluating, log_probabilities
-from helpers.models import base_predictions, last_states, plain_trunk, weight_hash
+from helpers.models import base_predictions, config_of, last_states, plain_trunk, require_seed, weight_hash
 from helpers.training.processes import own_share, sum_over_processes
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 
@@ -45,6 +46,7 @@ class Replay:
 
     Raises:
         TrainingError: a weight, batch or set of windows that no step can have.
+        ModelError: a seed that is none.
     """
 
     def __init__(
@@ -56,25 +58,33 @@ class Replay:
         seed: int = 0,
         limit: int = CACHE_LIMIT,
     ):
-        if not 0 < weight <= MOST_WEIGHT:  # NaN is in no range
+        if (
+            not isinstance(weight, Real) or isinstance(weight, bool) or not 0 < weight <= MOST_WEIGHT
+        ):  # NaN is in no range
             raise TrainingError(
                 f"The weight of the replay must be above 0, and at most {MOST_WEIGHT:,}; found {weight!r}. Usual values "
                 "are 0.3 to 3; for no replay, leave it out."
             )
-        if batch < 1:
-            raise TrainingError(f"A step needs 1 replay window or more; found {batch}.")
+        if not isinstance(batch, Integral) or isinstance(batch, bool) or batch < 1:
+            raise TrainingError(f"A step needs 1 replay window or more; found {batch!r}.")
+        require_seed(seed)
+        self.n_words = config_of(base).get_text_config().vocab_size
+        if not isinstance(windows, torch.Tensor):
+            raise TrainingError(
+                f"Replay windows must be a tensor, (n, length); found {type(windows).__name__}."
+            )
         if windows.ndim != 2 or windows.size(0) < 1 or windows.size(1) < 2:
             raise TrainingError(
                 f"Replay windows must be (n, length) with a length of 2 or more; found "
                 f"{tuple(windows.shape)}."
             )
-        if windows.dtype != torch.long or not 0 <= windows.min() <= windows.max() < base.config.vocab_size:
+        if windows.dtype != torch.long or not 0 <= windows.min() <= windows.max() < self.n_words:
             raise TrainingError(
-                f"Replay windows must hold token ids of the model, int64, 0 to {base.config.vocab_size - 1}; found "
+                f"Replay windows must hold token ids of the model, int64, 0 to {self.n_words - 1}; found "
                 f"{windows.dtype}, {windows.min().item():g} to {windows.max().item():g}."
             )
         self.windows, self.weight, self.batch, self.seed = windows, weight, batch, seed
-        is_small = 4 * windows[:, 1:].numel() * base.config.vocab_size <= limit
+        is_small = 4 * windows[:, 1:].numel() * self.n_words <= limit
         self.keeps_predictions = is_small or plain_trunk(base) is None  # else its states alone would not do
         self.head = None
         if not self.keeps_predictions:

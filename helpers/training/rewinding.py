@@ -11,9 +11,11 @@ The straight line between base and tuned weights is that of WiSE-FT (Wortsman an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import nn
@@ -115,14 +117,16 @@ def choose_share(
         shares: what is tried; ten by default, so ten evaluations.
 
     Raises:
-        RewindError: ``keep`` outside 0 to 1, no share to try, or as `rewind`.
+        RewindError: ``keep`` outside 0 to 1, no share to try, a loss that is no number, or as `rewind`.
     """
     if not 0 <= keep <= 1:
         raise RewindError(f"keep must be from 0 to 1, a part of the best gain; found {keep!r}.")
+    _require_loss(base_loss, "of the base")
     losses = {}
     for share in sorted(shares):
         with rewound(model, base, share, roles):
             losses[share] = float(loss_of(model))
+        _require_loss(losses[share], f"at share {share:g}")
     if not losses:
         raise RewindError("There is no share to try. Give at least one number from 0 to 1.")
     best_gain = base_loss - min(losses.values())
@@ -130,6 +134,14 @@ def choose_share(
         return Choice(0.0, losses, base_loss)
     good = [share for share, loss in losses.items() if base_loss - loss >= keep * best_gain]
     return Choice(min(good), losses, base_loss)
+
+
+def _require_loss(loss: float, where: str) -> None:
+    """Raise RewindError for a loss that is no finite number: no share can be chosen by it."""
+    if not isinstance(loss, Real) or not math.isfinite(loss):
+        raise RewindError(
+            f"The dev loss {where} is {loss!r}, not a number that can be compared. Look at what loss_of returns."
+        )
 
 
 # --- checked first, changed then -----------------------------------------------------
@@ -151,6 +163,10 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
     Raises:
         RewindError: see `rewind`.
     """
+    if base is model:
+        raise RewindError("The base is the tuned model itself. Give the base as it was before the training.")
+    if not isinstance(base, (nn.Module, Mapping)):
+        raise RewindError(f"The base is a model, or name to value; found {type(base).__name__}.")
     given = dict(base.named_parameters()) if isinstance(base, nn.Module) else base
     buffers = dict(model.named_buffers())
     first_names = _first_names(parts)

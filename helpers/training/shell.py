@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
@@ -84,7 +85,7 @@ from helpers.training.folders import (
     where_it_stopped,
     write_report,
 )
-from helpers.training.interrupts import Stopped
+from helpers.training.interrupts import Stopped, ended_like_ctrl_c
 from helpers.training.loop import FitResult, fit, kept_bottom
 from helpers.training.processes import (
     ProcessError,
@@ -457,9 +458,13 @@ def report_of(args: TrainWords) -> dict:
     try:
         join(choose_device())  # before the model is loaded: of several GPUs each process gets its own
         require_processes(args.processes)
-        setup = in_every_process(lambda: prepare(args))
-        with nullcontext() if is_main() else redirect_stdout(None):
-            return run(setup, args.prompt)
+        is_alone = n_processes() == 1 and threading.current_thread() is threading.main_thread()
+        with (
+            ended_like_ctrl_c() if is_alone else nullcontext()
+        ):  # a launcher ends its processes by its own rules
+            setup = in_every_process(lambda: prepare(args))
+            with nullcontext() if is_main() else redirect_stdout(None):
+                return run(setup, args.prompt)
     finally:
         if "\0" not in args.out:
             locks.give_back(args.out)

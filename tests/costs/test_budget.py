@@ -615,3 +615,9 @@ def test_a_familys_forward_that_fails_is_not_predicted_and_a_plan_that_does_not_
     assert found is None and "last_hidden_state" in reason and "\n" not in reason
     with pytest.raises(PlanError):
         budget_or_reason(config, FreezePlan.only("layers:99"), 2, 32)
+
+
+@pytest.mark.parametrize("name", ["replay", "bottom", "lora"])
+def test_a_size_that_is_none_is_refused(name):
+    with pytest.raises(BudgetError, match="Size is needed, or None; found 'x'"):
+        budget(mini_config(), FreezePlan.full(), batch=2, length=8, **{name: "x"})

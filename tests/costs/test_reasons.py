@@ -211,3 +211,21 @@ def test_a_setting_that_is_given_wins():
 def test_what_is_no_optimizer_is_refused():
     with pytest.raises(TypeError, match="found str"):
         explain_cost(build_model(TIED), FreezePlan.only("norms"), 1, 8, optimizer="adamw")
+
+
+CHANGES_BY_HAND = {
+    "a tied head": lambda m: setattr(m.lm_head, "weight", m.model.embed_tokens.weight),
+    "a block less": lambda m: m.model.layers.__delitem__(1),
+    "another MLP": lambda m: setattr(m.model.layers[0], "mlp", nn.Linear(64, 64)),
+    "a head with a bias": lambda m: setattr(m, "lm_head", nn.Linear(64, UNTIED.vocab_size)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_BY_HAND)
+def test_a_model_that_its_config_no_longer_describes_is_refused(change):
+    model = build_on_meta(UNTIED)
+    CHANGES_BY_HAND[change](model)
+    with pytest.raises(
+        BudgetError, match="not what its config describes: .* was added, taken away, tied or given"
+    ):
+        explain_cost(model, NORMS, batch=2, length=16)

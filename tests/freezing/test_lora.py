@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import BloomConfig
 
 from helpers.files import file_hash, record_hash
 from helpers.freezing import lora
@@ -594,3 +595,14 @@ def test_one_tensor_that_does_not_fit_the_record_is_named_with_both_shapes(tmp_p
     with pytest.raises(LoraError, match=re.escape(words)):
         load_adapter(model, tmp_path)
     assert not any(isinstance(module, LoRALinear) for module in model.modules())
+
+
+def test_a_layer_whose_matrix_the_forward_reads_past_it_is_refused_and_nothing_changes():
+    shape = {"vocab_size": 61, "hidden_size": 16, "n_layer": 1, "n_head": 2}
+    model = build_model(BloomConfig(**shape, slow_but_exact=True, pretraining_tp=2), attention="eager")
+    before, torn = weight_hash(model), torch.get_rng_state()
+    with pytest.raises(LoraError, match="does not call transformer.h.0.self_attention.dense .1 such layer"):
+        insert(model, "attention", rank=2, alpha=4)
+    assert weight_hash(model) == before and torch.equal(torch.get_rng_state(), torn)
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+    assert insert(build_model(BloomConfig(**shape), attention="eager"), "attention", rank=2, alpha=4)

@@ -376,3 +376,19 @@ def test_a_model_without_values_is_neither_hashed_nor_proved():
     ):
         with pytest.raises(NoValuesError, match="on the meta device.*Load the model with its weights"):
             ask()
+
+
+def test_frequencies_that_nobody_recomputes_are_held_like_every_buffer():
+    model, optimizer, before = begun()
+    model.model.rotary_emb.inv_freq.mul_(2)
+    assert "model.rotary_emb.inv_freq is a buffer but moved" in problems(before, model, optimizer)
+
+
+def test_a_snapshot_and_a_plan_that_are_none_are_named():
+    model, optimizer, before = begun()
+    with pytest.raises(TypeError, match="what snapshot.model. gave before the training; found dict"):
+        freezing_proof({}, model, optimizer)
+    with pytest.raises(PlanError, match="A plan is a FreezePlan"):
+        freezing_proof(before, model, optimizer, "attention")
+    with pytest.raises(TypeError, match="An anatomy is needed.*found LlamaForCausalLM"):
+        MAIN.trainable_names(model)

@@ -271,3 +271,20 @@ def test_the_hash_of_a_retention_text_is_that_of_its_tokens_and_their_order():
     assert own == hashlib.sha256(windows.numpy().tobytes()).hexdigest()
     assert own == Retention(model(seed=2), windows.clone()).text_hash, "the base is not in it"
     assert own != Retention(model(), windows.flip(0)).text_hash
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, None, True])
+def test_so_many_windows_at_a_time_that_none_are_read_is_refused(batch):
+    with pytest.raises(ValueError, match="batch is windows at a time, a whole number of 1 or more"):
+        held_out_loss(build_model(CONFIG), torch.randint(97, (3, 12)), batch=batch)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [[1.0, 2.0]], 3.0])
+def test_an_estimate_needs_a_number_for_each_of_two_windows(values):
+    with pytest.raises(ValueError, match="An interval needs"):
+        estimate(np.array(values), 10)
+
+
+def test_a_difference_is_between_estimates():
+    with pytest.raises(TypeError, match="between two Estimates; found float"):
+        evaluation.difference(1.0, 2.0)

@@ -91,3 +91,33 @@ def test_a_swap_puts_in_one_roles_change_and_all_of_them_give_the_tuned_model(le
     assert torch.equal(mixed.transformer.wte.weight, base.transformer.wte.weight)
     assert torch.equal(mixed.transformer.h[0].mlp.c_fc.weight, model.transformer.h[0].mlp.c_fc.weight)
     assert all(torch.equal(t, before[n]) for n, t in base.state_dict().items()), "the base stays as it was"
+
+
+def test_a_tuned_model_of_another_base_has_no_parts_to_swap():
+    base = build_model(CONFIG)
+    other = build_model(
+        tiny.config(vocab_size=60, max_position_embeddings=64, window_size=16, hidden_size=16)
+    )
+    with pytest.raises(ValueError, match="not of this base: transformer.h.0.attn.* or of another shape"):
+        swap_losses(base, other, {"text": torch.randint(60, (2, 16))})
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"n_gram": 0}, "n_gram is a count, a whole number of 1 or more; found 0"),
+        ({"n_prompts": 0}, "n_prompts is a count"),
+        ({"n_tokens": 1.5}, "n_tokens is a count"),
+        ({"n_tokens": 17}, "Windows of 32 tokens are too short"),
+        ({"n_tokens": 2}, "A run of 8 tokens is longer than a sample of 4"),
+    ],
+)
+def test_memorisation_asks_for_counts_and_windows_that_fit(more, message):
+    windows = torch.randint(60, (3, 32))
+    with pytest.raises(ValueError, match=message):
+        memorisation(build_model(CONFIG), windows, windows, **{"n_tokens": 16} | more)
+
+
+def test_function_tokens_are_of_this_vocabulary():
+    with pytest.raises(ValueError, match="each of the model's 60 tokens"):
+        function_losses(build_model(CONFIG), torch.randint(60, (3, 8)), torch.zeros(5, dtype=torch.bool))

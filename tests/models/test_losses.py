@@ -341,3 +341,24 @@ def test_the_chunked_divergence_is_the_plain_one_in_value_and_in_every_gradient(
     assert found.item() == pytest.approx(plain.item(), rel=1e-10)
     for name, a, b in zip(names, torch.autograd.grad(found, list(model.parameters())), wanted, strict=True):
         assert torch.allclose(a, b, rtol=1e-8, atol=1e-10), name
+
+
+@pytest.mark.parametrize(
+    "config", [MINI, GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2, n_positions=40)]
+)
+def test_windows_longer_than_the_positions_are_refused_before_the_model_reads_them(config):
+    model, windows = build_model(config), torch.zeros(1, 41, dtype=torch.long)
+    assert losses.next_token_loss(model, windows[:, :40])[1] == 39
+    for read in (losses.next_token_loss, losses.token_losses):
+        with pytest.raises(losses.LossError, match="41 tokens are longer than the model has positions .40."):
+            read(model, windows)
+
+
+def test_rotary_positions_have_no_last_one():
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = build_model(LlamaConfig(vocab_size=97, max_position_embeddings=8, **shape))
+    windows = torch.arange(12)[None]
+    loss, n_tokens = losses.next_token_loss(model, windows)
+    assert loss.item() / n_tokens == pytest.approx(
+        model(input_ids=windows, labels=windows).loss.item(), abs=1e-5
+    )

@@ -18,7 +18,7 @@ from helpers.results.cards import (
     verdict_counts,
     verdict_over_models,
 )
-from helpers.results.claims import Entry, Verdict
+from helpers.results.claims import ClaimError, Entry, Verdict
 
 
 def entry(claim, verdict, value=0.5, note="", **more):
@@ -180,3 +180,14 @@ def test_a_claim_that_holds_on_one_model_alone_says_so_on_its_card():
     other = of_claim(verdict=HOLDS, value=-0.02, low=-0.03, high=-0.01, model="another")
     text = str(claim_cards([Entry((*of_claim().verdicts, *other.verdicts))]))
     assert "✓ holds: -0.020" in text and "✗ does not hold: 0.020" in text
+
+
+def test_verdicts_that_are_not_there_or_damaged_are_named(tmp_path):
+    place = tmp_path / "claims.json"
+    for words in (None, "{", "{}"):
+        if words is not None:
+            place.write_text(words)
+        with pytest.raises(
+            ClaimError, match=r"verdicts cannot be read .*Restore '.*claims.json' from the repository"
+        ):
+            recorded_claims(place)

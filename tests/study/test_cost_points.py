@@ -6,10 +6,10 @@ import pytest
 
 from helpers.costs.step_cost import BottomSize, budget, compare
 from helpers.freezing.plans import FreezePlan
-from helpers.study import cost_points, processes
+from helpers.study import cost_points, guard_cost, processes
 from helpers.study.measured_costs import bottom_table, read
 from helpers.study.processes import config_of, measured_apart, resident_bytes
-from helpers.study.records import read_record
+from helpers.study.records import RecordError, read_record
 from support.said import course
 
 RECORD = read(cost_points.FILE)
@@ -131,3 +131,8 @@ def test_the_size_of_a_process_is_read_in_kibibytes_and_told_in_bytes(tmp_path, 
     (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    2000 kB\nVmRSS:\t    1000 kB\n", "utf-8")
     monkeypatch.setattr(processes, "STATUS", tmp_path / "status")
     assert (resident_bytes("VmRSS"), resident_bytes("VmHWM")) == (1_024_000, 2_048_000)
+
+
+def test_a_guard_that_was_never_measured_has_nothing_to_show(tmp_path):
+    with pytest.raises(RecordError, match="Nothing is measured yet in .*Measure it: course guard"):
+        guard_cost.show(tmp_path / "guard.json")

@@ -1,6 +1,7 @@
 """Reading, splitting, windows and downloads; each bad input has its one clear line."""
 
 import contextlib
+import copy
 import hashlib
 import http.server
 import json
@@ -14,6 +15,7 @@ import threading
 import time
 import urllib.request
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,6 +88,8 @@ def sparse(path, n_bytes):
         file.truncate(n_bytes)
 
 
+LICENCE = "You may use this at no cost and with almost\nno restrictions whatsoever."
+
 BAD_TEXTS = {
     "missing": (lambda p: None, "there is no such file"),
     "empty": (lambda p: write(p, b""), "is empty: 0 bytes"),
@@ -120,6 +124,35 @@ BAD_TEXTS = {
     "Gutenberg's old small print": (
         lambda p: write(p, "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n" + book(8)),
         "small print is of the older form",
+    ),
+    **{
+        f"Gutenberg's licence, {kind}": (
+            lambda p, lines=lines: write(p, "\n\n".join([LICENCE, lines[0], book(8), lines[1], LICENCE])),
+            "no START and END lines of the known form set it apart",
+        )
+        for kind, lines in {
+            "without marks": ("", ""),
+            "with marks without stars": (
+                "START OF THE PROJECT GUTENBERG EBOOK T",
+                "END OF THE PROJECT GUTENBERG EBOOK T",
+            ),
+            "with marks in French": (
+                "*** DEBUT DU LIVRE PROJECT GUTENBERG T ***",
+                "*** FIN DU LIVRE PROJECT GUTENBERG T ***",
+            ),
+            "in bold": (
+                "**START OF THE PROJECT GUTENBERG EBOOK T**",
+                "**END OF THE PROJECT GUTENBERG EBOOK T**",
+            ),
+        }.items()
+    },
+    "PostScript": (
+        lambda p: write(p, "%!PS-Adobe-3.0\n" + book(8)),
+        "is a PostScript file, not a plain text",
+    ),
+    "damaged when it was made UTF-8": (
+        lambda p: write(p, book(8).replace("o", "\ufffd")),
+        "is damaged: .* characters of it are U\\+FFFD",
     ),
     "a Ctrl-Z in the middle": (lambda p: write(p, b"words\x1awords"), "byte 0x1a at offset 5"),
     "too short for one window": (
@@ -623,6 +656,24 @@ print(peak() - before)
     assert int(done.stdout) < 20 * n
 
 
+def test_the_windows_of_a_text_are_in_memory_once():
+    rows = np.arange(12, dtype=np.int64).reshape(3, 4)
+    dataset = corpora._dataset(rows)
+    (piece,) = dataset.data.column("input_ids").chunks
+    assert piece.flatten().buffers()[1].address == rows.ctypes.data
+    assert torch.equal(tensor_of(dataset), torch.from_numpy(rows))
+
+
+def test_line_ends_that_a_tokenizer_makes_spaces_count_as_changed(tmp_path):
+    path = write(tmp_path / "t.txt", book(8))
+    plain = load_corpus(path, TOKENIZER, 64)
+    flat = copy.deepcopy(TOKENIZER)
+    flat.backend_tokenizer.normalizer = normalizers.Replace("\n", " ")
+    found = load_corpus(path, flat, 64)
+    assert plain.share_changed == 0
+    assert found.share_changed == pytest.approx(book(8).count("\n") / len(book(8)))
+
+
 def test_the_shipped_texts_load():
     corpus = load_corpus(DATA / "alice_style.txt", TOKENIZER, 256)
     assert corpus.split.how.startswith("by chapter")
@@ -641,6 +692,9 @@ def test_the_licence_is_left_out_and_other_texts_stay_as_they_are():
     assert strip_licence(LICENSED.format("Body.")) == "Body.\n"
     assert strip_licence(LICENSED.format("Body.").replace("THE PROJECT", "THIS PROJECT")) == "Body.\n"
     assert strip_licence("*** START OF something\n") == "*** START OF something\n"
+    in_two_lines = LICENSED.format("Body.").replace("EBOOK TALES", "ETEXT OF TALES\nAND RHYMES")
+    assert strip_licence(in_two_lines) == "Body.\n"
+    assert strip_licence(LICENSED.format("Body.").replace("*** ", "  ***")) == "Body.\n"
 
 
 def test_every_book_of_joined_books_is_kept_and_every_licence_left_out():

@@ -10,14 +10,14 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError
 from helpers.models import build_model, build_on_meta, load_model, load_tokenizer, weight_hash
 from helpers.profiles import TINY
-from helpers.training import export_merged, export_peft, import_peft, load_delta, save_delta
+from helpers.training import adapters, export_merged, export_peft, import_peft, load_delta, save_delta
 from helpers.training.deltas import DeltaError
 from publishing.cli import main
 from support import tiny
@@ -351,3 +351,20 @@ def test_load_delta_and_import_peft_give_one_model(run_of_the_miniature, tmp_pat
     base, _, run = run_of_the_miniature
     export_peft(run, base, tmp_path)
     assert weight_hash(import_peft(tmp_path, base)) == weight_hash(load_delta(run, base))
+
+
+def test_a_full_disk_is_said_and_an_adapter_has_a_place(tmp_path, monkeypatch):
+    base = build_model(tiny.config(), seed=1)
+    plan, tuned = FreezePlan.only("norms"), copy.deepcopy(base)
+    with torch.no_grad():
+        tuned.transformer.ln_f.weight += 1
+    delta = save_delta(tuned, plan, base, tmp_path / "run")
+
+    def full(*words):
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(adapters, "write_tensors", full)
+    with pytest.raises(DeltaError, match="Could not write the adapter .*File too large"):
+        adapters.export_peft(delta, base, tmp_path / "adapter")
+    with pytest.raises(TypeError, match="The place of an adapter is a path"):
+        adapters.import_peft(None, base)

@@ -14,7 +14,7 @@ import typer
 
 from helpers import profiles
 from helpers.profiles import ROOT
-from helpers.training import command, reports
+from helpers.training import command, interrupts, reports
 from helpers.training import shell as train
 from helpers.training.folders import where_it_stopped
 
@@ -244,13 +244,14 @@ def start(out, **changes):
     )
 
 
-def test_ctrl_c_says_where_the_run_stands_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_what_ends_programs_says_where_the_run_stands_and_the_same_command_goes_on(sign, tmp_path):
     process = start(tmp_path / "run", steps=4000)
     until = time.monotonic() + 240
     while not list((tmp_path / "run" / "checkpoints").glob("step-*")) and time.monotonic() < until:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     _, said = process.communicate(timeout=120)
     last = said.strip().splitlines()[-1]
     assert process.returncode == 130 and "Traceback" not in said, said[-2000:]
@@ -378,3 +379,56 @@ def test_the_report_says_why_two_numbers_of_memory_differ_and_how_small_a_delta_
 def test_the_report_remarks_on_what_a_reader_should_know(numbers, words):
     found = reports.remarks({"n_steps": 20, "forgetting": {"mean": 0.1}} | numbers)
     assert len(found) == len(words) and all(w in line for w, line in zip(words, found, strict=True))
+
+
+def test_a_signal_that_is_ignored_stays_ignored_and_the_others_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with interrupts.ended_like_ctrl_c():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(
+    "arguments, what",
+    [
+        (["--out", ""], "--out"),
+        (["--out= "], "--out"),
+        (["run", ""], "An argument"),
+        (["--x", "1", "--y", " "], "--y"),
+    ],
+)
+def test_a_blank_word_is_none_that_means_the_default(arguments, what, capsys):
+    assert command.answer(typer.Typer(), arguments, "course") == 2
+    assert capsys.readouterr().err == f"error: {what} is empty. Give a name.\n"
+
+
+def test_a_blank_prompt_alone_means_something():
+    assert command.empty_word(["--prompt", "", "--text=a", "--prompt="]) is None
+
+
+def test_where_no_memory_is_left_for_the_words_it_is_said_all_the_same(capsys, monkeypatch):
+    app = typer.Typer()
+
+    @app.command()
+    def fail() -> None:
+        raise ImportError("failed to map segment from shared object")
+
+    def settings_behind(error):
+        raise MemoryError
+
+    monkeypatch.setattr(profiles, "settings_behind", settings_behind)
+    assert command.answer(app, [], "course") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: There is not enough memory.") and said.count("\n") == 1
+
+
+def test_a_file_in_the_place_of_a_model_is_called_one(capsys, tmp_path):
+    place = tmp_path / "model.safetensors"
+    place.write_bytes(b"x")
+    said = refused(capsys, *words(tmp_path / "run", model=place))
+    assert "that is a file, and a model is a folder. Give a folder" in said

@@ -707,3 +707,21 @@ def test_in_the_sft_trainer_the_plan_holds_and_a_write_is_found(tmp_path):
 
     with pytest.raises(FreezingError, match=f"^Stopped at step 1: {re.escape(Q)} is frozen but moved"):
         trainer_for(model, FreezeGuard(model, MAIN), WritesQ()).train()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ({"delta": ""}, "names nothing. Give a name"),
+        ({"delta": " "}, "names nothing. Give a name"),
+        ({"every": 1.5}, "every must be 1 step or more; found 1.5"),
+        ({"every": True}, "every must be 1 step or more; found True"),
+        ({"retention": "x"}, "retention is a Retention"),
+        ({"roles": ["mlp"]}, "roles is a dict of pattern to role"),
+    ],
+)
+def test_a_guard_is_refused_words_that_it_cannot_use(words, message):
+    model = small()
+    with pytest.raises((TypeError, ValueError, DeltaError), match=message):
+        FreezeGuard(model, FreezePlan.freeze("attention"), **words)
+    assert all(parameter.requires_grad for parameter in model.parameters())

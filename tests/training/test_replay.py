@@ -8,6 +8,7 @@ from helpers.freezing.plans import FreezePlan
 from helpers.measuring.evaluation import Retention, sample_windows
 from helpers.models.loading import build_model, weight_hash
 from helpers.models.losses import CHUNK, divergence_loss
+from helpers.models.model_files import ModelError
 from helpers.training.loop import fit
 from helpers.training.replay import Replay
 from helpers.training.runs import TrainingError, TrainSettings
@@ -231,3 +232,37 @@ def test_it_runs_in_bfloat16_near_the_run_in_float32(kept):
             a["loss"], abs=0.02
         )
     assert all(p.dtype == torch.float32 for p in half.best.values())
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"batch": 1.5}, "1 replay window or more; found 1.5"),
+        ({"batch": True}, "1 replay window or more; found True"),
+        ({"weight": "1"}, "weight of the replay must be above 0"),
+        ({"seed": -1}, "seed"),
+        ({"seed": None}, "seed"),
+    ],
+)
+def test_a_replay_setting_of_another_form_is_refused(more, message):
+    base = base_model()
+    with pytest.raises((TrainingError, ModelError), match=message):
+        replay_of(base, **more)
+    with pytest.raises(TrainingError, match="must be a tensor, .n, length.; found list"):
+        Replay(base, TEXT.tolist())
+
+
+def test_the_replay_of_another_vocabulary_is_refused_before_training():
+    base = build_model(tiny.config(vocab_size=50))
+    replay = Replay(base, torch.randint(50, (4, 12)))
+    settings = TrainSettings(n_steps=1, rate=1e-3, batch=2)
+    with pytest.raises(TrainingError, match="vocabulary of 50, and this model one of 97"):
+        fit(base_model(), MAIN, TEXT, settings, replay=replay, progress=False)
+    with pytest.raises(TrainingError, match="replay is a Replay, or None; found 'x'"):
+        fit(base_model(), MAIN, TEXT, settings, replay="x", progress=False)
+
+
+@pytest.mark.parametrize("asked", [0, 1, None, "zzz"])
+def test_a_cache_is_on_or_off_or_auto(asked):
+    with pytest.raises(TrainingError, match="cache_frozen is True, False or 'auto'"):
+        fit(base_model(), MAIN, TEXT, TrainSettings(n_steps=1, rate=1e-3), cache_frozen=asked, progress=False)

@@ -243,3 +243,22 @@ def test_a_delta_is_loaded_with_a_share_of_its_change(base, tuned, tmp_path):
     with pytest.raises(RewindError):
         load_delta(place, base, in_place=True, share=7)
     assert weight_hash(base) == before
+
+
+def test_the_tuned_model_is_not_its_own_base(tuned):
+    with pytest.raises(RewindError, match="the tuned model itself"):
+        rewind(tuned, tuned, 0.5)
+    for base in (None, "RUN"):
+        with pytest.raises(RewindError, match="The base is a model, or name to value"):
+            rewind(tuned, base, 0.5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), None])
+def test_no_share_is_chosen_by_a_loss_that_is_no_number(base, tuned, bad):
+    before = weight_hash(tuned)
+    with pytest.raises(RewindError, match="The dev loss of the base is"):
+        choose_share(tuned, base, lambda model: 1.0, bad)
+    if bad is not None:
+        with pytest.raises(RewindError, match="The dev loss at share 0.1 is"):
+            choose_share(tuned, base, lambda model: bad, 4.0)
+    assert weight_hash(tuned) == before
