@@ -265,8 +265,14 @@ def pack(folder: Path | None = None) -> None:
     """Put the cases of a folder into the evidence, and write the page of those that were made as they would be now.
 
     A case of the evidence goes only where the same case takes its place.
+
+    Raises:
+        RecordError: there is no case, in the folder or in the evidence; nothing is written.
     """
-    found = recorded() | made_in(folder or build_dir() / "hits")
+    folder = folder or build_dir() / "hits"
+    found = recorded() | made_in(folder)
+    if not found:
+        raise RecordError(f"There is no case in '{folder}' or in the evidence. Make them: course study hits")
     names = [case.name for case in CASES]
     ordered = sorted(found, key=lambda name: names.index(name) if name in names else len(names))
     write_json(EVIDENCE, {name: found[name] for name in ordered})

@@ -144,6 +144,8 @@ def test_a_folder_with_a_case_of_other_settings_is_refused_and_nothing_is_writte
     case = tmp_path / "hits" / f"{CASES[0].name}.json"
     case.parent.mkdir()
     write_json(case, {"made_with": hits.made_with() | {"length": 1}})
+    with pytest.raises(RecordError, match="no case in .*course study hits"):
+        hits.pack(tmp_path / "empty")
     for work in (hits.pack, hits.record):
         with pytest.raises(RecordError, match=f"{case.name}' was made with other settings"):
             work(case.parent)
