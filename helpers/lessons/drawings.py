@@ -5,6 +5,10 @@
     drawings.areas(model, plan)                    as large as it has parameters
     drawings.base_to_tuned()                       what gain and forgetting compare
     drawings.rewinding()                           the way of training, and the straight way back
+    drawings.checkpoint()                          what a run that ends must have on the disk
+    drawings.lora()                                two thin matrices beside one that is frozen
+    drawings.two_processes()                       one training step in two processes
+    drawings.two_families()                        a block of GPT-Neo beside one of Llama
 
 Each is an `Svg`: a notebook shows it, with a sentence for readers who cannot see it.
 """
@@ -262,6 +266,141 @@ def rewinding(theme: str = "auto") -> Svg:
         240, line + 50, "α: nothing trains here, each is only measured", anchor="middle", colour="soft"
     )
     drawing.height = line + 70
+    return drawing
+
+
+def checkpoint(theme: str = "auto") -> Svg:
+    """What a run needs to go on: what its checkpoint holds, and what it has from elsewhere."""
+    words = (
+        "Drawing of a run at the top and of the disk below it. From the run four things go into the checkpoint: the "
+        "weights that train, AdamW's moments of them, the state of the random numbers and the place in the data. The "
+        "frozen weights do not: they are the base's, and the checkpoint holds only the base's hash, to know them again."
+    )
+    drawing, y = titled("Four things go to the disk", words, theme)
+    drawing.rect(24, y, 432, 150, "raised", "line", radius=10)
+    drawing.text(38, y + 24, "the run, in memory", 15, bold=True)
+    for x, label, state in ((40, "attention", "frozen"), (152, "MLP", "trains")):
+        Part(label, state).draw(drawing, x, y + 40, 98, 46)
+    Part("moments", "trains").draw(drawing, 264, y + 40, 86, 46)
+    for top, label in ((y + 36, "random"), (y + 66, "place")):
+        Part(label).draw(drawing, 366, top, 78, 26)
+    drawing.text(40, y + 110, "the base's", 15, "soft")
+    drawing.text(40, y + 130, "weights", 15, "soft")
+    disk = y + 196
+    for x in (201, 307, 405):
+        drawing.arrow(x, y + 94, x, disk - 2, "trains" if x < 400 else "soft", 3)
+    drawing.rect(152, disk, 304, 92, "raised", "soft", radius=10, line=2)
+    drawing.text(166, disk + 24, "checkpoint", 15, bold=True)
+    drawing.text(166, disk + 48, "weights that train, moments,")
+    drawing.text(166, disk + 70, "random state, place in the data")
+    drawing.rect(24, disk, 112, 92, "raised", "frozen", radius=10, line=2)
+    drawing.text(38, disk + 24, "base", 15, bold=True)
+    drawing.text(38, disk + 48, "is there")
+    drawing.text(38, disk + 70, "already")
+    drawing.path(f"M 80 {y + 140:g} V {disk:g}", "frozen", 3, "3 6")
+    legend(drawing, disk + 110)
+    drawing.height = disk + 144
+    return drawing
+
+
+def lora(width: int, rank: int, theme: str = "auto") -> Svg:
+    """A linear layer of ``width`` inputs and outputs under LoRA, its matrices as large as their numbers."""
+    share = 2 * rank / width
+    words = (
+        f"Drawing of one layer. Its matrix W, {width} times {width} numbers, is a large square and frozen. Beside it "
+        f"stand two thin matrices that train: A, {rank} times {width}, and B, {width} times {rank}. The input goes into "
+        f"W and into A; what A gives goes into B; both results are added. A and B together have {share:.1%} of W's numbers."
+    )
+    drawing, y = titled(f"A and B have {share:.1%} of W's numbers, and only they train", words, theme)
+    side, top = 190.0, y + 44
+    thin = max(side * rank / width, 3)
+    middle = top + side / 2
+    drawing.text(24, y + 16, "input x", bold=True)
+    drawing.path(f"M 52 {y + 24:g} V {middle:g} H 70", "soft", 3)
+    drawing.arrow(68, middle, 84, middle, "soft", 3)
+    drawing.rect(86, top, side, side, "frozen-fill", "frozen", radius=4, line=2)
+    drawing.text(86 + side / 2, middle - 4, "W, frozen", anchor="middle", bold=True)
+    drawing.text(86 + side / 2, middle + 20, f"{width} × {width}", anchor="middle")
+    below = top + side + 40
+    drawing.path(f"M 52 {middle:g} V {below:g} H 70", "soft", 3)
+    drawing.arrow(68, below, 84, below, "soft", 3)
+    drawing.rect(86, below - thin / 2, side, thin, "trains-fill", "trains", radius=0, line=2)
+    drawing.text(86, below + thin / 2 + 24, f"A: {rank} × {width}")
+    drawing.arrow(86 + side + 4, below, 330, below, "trains", 3)
+    drawing.rect(334, below - side / 2, thin, side, "trains-fill", "trains", radius=0, line=2)
+    drawing.text(334 + thin + 8, below + side / 2 - 6, f"B: {width} × {rank}")
+    plus = top + 20
+    drawing.path(f"M {86 + side:g} {plus:g} H {334 + thin / 2:g}", "soft", 3)
+    drawing.arrow(334 + thin / 2, below - side / 2 - 4, 334 + thin / 2, plus + 12, "trains", 3)
+    drawing.arrow(346 + thin / 2, plus, 420, plus, "soft", 3)
+    drawing.circle(334 + thin / 2, plus, 11, "paper", "soft", 2)
+    drawing.text(334 + thin / 2, plus + 6, "+", 18, anchor="middle", bold=True)
+    drawing.text(372, plus - 14, "output", bold=True)
+    legend(drawing, below + side / 2 + 16)
+    drawing.text(246, below + side / 2 + 30, "area: numbers", 15, "soft")
+    drawing.height = below + side / 2 + 52
+    return drawing
+
+
+def two_processes(theme: str = "auto") -> Svg:
+    """One step of training in two processes: each reads its own windows, and the gradients are added up."""
+    words = (
+        "Drawing of two processes side by side. Each holds the whole model, attention frozen and MLP training, and "
+        "reads its own windows of one batch. Each computes a gradient for the MLP alone. The two gradients are added and "
+        "divided by the tokens of both, and both processes take the same step. Nothing is sent for what is frozen."
+    )
+    drawing, y = titled("Two processes, one step: only what trains is sent", words, theme)
+    for x, number, rows in ((24, 1, "windows 1, 3"), (266, 2, "windows 2, 4")):
+        drawing.text(x + 95, y + 14, rows, anchor="middle")
+        drawing.arrow(x + 95, y + 22, x + 95, y + 46, "soft", 3)
+        drawing.rect(x, y + 48, 190, 140, "raised", "line", radius=10)
+        drawing.text(x + 95, y + 72, f"process {number}", 15, anchor="middle", bold=True)
+        for k, (label, state) in enumerate((("attention", "frozen"), ("MLP", "trains"))):
+            Part(label, state).draw(drawing, x + 24, y + 84 + 48 * k, 142, 38)
+        drawing.path(f"M {x + 95} {y + 170:g} V {y + 236:g}", "trains", 3)
+        drawing.text(
+            x + (87 if number == 1 else 103), y + 212, "gradient", anchor="end" if number == 1 else "start"
+        )
+    drawing.path(f"M 119 {y + 236:g} H 361", "trains", 3)
+    drawing.rect(110, y + 218, 260, 62, "raised", "trains", radius=8, line=2)
+    drawing.text(240, y + 244, "sum of both gradients", anchor="middle", bold=True)
+    drawing.text(240, y + 268, "divided by all tokens", anchor="middle")
+    for x in (119, 361):
+        drawing.arrow(x, y + 280, x, y + 316, "trains", 3)
+    drawing.text(240, y + 312, "the same step in both", anchor="middle")
+    legend(drawing, y + 336)
+    drawing.height = y + 370
+    return drawing
+
+
+def two_families(theme: str = "auto") -> Svg:
+    """A block of GPT-Neo beside one of Llama: one plan of the house, other parts."""
+    words = (
+        "Drawing of two blocks side by side. Both have one stream and two skips: a norm and attention read the stream and "
+        "add to it, then a norm and an MLP do. In GPT-Neo the norms are LayerNorm, attention has as many keys as queries, "
+        "the MLP has two matrices, and positions come from a table. In Llama the norms are RMSNorm, several queries "
+        "share a key, the MLP has three matrices, and positions turn the queries and keys."
+    )
+    drawing, y = titled("Two families: the same house, other parts", words, theme)
+    families = (
+        ("GPT-Neo", "LayerNorm", "attention: own keys", "MLP: 2 matrices", "positions: a table"),
+        ("Llama", "RMSNorm", "attention: few keys", "MLP: 3, with a gate", "positions: a turn"),
+    )
+    for x, (name, norm, attention, mlp, positions) in zip((24, 250), families, strict=True):
+        stream = x + 14
+        drawing.text(x, y + 14, name, 16, bold=True)
+        drawing.text(x, y + 40, positions, colour="soft")
+        drawing.arrow(stream, y + 52, stream, y + 330, "soft", 3)
+        for top, part in ((y + 66, attention), (y + 194, mlp)):
+            drawing.path(f"M {stream} {top + 16:g} H {x + 34}", "soft")
+            Part(norm).draw(drawing, x + 34, top, 100, 32)
+            drawing.arrow(x + 84, top + 32, x + 84, top + 46, "soft")
+            Part(part).draw(drawing, x + 34, top + 46, 172, 36)
+            drawing.path(f"M {x + 84} {top + 82:g} V {top + 100:g} H {stream + 16}", "soft")
+            drawing.arrow(stream + 22, top + 100, stream + 12, top + 100, "soft")
+            drawing.circle(stream, top + 100, 10, "paper", "soft", 2)
+            drawing.text(stream, top + 106, "+", 17, anchor="middle", bold=True)
+    drawing.height = y + 350
     return drawing
 
 

@@ -18,6 +18,10 @@ FORMS = {
     "areas": drawings.areas(build_on_meta(gpt_neo_125m_config()), MAIN),
     "tuned": drawings.base_to_tuned(),
     "rewinding": drawings.rewinding(),
+    "checkpoint": drawings.checkpoint(),
+    "lora": drawings.lora(768, 8),
+    "processes": drawings.two_processes(),
+    "families": drawings.two_families(),
 }
 NS = "{http://www.w3.org/2000/svg}"
 PHONE = 358 / drawings.WIDTH  # a drawing fills a screen of 390 without its margins
@@ -101,6 +105,22 @@ def test_areas_are_as_the_numbers_of_parameters_and_a_norm_can_be_seen():
     )
     norms = [height for fill, _, height in boxes if fill == THEME["trains"][0]]
     assert len(norms) == 24 and min(norms) >= 2
+
+
+@pytest.mark.parametrize(("width", "rank"), [(768, 8), (160, 4), (4096, 64)])
+def test_loras_matrices_are_as_large_as_their_numbers(width, rank):
+    drawing = drawings.lora(width, rank)
+    boxes = [
+        (r.get("fill"), float(r.get("width")), float(r.get("height")))
+        for r in ElementTree.fromstring(str(drawing)).iter(f"{NS}rect")
+    ][1:-2]  # neither the ground nor the legend
+    (w,) = (wide * high for fill, wide, high in boxes if fill == THEME["frozen-fill"][0])
+    thin = [wide * high for fill, wide, high in boxes if fill == THEME["trains-fill"][0]]
+    assert len(thin) == 2
+    assert sum(thin) / w == pytest.approx(max(2 * rank / width, 2 * 3 / 190), rel=0.01), (
+        "at least 3 wide, to be seen"
+    )
+    assert f"{2 * rank / width:.1%} of W's numbers" in drawing.title
 
 
 def test_dark_has_every_colour_of_the_theme():
