@@ -79,7 +79,7 @@ def test_a_right_answer_passes_in_every_form(name, answer):
         (Q.transpose(-1, -2) @ K, "features against features"),
         ((Q @ K.transpose(-1, -2))[:, 0], "scores of one head"),
         ((Q @ K.transpose(-1, -2))[0, 1], "scores of one head"),
-        (torch.zeros(8, 8), "(1, 2, 8, 8) is asked for"),
+        (torch.zeros(8, 9), "(1, 2, 8, 8) is asked for"),
         (torch.ones(1, 2, 8, 8), "differ from q · k"),
         (lambda q, k: q @ k.transpose(-1, -2), "this is a function"),
         ("q @ k", "cannot be read"),
