@@ -76,6 +76,7 @@ class Proof:
     n_moved: int
     notes: tuple[str, ...] = ()  # trainable tensors that rightly did not move
     breaks: tuple[str, ...] = ()  # those of the problems that are more than a trainable tensor at rest
+    knows_optimizer: bool = True  # False: none was given, so nothing is said of one
 
     @property
     def ok(self) -> bool:
@@ -90,9 +91,10 @@ class Proof:
     def __str__(self) -> str:
         if self.problems:
             return _listed(f"Not proved, {len(self.problems)} found wrong:", self.problems)
+        state = " or optimizer state" if self.knows_optimizer else " (no optimizer was given to look at)"
         return _listed(
             f"{counted(self.n_frozen_tensors, 'frozen tensor')} ({counted(self.n_frozen_parameters, 'parameter')}) and "
-            f"{counted(self.n_buffers, 'buffer')} are bit-identical, without gradient or optimizer state; "
+            f"{counted(self.n_buffers, 'buffer')} are bit-identical, without gradient{state}; "
             f"{self.n_moved} of {counted(self.n_trainable_tensors, 'trainable tensor')} moved.",
             self.notes,
         )
@@ -167,6 +169,7 @@ def freezing_proof(
         n_moved=sum(name in moved for name in trainable),
         notes=tuple(notes),
         breaks=breaks,
+        knows_optimizer=optimizer is not None,
     )
 
 
@@ -207,9 +210,9 @@ def _broken(before: Snapshot, model: nn.Module, held: dict | None, moved: set[st
     problems += _changed_flags(before, model)
     problems += _flags_on_modules(model)
     for name, tensor in frozen.items():
-        problems += _moved_or_held(f"{name} is frozen but", tensor, name in moved, held or {})
+        problems += _moved_or_held(f"{name} is frozen but", tensor, name in moved, held)
     for name, tensor in buffers.items():
-        problems += _moved_or_held(f"{name} is a buffer but", tensor, name in moved, held or {})
+        problems += _moved_or_held(f"{name} is a buffer but", tensor, name in moved, held)
     if held is not None:
         problems += _moved_by_others(trainable, moved, held)
     return problems
@@ -396,12 +399,15 @@ def _moved_by_others(trainable: dict[str, torch.Tensor], moved: set[str], held) 
     ]
 
 
-def _moved_or_held(what: str, tensor: torch.Tensor, has_moved: bool, held) -> list[str]:
+def _moved_or_held(what: str, tensor: torch.Tensor, has_moved: bool, held: dict | None) -> list[str]:
     """Say what is wrong with one frozen tensor or buffer: it moved, has a gradient, or is held."""
-    group, state = held.get(id(tensor), (None, {}))
+    group, state = (held or {}).get(id(tensor), (None, {}))
     problems = []
     if has_moved:
-        problems.append(f"{what} moved: {_cause(group, state)}")
+        cause = (
+            "no optimizer was given, so what moved it is not known" if held is None else _cause(group, state)
+        )
+        problems.append(f"{what} moved: {cause}")
     if tensor.grad is not None:
         kind = "nonzero" if tensor.grad.any() else "all zeros, and zero is not absent"
         problems.append(f"{what} has a gradient ({kind}): set its .grad to None")

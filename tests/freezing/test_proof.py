@@ -235,6 +235,25 @@ def test_a_proof_in_words():
     assert str(proof_of(notes=["n"])).splitlines()[1:] == ["  - n"]
 
 
+def test_a_proof_without_an_optimizer_says_nothing_of_one():
+    """The optimizer of full training still holds the frozen tensors' momentum: who does not see it cannot deny it."""
+    model, optimizer = begun_with(everything=True)
+    before = snapshot(model)
+    model.get_parameter(NORM).sum().backward()
+    optimizer.step()
+    proof = freezing_proof(before, model)
+    assert proof.ok
+    words = str(proof).splitlines()[0]
+    assert "without gradient (no optimizer was given to look at); 1 of" in words
+    assert "optimizer state" not in words
+    assert "build the optimizer after freezing" in str(freezing_proof(before, model, optimizer))
+
+    frozen = next(name for name, p in model.named_parameters() if not p.requires_grad)
+    model.get_parameter(frozen).data.add_(1)
+    unknown = f"{frozen} is frozen but moved: no optimizer was given, so what moved it is not known"
+    assert problems(before, model) == unknown
+
+
 @pytest.mark.parametrize("n, last", [(9, "  - 8"), (10, "  - 9"), (11, "  - … and 1 more")])
 def test_ten_lines_are_shown(n, last):
     lines = str(proof_of(*map(str, range(n)))).splitlines()
