@@ -207,7 +207,8 @@ def sample_text(
     It goes on for ``n_tokens``, or to the model's last position.
 
     Raises:
-        ValueError: a prompt that is no text, fewer tokens than none; or as `sample_windows`.
+        ValueError: a prompt that is no text or longer than the model's positions, fewer tokens than none; or as
+            `sample_windows`.
     """
     if not isinstance(prompt, str) or not isinstance(n_tokens, Integral) or n_tokens < 0:
         raise ValueError(
@@ -219,7 +220,11 @@ def sample_text(
         ids = [*begin, *ids]
     start = torch.tensor(ids or [_begin_token(config_of(model))])
     limit = n_positions(config_of(model)) or len(start) + n_tokens
-    length = max(len(start), min(len(start) + n_tokens, limit))
+    if len(start) > limit:
+        raise ValueError(
+            f"The prompt has {len(start)} tokens, but the model has {limit} positions. Shorten it."
+        )
+    length = min(len(start) + n_tokens, limit)
     ids = sample_windows(model, 1, length, seed, start=start, temperature=temperature)
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 

@@ -254,6 +254,10 @@ def test_a_sample_begins_as_a_text_does_and_goes_on_with_its_prompt(begin, end):
     assert ids("8 5 6 7")[:-4] == [8, 5, 6, 7], "a mark that is there is not put there again"
     assert ids("")[:-4] == (begin or [model().config.bos_token_id])
     assert len(ids("5 " * 22)) == 24, "it ends at the model's last position"
+    with pytest.raises(
+        ValueError, match="The prompt has .* tokens, but the model has 24 positions. Shorten it."
+    ):
+        ids("5 " * 25)  # asking for fewer tokens would not help
 
 
 @pytest.mark.parametrize(
