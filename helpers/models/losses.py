@@ -285,6 +285,8 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding.
 
+    The model stays in the mode it is in: in train mode dropout acts here too, as it does not in `held_out_loss`.
+
     Raises:
         LossError: no token ids.
     """
