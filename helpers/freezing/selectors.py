@@ -167,6 +167,9 @@ def _check_word(word: str, text: str) -> None:
 
 def _hint(word: str) -> str:
     """Guess what was meant: a sentence, or nothing."""
+    several = re.split(r"[\s,;&|]+", word)
+    if len(several) > 1 and all(one.split("@")[0] in WORDS for one in several):
+        return f" Did you mean {'+'.join(several)!r}?"
     layers = re.fullmatch(r"(?:layers?|blocks?|h)[.:@ ]?(\d+(?:-\d+)?)", word)
     if layers:
         return f" Did you mean 'layers:{layers[1]}'?"

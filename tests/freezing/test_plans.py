@@ -230,6 +230,8 @@ def test_words_are_stripped_and_only_norm_has_a_second_spelling():
         ("blocks 0-2", "Did you mean 'layers:0-2'?"),
         ("block@7", "Did you mean 'layers:7'?"),
         ("h12", "Did you mean 'layers:12'?"),
+        ("attention,embeddings", "Did you mean 'attention+embeddings'?"),
+        ("attention@0-1 & mlp; norms", "Did you mean 'attention@0-1+mlp+norms'?"),
         ("atention@1", "Did you mean 'attention'?"),
         ("NORMS", "Did you mean 'norms'?"),
         ("none", "To freeze nothing write FreezePlan.full()"),
