@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers.files import require_whole
+from helpers.files import require_values, require_whole
 from helpers.measuring.intervals import Estimate, estimate
 from helpers.models import (
     LossError,
@@ -140,6 +140,7 @@ def sample_windows(
         ModelError: a seed that is none.
     """
     require_seed(seed)
+    require_values(next(model.parameters()))
     if n_windows < 1 or length < 1 or not 0 < temperature < float("inf"):
         raise ValueError(
             f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "

@@ -621,3 +621,11 @@ def test_a_familys_forward_that_fails_is_not_predicted_and_a_plan_that_does_not_
 def test_a_size_that_is_none_is_refused(name):
     with pytest.raises(BudgetError, match="Size is needed, or None; found 'x'"):
         budget(mini_config(), FreezePlan.full(), batch=2, length=8, **{name: "x"})
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_the_budget_counts_the_backward_pass_where_gradients_are_switched_off(off):
+    config, plan = LLAMA, FreezePlan.freeze("attention")
+    with off():
+        inside = budget(config, plan, 2, 12)
+    assert inside == budget(config, plan, 2, 12)
