@@ -289,6 +289,8 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding.
 
+    In the mode that the model is in: with dropout in train mode. `measuring.held_out_loss` sets eval mode.
+
     Raises:
         LossError: no token ids.
     """

@@ -137,9 +137,8 @@ def fit(
 
     Raises:
         BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once. The model is unchanged.
-        TrainingError: gradients switched off, windows or choices of another form, a replay of another vocabulary, a non-finite
-            loss,
-            a folder that holds another run, or a GPU too small.
+        TrainingError: gradients switched off, windows or choices of another form, a replay of another vocabulary, a
+            non-finite loss, a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
         LossError: the model does not predict the next token, or its config adds a term to the loss.
