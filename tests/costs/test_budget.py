@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from helpers.costs.meter import KINDS, allocated_at_most
+from helpers.costs.meter import KINDS, Flops, StepMeter, allocated_at_most
 from helpers.costs.step_cost import (
     MIB,
     BottomSize,
@@ -629,3 +629,29 @@ def test_the_budget_counts_the_backward_pass_where_gradients_are_switched_off(of
     with off():
         inside = budget(config, plan, 2, 12)
     assert inside == budget(config, plan, 2, 12)
+
+
+class Experts(torch.nn.Module):
+    """A table as the head, and matrices of several experts, kept as (experts, out, in)."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(7, 5)
+        self.weight = torch.nn.Parameter(torch.ones(3, 6, 4))
+
+    def get_output_embeddings(self):
+        return self.table
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as kept", "turned"])
+def test_the_gradient_of_a_batch_of_matrices_is_a_weights_whichever_way_it_is_read(turned):
+    """PyTorch keeps the layout of one matrix; of a batch it makes the gradient of what was read, here (in, out)."""
+    model, rows = Experts(), torch.ones(3, 5, 6 - 2 * turned, requires_grad=True)
+    meter = StepMeter(model)
+    with meter:
+        meter.enter("forward")
+        read = model.weight.transpose(1, 2) if turned else model.weight
+        total = torch.bmm(rows, read).sum()
+        meter.enter("backward")
+        total.backward()
+    assert meter.flops() == Flops(*3 * [2 * 3 * 5 * 6 * 4])
