@@ -377,3 +377,13 @@ def test_a_run_says_where_it_stands(tmp_path):
 def test_a_place_that_is_no_path_is_named(asked, place):
     with pytest.raises(TypeError, match=f"is a path, a str or a pathlib.Path; found {type(place).__name__}"):
         asked(place)
+
+
+def test_a_run_that_stops_in_its_first_step_stands_at_step_0(tmp_path, monkeypatch):
+    def stopped(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("helpers.training.loop.next_token_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    assert runs.Run.where[tmp_path / "run"] == 0
