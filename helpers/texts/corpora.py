@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from helpers.files import as_path, counted
+from helpers.files import as_path, counted, seen
 from helpers.profiles import Gutenberg
 from helpers.texts.downloads import TextError, licence_problem, strip_licence, text_path
 
@@ -292,6 +292,12 @@ def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
 BETWEEN = (re.compile(r"[^\W\d_](?= [^\W\d_])"), re.compile(r"[^\W_](?=[\n,;:.!?(){}=。，、；：！？」）])"))
 
 
+def require_tokenizer(tokenizer) -> None:
+    """Raise TypeError for what is no tokenizer, such as the name of one."""
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise TypeError(f"A tokenizer is needed, as load_tokenizer gives it; found {seen(tokenizer)}.")
+
+
 def begin_ids(tokenizer) -> list[int]:
     """What a tokenizer itself puts in front of every text: ``[]``, or the id of its begin mark, such as ``<s>``.
 
@@ -300,6 +306,7 @@ def begin_ids(tokenizer) -> list[int]:
     another document would begin. (Where the tokenizer adds nothing, text that the model writes still needs
     a first token: `sample_windows` takes the config's begin token.)
     """
+    require_tokenizer(tokenizer)
     plain, marked = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
     places = range(len(marked) - len(plain) + 1)
     return list(marked[: next((i for i in places if marked[i : i + len(plain)] == plain), 0)])
@@ -464,7 +471,10 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     if not isinstance(text, str):
         raise TextError(f"{what} must be a str; found {type(text).__name__}.")
     if not isinstance(length, Integral) or length < 2:
-        raise TextError(f"A window of {length} tokens has nothing to predict. Give a length of 2 or more.")
+        raise TextError(
+            f"A window of {seen(length)} tokens has nothing to predict. Give a length of 2 or more."
+        )
+    require_tokenizer(tokenizer)
     ids, changed = _tokens(tokenizer, text)
     n_changed = changed.total()
     if n_changed > MAX_CHANGED * len(text):
@@ -545,5 +555,11 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def tensor_of(dataset: Dataset) -> torch.Tensor:
-    """All windows of a dataset: (windows, length), int64."""
+    """All windows of a dataset: (windows, length), int64.
+
+    Raises:
+        TypeError: no Dataset of windows, such as a part of a corpus.
+    """
+    if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        raise TypeError(f"Windows stand in a Dataset, such as corpus.train; found {type(dataset).__name__}.")
     return dataset[:]["input_ids"]

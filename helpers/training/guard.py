@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
-from helpers.files import require_values
+from helpers.files import require_values, seen
 from helpers.freezing import (
     FreezePlan,
     FreezingError,
@@ -83,7 +83,7 @@ class FreezeGuard(TrainerCallback):
         require_every(every)
         if retention is not None and not isinstance(retention, Retention):
             raise TypeError(
-                f"retention is a Retention, such as Retention.sampled_from(model, 8, 64); found {retention!r:.80}."
+                f"retention is a Retention, such as Retention.sampled_from(model, 8, 64); found {seen(retention)}."
             )
         if delta is not None:
             require_own(place_of(delta))
