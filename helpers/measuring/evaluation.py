@@ -27,6 +27,7 @@ from helpers.models import (
     n_positions,
     next_token_logits,
     plain_trunk,
+    require_no_prompt,
     require_seed,
     require_windows,
     token_losses,
@@ -140,6 +141,7 @@ def sample_windows(
             text of the model, or predictions that are no numbers.
         ModelError: a seed that is none.
     """
+    require_no_prompt(model)
     require_seed(seed)
     require_whole(n_windows, "A sample needs windows")
     require_whole(length, "A sample needs tokens")
