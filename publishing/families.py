@@ -152,6 +152,7 @@ FAMILIES |= {
     "marian": ("marian", _BART | {"decoder_vocab_size": 97}),
     "deepseek_v3": ("deepseek_v3", _MLA | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}),
     "youtu": ("youtu", _MLA),
+    "stablelm, a norm a head": ("stablelm", {"qk_layernorm": True}),
     "gpt_neo": ("gpt_neo", {"attention_types": [[["global", "local"], 1]]}),
     "falcon, alibi": ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False}),
     "gptj": ("gptj", {"rotary_dim": 8}),
