@@ -137,6 +137,12 @@ def test_only_profiles_reads_environment_variables(path):
         assert not touched & {"environ", "environb", "getenv", "putenv"}
 
 
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "publishing").glob("*.py"))], ids=name_of)
+def test_nothing_rests_on_assert_for_python_with_o_leaves_it_out(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_plots_and_widgets_draw(path):
     tree = ast.parse(path.read_text("utf-8"))
