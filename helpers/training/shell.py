@@ -320,6 +320,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
         require_bottom(setup, replay)
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
+    # all is checked: the first write
     in_every_process(lambda: take_folder(setup, replay) if is_main() else None)
     began = time.perf_counter()
     result = fit(
