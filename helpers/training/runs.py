@@ -217,7 +217,7 @@ class Run:
         locks.take(self.folder)
         saved = checkpoints.load_checkpoint(self.folder)
         for line in saved.damaged if saved and is_main() else []:
-            print(line, file=sys.stderr)
+            print(f"{line}; using the one before it", file=sys.stderr)
         if saved is None:
             return None
         if problem := self._problem(saved):
