@@ -32,6 +32,8 @@ __getattr__, __dir__, __all__ = face(
             "next_token_loss",
             "plain_trunk",
             "require_next_token_model",
+            "require_no_leak",
+            "require_sound_settings",
             "require_windows",
             "row_length",
             "token_losses",

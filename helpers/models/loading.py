@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -136,6 +137,7 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
     """
     require_size(config)
     require_seed(seed)
+    config = _with_steady_weights(config)
     if rough_size(config) > LARGE and detect_fake_mode() is None:
         require_memory(build_on_meta(config), f"A '{config.model_type}' model of this config")
     with torch.random.fork_rng(devices=[]):
@@ -213,6 +215,19 @@ def load_config(source: str | Path):
         require_config(config, source)
     config.return_dict = True  # in what form a model answers is no part of the model
     config.output_hidden_states = config.output_attentions = False
+    return _with_steady_weights(config)
+
+
+def _with_steady_weights(config):
+    """The config, or a copy of it under which the model leaves its weights alone.
+
+    RWKV divides weights by powers of 2 in eval mode, and multiplies them again in train mode: a guard against overflow
+    in float16. Frozen weights would seem to move, and weights saved in one mode be wrong in the other.
+    """
+    if not getattr(config, "rescale_every", 0):
+        return config
+    config = copy.deepcopy(config)
+    config.rescale_every = 0
     return config
 
 

@@ -5,11 +5,20 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BertConfig, CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    CohereConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    RwkvConfig,
+)
 
 from helpers.freezing.lora import insert
 from helpers.models import losses
-from helpers.models.loading import build_model, enable_checkpointing
+from helpers.models.loading import build_model, enable_checkpointing, load_model, weight_hash
 from helpers.models.losses import (
     IGNORE,
     LossError,
@@ -304,6 +313,45 @@ def test_a_router_loss_is_refused_in_one_line():
         next_token_loss(model, ids_of())
     model.config.output_router_logits = False
     assert_equals_its_own(model.eval(), ids_of())
+
+
+@pytest.mark.parametrize("measure", [next_token_loss, token_losses])
+def test_a_model_that_answers_with_a_tuple_is_refused_in_one_line(measure):
+    model = small_llama()
+    model.config.return_dict = False  # its own forward then asks a tuple for its last states
+    with pytest.raises(LossError, match=r"Set model\.config\.return_dict = True first\.$"):
+        measure(model, ids_of())
+
+
+def rwkv_that_divides():
+    config = RwkvConfig(vocab_size=97, hidden_size=32, num_hidden_layers=5, rescale_every=2)
+    return config, AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_model_whose_forward_changes_its_weights_is_refused():
+    _, model = rwkv_that_divides()
+    before = weight_hash(model)
+    for measure in (next_token_loss, token_losses):
+        with pytest.raises(LossError, match="divides its own weights"):
+            measure(model, ids_of())
+    assert weight_hash(model) == before
+
+
+def test_a_model_that_would_change_its_weights_is_loaded_and_built_as_one_that_does_not(tmp_path):
+    config, plain = rwkv_that_divides()
+    plain.save_pretrained(tmp_path)
+    for model in (load_model(tmp_path, device="cpu"), build_model(config)):
+        before = weight_hash(model)
+        model.train()(input_ids=ids_of())
+        assert token_losses(model.eval(), ids_of()).sum().item() == pytest.approx(
+            plain_loss(model, ids_of()).item()
+        )
+        assert weight_hash(model) == before
+    assert config.rescale_every == 2, "the caller's config is the caller's"
+    ids = ids_of()
+    with torch.no_grad():
+        wanted, found = plain(input_ids=ids).logits, load_model(tmp_path, device="cpu")(input_ids=ids).logits
+    assert (wanted - found).abs().max() < 1e-2 * wanted.abs().max(), "the same but for a norm's epsilon"
 
 
 def test_an_encoder_and_another_loss_are_refused():
