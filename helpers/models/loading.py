@@ -264,7 +264,8 @@ def load_model(
             "twice, and computes something else than the fast one. Load it with attention='fast'."
         )
     stored = require_files(source)
-    require_fit(shape_of(config), stored, source)
+    shape = shape_of(config)
+    require_fit(shape, stored, source)
     options = {
         "config": config,
         "dtype": dtype,
@@ -286,7 +287,14 @@ def load_model(
     except Exception as error:
         raise ModelError(why_not(source, error)) from error
     require_loaded(model, report, source)
+    if _has_tied_head(shape) and not _has_tied_head(model):  # the files hold another matrix for the head
+        model.config.get_text_config().tie_word_embeddings = False  # so costs and exports know
     return model.to(device)
+
+
+def _has_tied_head(model: nn.Module) -> bool:
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    return head is not None and head is model.get_input_embeddings().weight
 
 
 def _plain_tensors(folder: Path) -> dict[str, torch.Tensor]:
