@@ -81,8 +81,7 @@ def front_without_contents(app, pagename, templatename, context, doctree):
 
 def setup(app):
     for change in (level_of_captions, front_without_contents):
-        app.connect(
-            "html-page-context", change, priority=900
-        )  # after furo, which writes navigation and contents
+        # after furo, which writes navigation and contents
+        app.connect("html-page-context", change, priority=900)
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -85,6 +85,7 @@ def run_notebook(
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    # no warning about its own sockets
     client = NotebookClient(
         book,
         kernel_manager_class=manager,
@@ -94,7 +95,7 @@ def run_notebook(
         startup_timeout=300,
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=["--log-level=ERROR"],
-    )  # no warning about its own sockets
+    )
     positions = {id(cell): index for index, cell in enumerate(book.cells)}
     with client.setup_kernel(env=os.environ | settings):
         for number, cell in enumerate(cells, start=1):

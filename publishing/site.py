@@ -366,9 +366,8 @@ def build(root: Path, out: Path) -> tuple[int, int]:
         work / "pages",
         out,
     ]
-    path = os.pathsep.join(
-        [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )  # for publishing/conf.py
+    # for publishing/conf.py
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     status = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
     add_model(root, out)
     return n_pages, status

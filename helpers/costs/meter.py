@@ -84,13 +84,11 @@ class StepMeter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
             return True if args[0].dtype is torch.bool else 1
-        adds_gradients = (
-            self.phase == "backward" and not torch.is_grad_enabled()
-        )  # a block computed again has grad on
+        # a block computed again has grad on
+        adds_gradients = self.phase == "backward" and not torch.is_grad_enabled()
         if adds_gradients and func is aten.add.Tensor and args[0].shape == getattr(args[1], "shape", None):
-            return args[
-                0
-            ]  # autograd adds up two gradients of one tensor in place, but not under a mode like this
+            # autograd adds up two gradients of one tensor in place, but not under a mode like this
+            return args[0]
         if func is aten.add_.Tensor and args[0].dtype is not getattr(args[1], "dtype", args[0].dtype):
             self._cast_for_a_moment(args[1], args[0].dtype)
         out = func(*args, **(kwargs or {}))

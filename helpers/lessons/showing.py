@@ -162,7 +162,7 @@ class _Axis:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Two to five round numbers between two ends."""
+    """Two to seven round numbers between two ends."""
     power = 10.0 ** math.floor(math.log10(high - low))
     step = next(power * s for s in (2, 1, 0.5, 0.2) if (high - low) / (power * s) >= 2.5)
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]

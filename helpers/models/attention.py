@@ -26,6 +26,7 @@ class CourseGPTNeoAttention(gpt_neo.GPTNeoSelfAttention):
     def _attn(self, query, key, value, attention_mask=None):
         n_queries, n_keys = query.size(-2), key.size(-2)
         mask = self._visible(n_queries, n_keys, attention_mask)
+        # (batch, heads, queries, head_dim)
         context = F.scaled_dot_product_attention(
             query,
             key,
@@ -35,7 +36,7 @@ class CourseGPTNeoAttention(gpt_neo.GPTNeoSelfAttention):
             is_causal=mask is None,
             dropout_p=self.attn_dropout.p if self.training else 0.0,
             scale=1.0,  # GPT-Neo does not divide by sqrt(head_dim)
-        )  # (batch, heads, queries, head_dim)
+        )
         return context, None
 
     def _visible(self, n_queries, n_keys, padding_mask):

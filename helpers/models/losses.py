@@ -38,9 +38,8 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_h = torch.empty_like(hidden) if need_h else None
         grad_w = torch.zeros_like(weight) if need_w else None
         grad_b = torch.zeros_like(bias) if need_b else None
-        buffer = hidden.new_empty(
-            min(CHUNK, len(hidden)), row_length(len(w)), dtype=work
-        )  # serves every chunk
+        # serves every chunk
+        buffer = hidden.new_empty(min(CHUNK, len(hidden)), row_length(len(w)), dtype=work)
         for start in range(0, len(hidden), CHUNK):
             part = slice(start, start + CHUNK)
             h = hidden[part].to(work)  # (chunk, width)

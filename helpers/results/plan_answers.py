@@ -281,11 +281,12 @@ def lora(evidence: Evidence) -> Answer | None:
     )
     forgot = ", ".join(f"{label} {two_digits(value)}" for label, value in table["forgetting"].items())
     n_runs = sorted({int(n) for n in table["tuning runs"]})
+    # the picture has one panel
     title = fill(
         f"Forgotten at {share:.0%} of full training's best gain, on {name}, nats per token: {forgot} "
         f"({evidence.model}, {' or '.join(map(str, n_runs))} tuning run{'s' * (n_runs != [1])} each)",
         width=58,
-    )  # the picture has one panel
+    )
     rows = [
         [
             name,

@@ -128,9 +128,10 @@ def drift_of_answers(model: nn.Module, base: nn.Module, replies: Sequence[Reply]
 
 
 def _drift(model: nn.Module, base: nn.Module, reply: Reply) -> torch.Tensor:
+    # (answer, vocab)
     log_p, log_q = (
         m(reply.ids[None]).logits[0, reply.start - 1 : -1].float().log_softmax(-1) for m in (base, model)
-    )  # (answer, vocab)
+    )
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 

@@ -95,9 +95,8 @@ def trained(plan, shape: str, batch: int, length: int, precision: str = "float32
     plan.apply(model)
     if precision == FROZEN:
         for parameter in (p for p in model.parameters() if not p.requires_grad and p.ndim > 1):
-            parameter.data = (
-                parameter.data.bfloat16()
-            )  # a LayerNorm takes no mixture of types, so vectors stay
+            # a LayerNorm takes no mixture of types, so vectors stay
+            parameter.data = parameter.data.bfloat16()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
 
     def step() -> None:

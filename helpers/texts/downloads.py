@@ -212,9 +212,8 @@ def _receive(url: str, part: Path) -> None:
         resumed = response.status == 206
         problem = _wrong_range(response, have, version) if resumed else None
         if problem or not resumed:
-            part.unlink(
-                missing_ok=True
-            )  # before the mark: a kill in between must not pair old bytes with a new mark
+            # before the mark: a kill in between must not pair old bytes with a new mark
+            part.unlink(missing_ok=True)
         if problem:
             raise _Temporary(f"the server sent another part of the file than was asked for ({problem})")
         _check_answer(url, response)

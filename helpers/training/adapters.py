@@ -182,9 +182,8 @@ def export_delta(
         kind = None if dtype is None else getattr(torch, dtype)
         export_merged(delta, base, folder, dtype=kind, tokenizer=load_tokenizer(source))
         return f'{folder}: AutoModelForCausalLM.from_pretrained("{folder}")'
-    lay_over(
-        read_delta(delta), place_of(delta), base, in_place=True
-    )  # the base's hash, before anything is written
+    # the base's hash, before anything is written
+    lay_over(read_delta(delta), place_of(delta), base, in_place=True)
     export_peft(delta, base, folder, base_name=source)
     return f'{folder}: PeftModel.from_pretrained(base, "{folder}"), the base is {source}'
 

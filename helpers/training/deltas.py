@@ -84,11 +84,12 @@ def differences(recorded: BaseRecord, found: BaseRecord) -> list[str]:
         return [
             f"other architecture: its base is a '{recorded.model_type}' model, this is a '{found.model_type}'"
         ]
+    # a field of one transformers version alone says nothing
     fields = [
         f"{k} was {v!r}, here it is {found.config[k]!r}"
         for k, v in recorded.config.items()
         if k in found.config and found.config[k] != v
-    ]  # a field of one transformers version alone says nothing
+    ]
     if fields:
         return [f"other config: {some(fields)}"]
     then, now = recorded.tensors, found.tensors

@@ -361,9 +361,8 @@ def gradient_norms(model: nn.Module, parts: Anatomy) -> dict[str, float]:
     for entry in parts.entries:
         gradient = model.get_parameter(entry.name).grad
         if gradient is not None:
-            rows = torch.linalg.vector_norm(
-                gradient, dim=-1
-            )  # one number a row: no copy of it all in float64
+            # one number a row: no copy of it all in float64
+            rows = torch.linalg.vector_norm(gradient, dim=-1)
             square = rows.double().square().sum().item()
             squares[entry.role] = squares.get(entry.role, 0.0) + square
     squares["total"] = sum(squares.values())

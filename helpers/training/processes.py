@@ -64,9 +64,8 @@ def launch_command(n_processes: int, *script: str) -> list[str]:
         "--main_process_port",
         "0",
     ]
-    as_module = (
-        () if script[0] == "-m" else ("-m", "helpers.training.processes")
-    )  # so that a script finds the helpers
+    # so that a script finds the helpers
+    as_module = () if script[0] == "-m" else ("-m", "helpers.training.processes")
     return [*launch, *as_module, *script]
 
 
@@ -94,9 +93,8 @@ def launch(n_processes: int, *script: str, seconds: float = 300) -> str:
             run.terminate()  # the launcher then ends its processes; killed, it would leave them at work
             run.communicate()
     if run.returncode != 0:
-        own = re.split(r"^[EW]\d{4} ", errors, maxsplit=1, flags=re.MULTILINE)[
-            0
-        ]  # the launcher's log follows
+        # the launcher's log follows
+        own = re.split(r"^[EW]\d{4} ", errors, maxsplit=1, flags=re.MULTILINE)[0]
         raise ProcessError(
             f"{' '.join(script)} failed in {counted(n_processes, 'process')}:\n{(own or errors)[-2000:]}"
         )
@@ -149,9 +147,8 @@ def _accelerator(device: torch.device) -> Accelerator:
         RuntimeError,
     ) as error:
         if is_new:
-            AcceleratorState._reset_state(
-                reset_partial_state=True
-            )  # half made, it would fail again in each question
+            # half made, it would fail again in each question
+            AcceleratorState._reset_state(reset_partial_state=True)
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProcessError(
             f"accelerate cannot start here: {said}. The launcher's settings are "

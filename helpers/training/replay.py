@@ -135,9 +135,8 @@ class Replay:
         Args:
             rows: numbers of the windows; the predictions follow each other in this order.
         """
-        return base_predictions(
-            self.kept[rows].flatten(0, 1), self.head
-        )  # indexing copies: what is kept stays
+        # indexing copies: what is kept stays
+        return base_predictions(self.kept[rows].flatten(0, 1), self.head)
 
     def add_gradient(
         self, loss_of: nn.Module, step: int, micro: int, settings: TrainSettings, accelerator: Accelerator

@@ -326,9 +326,8 @@ def run(setup: Setup, prompt: str | None) -> dict:
         require_bottom(setup, replay)
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
-    in_every_process(
-        lambda: claim(setup.out, setup.mine) if is_main() else None
-    )  # all is checked: the first write
+    # all is checked: the first write
+    in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)
     began = time.perf_counter()
     result = fit(
         model,

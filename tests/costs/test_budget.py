@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from helpers.costs.meter import KINDS, allocated_at_most
+from helpers.costs.meter import KINDS, Flops, StepMeter, allocated_at_most
 from helpers.costs.step_cost import (
     MIB,
     BottomSize,
@@ -621,3 +621,29 @@ def test_a_familys_forward_that_fails_is_not_predicted_and_a_plan_that_does_not_
 def test_a_size_that_is_none_is_refused(name):
     with pytest.raises(BudgetError, match="Size is needed, or None; found 'x'"):
         budget(mini_config(), FreezePlan.full(), batch=2, length=8, **{name: "x"})
+
+
+class Experts(torch.nn.Module):
+    """A table as the head, and matrices of several experts, kept as (experts, out, in)."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(7, 5)
+        self.weight = torch.nn.Parameter(torch.ones(3, 6, 4))
+
+    def get_output_embeddings(self):
+        return self.table
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as kept", "turned"])
+def test_the_gradient_of_a_batch_of_matrices_is_a_weights_whichever_way_it_is_read(turned):
+    """PyTorch keeps the layout of one matrix; of a batch it makes the gradient of what was read, here (in, out)."""
+    model, rows = Experts(), torch.ones(3, 5, 6 - 2 * turned, requires_grad=True)
+    meter = StepMeter(model)
+    with meter:
+        meter.enter("forward")
+        read = model.weight.transpose(1, 2) if turned else model.weight
+        total = torch.bmm(rows, read).sum()
+        meter.enter("backward")
+        total.backward()
+    assert meter.flops() == Flops(*3 * [2 * 3 * 5 * 6 * 4])

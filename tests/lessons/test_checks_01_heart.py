@@ -147,6 +147,8 @@ def without_softmax(u, w_q, w_k, w_v):
         (lambda u, q, k, v: u @ v.T, "the values as they were"),
         (lambda u, q, k, v: (u @ q.T @ (u @ k.T).T).tril() @ (u @ v.T), "the softmax is missing"),
         (lambda *p: without_softmax(*p), "the softmax is missing"),
+        (lambda u, q, k, v: head(u, q / 2, k, v), "the scores are divided by √head_dim"),
+        (lambda u, q, k, v: head(u, q / 10**0.5, k, v), "the scores are divided by the root of the width"),
         (lambda u, q, k, v: u @ q @ k.T, "turn it: u @ w_q.T"),
         (lambda *p: masked(*p, torch.ones(6, 6).triu().bool()), "token 0 must see itself"),
         (

@@ -62,6 +62,7 @@ def test_the_trainable_count_is_right_in_every_form(answer):
         (125_198_592, "whole model"),
         (163_795_968, "counted twice"),
         (4_722_432, "one block"),
+        (4_723_968, "one block"),
         (4_725_504, "one block"),
         (4_727_040, "one block"),
         (56.7, "in millions"),

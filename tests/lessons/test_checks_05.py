@@ -77,6 +77,9 @@ def test_an_unknown_exercise_is_an_error():
 
 def test_numbers_are_read_from_text_with_commas():
     assert number("56,707,584") == 56707584
+    assert number("45%") == number(" 45 % ") == 45
+    with pytest.raises(ValueError, match="None is no number: print shows a value on the screen"):
+        number(None)
 
 
 @pytest.mark.parametrize(("answer", "meant"), [("3,24", "3.24"), ("-0,010", "-0.010"), ((3, 24), "3.24")])

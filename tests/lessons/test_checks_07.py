@@ -219,6 +219,8 @@ def test_each_mistake_about_merging_is_named(merge, words):
         (lambda a, b, n, clock: [(1.0, 1.0 + 0 * clock())] * n, "twice as long"),
         (lambda a, b, n, clock: [], "n_pairs pairs"),
         (lambda a, b, n, clock: [(0.0, 1.0)] * n, "not above 0"),
+        (lambda a, b, n, clock: [(1.0, 2.0, 3.0)] * n, "should be a pair"),
+        (lambda a, b, n, clock: [1.0] * n, "should be a pair"),
     ],
 )
 def test_each_mistake_about_timing_is_named(compare, words):

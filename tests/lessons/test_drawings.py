@@ -1,7 +1,9 @@
 """The house drawing says what the plan does, in words and colours, and can be read on a phone."""
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,7 @@ FORMS = {
     "processes": drawings.two_processes(),
     "families": drawings.two_families(),
 }
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 NS = "{http://www.w3.org/2000/svg}"
 PHONE = 358 / drawings.WIDTH  # a drawing fills a screen of 390 without its margins
 
@@ -49,6 +52,19 @@ def test_a_drawing_has_words_for_readers_who_cannot_see_it(drawing):
     assert len(drawing.title) > 80 and metadata["image/svg+xml"]["alt"] == drawing.title
     assert max(map(len, data["text/plain"].splitlines())) <= 96
     assert ElementTree.fromstring(data["image/svg+xml"])[0].text == drawing.title
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_notebook_stores_the_drawing_that_the_code_draws(form):
+    """Each length and place in it: strict nbval compares them too, but only in a whole run of a lesson."""
+    stored = [
+        "".join(output["data"]["image/svg+xml"])
+        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", [])
+        if "image/svg+xml" in output.get("data", {})
+    ]
+    assert str(FORMS[form]) in stored, f"draw it again: course notebooks, where drawings.{form} is shown"
 
 
 def colour_of(drawing, words: str) -> str:

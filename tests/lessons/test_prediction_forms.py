@@ -318,6 +318,17 @@ def test_calibration_draws_a_row_for_each_prediction_around_what_was_measured(sh
     assert 'role="img" aria-label="Each range beside the answer. your 80% ranges: 5 of 7 held' in html
 
 
+def test_calibration_sets_each_guess_at_its_distance_from_the_answer():
+    """The middle is the answer, the left end 0 or less, the right end twice the answer or more."""
+    guesses = (0.0, 5.0, 10.0, 15.0, 20.0, -7.0, 90.0)
+    html = showing.calibration_plot({f"{g:g}": (g, 5.0, 15.0, 10.0) for g in guesses}, "words")
+    ends = [float(x) for x in re.findall(r'<text x="(\d+)" y="\d+" text-anchor="(?:start|end)"', html)]
+    left, right = min(ends), max(ends)
+    shares = [0, 0.25, 0.5, 0.75, 1, 0, 1]
+    assert places(html, "guess") == [pytest.approx(left + s * (right - left), abs=0.1) for s in shares]
+    assert places(html, "range", "x") == [pytest.approx(left + 0.25 * (right - left), abs=0.1)] * len(guesses)
+
+
 def test_what_is_not_revealed_is_not_counted(capsys):
     calibration()
     predict("C4", 0.5, 0.4, 0.6)
@@ -338,6 +349,20 @@ def luminance(colour):
 def contrast(one, other):
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(
+    "measured, guess", [(2.0, 3.1), (-40.0, 65.0), (0.0012, 0.0019), (7.0, 7.0), (1e6, 1.01e6)]
+)
+def test_the_round_numbers_of_a_line_stand_where_they_belong(measured, guess):
+    html = showing.number_line(measured, None, guess, None, "measured")
+    ticks = [(float(x), float(v)) for x, v in re.findall(r'<text x="([\d.]+)" y="97"[^>]*>([^<]+)<', html)]
+    assert 2 <= len(ticks) <= 7 and [v for _, v in ticks] == sorted({v for _, v in ticks})
+    assert all(0 <= x <= showing.WIDTH for x, _ in ticks)
+    (x_0, v_0), (x_1, v_1) = ticks[0], ticks[-1]
+    for name, value in (("measured", measured), ("guess", guess)):
+        (x,) = places(html, name)
+        assert x == pytest.approx(x_0 + (x_1 - x_0) * (value - v_0) / (v_1 - v_0), abs=0.5)
 
 
 def test_on_a_number_line_the_guess_is_an_open_circle_around_what_was_measured():

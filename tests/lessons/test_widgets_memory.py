@@ -11,6 +11,7 @@ from helpers.costs.scaling import GIB, gpt_neo_1_3b_config
 from helpers.costs.step_cost import budget
 from helpers.freezing.plans import COURSE_PLANS
 from helpers.lessons.widgets.memory import (
+    BATCHES,
     CARDS,
     Planner,
     Setting,
@@ -131,6 +132,15 @@ def test_the_picture_says_what_it_shows(planner):
         and not planner.fits(setting.but(batch=64), "T4")
     )
     assert "T4 (13.50 GiB): fits" in said and "(predicted)" in said
+    (ax,) = figure.axes
+    rows = [bars.patches for bars in ax.containers]  # a kind each, and in it a bar a batch
+    for k, batch in enumerate(BATCHES):
+        peak = planner.cost(setting.but(batch=batch)).peak_bytes / GIB
+        assert sum(kind[k].get_width() for kind in rows) == pytest.approx(peak)
+        assert rows[-1][k].get_x() + rows[-1][k].get_width() == pytest.approx(peak)
+    rooms = [room(card) / GIB for card in CARDS]
+    assert [line.get_xdata()[0] for line in ax.lines] == rooms == [note.xy[0] for note in ax.texts]
+    assert max(rooms) < ax.get_xlim()[1] < 2 * max(rooms)
 
 
 def test_a_choice_is_answered_within_100_ms(widget):

@@ -13,8 +13,10 @@ from helpers.measuring.comparison import (
     forgetting_at,
     forgetting_difference,
     frontier,
+    gain_without_blocks,
     loss_difference,
     matched_gain,
+    own_gains,
     pairs_by_seed,
     style_contrasts,
     style_ratio,
@@ -142,6 +144,26 @@ def test_the_style_contrast_and_its_ratio():
     assert style_ratio(style_runs(0.1), style_runs(0.2)).mean == pytest.approx(0.5)
     with pytest.raises(ComparisonError, match="both"):
         style_contrasts(style_runs(0.1)[:1])
+
+
+def test_a_plans_own_gain_is_what_it_learned_on_the_author_of_its_training():
+    base = {t: list(3.5 + np.linspace(-0.01, 0.01, 24)) for t in ("alice", "edgar")}
+    assert own_gains(style_runs(0.2), base) == {s: pytest.approx(0.2) for s in range(3)}
+    other = {"alice": base["alice"], "other": [x - 0.1 for x in base["edgar"]]}
+    runs = [
+        replace(r, test_windows={"other" if t == "edgar" else t: w for t, w in r.test_windows.items()})
+        for r in style_runs(0.2)
+    ]
+    assert own_gains(runs, other, on={"edgar": "other"}) == {s: pytest.approx(0.15) for s in range(3)}
+
+
+def test_without_the_windows_of_its_start_a_runs_gain_is_not_known_by_block():
+    run = a_run(0, [(0.1, 0.1), (0.2, 0.2)])
+    kept = [replace(e, held_out_windows=[3.0 - e.gain] * 12) for e in run.evaluations]
+    assert gain_without_blocks(replace(run, evaluations=kept)) == pytest.approx(1.0)
+    for k, known in ((0, False), (1, True), (2, False)):
+        lost = [replace(e, held_out_windows=None) if i == k else e for i, e in enumerate(kept)]
+        assert (gain_without_blocks(replace(run, evaluations=lost)) is not None) is known
 
 
 def test_runs_are_chosen_by_plan_text_and_purpose():

@@ -17,6 +17,7 @@ from helpers.measuring.frontiers import (
     WORDS,
     Measured,
     Path,
+    Readings,
     Rules,
     best_within,
     compare,
@@ -164,6 +165,12 @@ def test_the_jackknife_of_a_mean_is_its_standard_error(rng):
     x = rng.normal(size=14)
     left_out = np.array([np.delete(x, i).mean() for i in range(14)])
     assert jackknife(left_out) == pytest.approx(x.std(ddof=1) / np.sqrt(14))
+
+
+def test_each_error_has_the_degrees_of_freedom_of_its_seeds_or_windows(rng):
+    found = Readings(rng.normal(size=(2, 5, 1 + 11)), rng.normal(size=(2, 5, 1 + 23))).measured()
+    assert found.dfs == (4, 10, 22) and found.n_pairs == 5
+    assert [e.shape for e in found.errors] == [(2,)] * 3
 
 
 def test_with_one_kind_of_error_the_interval_is_students():

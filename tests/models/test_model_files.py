@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig
 
 from helpers.costs.step_cost import BudgetError, budget
@@ -368,6 +369,18 @@ def test_random_weights_of_an_enormous_model_are_not_made(monkeypatch):
     ):
         with pytest.raises(ModelError, match=word):
             build_model(config)
+
+
+def test_a_model_without_numbers_needs_no_memory(monkeypatch):
+    monkeypatch.setattr("helpers.models.model_files.machine_memory", lambda: 2**30)
+    with FakeTensorMode():
+        assert sum(p.numel() for p in build_model(LlamaConfig()).parameters()) > 6e9
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_file_of_every_kind_of_floats_is_loaded(folder, dtype):
+    change_tensors(folder, lambda tensors: {name: t.to(dtype) for name, t in tensors.items()})
+    assert load_model(folder).get_output_embeddings().weight.dtype is torch.float32
 
 
 def test_a_model_as_large_as_the_memory_is_made_and_one_that_is_larger_is_refused_with_both_sizes(

@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import rgb_to_hsv, to_hex, to_rgb
 from matplotlib.text import Text
@@ -83,6 +84,23 @@ def test_a_few_loss_curves_are_named_at_their_ends():
     (ax,) = plots.loss_curves(curves, "title", names_at_ends=True).axes
     assert ax.get_legend() is None and set(curves) <= {text.get_text() for text in ax.texts}
     assert plots.loss_curves(curves, "title").axes[0].get_legend() is not None
+
+
+def test_a_dense_curve_has_no_marks():
+    few, many = range(40), range(41)
+    (ax,) = plots.loss_curves({"few": (few, few), "many": (many, many)}, "title").axes
+    marks = {line.get_label(): line.get_marker() for line in ax.lines}
+    assert marks["many"] in (None, "None", "") and marks["few"] not in (None, "None", "")
+
+
+@pytest.mark.parametrize(
+    "title", ["short", "a title that is much longer than this small table of numbers is wide"]
+)
+def test_the_title_of_a_table_in_colours_stands_within_the_figure(title):
+    figure = plots.matrix(pd.DataFrame({"a": [1.0, 2.0], "b": [2.0, 3.0]}), title, "x", "y")
+    figure.draw_without_rendering()
+    box, page = figure._suptitle.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
 
 
 def test_a_role_keeps_its_colour_in_every_picture():

@@ -1,6 +1,7 @@
 """results/ is what the code makes of the committed evidence, and says so whatever the evidence is."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -430,3 +431,20 @@ def test_the_date_of_the_protocol_is_kept_for_copies_without_a_history(place, mo
     monkeypatch.setattr(write_results, "git", lambda *a: None)
     known = write_results.date_of_protocol(write_results.RESULTS)
     assert known == json.loads((write_results.RESULTS / "protocol.json").read_text()) and known["date"]
+
+
+def test_the_date_of_the_protocol_is_the_day_of_the_first_commit_that_had_it(monkeypatch):
+    page = "# Protocol\n" + "{}" + "\n## Amendments\n" + "{}"
+    texts = {"a": page.format(1, 1), "b": page.format(2, 1), "c": page.format(2, 2)}
+    log = "a 2026-01-01\nb 2026-01-02\nc 2026-01-03"
+    monkeypatch.setattr(
+        write_results, "git", lambda what, *rest: log if what == "log" else texts[rest[0].partition(":")[0]]
+    )
+    hashes = [hashlib.sha256(f"# Protocol\n{n}".encode()).hexdigest() for n in (1, 2, 3)]
+    assert [write_results.fixed_on(sha) for sha in hashes] == ["2026-01-01", "2026-01-02", None]
+
+
+def test_the_commits_of_a_benchmark_are_short_sorted_and_said_once():
+    pairs = [{"commit": "b" * 40}, {"commit": "a" * 40}, {}]
+    assert costs.commits({"commit": "b" * 40, "pairs": pairs}) == "`aaaaaaa`, `bbbbbbb`"
+    assert costs.commits({}) == "unknown"

@@ -10,8 +10,10 @@ from helpers import files
 from helpers.files import bytes_hash, write_json
 from helpers.freezing.plans import FreezePlan
 from helpers.measuring import held_out_loss
-from helpers.models.loading import build_model, weight_hash
+from helpers.models.loading import build_model, load_model, load_tokenizer, weight_hash
+from helpers.texts.corpora import read_text
 from helpers.training import checkpoints, runs
+from helpers.training.adapters import import_peft
 from helpers.training.checkpoints import (
     CheckpointError,
     load_checkpoint,
@@ -357,3 +359,12 @@ def test_a_count_that_is_no_count_is_refused(name, value):
 def test_a_run_says_where_it_stands(tmp_path):
     train(tmp_path / "run")
     assert runs.Run.where[tmp_path / "run"] == 4
+
+
+@pytest.mark.parametrize(
+    "asked", [load_model, load_tokenizer, read_text, lambda place: import_peft(place, None)]
+)
+@pytest.mark.parametrize("place", [3, None, ["folder"], b"folder"])
+def test_a_place_that_is_no_path_is_named(asked, place):
+    with pytest.raises(TypeError, match=f"is a path, a str or a pathlib.Path; found {type(place).__name__}"):
+        asked(place)

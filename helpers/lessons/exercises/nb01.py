@@ -48,7 +48,7 @@ def _as_scores(answer: Any, shape: torch.Size) -> torch.Tensor | Reply:
             "these are 32 x 32 numbers a head: features against features. A score belongs to two tokens: "
             "transpose the keys, q @ k.transpose(-1, -2)."
         )
-    if found.shape == (1, *shape[2:]):
+    if found.shape in (shape[2:], (1, *shape[2:])):
         return wrong("these are the scores of one head. There are two: keep the dimension of the heads.")
     if found.shape != shape:
         return wrong(

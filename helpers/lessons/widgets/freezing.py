@@ -160,6 +160,7 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
     least = LEAST * max(map(sum, zip(trained, frozen, strict=True)))
     drawn = [max(n, least) if n else 0.0 for n in trained]  # a LayerNorm that trains can be seen
     left.barh(roles, drawn, color=THEME["trains"][0], label="trainable")
+    # the edge of an empty bar would hide a small trainable one
     left.barh(
         roles,
         frozen,
@@ -168,7 +169,7 @@ def plan_figure(ledger: Ledger, full: Budget, own: Budget) -> Figure:
         edgecolor=THEME["frozen"][0],
         label="frozen",
         linewidth=[float(n > 0) for n in frozen],
-    )  # the edge of an empty bar would hide a small trainable one
+    )
     left.set_xlabel("parameters (millions)")
     left.set_title(f"{ledger.plan.title}: R = {ledger.R:.3f}", loc="left", fontsize=10)
     left.legend(fontsize=8)
