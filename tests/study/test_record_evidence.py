@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from helpers.measuring.recorded import evaluations_of
 from helpers.models.loading import mini_config
 from helpers.profiles import DATA, ROOT, TINY
 from helpers.study import runner as evidence
-from helpers.study.laboratory import StudySettings
+from helpers.study.laboratory import StudySettings, norms_by_role
 from helpers.study.protocol import PAGE, ProtocolError, read_protocol
 from helpers.study.rates import Rate
 from helpers.study.records import read_run, rounded, slim, write_record
@@ -493,6 +494,20 @@ def test_a_retention_text_of_another_base_is_refused(small_study, tmp_path, monk
     monkeypatch.setenv("COURSE_MODEL", str(other))
     with pytest.raises(SystemExit, match="another base"):
         record(small_study)
+
+
+@pytest.mark.parametrize(
+    "roles, together", [(("attention", "mlp", "norm"), True), (("mlp",), False), ((), False)]
+)
+def test_norms_of_what_every_plan_trains_are_read_together(roles, together):
+    size = {"attention": 1.0, "mlp": 3.0, "norm": 4.0}
+    steps = [{"norms": {role: size[role] for role in roles}} for _ in range(12 if roles else 0)]
+    history = SimpleNamespace(steps=steps, norm=lambda role: np.array([s["norms"][role] for s in steps]))
+    found = norms_by_role(history)
+    assert {name: n.median for name, n in found.items()} == {
+        **{role: size[role] for role in roles},
+        **({"mlp+norm": 5.0} if together else {}),
+    }
 
 
 def test_a_run_that_diverges_is_recorded_as_one_that_did_not_reach_the_level(small_study):

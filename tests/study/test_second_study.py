@@ -224,6 +224,13 @@ def test_the_first_studys_windows_are_taken_where_they_fit(study, tmp_path, monk
     assert second_study.first_halves(study, model_hash) == {}
 
 
+def test_windows_that_were_lost_are_written_again_the_same(study):
+    known, windows = prepare(study), load_file(study.windows_file)
+    study.windows_file.unlink()  # its folder stays, as after a kill in between
+    assert prepare(study) == known
+    assert all(w.equal(windows[name]) for name, w in load_file(study.windows_file).items())
+
+
 def test_windows_of_another_base_are_refused(study, tmp_path):
     windows = load_file(study.windows_file)
     save_file(windows, study.windows_file, metadata={"model_hash": "another"})
