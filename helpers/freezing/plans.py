@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import nn
 
+from helpers.files import seen
 from helpers.freezing.selectors import PlanError, canonical, file_id, require_anatomy, select
 from helpers.models import Anatomy, Entry, anatomy, named_parameters, unwrapped
 from helpers.plots import PLAN_COLOURS
@@ -158,7 +159,7 @@ def require_plan(plan) -> None:
     """Raise PlanError for what is no plan, such as the selectors alone."""
     if not isinstance(plan, FreezePlan):
         raise PlanError(
-            f"A plan is a FreezePlan, such as FreezePlan.freeze('attention', 'embeddings'); found {plan!r:.80}."
+            f"A plan is a FreezePlan, such as FreezePlan.freeze('attention', 'embeddings'); found {seen(plan)}."
         )
 
 

@@ -33,6 +33,7 @@ __getattr__, __dir__, __all__ = face(
             "plain_trunk",
             "require_next_token_model",
             "require_no_leak",
+            "require_no_prompt",
             "require_sound_settings",
             "require_windows",
             "row_length",

@@ -16,7 +16,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from helpers.models.model_files import n_positions
-from helpers.models.names import config_of
+from helpers.models.names import config_of, unwrapped
 
 IGNORE = -100  # the label of a position that has nothing to predict, as in PyTorch
 CHUNK = 256  # tokens
@@ -262,8 +262,10 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     Rotary positions have no last one, so there the length is free.
 
     Raises:
-        LossError: it says what was given; or the model is under a setting of `require_sound_settings`.
+        LossError: it says what was given; or the model is under a setting of `require_sound_settings`, or reads tokens
+            that are not in the windows.
     """
+    require_no_prompt(model)
     require_token_ids(windows)
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
@@ -313,8 +315,19 @@ def last_states(trunk: nn.Module, input_ids: torch.Tensor, attention_mask=None) 
 
 
 def next_token_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask=None) -> torch.Tensor:
-    """The logits of each next token by the model's own forward: (batch, time - 1, vocab)."""
-    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+    """The logits of each next token by the model's own forward: (batch, time - 1, vocab).
+
+    Raises:
+        LossError: the forward gives more or fewer predictions than there are tokens.
+    """
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    if logits.size(1) != input_ids.size(1):
+        raise LossError(
+            f"This '{config_of(model).model_type}' model gives {logits.size(1)} predictions for {input_ids.size(1)} "
+            "tokens: its forward adds tokens to the text or takes some away, so none of them is the next token's. Give "
+            "the model without what was put around it."
+        )
+    return logits[:, :-1]
 
 
 def plain_trunk(model: nn.Module) -> nn.Module | None:
@@ -480,6 +493,23 @@ def _rounding(model: nn.Module, logits: torch.Tensor) -> float:
     return min(0.05, 1000 * max(torch.finfo(dtype).eps for dtype in dtypes))
 
 
+def require_no_prompt(model: nn.Module) -> None:
+    """Refuse a model of PEFT with a learned prompt or prefix: prompt tuning, prefix tuning, p-tuning and their like.
+
+    It reads tokens that no window holds, and with a cache it reads them again before each new token.
+
+    Raises:
+        LossError: it names the kind of adapter.
+    """
+    adapter = getattr(unwrapped(model), "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise LossError(
+            f"This model has a {adapter.peft_type.value} adapter of PEFT: its {adapter.num_virtual_tokens} learned tokens "
+            "stand before every text and are no weights of the model, so the course neither trains nor measures it. "
+            "Give its base (model.get_base_model()), or an adapter of weights such as LoRA."
+        )
+
+
 def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     """Refuse a model that does not predict the next token from those before it, by its own forward.
 
@@ -492,6 +522,7 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     Raises:
         LossError: it fails one of the two, or cannot be run on these ids.
     """
+    require_no_prompt(model)
     require_no_extra_terms(model)
     kind = config_of(model).model_type
     try:

@@ -23,13 +23,12 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from helpers.files import as_path, counted
+from helpers.files import as_path, counted, seen
 from helpers.profiles import Gutenberg
 from helpers.texts.downloads import TextError, licence_problem, strip_licence, text_path
+from helpers.texts.headings import MIN_CHAPTERS, Chapter, chapters
 
 PARTS = ("train", "dev", "test")
-MIN_CHAPTERS = 5
-MAX_HEADING = 80  # characters
 NEAR = 0.02  # a cut may miss its place by this share of the text
 MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters makes no test
 MOST_BYTES = 10**9  # of a text; with its tokens it takes about 20 bytes of memory for each
@@ -145,15 +144,6 @@ def _without_ctrl_z(raw: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """A chapter: its heading, its text (heading included), and where it starts in the whole."""
-
-    title: str
-    text: str
-    start: int
-
-
-@dataclass(frozen=True)
 class Split:
     """A text in three parts that join to the whole; ``how`` says in words where it was cut."""
 
@@ -161,66 +151,6 @@ class Split:
     dev: str
     test: str
     how: str
-
-
-ROMAN = r"(?=[IVXLC])(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-WORD = "chapter|kapitel|chapitre|capítulo|capitolo|hoofdstuk|rozdział|глава|chương"
-NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|[^\W\d_]+(?:[ -][^\W\d_]+){{0,2}})"  # IV, 12, Twenty-One, hai mươi mốt
-HEADINGS = (  # the first kind that makes enough chapters counts alone; a kind is one regular expression
-    re.compile(
-        rf"(?:{WORD}) +{NUMBER}(?: *[.:]\s*\S.*| *[.:]?|\n[^\n]*[^.,;:\s])"  # Chapter 3. Title
-        r"|[^\W\d_]+tes kapitel(?:[.:\n]\s*\S.*|\.?)"  # Erstes Kapitel
-        r"|第[\d〇零一二三四五六七八九十百两]{1,7}[章回][:：]?[^。，；：]*",
-        re.I | re.S,
-    ),  # 第三章 Title
-    re.compile(r"#{1,6} +\S.*"),  # Markdown
-    re.compile(rf"(?:{ROMAN}|\d{{1,3}})\. +(?:\S.*)?[^.,;:\s]"),  # IV. Title
-)
-# A paragraph; a line of Markdown's # is one by itself.
-PARAGRAPH = re.compile(r"^#{1,6} [^\n]*|\S[^\n]*(?:\n(?!#{1,6} )[^\n]*\S[^\n]*)*", re.M)
-
-
-def chapters(text: str) -> list[Chapter]:
-    """The chapters of a text, in order; what stands before the first heading is in none.
-
-    A heading is a paragraph of one line: "CHAPTER IV.", "Chapter 3. Title", "Kapitel 2",
-    "Chương 1", "第三章", "# Title" of Markdown, "IV. Title", "3. Title". Behind "Chapter" and
-    its like the title may stand on a line of its own. Where one kind makes enough chapters,
-    the others are text: a numbered list in a chapter opens none. Headings that follow each
-    other without text between them make one.
-    """
-    headings = []  # (kind, start, end, title)
-    for paragraph in PARAGRAPH.finditer(text):
-        kind = _heading_kind(paragraph[0])
-        if kind is not None:
-            headings.append(
-                (kind, paragraph.start(), paragraph.end(), " ".join(paragraph[0].strip("# \n").split()))
-            )
-    by_kind = [[h for h in headings if h[0] == kind] for kind in range(len(HEADINGS))]
-    joined = [_joined(text, of_kind) for of_kind in by_kind]
-    headings = next((found for found in joined if len(found) >= MIN_CHAPTERS), _joined(text, headings))
-    ends = [start for start, _, _ in headings[1:]] + [len(text)]
-    return [
-        Chapter(title, text[start:end], start) for (start, _, title), end in zip(headings, ends, strict=False)
-    ]  # no heading: no chapter
-
-
-def _heading_kind(paragraph: str) -> int | None:
-    if len(paragraph) > MAX_HEADING or paragraph.count("\n") > 1:
-        return None
-    line = re.sub(r"[^\S\n]", " ", paragraph.strip())  # a no-break space is a space
-    return next((kind for kind, pattern in enumerate(HEADINGS) if pattern.fullmatch(line)), None)
-
-
-def _joined(text: str, headings: list[tuple[int, int, int, str]]) -> list[tuple[int, int, str]]:
-    """(start, end, title) of headings in order; those without text between them become one."""
-    found: list[tuple[int, int, str]] = []
-    for _, start, end, title in headings:
-        if found and not text[found[-1][1] : start].strip():
-            start, _, before = found.pop()
-            title = f"{before} {title}"
-        found.append((start, end, title))
-    return found
 
 
 def split_text(text: str, n_dev: int = 1) -> Split:
@@ -294,6 +224,12 @@ def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
 BETWEEN = (re.compile(r"[^\W\d_](?= [^\W\d_])"), re.compile(r"[^\W_](?=[\n,;:.!?(){}=。，、；：！？」）])"))
 
 
+def require_tokenizer(tokenizer) -> None:
+    """Raise TypeError for what is no tokenizer, such as the name of one."""
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise TypeError(f"A tokenizer is needed, as load_tokenizer gives it; found {seen(tokenizer)}.")
+
+
 def begin_ids(tokenizer) -> list[int]:
     """What a tokenizer itself puts in front of every text: ``[]``, or the id of its begin mark, such as ``<s>``.
 
@@ -302,6 +238,7 @@ def begin_ids(tokenizer) -> list[int]:
     another document would begin. (Where the tokenizer adds nothing, text that the model writes still needs
     a first token: `sample_windows` takes the config's begin token.)
     """
+    require_tokenizer(tokenizer)
     plain, marked = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
     places = range(len(marked) - len(plain) + 1)
     return list(marked[: next((i for i in places if marked[i : i + len(plain)] == plain), 0)])
@@ -466,7 +403,10 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     if not isinstance(text, str):
         raise TextError(f"{what} must be a str; found {type(text).__name__}.")
     if not isinstance(length, Integral) or length < 2:
-        raise TextError(f"A window of {length} tokens has nothing to predict. Give a length of 2 or more.")
+        raise TextError(
+            f"A window of {seen(length)} tokens has nothing to predict. Give a length of 2 or more."
+        )
+    require_tokenizer(tokenizer)
     ids, changed = _tokens(tokenizer, text)
     n_changed = changed.total()
     if n_changed > MAX_CHANGED * len(text):
@@ -547,5 +487,11 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def tensor_of(dataset: Dataset) -> torch.Tensor:
-    """All windows of a dataset: (windows, length), int64."""
+    """All windows of a dataset: (windows, length), int64.
+
+    Raises:
+        TypeError: no Dataset of windows, such as a part of a corpus.
+    """
+    if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        raise TypeError(f"Windows stand in a Dataset, such as corpus.train; found {type(dataset).__name__}.")
     return dataset[:]["input_ids"]

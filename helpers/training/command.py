@@ -239,6 +239,7 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         130: interrupted.
     """
     write_any_letter()
+    profiles.drop_useless_widths()
     if sys.flags.optimize > 1:
         say(
             "error: Python runs without docstrings here (-OO, or PYTHONOPTIMIZE=2), and transformers needs them. Take "

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers.costs import BottomSize
-from helpers.files import counted, require_whole
+from helpers.files import counted, require_whole, seen
 from helpers.freezing import (
     LIMIT,
     BottomError,
@@ -201,7 +201,7 @@ def _require_choices(
 ) -> None:
     """Raise TrainingError for a replay that is none, or of other words, and for a cache that is neither on nor off."""
     if replay is not None and not isinstance(replay, Replay):
-        raise TrainingError(f"replay is a Replay, or None; found {replay!r:.80}.")
+        raise TrainingError(f"replay is a Replay, or None; found {seen(replay)}.")
     n_words = config_of(model).get_text_config().vocab_size
     if replay is not None and replay.n_words != n_words:
         raise TrainingError(

@@ -327,7 +327,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     # all is checked: the first write
-    in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)
+    in_every_process(lambda: take_folder(setup, replay) if is_main() else None)
     began = time.perf_counter()
     result = fit(
         model,
@@ -411,6 +411,14 @@ def require_bottom(setup: Setup, replay: Replay | None) -> None:
             setup.model, tensor_of(setup.corpus.train), setup.settings, at_a_time(setup.settings),
             replay, True, LIMIT, setup.out,
         )  # fmt: skip
+
+
+def take_folder(setup: Setup, replay: Replay | None) -> None:
+    """Claim the run folder, the first write of all, once its checkpoints are known to be this very run's."""
+    setup.plan.apply(setup.model)  # what trains is what a checkpoint holds
+    windows = tensor_of(setup.corpus.train)
+    Run(setup.model, setup.plan, windows, setup.settings, setup.out / CHECKPOINTS, replay).own_checkpoint()
+    claim(setup.out, setup.mine)
 
 
 def save_trained(setup: Setup, model, base: BaseRecord, result: FitResult) -> int | None:

@@ -3,7 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaptionPromptConfig,
+    CPTConfig,
+    IA3Config,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -16,7 +26,9 @@ from transformers import (
     RwkvConfig,
 )
 
+from helpers.freezing import FreezePlan
 from helpers.freezing.lora import insert
+from helpers.measuring import Retention, held_out_loss, sample_windows
 from helpers.models import losses
 from helpers.models.loading import build_model, enable_checkpointing, load_model, weight_hash
 from helpers.models.losses import (
@@ -27,6 +39,7 @@ from helpers.models.losses import (
     shifted_labels,
     token_losses,
 )
+from helpers.training import FreezeGuard, TrainingError, TrainSettings, fit
 from support import tiny
 
 MINI = tiny.config(hidden_size=48, intermediate_size=96, max_position_embeddings=40)
@@ -410,3 +423,75 @@ def test_rotary_positions_have_no_last_one():
     assert loss.item() / n_tokens == pytest.approx(
         model(input_ids=windows, labels=windows).loss.item(), abs=1e-5
     )
+
+
+LEARNED = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
+PROMPTS = {
+    "PROMPT_TUNING": PromptTuningConfig(**LEARNED),
+    "P_TUNING": PromptEncoderConfig(**LEARNED),
+    "PREFIX_TUNING": PrefixTuningConfig(**LEARNED),
+    "MULTITASK_PROMPT_TUNING": MultitaskPromptTuningConfig(num_tasks=1, **LEARNED),
+    "CPT": CPTConfig(
+        cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], task_type="CAUSAL_LM"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_a_learned_prompt_is_refused_by_name_before_anything_is_measured_or_written(kind, tmp_path):
+    model = get_peft_model(build_model(FAMILIES["llama_untied"]), PROMPTS[kind])
+    base = build_model(FAMILIES["llama_untied"])
+    kept = Retention(base, ids_of())
+    tries = [
+        lambda: losses.next_token_loss(model, ids_of()),
+        lambda: losses.token_losses(model, ids_of()),
+        lambda: held_out_loss(model, ids_of()),
+        lambda: sample_windows(model, 1, 8, 0),
+        lambda: Retention(model, ids_of()),
+        lambda: kept.forgetting(model),
+        lambda: losses.require_next_token_model(model, ids_of(1)),
+        lambda: FreezeGuard(model, FreezePlan.full(), retention=kept, delta=tmp_path / "run"),
+        lambda: fit(
+            model,
+            FreezePlan.full(),
+            ids_of(),
+            TrainSettings(n_steps=1, rate=1e-3, batch=2),
+            folder=tmp_path / "run",
+        ),
+    ]
+    for attempt in tries:
+        with pytest.raises(
+            (losses.LossError, TrainingError), match=f"^This model has a {kind} adapter of PEFT"
+        ) as refused:
+            attempt()
+        assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM"),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    ],
+)
+def test_an_adapter_of_peft_that_leaves_the_text_alone_has_the_models_own_loss(adapter):
+    model = get_peft_model(build_model(FAMILIES["llama_untied"]), adapter).eval()
+    loss, n_tokens = losses.next_token_loss(model, ids_of())
+    own = model(input_ids=ids_of(), labels=ids_of()).loss
+    assert loss.item() / n_tokens == pytest.approx(own.item(), abs=1e-5)
+
+
+def test_a_forward_that_gives_other_than_one_prediction_a_token_is_refused():
+    class Longer(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def get_output_embeddings(self):
+            return self.inner.get_output_embeddings()
+
+        def forward(self, input_ids, attention_mask=None, use_cache=False):
+            return self.inner(input_ids=torch.cat([input_ids[:, :2], input_ids], 1), use_cache=False)
+
+    with pytest.raises(losses.LossError, match="gives 22 predictions for 20 tokens"):
+        losses.token_losses(Longer(build_model(FAMILIES["llama_untied"])), ids_of())

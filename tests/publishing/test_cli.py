@@ -57,6 +57,16 @@ def started(*words: str) -> subprocess.CompletedProcess:
     return run("-m", "publishing.cli", *words)
 
 
+@pytest.mark.parametrize("name", ["COLUMNS", "TERMINAL_WIDTH"])
+@pytest.mark.parametrize("width", ["0", "999999", "²"])
+def test_a_width_that_no_terminal_has_does_not_empty_a_help_page(name, width):
+    said = subprocess.run(
+        [sys.executable, "-m", "publishing.cli", "compare", "--help"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"} | {name: width},
+    )  # fmt: skip
+    assert said.stdout == started("compare", "--help").stdout != "" and said.returncode == 0, said.stderr
+
+
 def test_every_command_is_known_here():
     assert {words[0] for words in COMMANDS if words} == set().union(*PANELS.values())
     assert ("study", "first") in COMMANDS and ("study", "second") in COMMANDS

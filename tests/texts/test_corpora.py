@@ -272,6 +272,30 @@ def test_letters_beyond_ascii_are_kept(tmp_path):
         "IV.\u00a0The Farm",
         "3.\u202fThe Farm",
         "Chương\u00a07",
+        "제1장",
+        "제 1 화",
+        "제12장: 바다",
+        "제삼장 밤의 끝",
+        "第一話",
+        "PART ONE",
+        "PART I",
+        "Part Two: The Sea",
+        "PART THE THIRD",
+        "PART ONE — THE OLD HOUSE",
+        "PART ONE\nThe Sea",
+        "BOOK THE FIRST",
+        "BOOK THE FIRST—CALLED BACK",
+        "Book Twenty-Three",
+        "Часть 2",
+        "Act I",
+        "ACT 1",
+        "Scene 2",
+        "SCENE II. A room in the castle.",
+        "ACT I. SCENE I. Before the gate.",
+        "Act 1, Scene 2",
+        "LETTER 1",
+        "STAVE ONE",
+        "STAVE I: The Guest",
     ],
 )
 def test_a_heading_is_seen(line):
@@ -303,10 +327,61 @@ def test_a_heading_is_seen(line):
         "第三章说的是河水。",
         "第三章很长，他没有读完",
         "Chương trình hôm nay có gì hay không",
+        "Part one of the plan was easy.",
+        "Act 1 was over.",
+        "Letter 3 came.",
+        "part one",
+        "Part I had read",
+        "Part two, then",
+        "Part one.5",
+        "Part ten\nof the crew went home",
+        "Act I did not see",
+        "Act I: he left, I stayed.",
+        "Act up",
+        "Book two rooms, please.",
+        "Book the first train",
+        "Scene two of it",
+        "Letter C",
+        "제1장은 길었다.",
+        "제일 좋은 날",
+        "第一話は長い。",
+        "*Act 1 was over.*",
+        "**Part one of the plan was easy.**",
+        "* * *",
+        "**Note**",
     ],
 )
 def test_a_line_that_only_looks_like_a_heading_is_none(line):
     assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
+
+
+@pytest.mark.parametrize(
+    "line, title",
+    [
+        ("**Chapter 1**", "Chapter 1"),
+        ("__Chapter Two: The Sea__", "Chapter Two: The Sea"),
+        ("* * * CHAPTER I *", "CHAPTER I"),
+        ("--- CHAPTER I ---", "CHAPTER I"),
+        ("— Chapter 3 —", "Chapter 3"),
+        ("**3. The Farm**", "3. The Farm"),
+        ("**PART ONE**", "PART ONE"),
+    ],
+)
+def test_what_decorates_a_heading_on_both_sides_is_no_part_of_it(line, title):
+    found = chapters(f"Before.\n\n{line}\n\nText.\n")
+    assert [(c.title, c.text) for c in found] == [(title, f"{line}\n\nText.\n")]
+
+
+def test_chapters_stand_before_the_parts_that_hold_them_and_scenes_divide_a_play():
+    novel = "\n\n".join(f"PART {p}\n\nA word.\n\n{n}. The Farm\n\nText." for n, p in enumerate("IIIIII", 1))
+    assert [c.title for c in chapters(novel)] == [f"{n}. The Farm" for n in range(1, 7)]
+    parts = "\n\n".join(f"PART {n}\n\nText." for n in range(1, 7))
+    assert [c.title for c in chapters(parts)] == [f"PART {n}" for n in range(1, 7)]
+    play = "\n\n".join(
+        f"ACT {act}\n\nSCENE 1. A hall.\n\nText.\n\nSCENE 2. A wood.\n\nText." for act in range(1, 4)
+    )
+    assert [c.title for c in chapters(play)][:2] == ["ACT 1 SCENE 1. A hall.", "SCENE 2. A wood."]
+    assert len(chapters(play)) == 6 and chapters(play)[0].text.startswith("ACT 1\n\nSCENE 1")
 
 
 def test_headings_in_a_row_make_one_chapter():

@@ -253,6 +253,43 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(copied, tmp_p
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
 
 
+def test_a_refused_resume_leaves_every_file_as_it_was(copied, tmp_path, capsys):
+    """Also where only a checkpoint knows that the run is another one: its config, or a setting that run.json lacks."""
+    folder, arguments = copied
+    more = [*(word for word in arguments if word not in ("--steps", "2")), "--steps", "4"]
+    edited = []
+    for field, value in {"layer_norm_epsilon": 1e-3, "embed_dropout": 0.25}.items():
+        edited.append(tmp_path / field)
+        shutil.copytree(TINY.model, edited[-1])
+        config = json.loads((edited[-1] / "config.json").read_text("utf-8"))
+        (edited[-1] / "config.json").write_text(json.dumps(config | {field: value}))
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    del record["rate"]
+    (folder / "run.json").write_text(json.dumps(record))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for words, difference in [
+        (["--model", edited[0]], "config.layer_norm_epsilon"),
+        (["--model", edited[1]], "config.embed_dropout"),
+        (["--lr", "1e-4"], "rate"),
+    ]:
+        code, said = call(capsys, *more, *words)
+        assert code == 2 and "holds another run" in said.err and difference in said.err, said.err
+        assert len(said.err.strip().splitlines()) == 1
+        assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert call(capsys, *more)[0] == 0
+    assert json.loads((folder / "run.json").read_text("utf-8"))["n_steps"] == 4
+
+
+def test_checkpoints_that_are_all_damaged_are_said_before_the_first_write(copied, capsys):
+    folder, arguments = copied
+    for place in (folder / "checkpoints").glob("step-*/state.json"):
+        place.write_text("{")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, said = call(capsys, *arguments[:-4], "--steps", "4", "--lr", "3e-4")
+    assert code == 2 and "is damaged" in said.err and len(said.err.strip().splitlines()) == 1
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def test_a_damaged_record_of_the_run_is_said_and_its_checkpoints_are_kept(copied, capsys):
     folder, arguments = copied
     place = folder / "run.json"
