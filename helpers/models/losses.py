@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from helpers.files import require_values
 from helpers.models.model_files import n_positions
 from helpers.models.names import config_of, unwrapped
 
@@ -262,6 +263,7 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     Rotary positions have no last one, so there the length is free.
 
     Raises:
+        NoValuesError: the model is on the meta device.
         LossError: it says what was given; or the model is under a setting of `require_sound_settings`, or reads tokens
             that are not in the windows.
     """
@@ -270,6 +272,7 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
     require_sound_settings(model)
+    require_values(next(model.parameters()))
     config = config_of(model).get_text_config()
     limit, n_words = n_positions(config), config.vocab_size
     if limit and windows.size(1) > limit and getattr(config, "rope_parameters", None) is None:
@@ -287,6 +290,8 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
 
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding.
+
+    In the mode that the model is in: with dropout in train mode. `measuring.held_out_loss` sets eval mode.
 
     Raises:
         LossError: no token ids.
@@ -346,9 +351,10 @@ def plain_trunk(model: nn.Module) -> nn.Module | None:
     parts = {base, head, *base.children(), *model.children()}
     if any(map(_is_changed, (model, *parts))):
         return None
-    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-    states = head.weight.new_empty(1, 2, head.in_features)
-    logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
+    with torch.inference_mode(False):  # there a tensor does not count the changes made to it
+        ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+        states = head.weight.new_empty(1, 2, head.in_features)
+        logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
     asked: list[tuple] = []  # (module, the tensors it was given), in order
 
     def answer(part):
@@ -524,9 +530,10 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     """
     require_no_prompt(model)
     require_no_extra_terms(model)
+    require_token_ids(input_ids)
     kind = config_of(model).model_type
     try:
-        own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
+        own = model(input_ids=input_ids, labels=input_ids.long(), use_cache=False)
         logits = require_no_leak(model, input_ids)
     except LossError:
         raise
@@ -535,7 +542,7 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
             f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
             "Choose a causal language model, and the tokenizer that belongs to it."
         ) from error
-    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()
+    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten().long()).item()
     if own.loss is None or abs(own.loss.item() - mean) > _rounding(model, logits) * mean:
         found = "none" if own.loss is None else f"{own.loss.item():.4f}"
         raise LossError(
