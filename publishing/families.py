@@ -161,6 +161,7 @@ FAMILIES |= {
     "mamba2": ("mamba2", {"num_heads": 4, "head_dim": 16, "n_groups": 1, "state_size": 8}),
     "qwen3_next": ("qwen3_next", _LINEAR),
     "recurrent_gemma": ("recurrent_gemma", {"num_hidden_layers": 3, "lru_width": 32}),
+    "rwkv, rescaled": ("rwkv", {"num_hidden_layers": 5, "rescale_every": 2}),
     "jamba": ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}),
 }
 ALWAYS = (

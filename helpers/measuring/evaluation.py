@@ -27,8 +27,10 @@ from helpers.models import (
     n_positions,
     next_token_logits,
     plain_trunk,
+    require_no_leak,
     require_no_prompt,
     require_seed,
+    require_sound_settings,
     require_windows,
     token_losses,
 )
@@ -48,12 +50,13 @@ def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> E
         batch: windows at a time; changes memory, not the result.
 
     Raises:
-        LossError: no windows of token ids of this model.
+        LossError: no windows of token ids of this model, or a model that sees the token that it should predict.
     """
     require_windows(model, windows)
     require_whole(batch, "batch is windows at a time")
     means = []
     with evaluating(model):
+        require_no_leak(model, windows[:1, :16].to(_device(model)))
         for part in windows.split(batch):
             losses = token_losses(model, part.to(_device(model)))  # (windows, length - 1)
             means.append(losses.mean(1).cpu())
@@ -138,11 +141,12 @@ def sample_windows(
 
     Raises:
         ValueError: length is beyond the model's positions, a number that no sample can have, a start that is no
-            text of the model, or predictions that are no numbers.
+            text of the model, a setting of `require_sound_settings`, or predictions that are no numbers.
         ModelError: a seed that is none.
     """
     require_no_prompt(model)
     require_seed(seed)
+    require_sound_settings(model)
     require_values(next(model.parameters()))
     require_whole(n_windows, "A sample needs windows")
     require_whole(length, "A sample needs tokens")

@@ -264,12 +264,14 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
 
     Raises:
         NoValuesError: the model is on the meta device.
-        LossError: it says what was given; or the model reads tokens that are not in the windows.
+        LossError: it says what was given; or the model is under a setting of `require_sound_settings`, or reads tokens
+            that are not in the windows.
     """
     require_no_prompt(model)
     require_token_ids(windows)
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
+    require_sound_settings(model)
     require_values(next(model.parameters()))
     config = config_of(model).get_text_config()
     limit, n_words = n_positions(config), config.vocab_size
@@ -442,6 +444,61 @@ def require_no_extra_terms(model: nn.Module) -> None:
         )
 
 
+def require_sound_settings(model: nn.Module) -> None:
+    """Refuse a model under a setting that breaks its forward, or lets the forward change its weights.
+
+    Raises:
+        LossError: the setting, and how to take it back.
+    """
+    config = config_of(model).get_text_config()
+    if not config.return_dict:
+        raise LossError(
+            "The model is set to answer with a tuple (config.return_dict is False), which its own parts cannot read. "
+            "Set model.config.return_dict = True first."
+        )
+    divided_from = getattr(config, "rescale_every", 0)
+    if 0 < divided_from < config.num_hidden_layers:
+        raise LossError(
+            f"This '{config.model_type}' model divides its own weights in eval mode (config.rescale_every is "
+            f"{divided_from}), so frozen ones would move. Load it with load_model, which takes that away."
+        )
+
+
+def require_no_leak(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """Refuse a model whose logits change with a later token, as an encoder's do: it sees what it should predict.
+
+    Call it with dropout off.
+
+    Args:
+        input_ids: (1, time), a short window; the last token is varied.
+
+    Returns:
+        The logits of all tokens but the last, (1, time - 1, vocab), without gradient.
+
+    Raises:
+        LossError: it sees later tokens.
+    """
+    other = input_ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
+    with torch.no_grad():
+        logits, changed = (next_token_logits(model, ids) for ids in (input_ids, other))
+    leak, largest = (logits - changed).abs().max().item(), logits.abs().max().item()
+    if leak > _rounding(model, logits) * largest:
+        raise LossError(
+            f"This '{config_of(model).model_type}' model sees later tokens (a changed last token moves earlier logits by "
+            f"{leak / largest:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
+            "are one only with config.is_decoder=True."
+        )
+    return logits
+
+
+def _rounding(model: nn.Module, logits: torch.Tensor) -> float:
+    """The error of rounding, relative, in the coarsest type in which the logits may have been computed."""
+    weight = next(model.parameters())
+    dtypes = (torch.float32, logits.dtype, weight.dtype, _matmul_dtype(weight))
+    return min(0.05, 1000 * max(torch.finfo(dtype).eps for dtype in dtypes))
+
+
 def require_no_prompt(model: nn.Module) -> None:
     """Refuse a model of PEFT with a learned prompt or prefix: prompt tuning, prefix tuning, p-tuning and their like.
 
@@ -475,27 +532,18 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     require_no_extra_terms(model)
     require_token_ids(input_ids)
     kind = config_of(model).model_type
-    other = input_ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
     try:
         own = model(input_ids=input_ids, labels=input_ids.long(), use_cache=False)
-        logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()
+        logits = require_no_leak(model, input_ids)
+    except LossError:
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise LossError(
             f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
             "Choose a causal language model, and the tokenizer that belongs to it."
         ) from error
-    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
-    error_allowed = min(0.05, 1000 * eps)  # of rounding, relative
-    leak, largest = (logits - changed).abs().max().item(), logits.abs().max().item()
-    if leak > error_allowed * largest:
-        raise LossError(
-            f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
-            f"{leak / largest:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
-            "are one only with config.is_decoder=True."
-        )
     mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten().long()).item()
-    if own.loss is None or abs(own.loss.item() - mean) > error_allowed * mean:
+    if own.loss is None or abs(own.loss.item() - mean) > _rounding(model, logits) * mean:
         found = "none" if own.loss is None else f"{own.loss.item():.4f}"
         raise LossError(
             f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "

@@ -115,15 +115,17 @@ def _decode(raw: bytes, path: str | Path) -> str:
     raw = _without_ctrl_z(raw)
     control = re.search(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]", raw)
     if control:
+        seems_wide = raw.count(0) > len(raw) / 4  # of ASCII letters in UTF-16 every second byte is 0
         raise TextError(
-            f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset "
-            f"{control.start():,}. Give a plain UTF-8 text file."
+            f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset {control.start():,}. "
+            f"Give a plain UTF-8 text file{' (this one may be UTF-16 without its mark)' if seems_wide else ''}."
         )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TextError(_not_utf8(raw, error, path)) from error
-    text = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\ufeff", "").replace("\u2029", "\n\n")
+    text = re.sub("\r\n|[\r\u2028]", "\n", text)  # the ends of lines in DOS, on old Macs, and Unicode's own
     if not text.strip():
         raise TextError(
             f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it."

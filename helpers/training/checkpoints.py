@@ -111,7 +111,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
         try:
             return _read(place, damaged)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            damaged.append(f"{place.name} is damaged ({error}); using the one before it")
+            damaged.append(f"{place.name} is damaged ({error})")
     if damaged:
         raise CheckpointError(
             f"Every checkpoint in '{folder}' is damaged: {'; '.join(damaged)}. "

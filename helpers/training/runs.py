@@ -217,7 +217,7 @@ class Run:
         locks.take(self.folder)
         saved = self.own_checkpoint()
         for line in saved.damaged if saved and is_main() else []:
-            print(line, file=sys.stderr)
+            print(f"{line}; using the one before it", file=sys.stderr)
         return saved
 
     def own_checkpoint(self) -> checkpoints.Checkpoint | None:

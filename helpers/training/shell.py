@@ -207,6 +207,8 @@ def prepare(args: TrainWords) -> Setup:
     with evaluating(model):
         require_next_token_model(model, tensor_of(corpus.train)[:1, :16].to(next(model.parameters()).device))
     setup = Setup(profile, model, tokenizer, corpus, plan, settings, predicted, not_predicted, out, memory)
+    if says_tied(model.config) != says_tied(config):  # `load_model` found a head of its own in the files
+        setup.predict()
     setup.replay_weight, setup.rewind = args.replay, args.rewind
     setup.cache_frozen = "auto" if args.cache_frozen is None else args.cache_frozen
     setup.mine = {
@@ -228,6 +230,10 @@ def predicted_step(
     """The budget of one process's step; or None and the reason why it is not predicted."""
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     return budget_or_reason(config, plan, at_a_time(settings), length, dtype=dtype, **kept)
+
+
+def says_tied(config) -> bool:
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
 def at_a_time(settings: TrainSettings) -> int:

@@ -15,13 +15,28 @@ from peft import (
     get_peft_model,
 )
 from torch import nn
-from transformers import BertConfig, CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    CohereConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    RwkvConfig,
+)
 
 from helpers.freezing import FreezePlan
 from helpers.freezing.lora import insert
 from helpers.measuring import Retention, held_out_loss, sample_windows
 from helpers.models import losses
-from helpers.models.loading import build_model, build_on_meta, enable_checkpointing
+from helpers.models.loading import (
+    build_model,
+    build_on_meta,
+    enable_checkpointing,
+    load_model,
+    weight_hash,
+)
 from helpers.models.losses import (
     IGNORE,
     LossError,
@@ -319,6 +334,45 @@ def test_a_router_loss_is_refused_in_one_line():
     assert_equals_its_own(model.eval(), ids_of())
 
 
+@pytest.mark.parametrize("measure", [next_token_loss, token_losses])
+def test_a_model_that_answers_with_a_tuple_is_refused_in_one_line(measure):
+    model = small_llama()
+    model.config.return_dict = False  # its own forward then asks a tuple for its last states
+    with pytest.raises(LossError, match=r"Set model\.config\.return_dict = True first\.$"):
+        measure(model, ids_of())
+
+
+def rwkv_that_divides():
+    config = RwkvConfig(vocab_size=97, hidden_size=32, num_hidden_layers=5, rescale_every=2)
+    return config, AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_model_whose_forward_changes_its_weights_is_refused():
+    _, model = rwkv_that_divides()
+    before = weight_hash(model)
+    for measure in (next_token_loss, token_losses):
+        with pytest.raises(LossError, match="divides its own weights"):
+            measure(model, ids_of())
+    assert weight_hash(model) == before
+
+
+def test_a_model_that_would_change_its_weights_is_loaded_and_built_as_one_that_does_not(tmp_path):
+    config, plain = rwkv_that_divides()
+    plain.save_pretrained(tmp_path)
+    for model in (load_model(tmp_path, device="cpu"), build_model(config)):
+        before = weight_hash(model)
+        model.train()(input_ids=ids_of())
+        assert token_losses(model.eval(), ids_of()).sum().item() == pytest.approx(
+            plain_loss(model, ids_of()).item()
+        )
+        assert weight_hash(model) == before
+    assert config.rescale_every == 2, "the caller's config is the caller's"
+    ids = ids_of()
+    with torch.no_grad():
+        wanted, found = plain(input_ids=ids).logits, load_model(tmp_path, device="cpu")(input_ids=ids).logits
+    assert (wanted - found).abs().max() < 1e-2 * wanted.abs().max(), "the same but for a norm's epsilon"
+
+
 def test_an_encoder_and_another_loss_are_refused():
     small = dict(
         vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
@@ -375,26 +429,6 @@ def test_rotary_positions_have_no_last_one():
     assert loss.item() / n_tokens == pytest.approx(
         model(input_ids=windows, labels=windows).loss.item(), abs=1e-5
     )
-
-
-@pytest.mark.parametrize("ids", [[[3, 4, 5]], torch.ones(1, 8), torch.ones(8).long()])
-def test_what_is_no_batch_of_token_ids_is_no_fault_of_the_model(ids):
-    with pytest.raises(LossError, match="^The windows must"):
-        require_next_token_model(build_model(tiny.config(), seed=0), ids)
-
-
-def test_under_inference_mode_the_losses_are_the_same():
-    model, ids = build_model(tiny.config(), seed=0), torch.randint(97, (3, 12))
-    with torch.inference_mode():
-        inside = token_losses(model, ids), next_token_loss(model, ids)[0]
-    assert torch.equal(inside[0], token_losses(model, ids))
-    assert torch.equal(inside[1], next_token_loss(model, ids)[0])
-
-
-@pytest.mark.parametrize("loss", [token_losses, next_token_loss])
-def test_a_model_without_numbers_has_no_loss(loss):
-    with pytest.raises(ValueError, match="is on the meta device: it has a shape and no values"):
-        loss(build_on_meta(tiny.config()), torch.randint(97, (3, 12)))
 
 
 LEARNED = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
@@ -467,3 +501,23 @@ def test_a_forward_that_gives_other_than_one_prediction_a_token_is_refused():
 
     with pytest.raises(losses.LossError, match="gives 22 predictions for 20 tokens"):
         losses.token_losses(Longer(build_model(FAMILIES["llama_untied"])), ids_of())
+
+
+@pytest.mark.parametrize("ids", [[[3, 4, 5]], torch.ones(1, 8), torch.ones(8).long()])
+def test_what_is_no_batch_of_token_ids_is_no_fault_of_the_model(ids):
+    with pytest.raises(LossError, match="^The windows must"):
+        require_next_token_model(build_model(tiny.config(), seed=0), ids)
+
+
+def test_under_inference_mode_the_losses_are_the_same():
+    model, ids = build_model(tiny.config(), seed=0), torch.randint(97, (3, 12))
+    with torch.inference_mode():
+        inside = token_losses(model, ids), next_token_loss(model, ids)[0]
+    assert torch.equal(inside[0], token_losses(model, ids))
+    assert torch.equal(inside[1], next_token_loss(model, ids)[0])
+
+
+@pytest.mark.parametrize("loss", [token_losses, next_token_loss])
+def test_a_model_without_numbers_has_no_loss(loss):
+    with pytest.raises(ValueError, match="is on the meta device: it has a shape and no values"):
+        loss(build_on_meta(tiny.config()), torch.randint(97, (3, 12)))

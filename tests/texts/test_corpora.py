@@ -144,6 +144,10 @@ BAD_TEXTS = {
     ),
     "UTF-16": (lambda p: write(p, "Words".encode("utf-16")), "begins like UTF-16"),
     "UTF-16, high byte first": (lambda p: write(p, b"\xfe\xff\x00W\x00o"), "begins like UTF-16"),
+    "UTF-16 without its mark": (
+        lambda p: write(p, "Words".encode("utf-16-be")),
+        "byte 0x00 at offset 0. Give a plain UTF-8 text file .this one may be UTF-16 without its mark",
+    ),
     "UTF-32": (lambda p: write(p, "Words".encode("utf-32")), "begins like UTF-32"),
     "UTF-32, high byte first": (lambda p: write(p, b"\x00\x00\xfe\xff\x00\x00\x00W"), "begins like UTF-32"),
     "a PDF": (lambda p: write(p, "%PDF-1.4\n" + book(8)), "is a PDF, not a plain text"),
@@ -231,7 +235,8 @@ def test_line_ends_and_the_byte_order_mark_change_nothing(tmp_path):
     unix = write(tmp_path / "unix.txt", plain)
     windows_text = write(tmp_path / "dos.txt", b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode())
     mac = write(tmp_path / "mac.txt", plain.replace("\n", "\r"))
-    assert read_text(unix) == read_text(windows_text) == read_text(mac) == plain
+    unicode = write(tmp_path / "unicode.txt", plain.replace("\n\n", "\u2029").replace("\n", "\u2028"))
+    assert read_text(unix) == read_text(windows_text) == read_text(mac) == read_text(unicode) == plain
     assert load_corpus(windows_text, TOKENIZER, 64).split == load_corpus(unix, TOKENIZER, 64).split
 
 

@@ -83,8 +83,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
 
 def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path):
     (save(tmp_path, 1) / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="Every checkpoint.*step-00000001.*Delete"):
+    with pytest.raises(CheckpointError, match="Every checkpoint.*step-00000001.*Delete") as error:
         load_checkpoint(tmp_path)
+    assert "before it" not in str(error.value), "there is none before it"
 
 
 def test_a_half_written_one_from_a_killed_process_is_ignored_and_cleared(tmp_path):
@@ -272,6 +273,9 @@ def test_a_record_that_does_not_say_what_it_must_is_passed_over_for_the_one_befo
     found = checkpoints.load_checkpoint(run)
     assert found.step == 2 and "step-00000004 is damaged" in found.damaged[0]
     assert train(run)[1].proof.ok
+    assert (
+        "step-00000004 is damaged" in (said := capsys.readouterr().err) and "using the one before it" in said
+    )
 
 
 def test_a_record_that_is_nested_too_deeply_is_damage(run):

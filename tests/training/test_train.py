@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, BertConfig, BertLMHeadModel
+from transformers import AutoConfig, BertConfig, BertLMHeadModel, LlamaConfig
 
 from helpers.measuring import Estimate
 from helpers.models.loading import build_model, load_model, load_tokenizer, weight_hash
@@ -416,6 +416,22 @@ def test_a_lever_that_cannot_be_is_one_line_and_leaves_no_folder(words, expected
     code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK, *words)
     assert code == 2 and len(said.err.strip().splitlines()) == 1 and expected in said.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_its_own_under_a_config_that_says_tied_is_predicted_as_it_is(tmp_path, capsys):
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = build_model(LlamaConfig(**shape, vocab_size=4096))
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(TINY.model).save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text("utf-8")) | {"tie_word_embeddings": True}), "utf-8"
+    )
+    words = ["--model", tmp_path / "model", "--freeze", "embeddings", *QUICK]
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *words)
+    assert code == 0, said.err
+    report = report_of(tmp_path / "run")
+    assert report["predicted_bytes"]["parameters"] == 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_an_encoder_is_refused_before_the_folder_is_taken(tmp_path, capsys):
