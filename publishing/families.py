@@ -383,7 +383,7 @@ each row.
 | --- | --- |
 | attention | "fast" where the family has PyTorch's fused attention, else "eager"; where both exist, they agree |
 | loads | saved, loaded with `load_model`: the same logits |
-| roles | `anatomy` finds a role for each tensor |
+| roles | `anatomy` finds a role for each tensor; attention's is that of Mamba's and other mixers too |
 | loss | value and all gradients of `next_token_loss`, and `token_losses`, to 1e-5 of the model's own loss |
 | KL | `Retention.forgetting`, to 1e-5 of the KL from the model's own logits, in nats |
 | main plan | attention and embeddings fixed: does the head train? A tied head is the token embedding |

@@ -212,7 +212,8 @@ def budget(
             raise BudgetError(f"A {kind.__name__} is needed, or None; found {seen(size)}.")
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
-    with FakeTensorMode() if on_shapes else nullcontext(), _never_packed(), _experts_in_one():
+    shapes = FakeTensorMode() if on_shapes else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), shapes, _never_packed(), _experts_in_one():
         try:
             model = _build(config, attention)
             if lora is not None:

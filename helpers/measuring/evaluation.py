@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from helpers.files import require_kind, require_named, require_whole
+from helpers.files import require_kind, require_named, require_values, require_whole
 from helpers.measuring.intervals import Estimate, estimate, numbers
 from helpers.models import (
     LossError,
@@ -143,6 +143,7 @@ def sample_windows(
     """
     require_no_prompt(model)
     require_seed(seed)
+    require_values(next(model.parameters()))
     require_whole(n_windows, "A sample needs windows")
     require_whole(length, "A sample needs tokens")
     require_kind(temperature, Real, "A sample needs a temperature")

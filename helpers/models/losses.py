@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from helpers.files import require_values
 from helpers.models.model_files import n_positions
 from helpers.models.names import config_of, unwrapped
 
@@ -262,12 +263,14 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     Rotary positions have no last one, so there the length is free.
 
     Raises:
+        NoValuesError: the model is on the meta device.
         LossError: it says what was given; or the model reads tokens that are not in the windows.
     """
     require_no_prompt(model)
     require_token_ids(windows)
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
+    require_values(next(model.parameters()))
     config = config_of(model).get_text_config()
     limit, n_words = n_positions(config), config.vocab_size
     if limit and windows.size(1) > limit and getattr(config, "rope_parameters", None) is None:
@@ -285,6 +288,8 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
 
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding.
+
+    In the mode that the model is in: with dropout in train mode. `measuring.held_out_loss` sets eval mode.
 
     Raises:
         LossError: no token ids.
@@ -344,9 +349,10 @@ def plain_trunk(model: nn.Module) -> nn.Module | None:
     parts = {base, head, *base.children(), *model.children()}
     if any(map(_is_changed, (model, *parts))):
         return None
-    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-    states = head.weight.new_empty(1, 2, head.in_features)
-    logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
+    with torch.inference_mode(False):  # there a tensor does not count the changes made to it
+        ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+        states = head.weight.new_empty(1, 2, head.in_features)
+        logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
     asked: list[tuple] = []  # (module, the tensors it was given), in order
 
     def answer(part):
@@ -467,11 +473,12 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     """
     require_no_prompt(model)
     require_no_extra_terms(model)
+    require_token_ids(input_ids)
     kind = config_of(model).model_type
     other = input_ids.clone()
     other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
     try:
-        own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
+        own = model(input_ids=input_ids, labels=input_ids.long(), use_cache=False)
         logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise LossError(
@@ -487,7 +494,7 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
             f"{leak / largest:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
             "are one only with config.is_decoder=True."
         )
-    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()
+    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten().long()).item()
     if own.loss is None or abs(own.loss.item() - mean) > error_allowed * mean:
         found = "none" if own.loss is None else f"{own.loss.item():.4f}"
         raise LossError(

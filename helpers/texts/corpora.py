@@ -14,7 +14,7 @@ import stat
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
@@ -37,8 +37,11 @@ MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's 
 RUN, LEAST_RUN = 64, 8  # characters in a row, and tokens, that stand in two parts by no chance
 WORTH_SAYING = 0.01  # of the held-out text repeated in the train part
 DAMAGED = (
-    0.001  # more than this share of U+FFFD, and the text was read in a wrong encoding before it came here
+    0.001  # more than this share of traces, and the text was read in a wrong encoding before it came here
 )
+# What programs write where they read another encoding than the file's: U+FFFD; control characters that no text has;
+# and the letters for which they took the bytes of “ and of é.
+TRACES = re.compile("[\ufffd\x80-\x84\x86-\x9f]|â€|Ã[\xa1-\xbf]")
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
 
 # --- read --------------------------------------------------------------------------
@@ -83,11 +86,16 @@ def _read_bytes(path: str | Path) -> bytes:
         ) from error
 
 
+# What these files begin with. Some can be all ASCII, and their words are not the file's.
 FORMATS = {
-    b"%PDF-": "a PDF",
-    b"{\\rtf": "an RTF file",
-    b"%!PS": "a PostScript file",
-}  # they can be all ASCII, and their words are not the file's
+    rb"%PDF-": "a PDF",
+    rb"\{\\rtf": "an RTF file",
+    rb"%!PS": "a PostScript file",
+    rb"\s*<(?i:!doctype|html|head|body|\?xml)\b": "a page of HTML or XML",
+    rb"PK\x03\x04": "a ZIP archive, as Word documents and EPUB books are",
+    rb"\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ|7z\xbc\xaf|Rar!\x1a": "a packed file",
+    rb"\xd0\xcf\x11\xe0": "a document of an old Word",
+}
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",  # first: one begins like UTF-16's
@@ -100,7 +108,8 @@ def _decode(raw: bytes, path: str | Path) -> str:
     encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), None)
     if encoding:
         raise TextError(f"The text '{path}' is not UTF-8: it begins like {encoding}. Save it as UTF-8.")
-    kind = next((name for mark, name in FORMATS.items() if raw.startswith(mark)), None)
+    start = raw[:4096].removeprefix(codecs.BOM_UTF8)
+    kind = next((name for mark, name in FORMATS.items() if re.match(mark, start)), None)
     if kind:
         raise TextError(f"'{path}' is {kind}, not a plain text. Save its words as plain text, in UTF-8.")
     raw = _without_ctrl_z(raw)
@@ -113,22 +122,40 @@ def _decode(raw: bytes, path: str | Path) -> str:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(
-            f"The text '{path}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}. "
-            "Save it as UTF-8 (for Latin-1: iconv -f ISO-8859-1 -t UTF-8)."
-        ) from error
+        raise TextError(_not_utf8(raw, error, path)) from error
     text = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise TextError(
             f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it."
         )
-    n_lost = text.count("\ufffd")
-    if n_lost > DAMAGED * len(text):
+    traces = TRACES.findall(text)
+    if len(traces) > DAMAGED * len(text):
         raise TextError(
-            f"The text '{path}' is damaged: {counted(n_lost, 'character')} of it are U+FFFD, which programs write where "
-            "they read another encoding than the file's. Save the original again, as UTF-8."
+            f"The text '{path}' is damaged: {counted(len(traces), 'place')} of it, such as {ascii(traces[0])}, are what "
+            "programs write where they read another encoding than the file's. Save the original again, as UTF-8."
         )
     return text
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: str | Path) -> str:
+    """What is wrong with a text that is not UTF-8, in one sentence, and what to do with it."""
+    place = f"byte 0x{raw[error.start]:02x} at offset {error.start:,}"
+    if error.reason == "unexpected end of data":
+        return f"The text '{path}' ends in the middle of a character ({place}): it was cut off. Save it whole again."
+    text = raw.decode("utf-8", "replace")
+    n_lost = text.count("\ufffd")
+    n_beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    if n_beyond_ascii > 2 * n_lost:  # most of its letters beyond ASCII are UTF-8
+        line = raw.count(b"\n", 0, error.start) + 1
+        return (
+            f"The text '{path}' is UTF-8 but for {counted(n_lost, 'place')}, the first in line "
+            f"{line:,} ({place}): parts of it come from another encoding. "
+            "Save it again when these letters are right in an editor."
+        )
+    return (
+        f"The text '{path}' is not UTF-8: {place}. Save it as UTF-8 (for a text in a Western European language: "
+        "iconv -f WINDOWS-1252 -t UTF-8), and look at its letters."
+    )
 
 
 def _without_ctrl_z(raw: bytes) -> bytes:
@@ -156,7 +183,7 @@ def split_text(text: str, n_dev: int = 1) -> Split:
 
     By chapter: the last two are the test, the ``n_dev`` before them are dev. Otherwise the first
     80% of the characters are train, 8% dev, 12% test, cut between chapters, else between
-    paragraphs, sentences or characters. That is so with fewer than four chapters more than
+    paragraphs, sentences, lines, words or characters. That is so with fewer than four chapters more than
     ``n_dev``; with held-out chapters far longer or shorter than the rest; and with so many
     chapters (or numbered questions) that the last ones hold next to nothing.
     """
@@ -201,6 +228,8 @@ UNITS = (
     # A row of dots is tried from its first dot alone: from each, a row of n would take n * n / 2 looks.
     # In Chinese and Japanese no space follows a full stop.
     ("sentences", rf"(?<![{STOP}])[{STOP}]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"),
+    ("lines", r"\n"),
+    ("words", r"[^\S\n]+"),
 )
 
 
@@ -250,6 +279,7 @@ class Corpus:
     tails of the parts do not. ``share_changed`` is the share that the tokenizer cannot give back.
     ``begin`` is the mark with which each window begins, or "" (see `begin_ids`). ``share_repeated`` is the share of
     the dev and test parts that stands in the train part too, in runs of `RUN` characters: what is tested there was learned.
+    ``marks`` counts the words of the text that the tokenizer reads as marks of its own, such as <|endoftext|>.
     """
 
     name: str
@@ -264,6 +294,7 @@ class Corpus:
     share_changed: float
     begin: str = ""
     share_repeated: float = 0.0
+    marks: Counter[str] = field(default_factory=Counter)
 
     @property
     def n_tokens(self) -> dict[str, int]:
@@ -291,7 +322,11 @@ class Corpus:
             if self.share_repeated >= WORTH_SAYING
             else ""
         )
-        return f"{repeated}{self.share_used:.1%} of the file is used{changed}{begin}"
+        marks = "".join(
+            f"; {mark} stands in it {counted(n, 'time')}, and is read as a mark of the tokenizer's, not as letters"
+            for mark, n in self.marks.items()
+        )
+        return f"{repeated}{self.share_used:.1%} of the file is used{changed}{marks}{begin}"
 
 
 def load_corpus(
@@ -342,6 +377,7 @@ def load_corpus(
         share_changed=changed / len(book),
         share_repeated=_share_repeated(train, held_out, len(marks), run),
         begin=tokenizer.decode(marks),
+        marks=_marks_in(tokenizer, book),
     )
 
 
@@ -409,7 +445,7 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     n_changed = changed.total()
     if n_changed > MAX_CHANGED * len(text):
         examples = ", ".join(repr(character) for character, _ in changed.most_common(4))
-        marks = ", ".join(repr(mark) for mark in tokenizer.all_special_tokens if mark in text)
+        marks = ", ".join(map(repr, _marks_in(tokenizer, text)))
         cure = (
             f"It reads {marks} as a mark of its own: take that out of the text."
             if marks
@@ -437,6 +473,11 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     rows[:, : len(begin)] = begin
     rows[:, len(begin) :] = ids[: n_windows * room].reshape(n_windows, room)
     return _Cut(_dataset(rows), len(text) - len(tail), n_changed)
+
+
+def _marks_in(tokenizer, text: str) -> Counter[str]:
+    """The tokenizer's own marks that a text spells, and how often."""
+    return Counter({mark: text.count(mark) for mark in tokenizer.all_special_tokens if mark in text})
 
 
 def _dataset(rows: np.ndarray) -> Dataset:

@@ -335,7 +335,10 @@ def refused(error: Exception, name: str) -> int:
     if type(error).__name__.startswith("NoArgsIsHelp"):
         print(context.get_help() if context else error)
         return 2
-    say(f"error: {error.format_message()} See {context.command_path if context else name} --help")
+    message = error.format_message()
+    if "extra argument" in message:
+        message += ": a value stands behind the name of its option."
+    say(f"error: {message} See {context.command_path if context else name} --help")
     return 2
 
 

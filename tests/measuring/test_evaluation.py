@@ -22,7 +22,7 @@ from helpers.measuring.evaluation import (
 )
 from helpers.measuring.intervals import block_error, estimate
 from helpers.models import LossError, next_token_loss, token_losses
-from helpers.models.loading import build_model
+from helpers.models.loading import build_model, build_on_meta
 from helpers.training import TrainingError, TrainSettings, fit
 from support import tiny
 
@@ -288,3 +288,16 @@ def test_an_estimate_needs_a_number_for_each_of_two_windows(values):
 def test_a_difference_is_between_estimates():
     with pytest.raises(TypeError, match="between two Estimates; found float"):
         evaluation.difference(1.0, 2.0)
+
+
+def test_under_inference_mode_loss_and_forgetting_are_the_same():
+    base, tuned = (build_model(tiny.config(), seed=seed) for seed in (0, 1))
+    ids = torch.randint(97, (4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inside = held_out_loss(tuned, ids).mean, Retention(base, ids).forgetting(tuned).mean
+    assert inside == (held_out_loss(tuned, ids).mean, Retention(base, ids).forgetting(tuned).mean)
+
+
+def test_a_model_without_numbers_writes_nothing():
+    with pytest.raises(ValueError, match="is on the meta device: it has a shape and no values"):
+        sample_windows(build_on_meta(tiny.config()), 1, 4, seed=0)

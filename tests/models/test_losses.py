@@ -21,7 +21,7 @@ from helpers.freezing import FreezePlan
 from helpers.freezing.lora import insert
 from helpers.measuring import Retention, held_out_loss, sample_windows
 from helpers.models import losses
-from helpers.models.loading import build_model, enable_checkpointing
+from helpers.models.loading import build_model, build_on_meta, enable_checkpointing
 from helpers.models.losses import (
     IGNORE,
     LossError,
@@ -447,3 +447,23 @@ def test_a_forward_that_gives_other_than_one_prediction_a_token_is_refused():
 
     with pytest.raises(losses.LossError, match="gives 22 predictions for 20 tokens"):
         losses.token_losses(Longer(build_model(FAMILIES["llama_untied"])), ids_of())
+
+
+@pytest.mark.parametrize("ids", [[[3, 4, 5]], torch.ones(1, 8), torch.ones(8).long()])
+def test_what_is_no_batch_of_token_ids_is_no_fault_of_the_model(ids):
+    with pytest.raises(LossError, match="^The windows must"):
+        require_next_token_model(build_model(tiny.config(), seed=0), ids)
+
+
+def test_under_inference_mode_the_losses_are_the_same():
+    model, ids = build_model(tiny.config(), seed=0), torch.randint(97, (3, 12))
+    with torch.inference_mode():
+        inside = token_losses(model, ids), next_token_loss(model, ids)[0]
+    assert torch.equal(inside[0], token_losses(model, ids))
+    assert torch.equal(inside[1], next_token_loss(model, ids)[0])
+
+
+@pytest.mark.parametrize("loss", [token_losses, next_token_loss])
+def test_a_model_without_numbers_has_no_loss(loss):
+    with pytest.raises(ValueError, match="is on the meta device: it has a shape and no values"):
+        loss(build_on_meta(tiny.config()), torch.randint(97, (3, 12)))

@@ -225,6 +225,29 @@ def test_files_that_are_not_what_they_seem_are_called_what_they_are(folder, spoi
 
 
 @pytest.mark.parametrize(
+    "name, load",
+    [
+        ("config.json", load_model),
+        ("generation_config.json", load_model),
+        ("model.safetensors", load_model),
+        ("tokenizer_config.json", load_tokenizer),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_named(folder, name, load, monkeypatch):
+    """safetensors lets the owner of a file alone read it: another user of the machine met a traceback."""
+    (folder / "tokenizer_config.json").write_text("{}")
+    opens = Path.open
+
+    def refuse(self, *args, **kwargs):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opens(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert f"{name} cannot be read (Permission denied). Ask its owner" in refusal(load, folder)
+
+
+@pytest.mark.parametrize(
     "index, word",
     [
         ({"weight_map": {UP: "../model.safetensors"}}, "not opened"),

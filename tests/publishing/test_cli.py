@@ -198,6 +198,12 @@ def test_bad_input_in_a_shell_is_no_traceback():
     assert done.stderr == "error: No such option: --wings See course run --help\n"
 
 
+def test_a_stray_word_is_told_where_values_stand():
+    done = started("run", "02_freezing")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "(02_freezing): a value stands behind the name of its option. See course run --help" in done.stderr
+
+
 def test_python_without_docstrings_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")
     done = started("progress")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gzip
 import hashlib
 import http.server
 import json
@@ -99,13 +100,47 @@ BAD_TEXTS = {
     "a pipe that nobody writes to": (os.mkfifo, "is a pipe or a device"),
     "larger than memory": (lambda p: sparse(p, 300 << 30), "has 322,122,547,200 bytes, more than fit"),
     "binary": (
-        lambda p: write(p, b"PK\x03\x04\x00\x00words"),
+        lambda p: write(p, b"WX\x03\x04\x00\x00words"),
         "binary file, not a text: byte 0x03 at offset 2",
     ),
     "a NUL byte": (lambda p: write(p, b"words\x00words"), "byte 0x00 at offset 5"),
     "Latin-1": (
         lambda p: write(p, "A fine caf\xe9 indeed".encode("latin-1")),
-        "not UTF-8: byte 0xe9 at offset 10",
+        "not UTF-8: byte 0xe9 at offset 10.*WINDOWS-1252",
+    ),
+    "Windows-1252, whose quotes are no letters of Latin-1": (
+        lambda p: write(p, "“Yes”, she said".encode("cp1252")),
+        "not UTF-8: byte 0x93 at offset 0.*iconv -f WINDOWS-1252",
+    ),
+    "cut off in a character": (
+        lambda p: write(p, (book(8) + "”").encode()[:-1]),
+        r"ends in the middle of a character \(byte 0xe2 at",
+    ),
+    "one line of Latin-1 in a UTF-8 book": (
+        lambda p: write(p, "“Yes”\n\n".encode() + "A caf\xe9\n".encode("latin-1") + "“No”\n".encode()),
+        "is UTF-8 but for 1 place, the first in line 3 .byte 0xe9",
+    ),
+    "UTF-8 read as Latin-1": (
+        lambda p: write(p, "“Yes”, he said.\n".encode().decode("latin-1") * 99),
+        r"is damaged: 396 places of it, such as '\\x80'",
+    ),
+    "UTF-8 read as Windows-1252": (
+        lambda p: write(p, "It’s a café. ".encode().decode("cp1252") * 99),
+        r"is damaged: 198 places of it, such as '\\xe2\\u20ac'",
+    ),
+    "a Word document": (
+        lambda p: write(p, b"PK\x03\x04\x14\x00words"),
+        "is a ZIP archive, as Word documents and EPUB books are",
+    ),
+    "an old Word document": (lambda p: write(p, b"\xd0\xcf\x11\xe0\xa1\xb1"), "is a document of an old Word"),
+    "a packed book": (lambda p: write(p, gzip.compress(book(8).encode())), "is a packed file"),
+    "a page from the web": (
+        lambda p: write(p, "\n <!DOCTYPE html>\n<html>" + book(8)),
+        "is a page of HTML or XML, not a plain text",
+    ),
+    "a page behind a byte order mark": (
+        lambda p: write(p, "\ufeff<?xml version='1.0'?>" + book(8)),
+        "is a page of HTML or XML",
     ),
     "UTF-16": (lambda p: write(p, "Words".encode("utf-16")), "begins like UTF-16"),
     "UTF-16, high byte first": (lambda p: write(p, b"\xfe\xff\x00W\x00o"), "begins like UTF-16"),
@@ -152,7 +187,7 @@ BAD_TEXTS = {
     ),
     "damaged when it was made UTF-8": (
         lambda p: write(p, book(8).replace("o", "\ufffd")),
-        "is damaged: .* characters of it are U\\+FFFD",
+        r"is damaged: [\d,]+ places of it, such as '\\ufffd'",
     ),
     "a Ctrl-Z in the middle": (lambda p: write(p, b"words\x1awords"), "byte 0x1a at offset 5"),
     "too short for one window": (
@@ -475,6 +510,30 @@ def test_one_enormous_line_is_cut_between_sentences():
 def test_a_few_huge_paragraphs_are_cut_between_sentences():
     text = ("This is a sentence of some length. " * 500 + "\n\n") * 4
     assert "between sentences" in split_text(text).how
+
+
+def test_lines_or_words_are_cut_where_no_sentence_ends():
+    lines = "".join(f"[12:{i % 60:02d}] Ann: a little word and one more\n" for i in range(300))
+    split = split_text(lines)
+    assert "between lines" in split.how
+    assert split.dev.startswith("[12:") and split.test.startswith("[12:")
+    split = split_text("night window garden " * 500)
+    assert "between words" in split.how
+    assert {part.split()[0] for part in (split.dev, split.test)} <= {"night", "window", "garden"}
+
+
+def test_a_mark_of_the_tokenizer_in_the_text_is_said(tmp_path):
+    tokenizer, text = load_tokenizer(DATA / "gpt-neo-mini"), book(8)
+    plain = load_corpus(write(tmp_path / "plain.txt", text), tokenizer, 16)
+    marked = text.replace("\n\n", " <|endoftext|>\n\n", 2)
+    marked = load_corpus(write(tmp_path / "marked.txt", marked), tokenizer, 16)
+    assert "mark" not in plain.shares
+    assert "; <|endoftext|> stands in it 2 times, and is read as a mark" in marked.shares
+
+
+def test_a_text_that_begins_like_no_page_is_a_text(tmp_path):
+    for start in ("<Enter Hamlet>", "<!-- a draft -->", "<p>", "PK is short. ", "<3 you"):
+        assert read_text(write(tmp_path / "story.txt", start + book(8))).startswith(start)
 
 
 def test_one_enormous_line_without_an_end_is_cut_between_characters():

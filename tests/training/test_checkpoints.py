@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, and a damaged one is named and passed over."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,18 @@ def test_the_newest_comes_back_with_its_tensors_and_state(tmp_path):
 def test_an_empty_or_missing_folder_holds_no_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path) is None
     assert load_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_checkpoints_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for read in (load_checkpoint, checkpoints.newest_record):
+        with pytest.raises(CheckpointError, match="cannot be read .Permission denied.. Ask their owner"):
+            read(tmp_path)
 
 
 def test_only_the_newest_are_kept_and_never_fewer_than_two(tmp_path):

@@ -138,6 +138,9 @@ def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, m
     monkeypatch.setattr(train, "fit", fit_and_break)
     code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)
     assert code == 1 and "delta:  none, because the proof failed" in said.out and "wte moved" in said.out
+    assert "without a whole freeze" not in said.out, (
+        "a trainable tensor that stands still fails the proof as well"
+    )
     assert (tmp_path / "run" / "report.json").exists() and not (
         tmp_path / "run" / "delta.safetensors"
     ).exists()
