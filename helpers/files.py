@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -87,6 +87,45 @@ def require_whole(number, what: str, least: int = 1) -> None:
     """Raise ValueError unless this is a whole number, ``least`` or more; ``what`` says of what, as the words before "a"."""
     if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
         raise ValueError(f"{what}, a whole number of {least} or more; found {number!r}.")
+
+
+def require_each(things, kind: type, what: str, least: int = 0) -> list:
+    """Return several things of one kind as a list; ``what`` says what they are, as the words before "a list".
+
+    Raises:
+        TypeError: no list, or one with something else in it.
+        ValueError: fewer than ``least``.
+    """
+    several = isinstance(things, Iterable) and not isinstance(things, (str, bytes, Mapping))
+    found = list(things) if several else None
+    odd = [one for one in found or [] if not isinstance(one, kind)]
+    if found is None or odd:
+        raise TypeError(f"{what}, a list of {kind.__name__}; found {seen((odd or [things])[0])}.")
+    if len(found) < least:
+        raise ValueError(f"{what}, a list of {counted(least, kind.__name__)} or more; found {len(found)}.")
+    return found
+
+
+def require_named(things, kind: type, what: str, least: int = 1) -> None:
+    """Raise TypeError or ValueError unless this is a dict of name to one ``kind``; ``what`` is as for `require_each`."""
+    if not isinstance(things, Mapping):
+        raise TypeError(f"{what}, a dict of name to {kind.__name__}; found {seen(things)}.")
+    odd = [one for one in things.values() if not isinstance(one, kind)]
+    if odd:
+        raise TypeError(f"{what}, a dict of name to {kind.__name__}; found {seen(odd[0])} in it.")
+    if len(things) < least:
+        raise ValueError(f"{what}, a dict of {counted(least, 'name')} or more; found {len(things)}.")
+
+
+def require_kind(thing, kind: type, what: str) -> None:
+    """Raise TypeError unless this is one ``kind``; ``what`` says what it is, as the words before its kind's name."""
+    if not isinstance(thing, kind):
+        raise TypeError(f"{what}, one {kind.__name__}; found {seen(thing)}.")
+
+
+def seen(thing) -> str:
+    """How a message shows what was given: its repr, on one line, cut where that is long."""
+    return " ".join(repr(thing).split())[:80]
 
 
 def file_hash(path: str | Path) -> str:

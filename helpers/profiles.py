@@ -367,6 +367,17 @@ def wanted_elsewhere() -> list[str]:
     ]
 
 
+def drop_useless_widths() -> None:
+    """Take widths that no terminal has out of this process: with 0 columns a help page would be empty.
+
+    rich and typer take what COLUMNS and TERMINAL_WIDTH say; without them they ask the terminal, or take 80.
+    """
+    for name in ("COLUMNS", "TERMINAL_WIDTH"):
+        asked = os.environ.get(name, "")
+        if not (asked.isdecimal() and len(asked) < 5 and 20 <= int(asked) <= 1000):
+            os.environ.pop(name, None)
+
+
 def drop_library_settings() -> None:
     """Take accelerate's and MPI's own variables out of this process: they change gradients, ranks and precision.
 

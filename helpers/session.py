@@ -116,6 +116,7 @@ def install(missing: list[Lack]) -> None:
         )
         command = [
             sys.executable,
+            "-P",
             "-m",
             "pip",
             "install",

@@ -139,6 +139,6 @@ def serve(arguments: list[str]) -> int:
     for line in furnish(ROOT / "notebooks", place):
         print(line)
     print(f"Your working copy: {place}", flush=True)
-    command = [sys.executable, "-m", "jupyterlab", str(place / FIRST), *arguments]
+    command = [sys.executable, "-P", "-m", "jupyterlab", str(place / FIRST), *arguments]
     # The kernels of this environment, before those of the reader's other ones
     os.execve(sys.executable, command, os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"})

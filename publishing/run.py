@@ -11,6 +11,7 @@ was done until then is kept, and the exit code is 1. Bad arguments: exit code 2.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -65,7 +66,10 @@ def lessons(folder: Path, name: str = "") -> list[Path]:
         return every
     found = [p for p in every if is_named(p, name)] or [p for p in every if p.stem.startswith(name)]
     if len(found) != 1:
-        raise CourseError(f"Notebook '{name}' is not known. Notebooks: {', '.join(p.stem for p in every)}.")
+        names = [place.stem for place in every]
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise CourseError(f"Notebook '{name}' is not known. Notebooks: {', '.join(names)}.{hint}")
     return found
 
 

@@ -350,6 +350,7 @@ def build(root: Path, out: Path) -> tuple[int, int]:
     n_pages = lay_out(root, work / "pages")
     command = [
         sys.executable,
+        "-P",
         "-m",
         "sphinx",
         "-b",

@@ -22,6 +22,7 @@ from transformers import masking_utils
 from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
+from helpers.files import seen
 from helpers.freezing import (
     BottomError,
     FreezePlan,
@@ -208,10 +209,11 @@ def budget(
         raise BudgetError(f"A step has 1 part or more; found n_parts={n_parts!r}.")
     for size, kind in ((replay, ReplaySize), (bottom, BottomSize), (lora, LoraSize)):
         if size is not None and not isinstance(size, kind):
-            raise BudgetError(f"A {kind.__name__} is needed, or None; found {size!r:.60}.")
+            raise BudgetError(f"A {kind.__name__} is needed, or None; found {seen(size)}.")
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
-    with FakeTensorMode() if on_shapes else nullcontext(), _never_packed(), _experts_in_one():
+    shapes = FakeTensorMode() if on_shapes else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), shapes, _never_packed(), _experts_in_one():
         try:
             model = _build(config, attention)
             if lora is not None:

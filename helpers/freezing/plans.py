@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import nn
 
+from helpers.files import counted, seen
 from helpers.freezing.selectors import PlanError, canonical, file_id, require_anatomy, select
 from helpers.models import Anatomy, Entry, anatomy, named_parameters, unwrapped
 from helpers.plots import PLAN_COLOURS
@@ -127,6 +128,7 @@ class FreezePlan:
         rows = [_row(anatomy, role, trainable) for role in anatomy.counts()]
         notes = [_of_a_tie(entry, entry.name in trainable) for entry in anatomy.entries if entry.aliases]
         notes += [_of_the_head(entry, entry.name in trainable, anatomy) for entry in _own_heads(anatomy)]
+        notes += _of_mixers(anatomy, trainable)
         return Ledger(self, tuple(rows), tuple(notes))
 
     def explain(self, model: nn.Module, roles: dict[str, str] | None = None) -> Ledger:
@@ -158,7 +160,7 @@ def require_plan(plan) -> None:
     """Raise PlanError for what is no plan, such as the selectors alone."""
     if not isinstance(plan, FreezePlan):
         raise PlanError(
-            f"A plan is a FreezePlan, such as FreezePlan.freeze('attention', 'embeddings'); found {plan!r:.80}."
+            f"A plan is a FreezePlan, such as FreezePlan.freeze('attention', 'embeddings'); found {seen(plan)}."
         )
 
 
@@ -221,6 +223,23 @@ def _of_the_head(entry: Entry, trains: bool, parts: Anatomy) -> str:
         f"{entry.name} is a tensor of its own, not tied to the token embedding: "
         f"{entry.n_parameters:,} parameters ({share:.1%}), {state}"
     )
+
+
+def _of_mixers(parts: Anatomy, trainable: frozenset[str]) -> list[str]:
+    """Say what has attention's role and is none: in some layers another mixer brings words together."""
+    attention = [entry for entry in parts.entries if entry.role == "attention"]
+    asks = {
+        entry.layer for entry in attention if entry.part in ("q", "qkv") and ".linear_attn." not in entry.name
+    }
+    layers = {entry.layer for entry in attention if entry.part == "mixer"} - asks
+    if not layers:
+        return []
+    found = [entry for entry in attention if entry.layer in layers]
+    n_trainable = sum(entry.n_parameters for entry in found if entry.name in trainable)
+    return [
+        f"in {counted(len(layers), 'layer')} of {parts.n_layers} attention means the mixer in its place (recurrent, "
+        f"convolutional or linear): {sum(entry.n_parameters for entry in found):,} parameters, {n_trainable:,} trainable"
+    ]
 
 
 # --- the plans that have a name ----------------------------------------------------
@@ -318,7 +337,9 @@ class Ledger:
 
     plan: FreezePlan
     rows: tuple[LedgerRow, ...]
-    ties: tuple[str, ...] = ()  # one sentence for each tensor with several names, and for a head of its own
+    ties: tuple[
+        str, ...
+    ] = ()  # a sentence for each tensor with several names, a head of its own, and other mixers
 
     @property
     def n_parameters(self) -> int:

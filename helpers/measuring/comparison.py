@@ -12,8 +12,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from helpers.measuring.intervals import Interval, block_error, blocks, jackknife_error, paired_interval
+from helpers.files import require_each, require_named
+from helpers.measuring.intervals import (
+    Interval,
+    block_error,
+    blocks,
+    jackknife_error,
+    numbers,
+    paired_interval,
+)
 from helpers.measuring.recorded import Evaluation, RunRecord
+
+RUNS = "What is compared are recorded runs"  # how a refusal of something else begins
 
 
 class ComparisonError(ValueError):
@@ -26,7 +36,7 @@ class ComparisonError(ValueError):
 def rising(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The evaluations after the start at which a run had its best gain so far, above 0."""
     found, best = [], 0.0
-    for e in evaluations:
+    for e in require_each(evaluations, Evaluation, "A run's gain is read from its evaluations"):
         if e.step > 0 and e.gain > best:
             found.append(e)
             best = e.gain
@@ -56,7 +66,7 @@ def matched_gain(runs: Sequence[Sequence[Evaluation]], full_gain: float) -> tupl
     Raises:
         ComparisonError: there is no run, full training gained nothing, or some run does not even reach 35%.
     """
-    if not runs:
+    if not (runs := require_each(runs, Sequence, "Runs have evaluations")):
         raise ComparisonError("There are no runs to compare. Record them: course study first.")
     if full_gain <= 0:
         raise ComparisonError(
@@ -78,7 +88,8 @@ def matched_gain(runs: Sequence[Sequence[Evaluation]], full_gain: float) -> tupl
 
 def chosen(runs: Sequence[RunRecord], plan: str, text: str, choice: str) -> list[RunRecord]:
     """The recorded runs of a plan on a text, at its rate for a purpose ("keep", "learn", "tuning")."""
-    return [r for r in runs if r.plan == plan and r.text == text and choice in r.rate_choice]
+    runs = require_each(runs, RunRecord, RUNS)
+    return [r for r in runs if r.plan == plan and r.text == text and choice in (r.rate_choice or "")]
 
 
 def pairs_by_seed(
@@ -89,8 +100,8 @@ def pairs_by_seed(
     Raises:
         ComparisonError: no pair, or a pair that is not one (other model, text or retention text; a run diverged).
     """
-    by_seed = {r.seed: r for r in runs_b}
-    pairs = [(a, by_seed[a.seed]) for a in runs_a if a.seed in by_seed]
+    by_seed = {r.seed: r for r in require_each(runs_b, RunRecord, RUNS)}
+    pairs = [(a, by_seed[a.seed]) for a in require_each(runs_a, RunRecord, RUNS) if a.seed in by_seed]
     if not pairs:
         raise ComparisonError("No two runs share a seed. Record both plans with the same seeds.")
     if any(not run.is_finished for pair in pairs for run in pair):
@@ -184,12 +195,36 @@ def forgetting_without_blocks(run: RunRecord, gain: float) -> np.ndarray:
     return PchipInterpolator(gains, np.concatenate([start, means]))(gain)
 
 
+def windows_of(run: RunRecord, text: str, kind: str = "test_windows") -> list[float]:
+    """What a run lost on each window of a test text, nats per token.
+
+    Raises:
+        ComparisonError: it was not measured there.
+    """
+    found = getattr(run, kind) or {}
+    if text not in found:
+        raise ComparisonError(
+            f"A run of '{run.plan}' on '{run.text}' was not measured on '{text}' ({kind} hold: {', '.join(found) or 'none'})."
+        )
+    return found[text]
+
+
+def _gain_by_window(base: Sequence[float], run: RunRecord, text: str) -> np.ndarray:
+    before = numbers(base, "The base's loss is one number a window")
+    after = windows_of(run, text)
+    if len(before) != len(after):
+        raise ComparisonError(
+            f"The base was measured on {len(before)} windows of '{text}', and a run on {len(after)}: record both anew."
+        )
+    return before - np.asarray(after)
+
+
 def loss_difference(
     runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], text: str, level: float = 0.95
 ) -> Interval:
     """Test loss of a minus b over paired runs, on the windows of ``text``, in nats per token."""
     pairs = pairs_by_seed(runs_a, runs_b)
-    tests = [(a.test_windows[text], b.test_windows[text]) for a, b in pairs]
+    tests = [(windows_of(a, text), windows_of(b, text)) for a, b in pairs]
     rows = np.array([np.subtract(a, b) for a, b in tests])  # (pairs, windows)
     windows = rows.mean(0)
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)), level)
@@ -210,9 +245,7 @@ def gain_share(
     pairs = pairs_by_seed(runs_a, runs_b)
 
     def shares(left_out=()) -> list[float]:
-        gains = [
-            [np.delete(np.subtract(base, r.test_windows[text]), left_out).mean() for r in p] for p in pairs
-        ]
+        gains = [[np.delete(_gain_by_window(base, r, text), left_out).mean() for r in p] for p in pairs]
         return [a / b for a, b in gains]
 
     groups = blocks(np.arange(len(base)))
@@ -222,7 +255,8 @@ def gain_share(
 
 def test_gain(runs: Sequence[RunRecord], text: str, base: Sequence[float]) -> Interval:
     """Gain on a test text over runs, nats per token: the base's loss minus theirs. Below 0: worse than no training."""
-    rows = np.array([np.subtract(base, r.test_windows[text]) for r in runs])  # (runs, windows)
+    runs = require_each(runs, RunRecord, RUNS, 1)
+    rows = np.array([_gain_by_window(base, r, text) for r in runs])  # (runs, windows)
     windows = rows.mean(0)
     return paired_interval(rows.mean(1), block_error(windows), len(blocks(windows)))
 
@@ -264,6 +298,9 @@ def own_gains(
         leave_out, on: as in `style_contrasts`.
     """
     leave_out, tests = leave_out or {}, {a: a, b: b} | dict(on or {})
+    require_named(base, Sequence, "The base's losses stand by test text", 0)
+    if missing := [t for t in tests.values() if t not in base]:
+        raise ComparisonError(f"The base has no losses on '{missing[0]}'. Record them: course study bases.")
     loss = _losses_by_author(runs, a, b, leave_out, on, "test_windows")
     before = {t: float(np.delete(base[tests[t]], leave_out.get(t, [])).mean()) for t in (a, b)}
     return {s: 0.5 * sum(before[t] - loss[t, s][t] for t in (a, b)) for s in _seeds_on_both(loss, a, b)}
@@ -276,10 +313,10 @@ def _losses_by_author(
     leave_out, tests = leave_out or {}, {a: a, b: b} | dict(on or {})
     return {
         (r.text, r.seed): {
-            t: float(np.nanmean(np.delete(getattr(r, windows)[tests[t]], leave_out.get(t, []))))
+            t: float(np.nanmean(np.delete(windows_of(r, tests[t], windows), leave_out.get(t, []))))
             for t in (a, b)
         }
-        for r in runs
+        for r in require_each(runs, RunRecord, RUNS)
     }
 
 
@@ -315,6 +352,7 @@ def style_difference(
 
 def _style_interval(runs, reference, compare, a: str, b: str, options: dict) -> Interval:
     """Over pairs of seeds; the windows of each text are left out block by block, and the two errors add up."""
+    runs, reference = (require_each(own, RunRecord, RUNS, 1) for own in (runs, reference))
     options = dict(options)
     base = options.pop("base", None)
 
@@ -332,7 +370,7 @@ def _style_interval(runs, reference, compare, a: str, b: str, options: dict) -> 
     on, kind = {a: a, b: b} | dict(options.get("on") or {}), options.get("windows", "test_windows")
     variance, n_blocks = 0.0, []
     for text in (a, b):
-        groups = blocks(np.arange(len(getattr(runs[0], kind)[on[text]])))
+        groups = blocks(np.arange(len(windows_of(runs[0], on[text], kind))))
         left_out = np.array([np.mean(compared({text: g})) for g in groups])
         variance += jackknife_error(left_out) ** 2
         n_blocks.append(len(groups))

@@ -8,20 +8,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.optimize import curve_fit
 from scipy.special import stdtrit
 
-from helpers.files import counted
+from helpers.files import counted, require_each, require_kind, require_named
 from helpers.measuring.comparison import rising
 from helpers.measuring.decisions import FAILS, HOLDS, UNDECIDED
+from helpers.measuring.intervals import numbers
 from helpers.measuring.recorded import Evaluation, GradientNorms, RunRecord
 
 
 def falls_share(losses: Sequence[float]) -> float:
-    """Share of the moves before the minimum of a loss that go down; 0 where the first value is the least."""
-    moves = np.diff(np.asarray(losses)[: int(np.argmin(losses)) + 1])
+    """Share of the moves before the minimum of a loss that go down; 0 where the first value is the least.
+
+    Raises:
+        ValueError: no loss, or one that is no finite number.
+    """
+    found = numbers(losses, "How a loss falls is read from losses", finite=True)
+    moves = np.diff(found[: int(np.argmin(found)) + 1])
     return float((moves < 0).mean()) if len(moves) else 0.0
 
 
@@ -39,10 +46,20 @@ class Levelling:
 
 
 def levelling(steps: Sequence[int], losses: Sequence[float], part: float = 0.75) -> Levelling:
-    """Fit L + a t^-b (a, b >= 0) to the first part of a run, predict the rest; the interval of L is 95%."""
-    t, y = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
+    """Fit L + a t^-b (a, b >= 0) to the first part of a run, predict the rest; the interval of L is 95%.
+
+    Raises:
+        ValueError: too few evaluations after the start, or losses that are no finite numbers.
+    """
+    t = numbers(steps, "A curve needs the steps of its losses")
+    y = numbers(losses, "A curve needs losses", finite=True)
     t, y = t[t > 0], y[t > 0]
     n = int(part * len(t))
+    if not 4 <= n < len(t):
+        raise ValueError(
+            f"Three numbers are fitted to the first {part:.0%} of a curve, so it takes 6 evaluations or more after the "
+            f"start; found {len(t)}. Evaluate more often."
+        )
 
     def power_law(t, limit, a, b):
         return limit + a * t**-b
@@ -59,6 +76,7 @@ def is_stable(
     norms: GradientNorms, spike_share: float = 0.01, quarters: tuple[float, float] = (0.5, 2.0)
 ) -> bool:
     """Gradients of a run, from `norm_summary`: few spikes, no drift, nothing non-finite."""
+    require_kind(norms, GradientNorms, "How steady gradients were is read from norm_summary(…)")
     is_finite = all(math.isfinite(v) for v in astuple(norms))
     return is_finite and norms.spikes < spike_share and quarters[0] <= norms.quarters <= quarters[1]
 
@@ -72,11 +90,13 @@ def overfitted_from(evaluations: Sequence[Evaluation]) -> int | None:
 
 def curve(run: RunRecord, key: str = "train_loss") -> tuple[list[int], list[float]]:
     """The steps of a run's evaluations, and a number at each: the loss on the training probe, or another."""
+    require_kind(run, RunRecord, "A curve is that of a recorded run")
     return [e.step for e in run.evaluations], [getattr(e, key) for e in run.evaluations]
 
 
 def n_levelled(runs: Sequence[RunRecord]) -> int:
     """How many of the runs levelled off on the training probe; see `Levelling`."""
+    runs = require_each(runs, RunRecord, "What levelled off is counted over runs")
     return sum(levelling(*curve(r)).has_levelled() for r in runs)
 
 
@@ -127,6 +147,7 @@ def width(losses: Mapping[float, float], base_loss: float = math.inf, within: fl
     Raises:
         StabilityError: fewer than three rates, or none that ended with a number.
     """
+    require_named(losses, Real, "A width is read from a sweep: rate to loss", 0)
     rates = sorted(losses)
     finished = [rate for rate in rates if math.isfinite(losses[rate])]
     if len(rates) < 3 or not finished:
@@ -155,6 +176,8 @@ def is_steadier(plan: Mapping[str, Width], other: Mapping[str, Width], step: flo
     Raises:
         StabilityError: the two were not measured on the same texts.
     """
+    for one in (plan, other):
+        require_named(one, Width, "Steadiness is read from widths by text", 0)
     if not plan or plan.keys() != other.keys():
         raise StabilityError(f"Both plans need the same texts; found {sorted(plan)} and {sorted(other)}.")
     if all(_is_wider(plan[text], other[text], step) for text in plan):
@@ -169,7 +192,7 @@ def _is_wider(a: Width, b: Width, step: float) -> bool:
 
 def spikes(norms: np.ndarray, warmup: int = 5, width: int = 21) -> float:
     """Share of steps after the warm-up whose gradient norm is over 3 times the running median of ``width``."""
-    after = np.asarray(norms)[warmup:]
+    after = numbers(norms, "Spikes are counted among gradient norms")[warmup:]
     if len(after) == 0:
         return 0.0
     medians = [np.median(after[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(after))]
@@ -182,10 +205,18 @@ def norm_summary(norms: np.ndarray, warmup: int = 5) -> GradientNorms:
     Returns:
         median, largest, spikes (see `spikes`), and quarters: the mean of the last quarter of the
         steps over that of the first.
+
+    Raises:
+        ValueError: no norm, or none that is a number.
     """
-    after = np.asarray(norms, dtype=np.float64)[warmup:]
+    norms = numbers(norms, "How steady a run was is read from its gradient norms")
+    if np.isnan(norms).all():
+        raise ValueError(
+            "None of these gradient norms is a number: the run measured no gradient, or broke off."
+        )
+    after = norms[warmup:]
     if len(after) < 4:
-        after = np.asarray(norms, dtype=np.float64)
+        after = norms
     quarter = max(1, len(after) // 4)
     found = {
         "median": np.nanmedian(after),

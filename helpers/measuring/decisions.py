@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from helpers.measuring.intervals import Interval
+from helpers.files import require_each, require_kind, require_named
+from helpers.measuring.intervals import Interval, numbers
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNTESTED = "not decided", "not tested here"
@@ -33,6 +35,7 @@ LEAST_P = 1e-12  # a p-value is not followed below it
 LEAST_PAIRS = 3  # below, the study decides nothing
 LESS, SAME, MORE, DEPENDS, OPEN = "less", "no difference that counts", "more", "depends on the gain", "open"
 FEW = f"below {LEAST_PAIRS} seeds nothing is decided"  # the reason that such a finding carries
+JUDGED = "What a rule judges is an interval over pairs"  # how a refusal of something else begins
 Rule = Callable[[Interval, Interval], str]  # (90% interval, 95% interval) to a verdict
 
 # --- one interval ------------------------------------------------------------------
@@ -48,6 +51,9 @@ def decide(difference: Interval, smallest: float, claimed: str) -> str:
     Args:
         claimed: "lower" or "higher": the side on which the claim puts the difference.
     """
+    require_kind(difference, Interval, JUDGED)
+    if claimed not in SIGN:
+        raise ValueError(f"A claim puts a difference on one side, {' or '.join(SIGN)}; found {claimed!r}.")
     sign = SIGN[claimed]
     low, high = sorted((sign * difference.low, sign * difference.high))
     if math.isnan(low):
@@ -69,6 +75,7 @@ def word(difference: Interval, smallest: float) -> str:
     counts. *No difference that counts*: the interval shuts out such a difference on both sides. Else *open*, as with
     fewer than `LEAST_PAIRS` pairs.
     """
+    require_kind(difference, Interval, JUDGED)
     if difference.n_pairs < LEAST_PAIRS:
         return OPEN
     lower, higher = (decide(difference, smallest, claimed) for claimed in ("lower", "higher"))
@@ -82,12 +89,22 @@ def over_gains(words: Sequence[str]) -> str:
 
     It is the word at the highest gain; but where one gain says *less* and another *more*, it depends on the gain.
     """
+    words = _known(words, (LESS, SAME, MORE, DEPENDS, OPEN), "Gains that a difference was read at have words")
     return DEPENDS if {LESS, MORE} <= set(words) else words[0]
+
+
+def _known(words: Sequence[str], known: Sequence[str], what: str) -> list[str]:
+    """Return words as a list, one or more, each of them a ``known`` one; else raise ValueError or TypeError."""
+    words = require_each(words, str, what, 1)
+    if odd := [word for word in words if word not in known]:
+        raise ValueError(f"{what}: {', '.join(known)}; found {odd[0]!r}.")
+    return words
 
 
 def smallest_difference(forgotten: float) -> float:
     """The smallest difference in forgetting that counts beside a plan that forgot so much, nats per token."""
-    return max(SMALLEST_FORGETTING, SMALLEST_FORGETTING_SHARE * forgotten)
+    (forgotten,) = numbers([forgotten], "The smallest difference goes by what was forgotten, one number")
+    return max(SMALLEST_FORGETTING, SMALLEST_FORGETTING_SHARE * float(forgotten))
 
 
 def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_LOSS) -> str:
@@ -96,6 +113,8 @@ def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_
     *Holds* if the 90% interval lies inside the margin; *does not hold* if the 95% interval is above
     zero and the estimate reaches the margin; else *not decided*.
     """
+    for one in (loss_90, loss_95):
+        require_kind(one, Interval, JUDGED)
     if math.isnan(loss_90.low):
         return UNDECIDED
     if -margin < loss_90.low and loss_90.high < margin:
@@ -105,6 +124,7 @@ def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_
 
 def decide_at_least(ratio: Interval, least: float) -> str:
     """Is a ratio at least ``least``? *Holds* if its whole interval is; *does not hold* if none of it is."""
+    require_kind(ratio, Interval, JUDGED)
     if math.isnan(ratio.low):
         return UNDECIDED
     if ratio.low >= least:
@@ -117,6 +137,7 @@ def p_value(difference: Interval, border: float, claimed: str) -> float:
 
     It is half the error level at which the interval of `comparison.paired_interval` just touches the border.
     """
+    require_kind(difference, Interval, JUDGED)
     if math.isnan(difference.low):
         return 1.0
     tail = (1 + difference.level) / 2
@@ -238,6 +259,7 @@ def share_finding(
     *Holds* if the 90% interval does; *does not hold* if the 95% interval lies below.
     """
     p = p_value(share_90, least, "higher")
+    require_kind(share_95, Interval, JUDGED)
 
     def rule(narrow: Interval, wide: Interval) -> str:
         if math.isnan(narrow.low):
@@ -250,13 +272,15 @@ def share_finding(
 
 def unless_few(finding: Finding) -> Finding:
     """The finding; from fewer than `LEAST_PAIRS` pairs it decides nothing, whatever its interval says."""
+    require_kind(finding, Finding, "What few pairs leave open is a test's finding")
     if finding.interval.n_pairs >= LEAST_PAIRS:
         return finding
     return replace(finding, verdict=UNDECIDED, p=1.0, is_reversed=False, limits=(*finding.limits, FEW))
 
 
-def over_texts(verdicts: list[str]) -> str:
-    """One verdict from several texts: a claim holds only if it holds on each."""
+def over_texts(verdicts: Sequence[str]) -> str:
+    """One verdict from several texts, one or more: a claim holds only if it holds on each."""
+    verdicts = _known(verdicts, VERDICTS, "Texts have verdicts")
     kinds = set(verdicts)
     if len(kinds) == 1:
         return verdicts[0]
@@ -287,6 +311,7 @@ def over_findings(findings: Sequence[Finding]) -> str:
 
 def tested(findings: Sequence[Finding]) -> list[Finding]:
     """Those whose text could test the claim."""
+    findings = require_each(findings, Finding, "Texts have findings")
     return [f for f in findings if f.verdict != UNTESTED]
 
 
@@ -307,6 +332,7 @@ def primary_verdicts(
 
     A claim that may not *hold* can still *hold in part*, and one that may not do that is not decided.
     """
+    require_named(findings, Sequence, "Claims have findings, one a text", 0)
     verdicts = {name: over_findings(own) for name, own in findings.items()}
     for strong, weaker in ((HOLDS, IN_PART), (IN_PART, UNDECIDED)):
         stands = holm({name: p_of(verdicts[name], own) for name, own in findings.items()}, error)
@@ -324,5 +350,6 @@ def p_of(verdict: str, findings: Sequence[Finding]) -> float:
 
 def sign_depends(by_rate: Mapping[float, float], smallest: float) -> bool:
     """Whether differences at several rates point both ways. One that is too small to count has no sign."""
+    require_named(by_rate, Real, "Differences stand by rate", 0)
     signs = {math.copysign(1, d) for d in by_rate.values() if abs(d) >= smallest}
     return len(signs) == 2

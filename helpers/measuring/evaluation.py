@@ -11,15 +11,15 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from helpers.files import require_whole
-from helpers.measuring.intervals import Estimate, estimate
+from helpers.files import require_kind, require_named, require_values, require_whole
+from helpers.measuring.intervals import Estimate, estimate, numbers
 from helpers.models import (
     LossError,
     config_of,
@@ -27,11 +27,14 @@ from helpers.models import (
     n_positions,
     next_token_logits,
     plain_trunk,
+    require_no_leak,
+    require_no_prompt,
     require_seed,
+    require_sound_settings,
     require_windows,
     token_losses,
 )
-from helpers.texts import begin_ids
+from helpers.texts import begin_ids, require_tokenizer
 
 CACHE_LIMIT = 300 * 2**20  # bytes of base predictions worth keeping in memory
 
@@ -47,12 +50,13 @@ def held_out_loss(model: nn.Module, windows: torch.Tensor, batch: int = 16) -> E
         batch: windows at a time; changes memory, not the result.
 
     Raises:
-        LossError: no windows of token ids of this model.
+        LossError: no windows of token ids of this model, or a model that sees the token that it should predict.
     """
     require_windows(model, windows)
     require_whole(batch, "batch is windows at a time")
     means = []
     with evaluating(model):
+        require_no_leak(model, windows[:1, :16].to(_device(model)))
         for part in windows.split(batch):
             losses = token_losses(model, part.to(_device(model)))  # (windows, length - 1)
             means.append(losses.mean(1).cpu())
@@ -78,7 +82,8 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 def perplexity(loss: float) -> float:
     """Return e^loss: the number of equally likely tokens that would be as hard to guess."""
-    return float(np.exp(loss))
+    (found,) = numbers([loss], "A perplexity is that of a loss, one number")
+    return float(np.exp(found))
 
 
 @contextmanager
@@ -136,15 +141,18 @@ def sample_windows(
 
     Raises:
         ValueError: length is beyond the model's positions, a number that no sample can have, a start that is no
-            text of the model, or predictions that are no numbers.
+            text of the model, a setting of `require_sound_settings`, or predictions that are no numbers.
         ModelError: a seed that is none.
     """
+    require_no_prompt(model)
     require_seed(seed)
-    if n_windows < 1 or length < 1 or not 0 < temperature < float("inf"):
-        raise ValueError(
-            f"A sample needs one window, one token and a temperature above 0, or more; found {n_windows}, {length} "
-            f"and {temperature}."
-        )
+    require_sound_settings(model)
+    require_values(next(model.parameters()))
+    require_whole(n_windows, "A sample needs windows")
+    require_whole(length, "A sample needs tokens")
+    require_kind(temperature, Real, "A sample needs a temperature")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"A sample needs a temperature above 0, a finite one; found {temperature}.")
     limit = n_positions(config_of(model))
     if limit and length > limit:
         raise ValueError(f"{length} tokens asked for, but the model has {limit} positions. Ask for fewer.")
@@ -214,6 +222,7 @@ def sample_text(
         raise ValueError(
             f"A sample goes on with a text, for a whole number of tokens, 0 or more; found {prompt!r} and {n_tokens!r}."
         )
+    require_tokenizer(tokenizer)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     begin = begin_ids(tokenizer)
     if ids[: len(begin)] != begin:
@@ -319,7 +328,11 @@ def log_probabilities(
 
     Args:
         states: the last ones, where they are known: (windows, length - 1, width).
+
+    Raises:
+        LossError: no windows of token ids of this model.
     """
+    require_windows(model, windows)
     ids = windows.to(_device(model))
     trunk = plain_trunk(model)
     if trunk is None:
@@ -335,7 +348,13 @@ def log_probabilities(
 
 
 def author_matrix(models: Mapping[str, nn.Module], texts: Mapping[str, torch.Tensor]) -> pd.DataFrame:
-    """Return the held-out loss of each model (rows) on each author's text (columns), in nats per token."""
+    """Return the held-out loss of each model (rows) on each author's text (columns), in nats per token.
+
+    Raises:
+        TypeError, ValueError: no dict of models, or of windows, or an empty one; LossError as `held_out_loss`.
+    """
+    require_named(models, nn.Module, "The models of a matrix have names")
+    require_named(texts, torch.Tensor, "The texts of a matrix have names and windows")
     columns = {}
     for text, windows in texts.items():
         columns[text] = {name: held_out_loss(model, windows).mean for name, model in models.items()}

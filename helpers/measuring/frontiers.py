@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t: the distribution and its quantile
 
-from helpers.files import counted
+from helpers.files import counted, require_each, seen
 from helpers.measuring.comparison import ComparisonError
 from helpers.measuring.decisions import DEPENDS, LESS, MORE, OPEN, SAME
+from helpers.measuring.intervals import numbers
 
 WORDS = (LESS, SAME, MORE, DEPENDS, OPEN)
 PATIENCE, CAP, DIVERGED = "patience", "cap", "diverged"  # how a run ended
@@ -64,6 +65,15 @@ class Path:
     forgetting: np.ndarray
     prose: np.ndarray | None = None
     ended: str = PATIENCE
+
+    def __post_init__(self):
+        shapes = [np.shape(self.gains), np.shape(self.forgetting)]
+        n_points = {shape[:1] for shape in shapes}
+        if self.ended != DIVERGED and (min(map(len, shapes)) < 2 or len(n_points) > 1 or (0,) in n_points):
+            raise ComparisonError(
+                "A path has a point or more, and gains and forgetting for each, (points, windows); found "
+                f"{shapes[0]} and {shapes[1]}. A run that diverged says so: ended='{DIVERGED}'."
+            )
 
     @property
     def best_gain(self) -> float | None:
@@ -241,15 +251,32 @@ class Readings:
 
 
 def jackknife(left_out: np.ndarray) -> np.ndarray:
-    """Standard error of a statistic from its values with one window left out at a time (Tukey 1958): (...)."""
-    n = left_out.shape[-1]
+    """Standard error of a statistic from its values with one window left out at a time (Tukey 1958): (...).
+
+    Raises:
+        ComparisonError: fewer than two values.
+    """
+    n = _two_or_more(left_out)
     return np.sqrt((n - 1) * np.square(left_out - left_out.mean(-1, keepdims=True)).mean(-1))
 
 
 def means_without(windows: np.ndarray) -> np.ndarray:
-    """Means over windows, of all (place 0) and without each in turn: (..., 1 + windows, points)."""
-    n, total = windows.shape[-1], windows.sum(-1, keepdims=True)
+    """Means over windows, of all (place 0) and without each in turn: (..., 1 + windows, points).
+
+    Raises:
+        ComparisonError: fewer than two windows.
+    """
+    n, total = _two_or_more(windows), windows.sum(-1, keepdims=True)
     return np.concatenate([total / n, (total - windows) / (n - 1)], -1).swapaxes(-1, -2)
+
+
+def _two_or_more(windows: np.ndarray) -> int:
+    """Return how many numbers stand along the last axis, one a window; one alone has no spread."""
+    if not isinstance(windows, np.ndarray) or windows.ndim < 1 or windows.shape[-1] < 2:
+        raise ComparisonError(
+            f"An error over windows needs an array with two or more along its last axis; found {seen(windows)}."
+        )
+    return windows.shape[-1]
 
 
 # --- the paths of several runs -----------------------------------------------------
@@ -295,7 +322,9 @@ def stacked(paths: Sequence[Path]) -> Paths:
 
     Raises:
         ComparisonError: the runs were measured on different numbers of windows, or one diverged.
+        TypeError, ValueError: no list of paths, or none in it.
     """
+    paths = require_each(paths, Path, "What stands side by side are paths of runs", 1)
     if any(p.ended == DIVERGED for p in paths):
         raise ComparisonError("A run diverged: it has no path. Compare without its recipe, or tune its rate.")
     sizes = {(p.gains.shape[1], p.forgetting.shape[1]) for p in paths}
@@ -319,8 +348,9 @@ def full_gain(full: Sequence[Paths]) -> np.ndarray:
     """Full training's best gain by window left out: of the rate whose mean over runs is highest on all windows.
 
     Args:
-        full: the tuning runs of full training, one item a rate.
+        full: the tuning runs of full training, one item a rate, one or more.
     """
+    full = require_each(full, Paths, "Full training has tuning runs", 1)
     means = np.stack([p.best_gains() for p in full])  # (rates, ..., 1 + dev windows)
     best = means[..., :1].argmax(0)[None]
     return np.take_along_axis(means, np.broadcast_to(best, (1, *means.shape[1:])), 0)[0]
@@ -398,7 +428,13 @@ def compare(
 
     Args:
         full: the paths of full training's tuning runs, one list a rate: they say what a level is.
+
+    Raises:
+        TypeError, ComparisonError: what is no list of paths, or paths that have not the same windows.
     """
+    recipe, reference = (require_each(p, Path, "Recipes have paths, one a run") for p in (recipe, reference))
+    full = require_each(full, Sequence, "Full training has rates, each with paths")
+    full = [require_each(paths, Path, "A rate of full training has paths, one a run", 1) for paths in full]
     seeds = sorted({p.seed for p in recipe} & {p.seed for p in reference})
     pairs = [[next(p for p in paths if p.seed == s) for s in seeds] for paths in (recipe, reference)]
     n_diverged = sum(p.ended == DIVERGED for paths in (recipe, reference) for p in paths)
@@ -512,10 +548,9 @@ def _both_signs(found: Comparison) -> float | None:
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
     """The p-values of tests that are made at once: each may be compared with the family's error (Holm 1979)."""
+    p_values = numbers(p_values, "What is adjusted are p-values", 0)
     order = np.argsort(p_values)
     factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(
-        1.0, np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors)
-    )
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p_values[order] * factors))
     return adjusted.tolist()

@@ -9,6 +9,26 @@ import numpy as np
 from scipy import stats
 from scipy.special import stdtrit
 
+from helpers.files import seen
+
+
+def numbers(values: Sequence[float], what: str, least: int = 1, finite: bool = False) -> np.ndarray:
+    """Return a row of numbers as float64, (n,); ``what`` says what is read from it, for the message.
+
+    Raises:
+        ValueError: fewer than ``least``, another shape, something else than numbers, or not ``finite`` ones.
+    """
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # rows of unequal length, a tensor with a gradient
+        found = np.asarray(None)
+    if found.ndim != 1 or found.dtype.kind not in "biuf":
+        raise ValueError(f"{what}, a plain row of them; found {seen(values)}.")
+    if len(found) < least or (finite and not np.isfinite(found).all()):
+        kind = "finite numbers" if finite else "numbers"
+        raise ValueError(f"{what}, {least} or more {kind}; found {len(found)}: {found.tolist()[:5]}.")
+    return found.astype(np.float64)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -64,8 +84,11 @@ def paired_interval(
         gain_error: the same over the windows of the dev text, where the numbers are read at equal gain; None where
             it is not known.
         n_gain_blocks: how many blocks of these.
+
+    Raises:
+        ValueError: no pair, or something else than numbers.
     """
-    d = np.asarray(differences, dtype=np.float64)
+    d = numbers(differences, "An interval over pairs needs one number a pair")
     tail = (1 + level) / 2
     window_half = float(stdtrit(n_blocks - 1, tail) * window_error)
     gain_half = None if gain_error is None else float(stdtrit(n_gain_blocks - 1, tail) * gain_error)
@@ -107,27 +130,29 @@ def estimate(per_window: np.ndarray, n_tokens: int) -> Estimate:
     Raises:
         ValueError: fewer, or of another shape.
     """
-    values = np.asarray(per_window, dtype=np.float64)
-    if values.ndim != 1:
-        raise ValueError(f"An interval needs one number a window, (n_windows,); found {values.shape}.")
+    values = numbers(per_window, "An interval needs one number a window", 0)
     half = stats.t.ppf(0.975, len(blocks(values)) - 1) * block_error(values)
     mean = float(values.mean())
     return Estimate(mean, mean - half, mean + half, len(values), n_tokens, values)
 
 
 def blocks(values: np.ndarray) -> list[np.ndarray]:
-    """Neighbouring windows grouped: by four from 80 windows on, else one by one."""
+    """Neighbouring windows grouped: by four from 80 windows on, else one by one.
+
+    Raises:
+        ValueError: fewer than two windows.
+    """
+    if len(values) < 2:
+        raise ValueError(
+            f"An interval needs at least two windows of text; found {len(values)}. Give a longer text."
+        )
     size = 4 if len(values) >= 80 else 1
     return np.array_split(values, max(1, len(values) // size))
 
 
 def block_error(values: np.ndarray) -> float:
     """Standard error of the mean by delete-one jackknife over `blocks` (Efron and Stein 1981)."""
-    groups = blocks(np.asarray(values, dtype=np.float64))
-    if len(groups) < 2:
-        raise ValueError(
-            f"An interval needs at least two windows of text; found {len(groups)}. Give a longer text."
-        )
+    groups = blocks(numbers(values, "An interval needs one number a window", 0))
     total, count = sum(g.sum() for g in groups), sum(len(g) for g in groups)
     left_out = np.array([(total - g.sum()) / (count - len(g)) for g in groups])
     return jackknife_error(left_out)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from helpers.files import counted, require_whole
+from helpers.files import counted, require_named, require_whole
 from helpers.measuring.evaluation import evaluating, held_out_loss, sample_windows
 from helpers.models import anatomy, config_of, named_parameters, require_windows, token_losses
+from helpers.texts import require_tokenizer
 
 # Words that carry grammar rather than topic: articles, pronouns, prepositions, conjunctions, auxiliaries, particles.
 FUNCTION_WORDS = frozenset(
@@ -47,6 +48,7 @@ SWAPS: dict[str, tuple[str, ...]] = {
 
 def function_tokens(tokenizer) -> torch.Tensor:
     """Which tokens of a vocabulary are a function word or punctuation, whole: (vocab,), true or false."""
+    require_tokenizer(tokenizer)
     texts = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     return torch.tensor([_is_function_text(text) for text in texts])
 
@@ -92,7 +94,11 @@ def swap_losses(
     """Loss on each text of the base with the change of one role put in, by role of `SWAPS`; nothing is trained.
 
     It shows where a change can be stored, not where something was stored before.
+
+    Raises:
+        TypeError, ValueError: no dict of windows by text, or an empty one, or a tuned model of another base.
     """
+    require_named(texts, torch.Tensor, "The texts that parts are swapped for have names and windows")
     found = {}
     for name, roles in SWAPS.items():
         mixed = with_change(base, tuned, roles)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from helpers.files import require_each
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -32,6 +34,7 @@ def evaluations_of(measured: Sequence[Mapping]) -> list[Evaluation]:
     Raises:
         TypeError: one has a field that an evaluation does not have, or lacks its step.
     """
+    measured = require_each(measured, Mapping, "What was measured along a run are evaluations")
     return [Evaluation(**e) for e in measured]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -136,6 +137,7 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
     """
     require_size(config)
     require_seed(seed)
+    config = _with_steady_weights(config)
     if rough_size(config) > LARGE and detect_fake_mode() is None:
         require_memory(build_on_meta(config), f"A '{config.model_type}' model of this config")
     with torch.random.fork_rng(devices=[]):
@@ -213,6 +215,19 @@ def load_config(source: str | Path):
         require_config(config, source)
     config.return_dict = True  # in what form a model answers is no part of the model
     config.output_hidden_states = config.output_attentions = False
+    return _with_steady_weights(config)
+
+
+def _with_steady_weights(config):
+    """The config, or a copy of it under which the model leaves its weights alone.
+
+    RWKV divides weights by powers of 2 in eval mode, and multiplies them again in train mode: a guard against overflow
+    in float16. Frozen weights would seem to move, and weights saved in one mode be wrong in the other.
+    """
+    if not getattr(config, "rescale_every", 0):
+        return config
+    config = copy.deepcopy(config)
+    config.rescale_every = 0
     return config
 
 
@@ -249,7 +264,8 @@ def load_model(
             "twice, and computes something else than the fast one. Load it with attention='fast'."
         )
     stored = require_files(source)
-    require_fit(shape_of(config), stored, source)
+    shape = shape_of(config)
+    require_fit(shape, stored, source)
     options = {
         "config": config,
         "dtype": dtype,
@@ -271,7 +287,14 @@ def load_model(
     except Exception as error:
         raise ModelError(why_not(source, error)) from error
     require_loaded(model, report, source)
+    if _has_tied_head(shape) and not _has_tied_head(model):  # the files hold another matrix for the head
+        model.config.get_text_config().tie_word_embeddings = False  # so costs and exports know
     return model.to(device)
+
+
+def _has_tied_head(model: nn.Module) -> bool:
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    return head is not None and head is model.get_input_embeddings().weight
 
 
 def _plain_tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from helpers.files import require_values
 from helpers.models.model_files import n_positions
-from helpers.models.names import config_of
+from helpers.models.names import config_of, unwrapped
 
 IGNORE = -100  # the label of a position that has nothing to predict, as in PyTorch
 CHUNK = 256  # tokens
@@ -262,11 +263,16 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     Rotary positions have no last one, so there the length is free.
 
     Raises:
-        LossError: it says what was given.
+        NoValuesError: the model is on the meta device.
+        LossError: it says what was given; or the model is under a setting of `require_sound_settings`, or reads tokens
+            that are not in the windows.
     """
+    require_no_prompt(model)
     require_token_ids(windows)
     if isinstance(windows, FakeTensor):  # a step on shapes alone: there are no ids to look at
         return
+    require_sound_settings(model)
+    require_values(next(model.parameters()))
     config = config_of(model).get_text_config()
     limit, n_words = n_positions(config), config.vocab_size
     if limit and windows.size(1) > limit and getattr(config, "rope_parameters", None) is None:
@@ -285,7 +291,7 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
 def token_losses(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     """The loss of every single token, in nats: (batch, time - 1). No gradient, no padding.
 
-    The model stays in the mode it is in: in train mode dropout acts here too, as it does not in `held_out_loss`.
+    In the mode that the model is in: with dropout in train mode. `measuring.held_out_loss` sets eval mode.
 
     Raises:
         LossError: no token ids.
@@ -314,8 +320,19 @@ def last_states(trunk: nn.Module, input_ids: torch.Tensor, attention_mask=None) 
 
 
 def next_token_logits(model: nn.Module, input_ids: torch.Tensor, attention_mask=None) -> torch.Tensor:
-    """The logits of each next token by the model's own forward: (batch, time - 1, vocab)."""
-    return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+    """The logits of each next token by the model's own forward: (batch, time - 1, vocab).
+
+    Raises:
+        LossError: the forward gives more or fewer predictions than there are tokens.
+    """
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    if logits.size(1) != input_ids.size(1):
+        raise LossError(
+            f"This '{config_of(model).model_type}' model gives {logits.size(1)} predictions for {input_ids.size(1)} "
+            "tokens: its forward adds tokens to the text or takes some away, so none of them is the next token's. Give "
+            "the model without what was put around it."
+        )
+    return logits[:, :-1]
 
 
 def plain_trunk(model: nn.Module) -> nn.Module | None:
@@ -334,9 +351,10 @@ def plain_trunk(model: nn.Module) -> nn.Module | None:
     parts = {base, head, *base.children(), *model.children()}
     if any(map(_is_changed, (model, *parts))):
         return None
-    ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-    states = head.weight.new_empty(1, 2, head.in_features)
-    logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
+    with torch.inference_mode(False):  # there a tensor does not count the changes made to it
+        ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+        states = head.weight.new_empty(1, 2, head.in_features)
+        logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
     asked: list[tuple] = []  # (module, the tensors it was given), in order
 
     def answer(part):
@@ -426,6 +444,78 @@ def require_no_extra_terms(model: nn.Module) -> None:
         )
 
 
+def require_sound_settings(model: nn.Module) -> None:
+    """Refuse a model under a setting that breaks its forward, or lets the forward change its weights.
+
+    Raises:
+        LossError: the setting, and how to take it back.
+    """
+    config = config_of(model).get_text_config()
+    if not config.return_dict:
+        raise LossError(
+            "The model is set to answer with a tuple (config.return_dict is False), which its own parts cannot read. "
+            "Set model.config.return_dict = True first."
+        )
+    divided_from = getattr(config, "rescale_every", 0)
+    if 0 < divided_from < config.num_hidden_layers:
+        raise LossError(
+            f"This '{config.model_type}' model divides its own weights in eval mode (config.rescale_every is "
+            f"{divided_from}), so frozen ones would move. Load it with load_model, which takes that away."
+        )
+
+
+def require_no_leak(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    """Refuse a model whose logits change with a later token, as an encoder's do: it sees what it should predict.
+
+    Call it with dropout off.
+
+    Args:
+        input_ids: (1, time), a short window; the last token is varied.
+
+    Returns:
+        The logits of all tokens but the last, (1, time - 1, vocab), without gradient.
+
+    Raises:
+        LossError: it sees later tokens.
+    """
+    other = input_ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
+    with torch.no_grad():
+        logits, changed = (next_token_logits(model, ids) for ids in (input_ids, other))
+    leak, largest = (logits - changed).abs().max().item(), logits.abs().max().item()
+    if leak > _rounding(model, logits) * largest:
+        raise LossError(
+            f"This '{config_of(model).model_type}' model sees later tokens (a changed last token moves earlier logits by "
+            f"{leak / largest:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
+            "are one only with config.is_decoder=True."
+        )
+    return logits
+
+
+def _rounding(model: nn.Module, logits: torch.Tensor) -> float:
+    """The error of rounding, relative, in the coarsest type in which the logits may have been computed."""
+    weight = next(model.parameters())
+    dtypes = (torch.float32, logits.dtype, weight.dtype, _matmul_dtype(weight))
+    return min(0.05, 1000 * max(torch.finfo(dtype).eps for dtype in dtypes))
+
+
+def require_no_prompt(model: nn.Module) -> None:
+    """Refuse a model of PEFT with a learned prompt or prefix: prompt tuning, prefix tuning, p-tuning and their like.
+
+    It reads tokens that no window holds, and with a cache it reads them again before each new token.
+
+    Raises:
+        LossError: it names the kind of adapter.
+    """
+    adapter = getattr(unwrapped(model), "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise LossError(
+            f"This model has a {adapter.peft_type.value} adapter of PEFT: its {adapter.num_virtual_tokens} learned tokens "
+            "stand before every text and are no weights of the model, so the course neither trains nor measures it. "
+            "Give its base (model.get_base_model()), or an adapter of weights such as LoRA."
+        )
+
+
 def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     """Refuse a model that does not predict the next token from those before it, by its own forward.
 
@@ -438,29 +528,22 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
     Raises:
         LossError: it fails one of the two, or cannot be run on these ids.
     """
+    require_no_prompt(model)
     require_no_extra_terms(model)
+    require_token_ids(input_ids)
     kind = config_of(model).model_type
-    other = input_ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
     try:
-        own = model(input_ids=input_ids, labels=input_ids, use_cache=False)
-        logits, changed = own.logits[:, :-1].detach(), next_token_logits(model, other).detach()
+        own = model(input_ids=input_ids, labels=input_ids.long(), use_cache=False)
+        logits = require_no_leak(model, input_ids)
+    except LossError:
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise LossError(
             f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
             "Choose a causal language model, and the tokenizer that belongs to it."
         ) from error
-    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, torch.float32))
-    error_allowed = min(0.05, 1000 * eps)  # of rounding, relative
-    leak, largest = (logits - changed).abs().max().item(), logits.abs().max().item()
-    if leak > error_allowed * largest:
-        raise LossError(
-            f"This '{kind}' model sees later tokens (a changed last token moves earlier logits by "
-            f"{leak / largest:.0e} of the largest): it would learn to copy. Choose a decoder; some families "
-            "are one only with config.is_decoder=True."
-        )
-    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten()).item()
-    if own.loss is None or abs(own.loss.item() - mean) > error_allowed * mean:
+    mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten().long()).item()
+    if own.loss is None or abs(own.loss.item() - mean) > _rounding(model, logits) * mean:
         found = "none" if own.loss is None else f"{own.loss.item():.4f}"
         raise LossError(
             f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "

@@ -359,11 +359,17 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def require_real(path: Path) -> None:
-    """Raise ModelError where a file is a git-lfs pointer, empty, or no file."""
+    """Raise ModelError where a file is a git-lfs pointer, empty, no file, or one that may not be read."""
     if not path.is_file():
         raise ModelError(f"'{path}' is not a file. Download or save the model again.")
-    with path.open("rb") as file:
-        start = file.read(len(_POINTER))
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as error:
+        raise ModelError(
+            f"'{path.parent}' cannot be loaded: {path.name} cannot be read ({error.strerror or error}). Ask its owner for "
+            "the right to read it, or download the model again."
+        ) from error
     if start == _POINTER:
         raise ModelError(
             f"'{path.parent}' cannot be loaded: {path.name} is a git-lfs pointer, not the file itself. "

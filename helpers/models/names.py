@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from helpers.files import seen
+
 ANYWHERE = frozenset(("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 IN_FRONT = "module"
 
@@ -25,7 +27,7 @@ def require_model(model) -> None:
     """Raise TypeError for what is no model, such as the name of one."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"A model is needed, as load_model gives it; found {model!r:.80} ({type(model).__name__})."
+            f"A model is needed, as load_model gives it; found {seen(model)} ({type(model).__name__})."
         )
 
 

@@ -88,7 +88,8 @@ _BARE = {
     "input_residual": ("norm", "norm"),
     "post_attention_residual": ("norm", "norm"),
 }  # Doge's scales
-_THROUGH = ("linear", "layer", "classifier")  # wrap a layer and say nothing of its role
+# wrap a layer, or hold one for each head, and say nothing of its role
+_THROUGH = ("linear", "layer", "classifier", "norms")
 _OUTSIDE = {
     **dict.fromkeys(
         (

@@ -190,6 +190,7 @@ def pip_download(requirement: str, folder: Path) -> None:
     done = subprocess.run(
         [
             sys.executable,
+            "-P",
             "-m",
             "pip",
             "download",

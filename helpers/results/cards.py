@@ -27,6 +27,7 @@ from helpers.results.claims import (
     Entry,
     Scale,
     Verdict,
+    entries_of,
     seeds_of,
     two_digits,
     with_interval,
@@ -59,6 +60,7 @@ def verdict_over_models(entry: Entry) -> str:
 
 def verdict_counts(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Verdict over all models to the claims that got it, in the order holds, in part, does not hold, open."""
+    entries = entries_of(entries)
     return {v: [e.id for e in entries if verdict_over_models(e) == v] for v in (HOLDS, IN_PART, FAILS, *OPEN)}
 
 
@@ -152,7 +154,7 @@ class ClaimCards:
 
     def __init__(self, entries: Sequence[Entry]):
         """``entries``: as `claims.load_claims` or `cards.recorded_claims` returns them."""
-        self.entries = list(entries)
+        self.entries = entries_of(entries)
 
     # --- text ---
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from helpers.files import counted, keep, read_kept, say
+from helpers.files import counted, keep, read_kept, require_each, say, seen
 from helpers.measuring import (
     UNDECIDED,
     UNTESTED,
@@ -161,7 +161,7 @@ class Verdict:
             ClaimError: it is no verdict.
         """
         if not isinstance(row, dict):
-            raise ClaimError(f"{claim}: a verdict is a mapping, found {row!r:.80}.")
+            raise ClaimError(f"{claim}: a verdict is a mapping, found {seen(row)}.")
         faults = [f"no {name}" for name in NEEDED if name not in row]
         faults += [f"{name} is no text" for name in TEXTS if not isinstance(row.get(name, ""), str)]
         faults += [f"{name} is no number" for name in NUMBERS if not _is_number_or_none(row.get(name))]
@@ -224,11 +224,11 @@ class Entry:
             [found.get(name) for name in ("id", "statement", "notebook")] if isinstance(found, dict) else []
         )
         if not heads or not all(isinstance(head, str) for head in heads):
-            raise ClaimError(f"An entry has an id, a statement and a notebook; found {found!r:.80}.")
+            raise ClaimError(f"An entry has an id, a statement and a notebook; found {seen(found)}.")
         others = found.get("also", [])
         if not isinstance(others, list):
             raise ClaimError(
-                f"{found['id']}: the verdicts beside the first are a list, found {others!r:.80}."
+                f"{found['id']}: the verdicts beside the first are a list, found {seen(others)}."
             )
         return cls(tuple(Verdict.from_row(found["id"], row) for row in (found, *others)))
 
@@ -283,6 +283,11 @@ def _whole(content: Any, claim: str) -> dict:
 
 
 # --- words -------------------------------------------------------------------------
+
+
+def entries_of(found: Iterable[Entry]) -> list[Entry]:
+    """Return entries as a list; raise TypeError for anything else."""
+    return require_each(found, Entry, "Claims have entries, as load_claims gives them")
 
 
 def about(verdict: Verdict) -> str:

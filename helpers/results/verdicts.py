@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import measuring, study
-from helpers.files import counted
+from helpers.files import counted, seen
 from helpers.measuring import (
     FAILS,
     FEW,
@@ -31,8 +31,10 @@ from helpers.measuring import (
 )
 from helpers.results.claims import (
     CLAIMS,
+    ClaimError,
     Entry,
     Verdict,
+    entries_of,
     number_of,
     seeds_of,
     sentence_case,
@@ -309,14 +311,21 @@ def peak_memory(record: dict) -> list[Verdict]:
 def newest(recorded: Iterable[Entry], live: Iterable[Entry]) -> list[Entry]:
     """The recorded verdicts, each replaced by a live one on the same model and part; any other stands beside it."""
     found: dict[str, dict[tuple, Verdict]] = {}
-    for entry in (*recorded, *live):
+    for entry in (*entries_of(recorded), *entries_of(live)):
         found.setdefault(entry.id, {}).update({(v.model, v.part): v for v in entry.verdicts})
     return [Entry(tuple(found[claim].values())) for claim in CLAIMS if claim in found]
 
 
 def recorded_claim(claim: str, folder: Path = EVIDENCE) -> Entry:
-    """One claim as the records have it: its first part leads."""
-    return Entry(tuple(recorded_verdicts(folder)[claim]))
+    """One claim as the records have it: its first part leads.
+
+    Raises:
+        ClaimError: no claim has this name.
+    """
+    recorded = recorded_verdicts(folder)
+    if claim not in recorded:
+        raise ClaimError(f"No record is about a claim {seen(claim)}. There are: {', '.join(recorded)}.")
+    return Entry(tuple(recorded[claim]))
 
 
 def published(live: Iterable[Entry] = (), folder: Path = EVIDENCE) -> list[Entry]:
@@ -343,7 +352,7 @@ def published(live: Iterable[Entry] = (), folder: Path = EVIDENCE) -> list[Entry
 def scoreboard_table(entries: Sequence[Entry]) -> str:
     """Markdown for a README: per claim, model and part the verdict, its number and interval, and what it rests on."""
     rows = ["| | the article says | verdict | measured | on |", "| --- | --- | --- | --- | --- |"]
-    for entry in entries:
+    for entry in entries_of(entries):
         for verdict in entry.verdicts:
             statement = entry.statement if verdict is entry.first else "(the same claim)"
             if verdict.part:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.costs import MIB, Budget
-from helpers.files import counted
+from helpers.files import as_path, counted, require_each
 from helpers.measuring import FAILS, HOLDS, IN_PART, UNDECIDED, UNTESTED, decide, paired_interval
 from helpers.profiles import ROOT
 from helpers.session import machine_in_words
@@ -25,6 +25,7 @@ BENCHMARK, MEMORY = (
     ROOT / "data" / "evidence" / name for name in ("benchmark.json", "memory.json")
 )  # the records' paths: rows of benchmark.parquet and memory.parquet
 COSTS = ROOT / "data" / "evidence" / "costs.json"
+PAIRS = "Engines are compared in pairs of runs"  # how a refusal of something else begins
 PLANS = {
     "main": "attention+embeddings",
     "full": "full",
@@ -59,7 +60,12 @@ def read(path: Path) -> dict:
     Raises:
         BenchmarkError: it is not there, is damaged, or is of another form.
     """
-    script = COMMANDS[path.name]
+    path = as_path(path, "The place of measurements")
+    script = COMMANDS.get(path.name)
+    if script is None:
+        raise BenchmarkError(
+            f"'{path}' is no file of measurements: those are {', '.join(COMMANDS)}. Give one."
+        )
     if not is_recorded(path):
         raise BenchmarkError(f"There is no '{path.name}' yet. Make it with: {script}")
     try:
@@ -71,6 +77,20 @@ def read(path: Path) -> dict:
         ) from error
 
 
+def rows_of(record: Mapping, name: str) -> list[Mapping]:
+    """What an evidence file holds under "points" or "times".
+
+    Raises:
+        BenchmarkError: it has no such list.
+    """
+    found = record.get(name) if isinstance(record, Mapping) else None
+    if not isinstance(found, list):
+        raise BenchmarkError(
+            f"No {name} were measured here. Give what `read` returns of one of these: {', '.join(COMMANDS)}."
+        )
+    return found
+
+
 # --- the engine against the Trainer ------------------------------------------------
 
 
@@ -78,7 +98,7 @@ def log_ratios(
     pairs: Sequence[Mapping], plan: str, what: str, engine: str = "ours", against: str = "trainer"
 ) -> list[float]:
     """ln(engine / against) of each pair of a plan; ``what`` is "seconds" (median step) or "peak_bytes"."""
-    own = [p["engines"] for p in pairs if p["plan"] == plan]
+    own = [p["engines"] for p in require_each(pairs, Mapping, PAIRS) if p["plan"] == plan]
     return [
         math.log(_number(e[engine], what) / _number(e[against], what))
         for e in own
@@ -148,6 +168,7 @@ def _ratio(logs: Sequence[float]) -> tuple[float, list[float | None]]:
 
 def plan_time_ratio(pairs: Sequence[Mapping], plan: str, against: str = "full") -> list[float]:
     """ln(step of a plan / step of another) on our engine, by repetition: both from one repetition."""
+    pairs = require_each(pairs, Mapping, PAIRS)
     by_plan = {
         name: {
             p["repetition"]: p["engines"]["ours"]
@@ -175,7 +196,7 @@ def predicted_groups(cost: Budget, constant: int = 0) -> dict[str, int]:
 def memory_table(record: Mapping) -> pd.DataFrame:
     """One row a measured point: MiB predicted and measured by group, and the ratio of the totals."""
     rows = {}
-    for point in record["points"]:
+    for point in rows_of(record, "points"):
         row = {}
         for side in ("predicted", "measured"):
             row |= {f"{side}: {group}": size / MIB for group, size in point[side].items()}
@@ -191,7 +212,7 @@ def memory_table(record: Mapping) -> pd.DataFrame:
 def time_table(record: Mapping) -> pd.DataFrame:
     """One row a plan: its step's time as a share of full training's, predicted from FLOPs and measured."""
     rows = {}
-    for entry in record["times"]:
+    for entry in rows_of(record, "times"):
         measured, ends = _ratio(entry["log_ratios"])
         rows[entry["plan"]] = {
             "predicted": entry["predicted_ratio"],
@@ -210,7 +231,7 @@ def bottom_table(record: Mapping) -> pd.DataFrame:
     interval, ``low`` and ``high``; ``n_pairs``. The index is (frozen blocks, all blocks).
     """
     rows = {}
-    for entry in record["times"]:
+    for entry in rows_of(record, "times"):
         measured, (low, high) = _ratio(entry["log_ratios"])
         rows[entry["n_frozen"], entry["n_blocks"]] = {
             "predicted": entry["predicted_ratio"],
@@ -227,7 +248,7 @@ def bottom_table(record: Mapping) -> pd.DataFrame:
 
 def largest_setting(record: Mapping) -> tuple[int, int] | None:
     """The largest batch and length that were measured for the main plan and for full training; None before that."""
-    there = {(p["plan"], p["batch"], p["length"]) for p in record["points"]}
+    there = {(p["plan"], p["batch"], p["length"]) for p in rows_of(record, "points")}
     both = [(b, n) for plan, b, n in there if plan == "full" and (PLANS["main"], b, n) in there]
     return max(both, default=None)
 
@@ -236,7 +257,7 @@ def by_plan(record: Mapping, batch: int, length: int) -> dict[str, dict[str, dic
     """Plan to its "predicted" and "measured" bytes by group at one setting; `plots.predicted_and_measured` draws it."""
     return {
         p["plan"]: {side: p[side] for side in ("predicted", "measured")}
-        for p in record["points"]
+        for p in rows_of(record, "points")
         if (p["batch"], p["length"]) == (batch, length)
     }
 
@@ -244,6 +265,8 @@ def by_plan(record: Mapping, batch: int, length: int) -> dict[str, dict[str, dic
 def falls(record: Mapping, batch: int, length: int) -> dict[str, float]:
     """By how much the main plan's peak lies below full training's, "predicted" and "measured": 0 to 1."""
     plans = by_plan(record, batch, length)
+    if missing := {"full", PLANS["main"]} - plans.keys():
+        raise BenchmarkError(f"At {batch} x {length} tokens {', '.join(sorted(missing))} was not measured.")
     return {
         side: 1 - sum(plans[PLANS["main"]][side].values()) / sum(size.values())
         for side, size in plans["full"].items()
@@ -255,7 +278,10 @@ def memory_verdict(record: Mapping) -> dict:
 
     The claim is about GPU memory: what the size of a process on a CPU shows leaves it *not tested here*.
     """
-    batch, length = largest_setting(record)
+    largest = largest_setting(record)
+    if largest is None:
+        raise BenchmarkError("No setting was measured for both the main plan and full training.")
+    batch, length = largest
     fall, on_gpu, (low, high) = (
         falls(record, batch, length),
         record["setting"]["device"] == "cuda",
@@ -272,7 +298,11 @@ def memory_verdict(record: Mapping) -> dict:
 
 
 def time_verdict(log_ratios: Sequence[float], machine: str) -> dict:
-    """C12 as `claims.record` takes it, from pairs of steps of the main plan and of full training."""
+    """C12 as `claims.record` takes it, from pairs of steps of the main plan and of full training.
+
+    Raises:
+        ValueError: no pair, or something else than numbers.
+    """
     interval = paired_interval(log_ratios)
     verdict = (
         decide(interval, smallest=-math.log(1 - SLIGHTLY), claimed="lower")

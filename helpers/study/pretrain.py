@@ -315,7 +315,7 @@ def resume(out: Path, model, optimizers, names) -> int:
     if checkpoint is None:
         return 0
     for line in checkpoint.damaged:
-        print(line, file=sys.stderr)
+        print(f"{line}; using the one before it", file=sys.stderr)
     put_weights(model, checkpoint, out)
     for i, optimizer in enumerate(optimizers):
         part = {n[2:]: t for n, t in checkpoint.tensors.items() if n.startswith(f"{i}/")}

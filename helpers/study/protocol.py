@@ -14,6 +14,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.files import as_path
 from helpers.profiles import DATA
 
 PAGE = DATA / "evidence" / "PROTOCOL.md"
@@ -47,7 +48,7 @@ def read_protocol(page: str | Path = PAGE) -> Protocol:
     Raises:
         ProtocolError: no page, one that is no text, or a block that is not TOML or contradicts another.
     """
-    page = Path(page)
+    page = as_path(page, "The place of a protocol")
     if not page.is_file():
         raise ProtocolError(f"No protocol page at '{page}'. The study has none to follow; restore the file.")
     try:

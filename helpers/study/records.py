@@ -18,10 +18,11 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from helpers.files import read_json, write_text
+from helpers.files import as_path, read_json, write_text
 from helpers.measuring import RunRecord, SecondRunRecord, evaluations_of, rising
 from helpers.study.tables import REMEDY, RecordError, is_stored, stored
 
+RECORD = "The place of a record"
 KINDS = TypeVar("KINDS", RunRecord, SecondRunRecord)
 
 
@@ -59,7 +60,8 @@ def write_record(path: Path, entry: dict) -> None:
 
 def is_recorded(path: str | Path) -> bool:
     """Whether there is a record at this path: a file, or a row of a Parquet file above."""
-    return Path(path).exists() or is_stored(Path(path))
+    path = as_path(path, RECORD)
+    return path.exists() or is_stored(path)
 
 
 def read_runs(folder: str | Path, kind: type[KINDS] = RunRecord) -> list[KINDS]:
@@ -73,7 +75,7 @@ def read_runs(folder: str | Path, kind: type[KINDS] = RunRecord) -> list[KINDS]:
     Raises:
         RecordError: a file that is damaged, or no record of such a run.
     """
-    folder = Path(folder)
+    folder = as_path(folder, RECORD)
     found = stored(folder) | {path: _read(path) for path in sorted(folder.rglob("*.json"))}
     runs = {path: run_of(path, found[path], kind) for path in sorted(found)}
     broken = [path for path, run in runs.items() if run.proof_ok is False]
@@ -108,7 +110,7 @@ def read_record(
     Raises:
         RecordError: no such record, a damaged one, or one of another form. It is named.
     """
-    path = Path(path)
+    path = as_path(path, RECORD)
     row = None if path.exists() else stored(path).get(path)
     return _checked(path, _read(path) if row is None else row, fields)
 

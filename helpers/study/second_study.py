@@ -217,7 +217,7 @@ def plan_of(name: str) -> FreezePlan:
     Raises:
         ProtocolError: the course has no such plan.
     """
-    if name != LORA and name not in COURSE_PLANS:
+    if not isinstance(name, str) or name not in (LORA, *COURSE_PLANS):
         raise ProtocolError(
             f"The protocol names a plan '{name}' that the course does not have. It has: "
             f"{', '.join(COURSE_PLANS)}, {LORA}."

@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from helpers.files import as_path
+
 REMEDY = "Restore it from the repository, or move it away and record it anew with `course study first`."
 DEPTH = 6  # a record lies at most so many folders below its Parquet file
 
@@ -510,6 +512,7 @@ def is_stored(path: Path) -> bool:
 
 def stored(path: Path) -> dict[Path, dict]:
     """What the Parquet files above hold, by path: the record at this path, or all under this folder."""
+    path = as_path(path, "The place of a record")
     folder, tables = tables_above(path)
     wanted, found = at(path, folder), {}
     for table in tables:

@@ -14,7 +14,7 @@ import stat
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
 
@@ -23,13 +23,12 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 
-from helpers.files import as_path, counted
+from helpers.files import as_path, counted, seen
 from helpers.profiles import Gutenberg
 from helpers.texts.downloads import TextError, licence_problem, strip_licence, text_path
+from helpers.texts.headings import MIN_CHAPTERS, Chapter, chapters
 
 PARTS = ("train", "dev", "test")
-MIN_CHAPTERS = 5
-MAX_HEADING = 80  # characters
 NEAR = 0.02  # a cut may miss its place by this share of the text
 MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters makes no test
 MOST_BYTES = 10**9  # of a text; with its tokens it takes about 20 bytes of memory for each
@@ -38,8 +37,11 @@ MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's 
 RUN, LEAST_RUN = 64, 8  # characters in a row, and tokens, that stand in two parts by no chance
 WORTH_SAYING = 0.01  # of the held-out text repeated in the train part
 DAMAGED = (
-    0.001  # more than this share of U+FFFD, and the text was read in a wrong encoding before it came here
+    0.001  # more than this share of traces, and the text was read in a wrong encoding before it came here
 )
+# What programs write where they read another encoding than the file's: U+FFFD; control characters that no text has;
+# and the letters for which they took the bytes of “ and of é.
+TRACES = re.compile("[\ufffd\x80-\x84\x86-\x9f]|â€|Ã[\xa1-\xbf]")
 UNEVEN = 4  # a held-out chapter this many times longer or shorter than the median makes a bad test
 
 # --- read --------------------------------------------------------------------------
@@ -84,11 +86,16 @@ def _read_bytes(path: str | Path) -> bytes:
         ) from error
 
 
+# What these files begin with. Some can be all ASCII, and their words are not the file's.
 FORMATS = {
-    b"%PDF-": "a PDF",
-    b"{\\rtf": "an RTF file",
-    b"%!PS": "a PostScript file",
-}  # they can be all ASCII, and their words are not the file's
+    rb"%PDF-": "a PDF",
+    rb"\{\\rtf": "an RTF file",
+    rb"%!PS": "a PostScript file",
+    rb"\s*<(?i:!doctype|html|head|body|\?xml)\b": "a page of HTML or XML",
+    rb"PK\x03\x04": "a ZIP archive, as Word documents and EPUB books are",
+    rb"\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ|7z\xbc\xaf|Rar!\x1a": "a packed file",
+    rb"\xd0\xcf\x11\xe0": "a document of an old Word",
+}
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",  # first: one begins like UTF-16's
@@ -101,35 +108,56 @@ def _decode(raw: bytes, path: str | Path) -> str:
     encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), None)
     if encoding:
         raise TextError(f"The text '{path}' is not UTF-8: it begins like {encoding}. Save it as UTF-8.")
-    kind = next((name for mark, name in FORMATS.items() if raw.startswith(mark)), None)
+    start = raw[:4096].removeprefix(codecs.BOM_UTF8)
+    kind = next((name for mark, name in FORMATS.items() if re.match(mark, start)), None)
     if kind:
         raise TextError(f"'{path}' is {kind}, not a plain text. Save its words as plain text, in UTF-8.")
     raw = _without_ctrl_z(raw)
     control = re.search(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]", raw)
     if control:
+        seems_wide = raw.count(0) > len(raw) / 4  # of ASCII letters in UTF-16 every second byte is 0
         raise TextError(
-            f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset "
-            f"{control.start():,}. Give a plain UTF-8 text file."
+            f"'{path}' is a binary file, not a text: byte 0x{control[0][0]:02x} at offset {control.start():,}. "
+            f"Give a plain UTF-8 text file{' (this one may be UTF-16 without its mark)' if seems_wide else ''}."
         )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TextError(
-            f"The text '{path}' is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start:,}. "
-            "Save it as UTF-8 (for Latin-1: iconv -f ISO-8859-1 -t UTF-8)."
-        ) from error
-    text = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+        raise TextError(_not_utf8(raw, error, path)) from error
+    text = text.replace("\ufeff", "").replace("\u2029", "\n\n")
+    text = re.sub("\r\n|[\r\u2028]", "\n", text)  # the ends of lines in DOS, on old Macs, and Unicode's own
     if not text.strip():
         raise TextError(
             f"The text '{path}' is empty: {len(raw):,} bytes, no words. Give a text with words in it."
         )
-    n_lost = text.count("\ufffd")
-    if n_lost > DAMAGED * len(text):
+    traces = TRACES.findall(text)
+    if len(traces) > DAMAGED * len(text):
         raise TextError(
-            f"The text '{path}' is damaged: {counted(n_lost, 'character')} of it are U+FFFD, which programs write where "
-            "they read another encoding than the file's. Save the original again, as UTF-8."
+            f"The text '{path}' is damaged: {counted(len(traces), 'place')} of it, such as {ascii(traces[0])}, are what "
+            "programs write where they read another encoding than the file's. Save the original again, as UTF-8."
         )
     return text
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError, path: str | Path) -> str:
+    """What is wrong with a text that is not UTF-8, in one sentence, and what to do with it."""
+    place = f"byte 0x{raw[error.start]:02x} at offset {error.start:,}"
+    if error.reason == "unexpected end of data":
+        return f"The text '{path}' ends in the middle of a character ({place}): it was cut off. Save it whole again."
+    text = raw.decode("utf-8", "replace")
+    n_lost = text.count("\ufffd")
+    n_beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    if n_beyond_ascii > 2 * n_lost:  # most of its letters beyond ASCII are UTF-8
+        line = raw.count(b"\n", 0, error.start) + 1
+        return (
+            f"The text '{path}' is UTF-8 but for {counted(n_lost, 'place')}, the first in line "
+            f"{line:,} ({place}): parts of it come from another encoding. "
+            "Save it again when these letters are right in an editor."
+        )
+    return (
+        f"The text '{path}' is not UTF-8: {place}. Save it as UTF-8 (for a text in a Western European language: "
+        "iconv -f WINDOWS-1252 -t UTF-8), and look at its letters."
+    )
 
 
 def _without_ctrl_z(raw: bytes) -> bytes:
@@ -143,15 +171,6 @@ def _without_ctrl_z(raw: bytes) -> bytes:
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """A chapter: its heading, its text (heading included), and where it starts in the whole."""
-
-    title: str
-    text: str
-    start: int
-
-
-@dataclass(frozen=True)
 class Split:
     """A text in three parts that join to the whole; ``how`` says in words where it was cut."""
 
@@ -161,72 +180,12 @@ class Split:
     how: str
 
 
-ROMAN = r"(?=[IVXLC])(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})"
-WORD = "chapter|kapitel|chapitre|capítulo|capitolo|hoofdstuk|rozdział|глава|chương"
-NUMBER = rf"(?:{ROMAN}|\d{{1,3}}|[^\W\d_]+(?:[ -][^\W\d_]+){{0,2}})"  # IV, 12, Twenty-One, hai mươi mốt
-HEADINGS = (  # the first kind that makes enough chapters counts alone; a kind is one regular expression
-    re.compile(
-        rf"(?:{WORD}) +{NUMBER}(?: *[.:]\s*\S.*| *[.:]?|\n[^\n]*[^.,;:\s])"  # Chapter 3. Title
-        r"|[^\W\d_]+tes kapitel(?:[.:\n]\s*\S.*|\.?)"  # Erstes Kapitel
-        r"|第[\d〇零一二三四五六七八九十百两]{1,7}[章回][:：]?[^。，；：]*",
-        re.I | re.S,
-    ),  # 第三章 Title
-    re.compile(r"#{1,6} +\S.*"),  # Markdown
-    re.compile(rf"(?:{ROMAN}|\d{{1,3}})\. +(?:\S.*)?[^.,;:\s]"),  # IV. Title
-)
-# A paragraph; a line of Markdown's # is one by itself.
-PARAGRAPH = re.compile(r"^#{1,6} [^\n]*|\S[^\n]*(?:\n(?!#{1,6} )[^\n]*\S[^\n]*)*", re.M)
-
-
-def chapters(text: str) -> list[Chapter]:
-    """The chapters of a text, in order; what stands before the first heading is in none.
-
-    A heading is a paragraph of one line: "CHAPTER IV.", "Chapter 3. Title", "Kapitel 2",
-    "Chương 1", "第三章", "# Title" of Markdown, "IV. Title", "3. Title". Behind "Chapter" and
-    its like the title may stand on a line of its own. Where one kind makes enough chapters,
-    the others are text: a numbered list in a chapter opens none. Headings that follow each
-    other without text between them make one.
-    """
-    headings = []  # (kind, start, end, title)
-    for paragraph in PARAGRAPH.finditer(text):
-        kind = _heading_kind(paragraph[0])
-        if kind is not None:
-            headings.append(
-                (kind, paragraph.start(), paragraph.end(), " ".join(paragraph[0].strip("# \n").split()))
-            )
-    by_kind = [[h for h in headings if h[0] == kind] for kind in range(len(HEADINGS))]
-    joined = [_joined(text, of_kind) for of_kind in by_kind]
-    headings = next((found for found in joined if len(found) >= MIN_CHAPTERS), _joined(text, headings))
-    ends = [start for start, _, _ in headings[1:]] + [len(text)]
-    return [
-        Chapter(title, text[start:end], start) for (start, _, title), end in zip(headings, ends, strict=False)
-    ]  # no heading: no chapter
-
-
-def _heading_kind(paragraph: str) -> int | None:
-    if len(paragraph) > MAX_HEADING or paragraph.count("\n") > 1:
-        return None
-    line = re.sub(r"[^\S\n]", " ", paragraph.strip())  # a no-break space is a space
-    return next((kind for kind, pattern in enumerate(HEADINGS) if pattern.fullmatch(line)), None)
-
-
-def _joined(text: str, headings: list[tuple[int, int, int, str]]) -> list[tuple[int, int, str]]:
-    """(start, end, title) of headings in order; those without text between them become one."""
-    found: list[tuple[int, int, str]] = []
-    for _, start, end, title in headings:
-        if found and not text[found[-1][1] : start].strip():
-            start, _, before = found.pop()
-            title = f"{before} {title}"
-        found.append((start, end, title))
-    return found
-
-
 def split_text(text: str, n_dev: int = 1) -> Split:
     """Cut a text into train, dev and test, in this order, without a gap or an overlap.
 
     By chapter: the last two are the test, the ``n_dev`` before them are dev. Otherwise the first
     80% of the characters are train, 8% dev, 12% test, cut between chapters, else between
-    paragraphs, sentences or characters. That is so with fewer than four chapters more than
+    paragraphs, sentences, lines, words or characters. That is so with fewer than four chapters more than
     ``n_dev``; with held-out chapters far longer or shorter than the rest; and with so many
     chapters (or numbered questions) that the last ones hold next to nothing.
     """
@@ -271,6 +230,8 @@ UNITS = (
     # A row of dots is tried from its first dot alone: from each, a row of n would take n * n / 2 looks.
     # In Chinese and Japanese no space follows a full stop.
     ("sentences", rf"(?<![{STOP}])[{STOP}]+{CLOSING}\s+|[。！？]+{CLOSING}\s*"),
+    ("lines", r"\n"),
+    ("words", r"[^\S\n]+"),
 )
 
 
@@ -292,6 +253,12 @@ def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
 BETWEEN = (re.compile(r"[^\W\d_](?= [^\W\d_])"), re.compile(r"[^\W_](?=[\n,;:.!?(){}=。，、；：！？」）])"))
 
 
+def require_tokenizer(tokenizer) -> None:
+    """Raise TypeError for what is no tokenizer, such as the name of one."""
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise TypeError(f"A tokenizer is needed, as load_tokenizer gives it; found {seen(tokenizer)}.")
+
+
 def begin_ids(tokenizer) -> list[int]:
     """What a tokenizer itself puts in front of every text: ``[]``, or the id of its begin mark, such as ``<s>``.
 
@@ -300,6 +267,7 @@ def begin_ids(tokenizer) -> list[int]:
     another document would begin. (Where the tokenizer adds nothing, text that the model writes still needs
     a first token: `sample_windows` takes the config's begin token.)
     """
+    require_tokenizer(tokenizer)
     plain, marked = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
     places = range(len(marked) - len(plain) + 1)
     return list(marked[: next((i for i in places if marked[i : i + len(plain)] == plain), 0)])
@@ -313,6 +281,7 @@ class Corpus:
     tails of the parts do not. ``share_changed`` is the share that the tokenizer cannot give back.
     ``begin`` is the mark with which each window begins, or "" (see `begin_ids`). ``share_repeated`` is the share of
     the dev and test parts that stands in the train part too, in runs of `RUN` characters: what is tested there was learned.
+    ``marks`` counts the words of the text that the tokenizer reads as marks of its own, such as <|endoftext|>.
     """
 
     name: str
@@ -327,6 +296,7 @@ class Corpus:
     share_changed: float
     begin: str = ""
     share_repeated: float = 0.0
+    marks: Counter[str] = field(default_factory=Counter)
 
     @property
     def n_tokens(self) -> dict[str, int]:
@@ -354,7 +324,11 @@ class Corpus:
             if self.share_repeated >= WORTH_SAYING
             else ""
         )
-        return f"{repeated}{self.share_used:.1%} of the file is used{changed}{begin}"
+        marks = "".join(
+            f"; {mark} stands in it {counted(n, 'time')}, and is read as a mark of the tokenizer's, not as letters"
+            for mark, n in self.marks.items()
+        )
+        return f"{repeated}{self.share_used:.1%} of the file is used{changed}{marks}{begin}"
 
 
 def load_corpus(
@@ -405,6 +379,7 @@ def load_corpus(
         share_changed=changed / len(book),
         share_repeated=_share_repeated(train, held_out, len(marks), run),
         begin=tokenizer.decode(marks),
+        marks=_marks_in(tokenizer, book),
     )
 
 
@@ -464,12 +439,15 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     if not isinstance(text, str):
         raise TextError(f"{what} must be a str; found {type(text).__name__}.")
     if not isinstance(length, Integral) or length < 2:
-        raise TextError(f"A window of {length} tokens has nothing to predict. Give a length of 2 or more.")
+        raise TextError(
+            f"A window of {seen(length)} tokens has nothing to predict. Give a length of 2 or more."
+        )
+    require_tokenizer(tokenizer)
     ids, changed = _tokens(tokenizer, text)
     n_changed = changed.total()
     if n_changed > MAX_CHANGED * len(text):
         examples = ", ".join(repr(character) for character, _ in changed.most_common(4))
-        marks = ", ".join(repr(mark) for mark in tokenizer.all_special_tokens if mark in text)
+        marks = ", ".join(map(repr, _marks_in(tokenizer, text)))
         cure = (
             f"It reads {marks} as a mark of its own: take that out of the text."
             if marks
@@ -497,6 +475,11 @@ def _cut(tokenizer, text: str, length: int, what: str) -> _Cut:
     rows[:, : len(begin)] = begin
     rows[:, len(begin) :] = ids[: n_windows * room].reshape(n_windows, room)
     return _Cut(_dataset(rows), len(text) - len(tail), n_changed)
+
+
+def _marks_in(tokenizer, text: str) -> Counter[str]:
+    """The tokenizer's own marks that a text spells, and how often."""
+    return Counter({mark: text.count(mark) for mark in tokenizer.all_special_tokens if mark in text})
 
 
 def _dataset(rows: np.ndarray) -> Dataset:
@@ -545,5 +528,11 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def tensor_of(dataset: Dataset) -> torch.Tensor:
-    """All windows of a dataset: (windows, length), int64."""
+    """All windows of a dataset: (windows, length), int64.
+
+    Raises:
+        TypeError: no Dataset of windows, such as a part of a corpus.
+    """
+    if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        raise TypeError(f"Windows stand in a Dataset, such as corpus.train; found {type(dataset).__name__}.")
     return dataset[:]["input_ids"]

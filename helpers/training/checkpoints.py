@@ -111,7 +111,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
         try:
             return _read(place, damaged)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            damaged.append(f"{place.name} is damaged ({error}); using the one before it")
+            damaged.append(f"{place.name} is damaged ({error})")
     if damaged:
         raise CheckpointError(
             f"Every checkpoint in '{folder}' is damaged: {'; '.join(damaged)}. "
@@ -169,11 +169,20 @@ def is_count(value: Any) -> bool:
 
 
 def _step_folders(folder: Path) -> list[Path]:
-    """Newest first. Names of our own alone, and no links."""
+    """Newest first. Names of our own alone, and no links.
+
+    Raises:
+        CheckpointError: the folder may not be read.
+    """
     try:
         found = [p for p in folder.iterdir() if _STEP.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise CheckpointError(
+            f"The checkpoints in '{folder}' cannot be read ({error.strerror or error}). Ask their owner for the right to "
+            "read them, or choose a new folder."
+        ) from error
     return sorted(found, key=_number, reverse=True)
 
 

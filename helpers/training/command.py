@@ -239,6 +239,7 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         130: interrupted.
     """
     write_any_letter()
+    profiles.drop_useless_widths()
     if sys.flags.optimize > 1:
         say(
             "error: Python runs without docstrings here (-OO, or PYTHONOPTIMIZE=2), and transformers needs them. Take "
@@ -334,7 +335,10 @@ def refused(error: Exception, name: str) -> int:
     if type(error).__name__.startswith("NoArgsIsHelp"):
         print(context.get_help() if context else error)
         return 2
-    say(f"error: {error.format_message()} See {context.command_path if context else name} --help")
+    message = error.format_message()
+    if "extra argument" in message:
+        message += ": a value stands behind the name of its option."
+    say(f"error: {message} See {context.command_path if context else name} --help")
     return 2
 
 

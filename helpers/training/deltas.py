@@ -419,9 +419,14 @@ def opened(place: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
             f"There is no delta '{place}'. Give the file, or the run folder that holds {FILE_NAME}."
         )
     try:
+        place.open("rb").close()  # safetensors takes a file that may not be read for one that is not there
         with safe_open(place, framework="pt") as file:
             header = file.metadata() or {}
             return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise DeltaError(
+            f"'{place}' cannot be read: {error.strerror}. Ask its owner for the right to read it."
+        ) from error
     except (OSError, SafetensorError) as error:
         raise DeltaError(
             f"'{place}' cannot be read: {error}. It was cut short or changed, or it is no safetensors "

@@ -26,7 +26,7 @@ from pathlib import Path
 from torch import nn
 from transformers import TrainerCallback
 
-from helpers.files import require_values
+from helpers.files import require_values, seen
 from helpers.freezing import (
     FreezePlan,
     FreezingError,
@@ -37,7 +37,7 @@ from helpers.freezing import (
     require_plan,
 )
 from helpers.measuring import Retention
-from helpers.models import named_parameters, unwrapped
+from helpers.models import named_parameters, require_no_prompt, unwrapped
 from helpers.training.deltas import DeltaError, base_record, place_of, require_own, save_delta, some
 from helpers.training.processes import is_main
 
@@ -63,6 +63,7 @@ class FreezeGuard(TrainerCallback):
         roles: as for `anatomy`, for a family that it does not know.
 
     Raises:
+        LossError: a retention beside a model with a learned prompt.
         PlanError, AnatomyError: the plan does not fit the model, which is then unchanged.
         DeltaError: in the delta's place stands another file.
         NoValuesError: the model is on the meta device.
@@ -83,8 +84,10 @@ class FreezeGuard(TrainerCallback):
         require_every(every)
         if retention is not None and not isinstance(retention, Retention):
             raise TypeError(
-                f"retention is a Retention, such as Retention.sampled_from(model, 8, 64); found {retention!r:.80}."
+                f"retention is a Retention, such as Retention.sampled_from(model, 8, 64); found {seen(retention)}."
             )
+        if retention is not None:
+            require_no_prompt(model)  # its forgetting could not be measured
         if delta is not None:
             require_own(place_of(delta))
         self.model = model

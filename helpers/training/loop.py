@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from helpers.costs import BottomSize
-from helpers.files import counted, require_whole
+from helpers.files import counted, require_whole, seen
 from helpers.freezing import (
     LIMIT,
     BottomError,
@@ -137,14 +137,15 @@ def fit(
 
     Raises:
         BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once. The model is unchanged.
-        TrainingError: windows or choices of another form, a replay of another vocabulary, a non-finite loss,
-            a folder that holds another run, or a GPU too small.
+        TrainingError: gradients switched off, windows or choices of another form, a replay of another vocabulary, a
+            non-finite loss, a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
         LossError: the model does not predict the next token, or its config adds a term to the loss.
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
     require_plan(plan)
+    _require_gradients_on(model, windows)
     _require_windows(model, windows)
     _require_choices(model, replay, cache_frozen, cache_limit)
     with evaluating(model):
@@ -188,6 +189,20 @@ def fit(
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
 
 
+def _require_gradients_on(model: nn.Module, windows: torch.Tensor) -> None:
+    """Raise TrainingError where PyTorch was told to keep no gradients."""
+    if not torch.is_grad_enabled():
+        raise TrainingError(
+            "Gradients are switched off here, by torch.no_grad, torch.inference_mode or torch.set_grad_enabled(False), and "
+            "training needs them. Call fit outside of it, or torch.set_grad_enabled(True) first."
+        )
+    for what, tensors in (("model", model.parameters()), ("tensor of windows", [windows])):
+        if any(isinstance(tensor, torch.Tensor) and tensor.is_inference() for tensor in tensors):
+            raise TrainingError(
+                f"A {what} made under torch.inference_mode takes part in no gradient. Make it again outside of that."
+            )
+
+
 def _require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     """Raise TrainingError unless these are token ids of the model, one window a row, with a next token to predict."""
     try:
@@ -201,7 +216,7 @@ def _require_choices(
 ) -> None:
     """Raise TrainingError for a replay that is none, or of other words, and for a cache that is neither on nor off."""
     if replay is not None and not isinstance(replay, Replay):
-        raise TrainingError(f"replay is a Replay, or None; found {replay!r:.80}.")
+        raise TrainingError(f"replay is a Replay, or None; found {seen(replay)}.")
     n_words = config_of(model).get_text_config().vocab_size
     if replay is not None and replay.n_words != n_words:
         raise TrainingError(

@@ -97,9 +97,7 @@ def median(values: list[float]) -> float:
 def delta_line(report: dict, out: Path) -> str:
     """Where the trained weights are, and how big the file is against the whole model."""
     if report["delta_bytes"] is None:
-        return (
-            "delta:  none, because the proof failed: without a whole freeze the file would give another model"
-        )
+        return "delta:  none, because the proof failed: what it found wrong stands above"
     share = report["delta_bytes"] / report["full_bytes"]
     return (
         f"delta:  {out / FILE_NAME}, {size(report['delta_bytes'])}: {share:.1%} of the full model's "

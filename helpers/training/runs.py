@@ -215,9 +215,19 @@ class Run:
     def _take_folder(self) -> checkpoints.Checkpoint | None:
         """The folder is this process's own until `fit` gives it back."""
         locks.take(self.folder)
-        saved = checkpoints.load_checkpoint(self.folder)
+        saved = self.own_checkpoint()
         for line in saved.damaged if saved and is_main() else []:
-            print(line, file=sys.stderr)
+            print(f"{line}; using the one before it", file=sys.stderr)
+        return saved
+
+    def own_checkpoint(self) -> checkpoints.Checkpoint | None:
+        """Read the newest intact checkpoint of the folder; None where it has none. Nothing is written.
+
+        Raises:
+            TrainingError: it is of another run, or does not hold what a run saves.
+            CheckpointError: every one is damaged.
+        """
+        saved = checkpoints.load_checkpoint(self.folder)
         if saved is None:
             return None
         if problem := self._problem(saved):

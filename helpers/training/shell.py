@@ -207,6 +207,8 @@ def prepare(args: TrainWords) -> Setup:
     with evaluating(model):
         require_next_token_model(model, tensor_of(corpus.train)[:1, :16].to(next(model.parameters()).device))
     setup = Setup(profile, model, tokenizer, corpus, plan, settings, predicted, not_predicted, out, memory)
+    if says_tied(model.config) != says_tied(config):  # `load_model` found a head of its own in the files
+        setup.predict()
     setup.replay_weight, setup.rewind = args.replay, args.rewind
     setup.cache_frozen = "auto" if args.cache_frozen is None else args.cache_frozen
     setup.mine = {
@@ -228,6 +230,10 @@ def predicted_step(
     """The budget of one process's step; or None and the reason why it is not predicted."""
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     return budget_or_reason(config, plan, at_a_time(settings), length, dtype=dtype, **kept)
+
+
+def says_tied(config) -> bool:
+    return bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
 
 
 def at_a_time(settings: TrainSettings) -> int:
@@ -321,7 +327,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     # all is checked: the first write
-    in_every_process(lambda: claim(setup.out, setup.mine) if is_main() else None)
+    in_every_process(lambda: take_folder(setup, replay) if is_main() else None)
     began = time.perf_counter()
     result = fit(
         model,
@@ -405,6 +411,14 @@ def require_bottom(setup: Setup, replay: Replay | None) -> None:
             setup.model, tensor_of(setup.corpus.train), setup.settings, at_a_time(setup.settings),
             replay, True, LIMIT, setup.out,
         )  # fmt: skip
+
+
+def take_folder(setup: Setup, replay: Replay | None) -> None:
+    """Claim the run folder, the first write of all, once its checkpoints are known to be this very run's."""
+    setup.plan.apply(setup.model)  # what trains is what a checkpoint holds
+    windows = tensor_of(setup.corpus.train)
+    Run(setup.model, setup.plan, windows, setup.settings, setup.out / CHECKPOINTS, replay).own_checkpoint()
+    claim(setup.out, setup.mine)
 
 
 def save_trained(setup: Setup, model, base: BaseRecord, result: FitResult) -> int | None:

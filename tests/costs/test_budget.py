@@ -623,6 +623,14 @@ def test_a_size_that_is_none_is_refused(name):
         budget(mini_config(), FreezePlan.full(), batch=2, length=8, **{name: "x"})
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_the_budget_counts_the_backward_pass_where_gradients_are_switched_off(off):
+    config, plan = LLAMA, FreezePlan.freeze("attention")
+    with off():
+        inside = budget(config, plan, 2, 12)
+    assert inside == budget(config, plan, 2, 12)
+
+
 class Experts(torch.nn.Module):
     """A table as the head, and matrices of several experts, kept as (experts, out, in)."""
 

@@ -17,6 +17,7 @@ from helpers.freezing.selectors import PlanError, _is_bias, canonical, file_id, 
 from helpers.models.loading import build_model, build_on_meta, gpt_neo_125m_config
 from helpers.models.roles import Entry, anatomy
 from helpers.training import FreezeGuard, TrainSettings, fit, save_delta
+from publishing.families import config_of
 from support.tiny import FAMILIES, family
 
 BIG = anatomy(build_on_meta(gpt_neo_125m_config()))
@@ -133,6 +134,32 @@ def test_a_head_of_its_own_is_told_and_a_bias_of_it_is_not():
     assert MAIN.ledger(anatomy(family("gpt_neo"))).ties == (
         "lm_head.weight is transformer.wte.weight: one tensor, counted once, frozen as one",
     )
+
+
+@pytest.mark.parametrize(
+    "name, layers",
+    [
+        ("jamba", "1 layer of 2"),
+        ("recurrent_gemma", "2 layers of 3"),
+        ("olmo_hybrid", "1 layer of 2"),  # its linear attention asks as well
+        ("rwkv", "2 layers of 2"),
+        ("doge", None),  # these have more in their attention than queries, keys and values
+        ("laguna", None),
+        ("llama", None),
+    ],
+)
+def test_a_mixer_that_counts_as_attention_is_told(name, layers):
+    model = build_on_meta(config_of(name))
+    found = [line for line in FreezePlan.freeze("attention").explain(model).ties if "mixer" in line]
+    assert len(found) == (layers is not None)
+    if layers:
+        assert found[0].startswith(f"in {layers} attention means the mixer in its place")
+        assert found[0].endswith("parameters, 0 trainable")
+    if name == "jamba":
+        own = sum(p.numel() for n, p in model.named_parameters() if ".mamba." in n and "norm" not in n)
+        assert f": {own:,} parameters" in found[0]
+        [line] = [x for x in FreezePlan.only("attention").explain(model).ties if "mixer" in x]
+        assert line.endswith(f"{own:,} parameters, {own:,} trainable")
 
 
 def test_a_head_for_classes_is_no_head_of_words():

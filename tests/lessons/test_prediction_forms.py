@@ -355,7 +355,8 @@ def contrast(one, other):
     "measured, guess", [(2.0, 3.1), (-40.0, 65.0), (0.0012, 0.0019), (7.0, 7.0), (1e6, 1.01e6)]
 )
 def test_the_round_numbers_of_a_line_stand_where_they_belong(measured, guess):
-    html = showing.number_line(measured, None, guess, None, "measured")
+    ends = (min(measured, guess) - 0.1 * abs(guess), max(measured, guess))
+    html = showing.number_line(measured, None, guess, ends, "measured")
     ticks = [(float(x), float(v)) for x, v in re.findall(r'<text x="([\d.]+)" y="97"[^>]*>([^<]+)<', html)]
     assert 2 <= len(ticks) <= 7 and [v for _, v in ticks] == sorted({v for _, v in ticks})
     assert all(0 <= x <= showing.WIDTH for x, _ in ticks)
@@ -363,6 +364,9 @@ def test_the_round_numbers_of_a_line_stand_where_they_belong(measured, guess):
     for name, value in (("measured", measured), ("guess", guess)):
         (x,) = places(html, name)
         assert x == pytest.approx(x_0 + (x_1 - x_0) * (value - v_0) / (v_1 - v_0), abs=0.5)
+    (begin,), (width,) = places(html, "range", "x"), map(float, re.findall(r'34" width="([-\d.]+)"', html))
+    assert width == pytest.approx((x_1 - x_0) * (ends[1] - ends[0]) / (v_1 - v_0), abs=0.5)
+    assert begin + width == pytest.approx(max(places(html, "measured") + places(html, "guess")), abs=0.2)
 
 
 def test_on_a_number_line_the_guess_is_an_open_circle_around_what_was_measured():

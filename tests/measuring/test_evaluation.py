@@ -1,5 +1,6 @@
 """Losses, intervals, forgetting and style mean what they say."""
 
+import copy
 import hashlib
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import BertConfig, Gemma3TextConfig, LlamaConfig
 
 from helpers.freezing import FreezePlan
 from helpers.measuring import evaluation
@@ -22,7 +24,7 @@ from helpers.measuring.evaluation import (
 )
 from helpers.measuring.intervals import block_error, estimate
 from helpers.models import LossError, next_token_loss, token_losses
-from helpers.models.loading import build_model
+from helpers.models.loading import build_model, build_on_meta
 from helpers.training import TrainingError, TrainSettings, fit
 from support import tiny
 
@@ -135,6 +137,44 @@ def test_a_wrapped_model_is_measured_like_the_model_inside():
 def test_what_is_no_language_model_is_said():
     with pytest.raises(TypeError, match="found Linear, which has no config"):
         held_out_loss(torch.nn.Linear(2, 2), text())
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda m: held_out_loss(m, text()),
+        lambda m: Retention(m, text()),
+        lambda m: sample_windows(m, 1, 4, seed=0),
+    ],
+)
+def test_a_model_that_answers_with_a_tuple_is_refused_in_one_line(measure):
+    tuples = copy.deepcopy(model())  # a config of its own
+    tuples.config.return_dict = False  # its own forward then asks a tuple for its last states
+    with pytest.raises(LossError, match=r"Set model\.config\.return_dict = True first\.$"):
+        measure(tuples)
+
+
+@pytest.mark.parametrize(
+    "sees_ahead",
+    [
+        lambda shape: BertConfig(**shape),
+        lambda shape: LlamaConfig(**shape, is_causal=False),
+        lambda shape: Gemma3TextConfig(**shape, head_dim=8, use_bidirectional_attention=True),
+    ],
+)
+def test_a_model_that_sees_the_token_that_it_should_predict_has_no_held_out_loss(sees_ahead):
+    shape = dict(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    ids = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(LossError, match="sees later tokens"):
+        held_out_loss(build_model(sees_ahead(shape)), ids)
 
 
 def test_windows_of_int32_give_the_same_numbers():
@@ -292,3 +332,16 @@ def test_an_estimate_needs_a_number_for_each_of_two_windows(values):
 def test_a_difference_is_between_estimates():
     with pytest.raises(TypeError, match="between two Estimates; found float"):
         evaluation.difference(1.0, 2.0)
+
+
+def test_under_inference_mode_loss_and_forgetting_are_the_same():
+    base, tuned = (build_model(tiny.config(), seed=seed) for seed in (0, 1))
+    ids = torch.randint(97, (4, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inside = held_out_loss(tuned, ids).mean, Retention(base, ids).forgetting(tuned).mean
+    assert inside == (held_out_loss(tuned, ids).mean, Retention(base, ids).forgetting(tuned).mean)
+
+
+def test_a_model_without_numbers_writes_nothing():
+    with pytest.raises(ValueError, match="is on the meta device: it has a shape and no values"):
+        sample_windows(build_on_meta(tiny.config()), 1, 4, seed=0)

@@ -252,6 +252,29 @@ def test_every_tensor_of_a_familys_usual_config_has_a_role(name):
     assert all(e.layer is not None for e in parts.entries if e.role in ("attention", "mlp"))
 
 
+@pytest.mark.parametrize(
+    "name, switch",
+    [
+        ("stablelm", "qk_layernorm"),  # q_layernorm.norms.0.weight: a norm for each head
+        ("persimmon", "qk_layernorm"),
+        ("phi", "qk_layernorm"),
+        ("cohere", "use_qk_norm"),
+        ("glm4_moe", "use_qk_norm"),
+    ],
+)
+def test_norms_of_queries_and_keys_are_norms_of_their_block(name, switch):
+    config = families.config_of(name)
+    setattr(config, switch, False)
+    without = set(anatomy(build_on_meta(config)).names())
+    setattr(config, switch, True)
+    parts = anatomy(build_on_meta(config))
+    added = [entry for entry in parts.entries if entry.name not in without]
+    assert {(entry.role, entry.part) for entry in added} == {("norm", "norm")}
+    assert {entry.layer for entry in added} == set(range(config.num_hidden_layers))
+    trainable = FreezePlan.only("norms").trainable_names(parts)
+    assert {entry.name for entry in added} <= trainable
+
+
 def test_a_state_space_mixer_stands_in_attentions_place_and_its_router_is_one():
     mamba = anatomy(build_on_meta(config_of("mamba")))
     assert {

@@ -3,13 +3,40 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaptionPromptConfig,
+    CPTConfig,
+    IA3Config,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from torch import nn
-from transformers import BertConfig, CohereConfig, GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    CohereConfig,
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    RwkvConfig,
+)
 
+from helpers.freezing import FreezePlan
 from helpers.freezing.lora import insert
+from helpers.measuring import Retention, held_out_loss, sample_windows
 from helpers.models import losses
-from helpers.models.loading import build_model, enable_checkpointing
+from helpers.models.loading import (
+    build_model,
+    build_on_meta,
+    enable_checkpointing,
+    load_model,
+    weight_hash,
+)
 from helpers.models.losses import (
     IGNORE,
     LossError,
@@ -18,6 +45,7 @@ from helpers.models.losses import (
     shifted_labels,
     token_losses,
 )
+from helpers.training import FreezeGuard, TrainingError, TrainSettings, fit
 from support import tiny
 
 MINI = tiny.config(hidden_size=48, intermediate_size=96, max_position_embeddings=40)
@@ -306,6 +334,45 @@ def test_a_router_loss_is_refused_in_one_line():
     assert_equals_its_own(model.eval(), ids_of())
 
 
+@pytest.mark.parametrize("measure", [next_token_loss, token_losses])
+def test_a_model_that_answers_with_a_tuple_is_refused_in_one_line(measure):
+    model = small_llama()
+    model.config.return_dict = False  # its own forward then asks a tuple for its last states
+    with pytest.raises(LossError, match=r"Set model\.config\.return_dict = True first\.$"):
+        measure(model, ids_of())
+
+
+def rwkv_that_divides():
+    config = RwkvConfig(vocab_size=97, hidden_size=32, num_hidden_layers=5, rescale_every=2)
+    return config, AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_a_model_whose_forward_changes_its_weights_is_refused():
+    _, model = rwkv_that_divides()
+    before = weight_hash(model)
+    for measure in (next_token_loss, token_losses):
+        with pytest.raises(LossError, match="divides its own weights"):
+            measure(model, ids_of())
+    assert weight_hash(model) == before
+
+
+def test_a_model_that_would_change_its_weights_is_loaded_and_built_as_one_that_does_not(tmp_path):
+    config, plain = rwkv_that_divides()
+    plain.save_pretrained(tmp_path)
+    for model in (load_model(tmp_path, device="cpu"), build_model(config)):
+        before = weight_hash(model)
+        model.train()(input_ids=ids_of())
+        assert token_losses(model.eval(), ids_of()).sum().item() == pytest.approx(
+            plain_loss(model, ids_of()).item()
+        )
+        assert weight_hash(model) == before
+    assert config.rescale_every == 2, "the caller's config is the caller's"
+    ids = ids_of()
+    with torch.no_grad():
+        wanted, found = plain(input_ids=ids).logits, load_model(tmp_path, device="cpu")(input_ids=ids).logits
+    assert (wanted - found).abs().max() < 1e-2 * wanted.abs().max(), "the same but for a norm's epsilon"
+
+
 def test_an_encoder_and_another_loss_are_refused():
     small = dict(
         vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4
@@ -362,3 +429,95 @@ def test_rotary_positions_have_no_last_one():
     assert loss.item() / n_tokens == pytest.approx(
         model(input_ids=windows, labels=windows).loss.item(), abs=1e-5
     )
+
+
+LEARNED = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
+PROMPTS = {
+    "PROMPT_TUNING": PromptTuningConfig(**LEARNED),
+    "P_TUNING": PromptEncoderConfig(**LEARNED),
+    "PREFIX_TUNING": PrefixTuningConfig(**LEARNED),
+    "MULTITASK_PROMPT_TUNING": MultitaskPromptTuningConfig(num_tasks=1, **LEARNED),
+    "CPT": CPTConfig(
+        cpt_token_ids=[1, 2], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 2], task_type="CAUSAL_LM"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_a_learned_prompt_is_refused_by_name_before_anything_is_measured_or_written(kind, tmp_path):
+    model = get_peft_model(build_model(FAMILIES["llama_untied"]), PROMPTS[kind])
+    base = build_model(FAMILIES["llama_untied"])
+    kept = Retention(base, ids_of())
+    tries = [
+        lambda: losses.next_token_loss(model, ids_of()),
+        lambda: losses.token_losses(model, ids_of()),
+        lambda: held_out_loss(model, ids_of()),
+        lambda: sample_windows(model, 1, 8, 0),
+        lambda: Retention(model, ids_of()),
+        lambda: kept.forgetting(model),
+        lambda: losses.require_next_token_model(model, ids_of(1)),
+        lambda: FreezeGuard(model, FreezePlan.full(), retention=kept, delta=tmp_path / "run"),
+        lambda: fit(
+            model,
+            FreezePlan.full(),
+            ids_of(),
+            TrainSettings(n_steps=1, rate=1e-3, batch=2),
+            folder=tmp_path / "run",
+        ),
+    ]
+    for attempt in tries:
+        with pytest.raises(
+            (losses.LossError, TrainingError), match=f"^This model has a {kind} adapter of PEFT"
+        ) as refused:
+            attempt()
+        assert "\n" not in str(refused.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM"),
+        IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    ],
+)
+def test_an_adapter_of_peft_that_leaves_the_text_alone_has_the_models_own_loss(adapter):
+    model = get_peft_model(build_model(FAMILIES["llama_untied"]), adapter).eval()
+    loss, n_tokens = losses.next_token_loss(model, ids_of())
+    own = model(input_ids=ids_of(), labels=ids_of()).loss
+    assert loss.item() / n_tokens == pytest.approx(own.item(), abs=1e-5)
+
+
+def test_a_forward_that_gives_other_than_one_prediction_a_token_is_refused():
+    class Longer(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.config = inner, inner.config
+
+        def get_output_embeddings(self):
+            return self.inner.get_output_embeddings()
+
+        def forward(self, input_ids, attention_mask=None, use_cache=False):
+            return self.inner(input_ids=torch.cat([input_ids[:, :2], input_ids], 1), use_cache=False)
+
+    with pytest.raises(losses.LossError, match="gives 22 predictions for 20 tokens"):
+        losses.token_losses(Longer(build_model(FAMILIES["llama_untied"])), ids_of())
+
+
+@pytest.mark.parametrize("ids", [[[3, 4, 5]], torch.ones(1, 8), torch.ones(8).long()])
+def test_what_is_no_batch_of_token_ids_is_no_fault_of_the_model(ids):
+    with pytest.raises(LossError, match="^The windows must"):
+        require_next_token_model(build_model(tiny.config(), seed=0), ids)
+
+
+def test_under_inference_mode_the_losses_are_the_same():
+    model, ids = build_model(tiny.config(), seed=0), torch.randint(97, (3, 12))
+    with torch.inference_mode():
+        inside = token_losses(model, ids), next_token_loss(model, ids)[0]
+    assert torch.equal(inside[0], token_losses(model, ids))
+    assert torch.equal(inside[1], next_token_loss(model, ids)[0])
+
+
+@pytest.mark.parametrize("loss", [token_losses, next_token_loss])
+def test_a_model_without_numbers_has_no_loss(loss):
+    with pytest.raises(ValueError, match="is on the meta device: it has a shape and no values"):
+        loss(build_on_meta(tiny.config()), torch.randint(97, (3, 12)))

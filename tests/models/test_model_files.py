@@ -25,6 +25,7 @@ from helpers.models.loading import (
 )
 from helpers.models.losses import token_losses
 from helpers.models.model_files import ModelError, require_loaded, require_memory
+from publishing import families
 
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SHAPE = IDS | {
@@ -225,6 +226,29 @@ def test_files_that_are_not_what_they_seem_are_called_what_they_are(folder, spoi
 
 
 @pytest.mark.parametrize(
+    "name, load",
+    [
+        ("config.json", load_model),
+        ("generation_config.json", load_model),
+        ("model.safetensors", load_model),
+        ("tokenizer_config.json", load_tokenizer),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_named(folder, name, load, monkeypatch):
+    """safetensors lets the owner of a file alone read it: another user of the machine met a traceback."""
+    (folder / "tokenizer_config.json").write_text("{}")
+    opens = Path.open
+
+    def refuse(self, *args, **kwargs):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opens(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert f"{name} cannot be read (Permission denied). Ask its owner" in refusal(load, folder)
+
+
+@pytest.mark.parametrize(
     "index, word",
     [
         ({"weight_map": {UP: "../model.safetensors"}}, "not opened"),
@@ -255,6 +279,26 @@ def test_in_what_form_a_model_answers_changes_no_loss(folder, field):
     wanted = token_losses(load_model(folder), ids)
     change_config(folder, **{field: field != "return_dict"})
     assert torch.equal(token_losses(load_model(folder), ids), wanted)
+
+
+def test_a_head_of_its_own_under_a_config_that_says_tied_is_told_by_the_config(folder):
+    """transformers then ties nothing and leaves the config; a budget would count the head as the embedding."""
+    change_config(folder, tie_word_embeddings=True)
+    model = load_model(folder)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert model.config.tie_word_embeddings is False
+    plan = FreezePlan.freeze("attention", "embeddings")
+    ledger, found = plan.apply(model), budget(model.config, plan, batch=2, length=8)
+    assert (found.n_parameters, found.n_trainable) == (ledger.n_parameters, ledger.n_trainable)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "codegen"])
+def test_a_config_says_what_it_said_where_the_files_agree_with_it(tmp_path, kind):
+    for tied in (False, True):
+        config = families.config_of(kind)
+        config.tie_word_embeddings = tied
+        build_model(config, attention="eager").save_pretrained(tmp_path / str(tied))
+        assert load_model(tmp_path / str(tied), attention="eager").config.tie_word_embeddings is tied
 
 
 def test_a_model_in_several_files_loads(folder):

@@ -137,6 +137,21 @@ def test_only_profiles_reads_environment_variables(path):
         assert not touched & {"environ", "environb", "getenv", "putenv"}
 
 
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "publishing").glob("*.py"))], ids=name_of)
+def test_nothing_rests_on_assert_for_python_with_o_leaves_it_out(path):
+    tree = ast.parse(path.read_text("utf-8"))
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "publishing").glob("*.py"))], ids=name_of)
+def test_a_library_that_is_started_in_the_readers_folder_takes_no_file_of_it_for_a_module(path):
+    """``python -m pip`` beside a reader's random.py imports that one; with -P it does not."""
+    started = re.findall(r'sys\.executable,\s*(?:"-P",\s*)?"-m",\s*"(\w+)', path.read_text("utf-8"))
+    safe = re.findall(r'sys\.executable,\s*"-P",\s*"-m",\s*"(\w+)', path.read_text("utf-8"))
+    in_the_course = {"accelerate", "helpers", "venv"}  # their callers start them in the course's own folder
+    assert set(started) - in_the_course == set(safe)
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_plots_and_widgets_draw(path):
     tree = ast.parse(path.read_text("utf-8"))

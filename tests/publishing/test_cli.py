@@ -57,6 +57,16 @@ def started(*words: str) -> subprocess.CompletedProcess:
     return run("-m", "publishing.cli", *words)
 
 
+@pytest.mark.parametrize("name", ["COLUMNS", "TERMINAL_WIDTH"])
+@pytest.mark.parametrize("width", ["0", "999999", "²"])
+def test_a_width_that_no_terminal_has_does_not_empty_a_help_page(name, width):
+    said = subprocess.run(
+        [sys.executable, "-m", "publishing.cli", "compare", "--help"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"} | {name: width},
+    )  # fmt: skip
+    assert said.stdout == started("compare", "--help").stdout != "" and said.returncode == 0, said.stderr
+
+
 def test_every_command_is_known_here():
     assert {words[0] for words in COMMANDS if words} == set().union(*PANELS.values())
     assert ("study", "first") in COMMANDS and ("study", "second") in COMMANDS
@@ -186,6 +196,12 @@ def test_bad_input_in_a_shell_is_no_traceback():
     done = started("run", "--wings")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: No such option: --wings See course run --help\n"
+
+
+def test_a_stray_word_is_told_where_values_stand():
+    done = started("run", "02_freezing")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "(02_freezing): a value stands behind the name of its option. See course run --help" in done.stderr
 
 
 def test_python_without_docstrings_is_refused_by_name(monkeypatch):

@@ -127,6 +127,6 @@ def test_course_lab_becomes_jupyterlab_on_the_copy(tmp_path, monkeypatch):
     (((python, command, settings)),) = called
     assert python == sys.executable
     first = str(tmp_path / "build" / "lab" / "00_start_here.ipynb")
-    assert command[1:] == ["-m", "jupyterlab", first, "--no-browser", "--ServerApp.port=1"]
+    assert command[1:] == ["-P", "-m", "jupyterlab", first, "--no-browser", "--ServerApp.port=1"]
     assert settings["JUPYTER_PREFER_ENV_PATH"] == "1"
     assert len(list((tmp_path / "build" / "lab").glob("*.ipynb"))) == len(NOTEBOOKS)

@@ -218,6 +218,11 @@ def test_a_notebook_has_several_ways_to_be_named(three_lessons, name):
     assert run_course.lessons(three_lessons[0].parent, name) == [three_lessons[1]]
 
 
+def test_a_slip_in_a_name_is_told_the_nearest(three_lessons):
+    with pytest.raises(run_course.CourseError, match="is not known. .* Did you mean '02_freezing'.$"):
+        run_course.lessons(three_lessons[0].parent, "02_freezng")
+
+
 @pytest.mark.parametrize(
     "name",
     ["../02_freezing", "./02_freezing.ipynb", "nowhere/02_freezing", "/02_freezing", "notebooks/02", ".", "..", "0",

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gzip
 import hashlib
 import http.server
 import json
@@ -99,16 +100,54 @@ BAD_TEXTS = {
     "a pipe that nobody writes to": (os.mkfifo, "is a pipe or a device"),
     "larger than memory": (lambda p: sparse(p, 300 << 30), "has 322,122,547,200 bytes, more than fit"),
     "binary": (
-        lambda p: write(p, b"PK\x03\x04\x00\x00words"),
+        lambda p: write(p, b"WX\x03\x04\x00\x00words"),
         "binary file, not a text: byte 0x03 at offset 2",
     ),
     "a NUL byte": (lambda p: write(p, b"words\x00words"), "byte 0x00 at offset 5"),
     "Latin-1": (
         lambda p: write(p, "A fine caf\xe9 indeed".encode("latin-1")),
-        "not UTF-8: byte 0xe9 at offset 10",
+        "not UTF-8: byte 0xe9 at offset 10.*WINDOWS-1252",
+    ),
+    "Windows-1252, whose quotes are no letters of Latin-1": (
+        lambda p: write(p, "“Yes”, she said".encode("cp1252")),
+        "not UTF-8: byte 0x93 at offset 0.*iconv -f WINDOWS-1252",
+    ),
+    "cut off in a character": (
+        lambda p: write(p, (book(8) + "”").encode()[:-1]),
+        r"ends in the middle of a character \(byte 0xe2 at",
+    ),
+    "one line of Latin-1 in a UTF-8 book": (
+        lambda p: write(p, "“Yes”\n\n".encode() + "A caf\xe9\n".encode("latin-1") + "“No”\n".encode()),
+        "is UTF-8 but for 1 place, the first in line 3 .byte 0xe9",
+    ),
+    "UTF-8 read as Latin-1": (
+        lambda p: write(p, "“Yes”, he said.\n".encode().decode("latin-1") * 99),
+        r"is damaged: 396 places of it, such as '\\x80'",
+    ),
+    "UTF-8 read as Windows-1252": (
+        lambda p: write(p, "It’s a café. ".encode().decode("cp1252") * 99),
+        r"is damaged: 198 places of it, such as '\\xe2\\u20ac'",
+    ),
+    "a Word document": (
+        lambda p: write(p, b"PK\x03\x04\x14\x00words"),
+        "is a ZIP archive, as Word documents and EPUB books are",
+    ),
+    "an old Word document": (lambda p: write(p, b"\xd0\xcf\x11\xe0\xa1\xb1"), "is a document of an old Word"),
+    "a packed book": (lambda p: write(p, gzip.compress(book(8).encode())), "is a packed file"),
+    "a page from the web": (
+        lambda p: write(p, "\n <!DOCTYPE html>\n<html>" + book(8)),
+        "is a page of HTML or XML, not a plain text",
+    ),
+    "a page behind a byte order mark": (
+        lambda p: write(p, "\ufeff<?xml version='1.0'?>" + book(8)),
+        "is a page of HTML or XML",
     ),
     "UTF-16": (lambda p: write(p, "Words".encode("utf-16")), "begins like UTF-16"),
     "UTF-16, high byte first": (lambda p: write(p, b"\xfe\xff\x00W\x00o"), "begins like UTF-16"),
+    "UTF-16 without its mark": (
+        lambda p: write(p, "Words".encode("utf-16-be")),
+        "byte 0x00 at offset 0. Give a plain UTF-8 text file .this one may be UTF-16 without its mark",
+    ),
     "UTF-32": (lambda p: write(p, "Words".encode("utf-32")), "begins like UTF-32"),
     "UTF-32, high byte first": (lambda p: write(p, b"\x00\x00\xfe\xff\x00\x00\x00W"), "begins like UTF-32"),
     "a PDF": (lambda p: write(p, "%PDF-1.4\n" + book(8)), "is a PDF, not a plain text"),
@@ -152,7 +191,7 @@ BAD_TEXTS = {
     ),
     "damaged when it was made UTF-8": (
         lambda p: write(p, book(8).replace("o", "\ufffd")),
-        "is damaged: .* characters of it are U\\+FFFD",
+        r"is damaged: [\d,]+ places of it, such as '\\ufffd'",
     ),
     "a Ctrl-Z in the middle": (lambda p: write(p, b"words\x1awords"), "byte 0x1a at offset 5"),
     "too short for one window": (
@@ -196,7 +235,8 @@ def test_line_ends_and_the_byte_order_mark_change_nothing(tmp_path):
     unix = write(tmp_path / "unix.txt", plain)
     windows_text = write(tmp_path / "dos.txt", b"\xef\xbb\xbf" + plain.replace("\n", "\r\n").encode())
     mac = write(tmp_path / "mac.txt", plain.replace("\n", "\r"))
-    assert read_text(unix) == read_text(windows_text) == read_text(mac) == plain
+    unicode = write(tmp_path / "unicode.txt", plain.replace("\n\n", "\u2029").replace("\n", "\u2028"))
+    assert read_text(unix) == read_text(windows_text) == read_text(mac) == read_text(unicode) == plain
     assert load_corpus(windows_text, TOKENIZER, 64).split == load_corpus(unix, TOKENIZER, 64).split
 
 
@@ -267,6 +307,30 @@ def test_letters_beyond_ascii_are_kept(tmp_path):
         "IV.\u00a0The Farm",
         "3.\u202fThe Farm",
         "Chương\u00a07",
+        "제1장",
+        "제 1 화",
+        "제12장: 바다",
+        "제삼장 밤의 끝",
+        "第一話",
+        "PART ONE",
+        "PART I",
+        "Part Two: The Sea",
+        "PART THE THIRD",
+        "PART ONE — THE OLD HOUSE",
+        "PART ONE\nThe Sea",
+        "BOOK THE FIRST",
+        "BOOK THE FIRST—CALLED BACK",
+        "Book Twenty-Three",
+        "Часть 2",
+        "Act I",
+        "ACT 1",
+        "Scene 2",
+        "SCENE II. A room in the castle.",
+        "ACT I. SCENE I. Before the gate.",
+        "Act 1, Scene 2",
+        "LETTER 1",
+        "STAVE ONE",
+        "STAVE I: The Guest",
     ],
 )
 def test_a_heading_is_seen(line):
@@ -298,10 +362,61 @@ def test_a_heading_is_seen(line):
         "第三章说的是河水。",
         "第三章很长，他没有读完",
         "Chương trình hôm nay có gì hay không",
+        "Part one of the plan was easy.",
+        "Act 1 was over.",
+        "Letter 3 came.",
+        "part one",
+        "Part I had read",
+        "Part two, then",
+        "Part one.5",
+        "Part ten\nof the crew went home",
+        "Act I did not see",
+        "Act I: he left, I stayed.",
+        "Act up",
+        "Book two rooms, please.",
+        "Book the first train",
+        "Scene two of it",
+        "Letter C",
+        "제1장은 길었다.",
+        "제일 좋은 날",
+        "第一話は長い。",
+        "*Act 1 was over.*",
+        "**Part one of the plan was easy.**",
+        "* * *",
+        "**Note**",
     ],
 )
 def test_a_line_that_only_looks_like_a_heading_is_none(line):
     assert chapters(f"Before.\n\n{line}\n\nText.\n") == []
+
+
+@pytest.mark.parametrize(
+    "line, title",
+    [
+        ("**Chapter 1**", "Chapter 1"),
+        ("__Chapter Two: The Sea__", "Chapter Two: The Sea"),
+        ("* * * CHAPTER I *", "CHAPTER I"),
+        ("--- CHAPTER I ---", "CHAPTER I"),
+        ("— Chapter 3 —", "Chapter 3"),
+        ("**3. The Farm**", "3. The Farm"),
+        ("**PART ONE**", "PART ONE"),
+    ],
+)
+def test_what_decorates_a_heading_on_both_sides_is_no_part_of_it(line, title):
+    found = chapters(f"Before.\n\n{line}\n\nText.\n")
+    assert [(c.title, c.text) for c in found] == [(title, f"{line}\n\nText.\n")]
+
+
+def test_chapters_stand_before_the_parts_that_hold_them_and_scenes_divide_a_play():
+    novel = "\n\n".join(f"PART {p}\n\nA word.\n\n{n}. The Farm\n\nText." for n, p in enumerate("IIIIII", 1))
+    assert [c.title for c in chapters(novel)] == [f"{n}. The Farm" for n in range(1, 7)]
+    parts = "\n\n".join(f"PART {n}\n\nText." for n in range(1, 7))
+    assert [c.title for c in chapters(parts)] == [f"PART {n}" for n in range(1, 7)]
+    play = "\n\n".join(
+        f"ACT {act}\n\nSCENE 1. A hall.\n\nText.\n\nSCENE 2. A wood.\n\nText." for act in range(1, 4)
+    )
+    assert [c.title for c in chapters(play)][:2] == ["ACT 1 SCENE 1. A hall.", "SCENE 2. A wood."]
+    assert len(chapters(play)) == 6 and chapters(play)[0].text.startswith("ACT 1\n\nSCENE 1")
 
 
 def test_headings_in_a_row_make_one_chapter():
@@ -400,6 +515,30 @@ def test_one_enormous_line_is_cut_between_sentences():
 def test_a_few_huge_paragraphs_are_cut_between_sentences():
     text = ("This is a sentence of some length. " * 500 + "\n\n") * 4
     assert "between sentences" in split_text(text).how
+
+
+def test_lines_or_words_are_cut_where_no_sentence_ends():
+    lines = "".join(f"[12:{i % 60:02d}] Ann: a little word and one more\n" for i in range(300))
+    split = split_text(lines)
+    assert "between lines" in split.how
+    assert split.dev.startswith("[12:") and split.test.startswith("[12:")
+    split = split_text("night window garden " * 500)
+    assert "between words" in split.how
+    assert {part.split()[0] for part in (split.dev, split.test)} <= {"night", "window", "garden"}
+
+
+def test_a_mark_of_the_tokenizer_in_the_text_is_said(tmp_path):
+    tokenizer, text = load_tokenizer(DATA / "gpt-neo-mini"), book(8)
+    plain = load_corpus(write(tmp_path / "plain.txt", text), tokenizer, 16)
+    marked = text.replace("\n\n", " <|endoftext|>\n\n", 2)
+    marked = load_corpus(write(tmp_path / "marked.txt", marked), tokenizer, 16)
+    assert "mark" not in plain.shares
+    assert "; <|endoftext|> stands in it 2 times, and is read as a mark" in marked.shares
+
+
+def test_a_text_that_begins_like_no_page_is_a_text(tmp_path):
+    for start in ("<Enter Hamlet>", "<!-- a draft -->", "<p>", "PK is short. ", "<3 you"):
+        assert read_text(write(tmp_path / "story.txt", start + book(8))).startswith(start)
 
 
 def test_one_enormous_line_without_an_end_is_cut_between_characters():

@@ -1,6 +1,7 @@
 """A checkpoint is there whole or not at all, and a damaged one is named and passed over."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,18 @@ def test_an_empty_or_missing_folder_holds_no_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path / "nowhere") is None
 
 
+def test_checkpoints_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for read in (load_checkpoint, checkpoints.newest_record):
+        with pytest.raises(CheckpointError, match="cannot be read .Permission denied.. Ask their owner"):
+            read(tmp_path)
+
+
 def test_only_the_newest_are_kept_and_never_fewer_than_two(tmp_path):
     for step in range(5):
         save(tmp_path, step, keep=1)
@@ -70,8 +83,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, n
 
 def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path):
     (save(tmp_path, 1) / "state.json").write_text("{")
-    with pytest.raises(CheckpointError, match="Every checkpoint.*step-00000001.*Delete"):
+    with pytest.raises(CheckpointError, match="Every checkpoint.*step-00000001.*Delete") as error:
         load_checkpoint(tmp_path)
+    assert "before it" not in str(error.value), "there is none before it"
 
 
 def test_a_half_written_one_from_a_killed_process_is_ignored_and_cleared(tmp_path):
@@ -259,6 +273,9 @@ def test_a_record_that_does_not_say_what_it_must_is_passed_over_for_the_one_befo
     found = checkpoints.load_checkpoint(run)
     assert found.step == 2 and "step-00000004 is damaged" in found.damaged[0]
     assert train(run)[1].proof.ok
+    assert (
+        "step-00000004 is damaged" in (said := capsys.readouterr().err) and "using the one before it" in said
+    )
 
 
 def test_a_record_that_is_nested_too_deeply_is_damage(run):
@@ -364,3 +381,13 @@ def test_a_run_says_where_it_stands(tmp_path):
 def test_a_place_that_is_no_path_is_named(asked, place):
     with pytest.raises(TypeError, match=f"is a path, a str or a pathlib.Path; found {type(place).__name__}"):
         asked(place)
+
+
+def test_a_run_that_stops_in_its_first_step_stands_at_step_0(tmp_path, monkeypatch):
+    def stopped(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("helpers.training.loop.next_token_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    assert runs.Run.where[tmp_path / "run"] == 0

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -314,6 +315,17 @@ def test_every_flipped_bit_is_caught(tmp_path):
         place.write_bytes(damaged)
         with pytest.raises(DeltaError):
             read_delta(place)
+
+
+def test_a_delta_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    place, base, _ = saved(tmp_path)
+
+    def refuse(self, *args):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DeltaError, match="cannot be read: Permission denied. Ask its owner"):
+        load_delta(place, base)
 
 
 @pytest.mark.parametrize("n_left", [0, 5, 8, 100, -1, -1000])

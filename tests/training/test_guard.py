@@ -596,6 +596,29 @@ def test_the_trainer_goes_on_from_its_own_checkpoint_under_a_guard(tmp_path):
     assert weight_hash(again) == weight_hash(model)
 
 
+def resumed_under(tmp_path, plan, other):
+    """What a guard of another plan says to the Trainer's checkpoint of a run under ``plan``; and the steps it took."""
+    trainer_of(
+        model := small(), tmp_path, FreezeGuard(model, plan), save_strategy="steps", save_steps=3
+    ).train()
+    again = small()
+    guard = FreezeGuard(again, other)
+    with pytest.raises((FreezingError, ValueError)) as refused:
+        trainer_of(again, tmp_path, guard).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert guard.proof is None
+    return refused.value, guard.n_steps
+
+
+def test_the_trainers_checkpoint_of_another_plan_is_refused_before_a_step(tmp_path):
+    """The guard sees what moved; where other numbers of tensors train, torch's optimizer speaks first (take_home.md)."""
+    first, second = FreezePlan.only("layers:0-0"), FreezePlan.only("layers:1-1")
+    said, n_steps = resumed_under(tmp_path / "as many", first, second)
+    assert isinstance(said, FreezingError) and "h.0" in str(said) and len(str(said).splitlines()) == 1
+    assert n_steps == 3
+    said, n_steps = resumed_under(tmp_path / "more", first, FreezePlan.full())
+    assert "parameter group that doesn't match the size" in str(said) and n_steps == 0
+
+
 USUAL = {
     "gradients added up": {"gradient_accumulation_steps": 2},
     "checkpointing": {"gradient_checkpointing": True},

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, BertConfig, BertLMHeadModel
+from transformers import AutoConfig, BertConfig, BertLMHeadModel, LlamaConfig
 
 from helpers.measuring import Estimate
 from helpers.models.loading import build_model, load_model, load_tokenizer, weight_hash
@@ -138,6 +138,9 @@ def test_a_proof_that_fails_leaves_no_delta_and_exits_with_1(tmp_path, capsys, m
     monkeypatch.setattr(train, "fit", fit_and_break)
     code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK)
     assert code == 1 and "delta:  none, because the proof failed" in said.out and "wte moved" in said.out
+    assert "without a whole freeze" not in said.out, (
+        "a trainable tensor that stands still fails the proof as well"
+    )
     assert (tmp_path / "run" / "report.json").exists() and not (
         tmp_path / "run" / "delta.safetensors"
     ).exists()
@@ -251,6 +254,43 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(copied, tmp_p
     code, said = call(capsys, *arguments, "--lr", "1e-4")
     assert code == 2 and "another run" in said.err and "rate" in said.err
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_refused_resume_leaves_every_file_as_it_was(copied, tmp_path, capsys):
+    """Also where only a checkpoint knows that the run is another one: its config, or a setting that run.json lacks."""
+    folder, arguments = copied
+    more = [*(word for word in arguments if word not in ("--steps", "2")), "--steps", "4"]
+    edited = []
+    for field, value in {"layer_norm_epsilon": 1e-3, "embed_dropout": 0.25}.items():
+        edited.append(tmp_path / field)
+        shutil.copytree(TINY.model, edited[-1])
+        config = json.loads((edited[-1] / "config.json").read_text("utf-8"))
+        (edited[-1] / "config.json").write_text(json.dumps(config | {field: value}))
+    record = json.loads((folder / "run.json").read_text("utf-8"))
+    del record["rate"]
+    (folder / "run.json").write_text(json.dumps(record))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for words, difference in [
+        (["--model", edited[0]], "config.layer_norm_epsilon"),
+        (["--model", edited[1]], "config.embed_dropout"),
+        (["--lr", "1e-4"], "rate"),
+    ]:
+        code, said = call(capsys, *more, *words)
+        assert code == 2 and "holds another run" in said.err and difference in said.err, said.err
+        assert len(said.err.strip().splitlines()) == 1
+        assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert call(capsys, *more)[0] == 0
+    assert json.loads((folder / "run.json").read_text("utf-8"))["n_steps"] == 4
+
+
+def test_checkpoints_that_are_all_damaged_are_said_before_the_first_write(copied, capsys):
+    folder, arguments = copied
+    for place in (folder / "checkpoints").glob("step-*/state.json"):
+        place.write_text("{")
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    code, said = call(capsys, *arguments[:-4], "--steps", "4", "--lr", "3e-4")
+    assert code == 2 and "is damaged" in said.err and len(said.err.strip().splitlines()) == 1
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_damaged_record_of_the_run_is_said_and_its_checkpoints_are_kept(copied, capsys):
@@ -376,6 +416,22 @@ def test_a_lever_that_cannot_be_is_one_line_and_leaves_no_folder(words, expected
     code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *QUICK, *words)
     assert code == 2 and len(said.err.strip().splitlines()) == 1 and expected in said.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_of_its_own_under_a_config_that_says_tied_is_predicted_as_it_is(tmp_path, capsys):
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = build_model(LlamaConfig(**shape, vocab_size=4096))
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer(TINY.model).save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text("utf-8")) | {"tie_word_embeddings": True}), "utf-8"
+    )
+    words = ["--model", tmp_path / "model", "--freeze", "embeddings", *QUICK]
+    code, said = call(capsys, "--text", TEXT, "--out", tmp_path / "run", *words)
+    assert code == 0, said.err
+    report = report_of(tmp_path / "run")
+    assert report["predicted_bytes"]["parameters"] == 4 * sum(p.numel() for p in model.parameters())
 
 
 def test_an_encoder_is_refused_before_the_folder_is_taken(tmp_path, capsys):

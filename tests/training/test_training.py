@@ -476,3 +476,41 @@ def test_a_model_whose_logits_are_all_zero_sees_no_later_token(factor):
         if factor:
             model.model.norm.weight.zero_()
     require_next_token_model(model.eval(), make_windows(1)[:, :16] % 64)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, partial(torch.set_grad_enabled, False)])
+def test_where_gradients_are_switched_off_nothing_trains_and_it_is_said(off):
+    model, ids = build_model(tiny.config(), seed=0), torch.randint(97, (4, 12))
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(TrainingError, match="^Gradients are switched off here"), off():
+        fit(model, FreezePlan.freeze("attention"), ids, TrainSettings(n_steps=1, rate=1e-3), progress=False)
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("what", ["model", "tensor of windows"])
+def test_what_was_made_under_inference_mode_is_not_trained_on(what):
+    made = {
+        "model": lambda: build_model(tiny.config(), seed=0),
+        "tensor of windows": lambda: torch.ones(4, 12).long(),
+    }
+    with torch.inference_mode():
+        inside = made[what]()
+    given = {name: inside if name == what else make() for name, make in made.items()}
+    settings = TrainSettings(n_steps=1, rate=1e-3)
+    with pytest.raises(TrainingError, match=f"^A {what} made under torch.inference_mode"):
+        fit(given["model"], FreezePlan.full(), given["tensor of windows"], settings, progress=False)
+
+
+def test_windows_of_int32_train_as_those_of_int64_do():
+    ids, tuned = torch.randint(97, (4, 12), generator=torch.Generator().manual_seed(0)), []
+    for windows in (ids, ids.int()):
+        model = build_model(tiny.config(), seed=0)
+        fit(
+            model,
+            FreezePlan.freeze("attention"),
+            windows,
+            TrainSettings(n_steps=2, rate=1e-3),
+            progress=False,
+        )
+        tuned.append(weight_hash(model))
+    assert tuned[0] == tuned[1]
