@@ -92,6 +92,7 @@ FORMATS = {
     rb"\{\\rtf": "an RTF file",
     rb"%!PS": "a PostScript file",
     rb"\s*<(?i:!doctype|html|head|body|\?xml)\b": "a page of HTML or XML",
+    rb"""\s*(\[\s*)?\{\s*"[^"\n]*"\s*:""": "JSON",
     rb"PK\x03\x04": "a ZIP archive, as Word documents and EPUB books are",
     rb"\x1f\x8b|BZh\d1AY&SY|\xfd7zXZ|7z\xbc\xaf|Rar!\x1a": "a packed file",
     rb"\xd0\xcf\x11\xe0": "a document of an old Word",

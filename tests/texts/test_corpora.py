@@ -152,6 +152,15 @@ BAD_TEXTS = {
     "UTF-32, high byte first": (lambda p: write(p, b"\x00\x00\xfe\xff\x00\x00\x00W"), "begins like UTF-32"),
     "a PDF": (lambda p: write(p, "%PDF-1.4\n" + book(8)), "is a PDF, not a plain text"),
     "RTF": (lambda p: write(p, "{\\rtf1\\ansi " + book(8)), "is an RTF file, not a plain text"),
+    "lines of JSON": (
+        lambda p: write(p, "".join(f'{{"text": "{line}"}}\n' for line in book(8).splitlines())),
+        "is JSON, not a plain text",
+    ),
+    "a notebook": (
+        lambda p: write(p, '{\n "cells": [\n  {"source": []}]}' + book(8)),
+        "is JSON, not a plain text",
+    ),
+    "a list of JSON": (lambda p: write(p, '\n[ {"text" : "' + book(8) + '"}]'), "is JSON, not a plain text"),
     "Gutenberg's START alone": (
         lambda p: write(p, "Terms.\n*** START OF THE PROJECT GUTENBERG EBOOK T ***\n" + book(8)),
         "do not take turns",
