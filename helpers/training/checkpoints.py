@@ -67,6 +67,7 @@ def save_checkpoint(
     folder = Path(folder)
     final = folder / f"step-{step:08d}"
     partial = folder / f".partial-{step:08d}-{os.getpid()}{secrets.randbelow(10**6):06d}"
+    kept = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_partials(folder)
@@ -88,10 +89,14 @@ def save_checkpoint(
         _flush(folder)
     except (OSError, SafetensorError) as error:
         _remove_partial(partial)
+        left = (
+            "Earlier checkpoints are intact, and the same command resumes from the last one."
+            if kept
+            else "No checkpoint is kept yet: the same command begins anew."
+        )
         raise CheckpointError(
             f"Could not save the checkpoint of step {step} in '{folder}': {error}. "
-            "Free some space or choose another folder; earlier checkpoints are "
-            "intact, and the same command resumes from the last one."
+            f"Free some space or choose another folder. {left}"
         ) from error
     for old in sorted([*kept, step])[: -max(keep, 2)]:
         _remove_step(folder / f"step-{old:08d}")

@@ -208,11 +208,23 @@ def test_no_space_at_any_point_of_a_save_leaves_the_earlier_checkpoint(tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, place, full)
         with pytest.raises(
-            CheckpointError, match="step 2.*No space left.*Free some space.*earlier checkpoints"
+            CheckpointError, match="step 2.*No space left.*Free some space.*Earlier checkpoints"
         ):
             save(2)
     assert load_checkpoint(tmp_path).step == 1 and load_checkpoint(tmp_path).damaged == []
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_no_space_for_the_first_checkpoint_promises_no_earlier_one(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(
+        CheckpointError, match="step 2.*No checkpoint is kept yet: the same command begins anew"
+    ) as error:
+        checkpoints.save_checkpoint(tmp_path, 2, {}, {})
+    assert "earlier" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_a_folder_below_a_file_is_refused_before_the_first_step(tmp_path):
