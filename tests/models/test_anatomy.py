@@ -147,9 +147,9 @@ def test_experts_and_their_router_are_mlp_and_their_numbers_are_no_layers():
     expert = parts.entry("model.layers.1.mlp.experts.11.w2.weight")
     assert (expert.role, expert.layer, expert.part) == ("mlp", 1, "mlp-out")
     assert parts.entry("model.layers.0.mlp.gate.weight").part == "router"
-    for layer in model.model.layers:  # as in GraniteMoE: a module of the router
-        layer.mlp.gate = nn.ModuleDict({"layer": nn.Linear(4, 4, bias=False)})
-    assert anatomy(model).entry("model.layers.0.mlp.gate.layer.weight").part == "router"
+    for layer in model.model.layers:  # as in HunYuan: a module of the router
+        layer.mlp.gate = nn.ModuleDict({"wg": nn.Linear(4, 4, bias=False)})
+    assert anatomy(model).entry("model.layers.0.mlp.gate.wg.weight").part == "router"
 
 
 def test_narrow_token_vectors_of_opt_350m_are_embedding_and_head():
