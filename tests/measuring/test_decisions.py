@@ -41,6 +41,7 @@ from helpers.measuring.decisions import (
     share_finding,
     sign_depends,
     smallest_difference,
+    unless_few,
     with_pairs,
     word,
 )
@@ -124,11 +125,53 @@ def test_the_p_value_and_the_interval_agree_about_the_border(error):
     assert (p_value(found, 0.0, "lower") < 0.025) == (found.high < 0)
 
 
+def test_a_small_spread_over_many_pairs_has_its_p_value_too():
+    d = np.random.default_rng(2).normal(-0.0003, 0.001, 40)
+    found = p_value(paired_interval(d), 0.0, "lower")
+    assert found == pytest.approx(stats.ttest_1samp(d, 0, alternative="less").pvalue, rel=1e-4)
+
+
 def test_one_pair_and_no_spread_at_all_are_cases_too():
     assert p_value(paired_interval([-0.5]), 0.0, "lower") == 1.0
     same = paired_interval([-0.02, -0.02, -0.02])
     assert p_value(same, 0.0, "lower") < 1e-6 and p_value(same, 0.0, "higher") > 0.999
     assert p_value(paired_interval([0.0, 0.0]), 0.0, "lower") == 0.5
+
+
+# --- what no rule can judge --------------------------------------------------------
+
+PAIRS = interval(-0.03, 0.01)
+NOT_JUDGED = {
+    "an interval": lambda: decide(-0.03, 0.02, "lower"),
+    "a side": lambda: decide(PAIRS, 0.02, "sideways"),
+    "an interval for a word": lambda: word((-0.04, -0.02), 0.02),
+    "both intervals, the narrow one": lambda: decide_equal(None, PAIRS),
+    "both intervals, the wide one": lambda: decide_equal(PAIRS, None),
+    "an interval of a ratio": lambda: decide_at_least(0.9, 0.8),
+    "an interval for a p-value": lambda: p_value([0.1], 0.0, "lower"),
+    "an interval of a share": lambda: share_finding(PAIRS, 0.9),
+    "a finding": lambda: unless_few("holds"),
+    "a word at a gain": lambda: over_gains([]),
+    "known words at gains": lambda: over_gains([LESS, "fewer"]),
+    "known verdicts": lambda: over_texts([HOLDS, "perhaps"]),
+    "findings by claim": lambda: primary_verdicts({"C1": 3}),
+    "claims with findings": lambda: primary_verdicts([3]),
+    "differences by rate": lambda: sign_depends({1e-4: "less"}, 0.01),
+}
+SAYS = "What a rule judges|A claim puts|What few pairs|Gains that|Texts have|Claims have|Differences stand"
+
+
+@pytest.mark.parametrize("what", NOT_JUDGED)
+def test_what_no_rule_can_judge_is_named_in_one_line(what):
+    with pytest.raises((TypeError, ValueError), match=f"^({SAYS})") as refused:
+        NOT_JUDGED[what]()
+    assert "\n" not in str(refused.value)
+    if "known" in what:
+        assert str(refused.value).endswith(("found 'fewer'.", "found 'perhaps'."))
+
+
+def test_no_claims_and_no_rates_are_no_fault():
+    assert primary_verdicts({}) == {} and sign_depends({}, 0.01) is False
 
 
 # --- texts, tests, rates -----------------------------------------------------------
