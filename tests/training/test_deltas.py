@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers.normalizers import Lowercase
 from transformers import AutoConfig
 
 from helpers import files
@@ -283,6 +284,14 @@ def test_another_tokenizer_is_refused_and_padding_is_none(tmp_path):
     assert tokenizer_hash(other) != tokenizer_hash(tokenizer)
     with pytest.raises(DeltaError, match="another tokenizer"):
         load_delta(place, base, tokenizer=other)
+
+
+def test_a_tokenizer_with_the_same_words_and_other_rules_is_another():
+    """Its vocabulary alone would not tell that it reads a text in small letters."""
+    tokenizer, other = load_tokenizer(TINY.model), load_tokenizer(TINY.model)
+    other.backend_tokenizer.normalizer = Lowercase()
+    assert other.get_vocab() == tokenizer.get_vocab()
+    assert tokenizer_hash(other) != tokenizer_hash(tokenizer)
 
 
 # --- damaged, edited, or something else --------------------------------------------
