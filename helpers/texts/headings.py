@@ -56,8 +56,10 @@ HEADINGS = (  # the first kind that makes enough chapters counts alone; a kind i
 DECORATED = re.compile(
     r"[*_=~—–-][*_=~—– -]*(\S.*?\S)[*_=~—– -]*[*_=~—–-]", re.S
 )  # **Chapter 1**, * * * CHAPTER I *
-# A paragraph; a line of Markdown's # is one by itself.
-PARAGRAPH = re.compile(r"^#{1,6} [^\n]*|\S[^\n]*(?:\n(?!#{1,6} )[^\n]*\S[^\n]*)*", re.M)
+# A paragraph; Markdown's code between two lines of ``` is one, whatever is in it; so is a line of its #.
+PARAGRAPH = re.compile(
+    r"^```(?s:.*?)^```[^\n]*|^#{1,6} [^\n]*|\S[^\n]*(?:\n(?!#{1,6} |```)[^\n]*\S[^\n]*)*", re.M
+)
 
 
 def chapters(text: str) -> list[Chapter]:
@@ -66,8 +68,9 @@ def chapters(text: str) -> list[Chapter]:
     A heading is a paragraph of one line: "CHAPTER IV.", "Chapter 3. Title", "Kapitel 2",
     "Chương 1", "第三章", "제1장", "LETTER 1", "Act I", "SCENE 2. A room.", "# Title" of Markdown,
     "IV. Title", "3. Title", "PART ONE", "BOOK THE FIRST"; stars, dashes and their like around
-    it say nothing. Behind "Chapter" and its like the title may stand on a line of its own. Where
-    one kind makes enough chapters, the others are text: a numbered list in a chapter opens none.
+    it say nothing, and between two lines of ``` stands code, where # begins a comment. Behind
+    "Chapter" and its like the title may stand on a line of its own. Where one kind makes enough
+    chapters, the others are text: a numbered list in a chapter opens none.
     Headings that follow each other without text between them make one.
     """
     headings = []  # (kind, start, end, title)

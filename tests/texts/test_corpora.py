@@ -439,6 +439,21 @@ def test_a_heading_of_markdown_needs_no_blank_line_behind_it():
     assert found[0].text == "# The Lamp\nText.\nMore.\n\n"
 
 
+@pytest.mark.parametrize("before", ["Text.\n\n", "Text.\n"])
+@pytest.mark.parametrize("code", ["# load the data\nx = 1", "x = 1\n\n# Chapter 9\n\ny = 2", "Chapter 9"])
+def test_code_between_fences_holds_no_heading_and_is_not_cut(before, code):
+    block = f"```python\n{code}\n```\n\n"
+    text = "".join(f"# Part {n}\n\n{before}{block}More.\n\n" for n in range(1, 7))
+    found = chapters(text)
+    assert [c.title for c in found] == [f"Part {n}" for n in range(1, 7)]
+    assert all(block in c.text for c in found)
+
+
+def test_a_fence_that_is_never_closed_hides_no_heading():
+    text = "".join(f"# Part {n}\n\nText.\n\n" for n in range(1, 7)) + "```\n\n# Part 7\n\nText.\n"
+    assert [c.title for c in chapters(text)] == [f"Part {n}" for n in range(1, 8)]
+
+
 @pytest.mark.parametrize("heading", ["Chapter {n}", "# Part {n}"])
 def test_a_numbered_list_inside_a_chapter_opens_none(heading):
     questions = "\n\n".join(f"{n}. Why is that so?\n\nBecause." for n in range(1, 9))
