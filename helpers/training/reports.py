@@ -37,7 +37,7 @@ def print_report(
     print(f"memory predicted      {predicted_memory(report)}")
     print(f"memory measured       {measured_memory(report, result)}")
     print(
-        f"time                  {report['seconds']:.1f} s in all, {report['seconds_a_step']:.3f} s a step "
+        f"time                  {report['seconds']:.1f} s in all steps, {report['seconds_a_step']:.3f} s a step "
         f"({machine_in_words(report['machine'])})"
     )
     if result.bottom_size:

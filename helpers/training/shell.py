@@ -17,7 +17,6 @@ import importlib
 import math
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
@@ -328,7 +327,6 @@ def run(setup: Setup, prompt: str | None) -> dict:
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     # all is checked: the first write
     in_every_process(lambda: take_folder(setup, replay) if is_main() else None)
-    began = time.perf_counter()
     result = fit(
         model,
         setup.plan,
@@ -339,7 +337,6 @@ def run(setup: Setup, prompt: str | None) -> dict:
         replay=replay,
         cache_frozen=setup.cache_frozen,
     )
-    seconds = time.perf_counter() - began
     result.use_best(model)
     if not is_main():
         return {"proof_ok": result.proof.ok}  # the main process measures and writes for all
@@ -370,7 +367,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "frozen_bottom": result.bottom,
         "measured_growth_bytes": growth(setup.memory_before),
         "n_processes": n_processes(),
-        "seconds": round(seconds, 2),
+        "seconds": round(sum(result.history.seconds), 2),
         "seconds_a_step": median(result.history.seconds),
         "seed": setup.settings.seed,
         "rate": setup.settings.rate,

@@ -177,6 +177,19 @@ def test_the_same_command_again_only_reads_the_result(copied, tmp_path, capsys):
     assert first["tuned_hash"] == second["tuned_hash"]
 
 
+def test_the_time_is_that_of_all_steps_also_of_those_before_a_stop(copied, tmp_path, capsys):
+    first = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+    for steps in (2, 4):
+        code, said = call(capsys, *copied[1], "--steps", steps)
+        assert code == 0, said.err
+        report = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
+        (place,) = (tmp_path / "run" / "checkpoints").glob(f"*{steps}/state.json")
+        history = json.loads(place.read_text("utf-8"))["state"]["history"]
+        assert report["seconds"] == round(sum(history["seconds"]), 2)
+        assert f"{report['seconds']:.1f} s in all steps" in said.out
+        assert (report["seconds"] == first["seconds"]) == (steps == 2)
+
+
 def bad_files(folder):
     files = {
         "empty.txt": b"",
