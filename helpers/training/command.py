@@ -272,7 +272,10 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
         return interrupted("stopped: the same command starts again")
     except BrokenPipeError:  # as in `… | head`: nobody reads on
         sys.stdout = nowhere()  # Python flushes it at its end
-        say("error: what reads the output has ended. The same command goes on from the last checkpoint.")
+        say(
+            "error: What reads the output has ended, so not all was printed. The same command goes on from its last "
+            "checkpoint, or begins anew where there is none."
+        )
         return 2
     except SystemExit as error:
         if not isinstance(error.code, str):
