@@ -279,6 +279,7 @@ def test_another_tokenizer_is_refused_and_padding_is_none(tmp_path):
     tokenizer, other = load_tokenizer(TINY.model), load_tokenizer(TINY.model)
     place, base, _ = saved(tmp_path, tokenizer=tokenizer)
     tokenizer.backend_tokenizer.enable_padding(length=8)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=8)
     load_delta(place, base, tokenizer=tokenizer)
     other.add_tokens(["<new>"])
     assert tokenizer_hash(other) != tokenizer_hash(tokenizer)
