@@ -334,13 +334,28 @@ def test_search_finds_a_word(open_page):
     assert any("transformer block" in title for title in titles), titles
 
 
+TALLER = """async () => {
+  const late = document.createElement("div");
+  late.style.height = "2000px";
+  document.querySelector("article").prepend(late);
+  for (let k = 0; k < 3; k++) await new Promise(requestAnimationFrame);
+}"""
+
+
 def test_a_hit_of_the_search_opens_at_its_place(open_page):
     page = open_page("search.html?q=rewinding")
     page.locator("#search-results li.kind-text a", has_text="06.").first.click()
     page.wait_for_selector("article span.highlighted")
     page.wait_for_function("scrollY > 0")
-    first = page.locator("article span.highlighted:visible").first.bounding_box()
-    assert 0 < first["y"] < 900
+    place = page.locator("article span.highlighted:visible").first
+    assert 0 < place.bounding_box()["y"] < 900
+    page.evaluate(TALLER)
+    assert 0 < place.bounding_box()["y"] < 900, "what comes later above it does not move it"
+    here = page.evaluate("scrollY")
+    page.mouse.wheel(0, 3000)
+    page.wait_for_function("here => scrollY > here + 1000", arg=here)
+    page.evaluate(TALLER)
+    assert place.bounding_box()["y"] < 0, "a reader who goes on is not brought back"
 
 
 @pytest.mark.parametrize("width", [1280, 1440])
@@ -356,11 +371,13 @@ def test_the_contents_of_a_page_stand_beside_it(width, open_page):
 
 
 FADES = """async () => {
+  const frame = () => new Promise(requestAnimationFrame);
+  await frame();
+  await frame();  // what a widget made narrower stops to fade in the next frame
   const scrolls = one => ["auto", "scroll"].includes(getComputedStyle(one).overflowX);
   const boxes = [...document.querySelectorAll("article *")].filter(scrolls);
   const isWide = one => one.scrollWidth > one.clientWidth;
   const wide = boxes.filter(isWide);
-  const frame = () => new Promise(requestAnimationFrame);
   const edges = async share => {
     wide.forEach(one => one.scrollTo({left: share * one.scrollWidth, behavior: "instant"}));
     await frame();
@@ -379,6 +396,7 @@ FADES = """async () => {
 def test_a_wide_block_fades_at_the_edge_beyond_which_it_goes_on(name, open_page):
     page = open_page(f"{name}.html", width=390)
     page.evaluate(UNFOLD)
+    page.wait_for_function("!document.querySelector('[data-course-widget]:not(.runs)')")
     only_wide_ones_fade, at_start, at_end = page.evaluate(FADES)
     assert only_wide_ones_fade and len(at_end) > 1
     assert at_start == len(at_start) * [[False, True]] and at_end == len(at_end) * [[True, False]]
