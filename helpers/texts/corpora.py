@@ -12,6 +12,7 @@ import hashlib
 import re
 import stat
 import statistics
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -245,7 +246,14 @@ def _cuts(text: str, starts: list[int]) -> tuple[str, list[int]]:
         # A few long paragraphs can leave no cut near the place where one is wanted.
         if all(abs(cut - goal) <= NEAR * len(text) for cut, goal in zip(cuts, goals, strict=True)):
             return unit, cuts
-    return "characters", goals
+    return "characters", [_whole_letter(text, goal) for goal in goals]
+
+
+def _whole_letter(text: str, place: int) -> int:
+    """The next place where no letter is parted from its marks: Thai and Indic vowels, accents, variation selectors."""
+    while place < len(text) and unicodedata.category(text[place]).startswith("M"):
+        place += 1
+    return place
 
 
 # --- windows -----------------------------------------------------------------------

@@ -109,12 +109,19 @@ def load_checkpoint(folder: str | Path) -> Checkpoint | None:
     A damaged one is passed over and named in ``Checkpoint.damaged``.
 
     Raises:
-        CheckpointError: there are checkpoints, and every one is damaged.
+        CheckpointError: there are checkpoints, and every one is damaged; or the newest may not be read.
     """
     damaged = []
     for place in _step_folders(Path(folder)):
         try:
             return _read(place, damaged)
+        except (
+            PermissionError
+        ) as error:  # it may be whole: an older one in its place would train its steps again
+            raise CheckpointError(
+                f"The checkpoint '{place}' may not be read ({error.strerror}). Give yourself the right to read it, or "
+                "choose a new folder."
+            ) from error
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             damaged.append(f"{place.name} is damaged ({error})")
     if damaged:

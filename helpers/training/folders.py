@@ -5,6 +5,7 @@ A folder is a run by its ``run.json``. Nothing is written, and nothing deleted, 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -32,6 +33,11 @@ def check_out(out: Path) -> Path:
                     f"The run folder '{out}' cannot be made: '{place}' is a file. Choose another name."
                 )
         held = {p.name for p in out.iterdir()} if out.exists() else set()
+        nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise TrainingError(
+                f"The run folder '{out}' cannot be written: '{nearest}' takes no new files. Choose another place."
+            )
     except (OSError, ProfileError) as error:
         raise TrainingError(f"The run folder '{out}' cannot be used: {error}") from error
     others = {name for name in held if name != ".lock" and not _HALF_WRITTEN.fullmatch(name)}

@@ -64,8 +64,14 @@ def measured_memory(report: dict, result: FitResult) -> str:
         report["measured_growth_bytes"] / MIB,
         "GPU allocator" if result.device_peak_bytes else "process",
     )
+    since = "since before the model was loaded"
+    if first := report["measured_from_step"]:
+        trained = (
+            f"steps {first + 1} to {report['steps_taken']}" if first < report["steps_taken"] else "no step"
+        )
+        since += f", of the process that took {trained}"
     return (
-        f"{grown:,.0f} MiB: growth of the {kind} since before the model was loaded\n"
+        f"{grown:,.0f} MiB: growth of the {kind} {since}\n"
         f"{'':22}not on the prediction's scale, which is the tensors of one step: this also holds the measuring\n"
         f"{'':22}of loss and forgetting, the samples, and on a CPU code and what the allocator keeps back"
     )

@@ -326,7 +326,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
     start = prompt or setup.tokenizer.decode(test[0, :12])
     sample_before = sample_text(model, setup.tokenizer, start, SAMPLE)
     # all is checked: the first write
-    in_every_process(lambda: take_folder(setup, replay) if is_main() else None)
+    began_at = in_every_process(lambda: take_folder(setup, replay) if is_main() else 0)
     result = fit(
         model,
         setup.plan,
@@ -366,6 +366,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "not_predicted": setup.not_predicted or None,
         "frozen_bottom": result.bottom,
         "measured_growth_bytes": growth(setup.memory_before),
+        "measured_from_step": began_at,  # an earlier process took the steps before it
         "n_processes": n_processes(),
         "seconds": round(sum(result.history.seconds), 2),
         "seconds_a_step": median(result.history.seconds),
@@ -410,12 +411,18 @@ def require_bottom(setup: Setup, replay: Replay | None) -> None:
         )  # fmt: skip
 
 
-def take_folder(setup: Setup, replay: Replay | None) -> None:
-    """Claim the run folder, the first write of all, once its checkpoints are known to be this very run's."""
+def take_folder(setup: Setup, replay: Replay | None) -> int:
+    """Claim the run folder, the first write of all, once its checkpoints are known to be this very run's.
+
+    Returns:
+        The step at which the run goes on.
+    """
     setup.plan.apply(setup.model)  # what trains is what a checkpoint holds
     windows = tensor_of(setup.corpus.train)
-    Run(setup.model, setup.plan, windows, setup.settings, setup.out / CHECKPOINTS, replay).own_checkpoint()
+    run = Run(setup.model, setup.plan, windows, setup.settings, setup.out / CHECKPOINTS, replay)
+    saved = run.own_checkpoint()
     claim(setup.out, setup.mine)
+    return saved.step if saved else 0
 
 
 def save_trained(setup: Setup, model, base: BaseRecord, result: FitResult) -> int | None:

@@ -571,6 +571,18 @@ def test_one_enormous_line_without_an_end_is_cut_between_characters():
     assert "between characters" in split.how
 
 
+@pytest.mark.parametrize(
+    "letter", ["ท\u0e35\u0e48", "क\u093f", "e\u0301", "\u2764\ufe0f"]
+)  # the vowel and tone follow
+def test_a_letter_is_not_parted_from_its_marks(letter):
+    for n_letters in range(100, 110):
+        split = split_text(letter * n_letters)
+        assert (
+            "between characters" in split.how and split.train + split.dev + split.test == letter * n_letters
+        )
+        assert all(part.startswith(letter[0]) for part in (split.train, split.dev, split.test))
+
+
 @pytest.mark.parametrize("line", [".", "!?", '."'])
 def test_a_row_of_full_stops_takes_no_longer_than_other_letters(line):
     """300,000 dots were looked through from each of them: three quarters of an hour."""

@@ -88,6 +88,21 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path):
     assert "before it" not in str(error.value), "there is none before it"
 
 
+def test_one_that_may_not_be_read_is_not_passed_over_for_an_older_one(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    own = checkpoints.file_hash
+
+    def refused(place):
+        if "00000002" in str(place):
+            raise PermissionError(13, "Permission denied", str(place))
+        return own(place)
+
+    monkeypatch.setattr(checkpoints, "file_hash", refused)
+    with pytest.raises(CheckpointError, match=r"step-00000002' may not be read \(Permission denied\)"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_half_written_one_from_a_killed_process_is_ignored_and_cleared(tmp_path):
     save(tmp_path, 1)
     (tmp_path / ".partial-00000002-999").mkdir()

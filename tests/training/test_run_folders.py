@@ -227,6 +227,15 @@ def test_a_folder_with_other_things_in_it_is_no_run(tmp_path, inside):
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["", "run", "deeper/run"])
+def test_a_place_that_takes_no_files_is_refused_before_anything_is_computed(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(folders.os, "access", lambda place, _: place != tmp_path)
+    with pytest.raises(TrainingError, match=f"'{tmp_path}' takes no new files"):
+        folders.check_out(tmp_path / name)
+    monkeypatch.undo()
+    assert folders.check_out(tmp_path / name) == tmp_path / name
+
+
 def test_a_link_to_the_checkpoints_of_a_run_makes_no_run(tmp_path):
     save(tmp_path / "run" / "checkpoints", 1, identity={"plan": "full", "base": "b", "settings": {}})
     folders.check_out(tmp_path / "run")  # its run.json is gone, and its checkpoints prove what it was

@@ -177,7 +177,9 @@ def test_the_same_command_again_only_reads_the_result(copied, tmp_path, capsys):
     assert first["tuned_hash"] == second["tuned_hash"]
 
 
-def test_the_time_is_that_of_all_steps_also_of_those_before_a_stop(copied, tmp_path, capsys):
+def test_the_time_is_that_of_all_steps_and_memory_that_of_the_process_which_is_named(
+    copied, tmp_path, capsys
+):
     first = json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))
     for steps in (2, 4):
         code, said = call(capsys, *copied[1], "--steps", steps)
@@ -188,6 +190,12 @@ def test_the_time_is_that_of_all_steps_also_of_those_before_a_stop(copied, tmp_p
         assert report["seconds"] == round(sum(history["seconds"]), 2)
         assert f"{report['seconds']:.1f} s in all steps" in said.out
         assert (report["seconds"] == first["seconds"]) == (steps == 2)
+        assert (first["measured_from_step"], report["measured_from_step"]) == (0, 2)
+        took = {2: "no step", 4: "steps 3 to 4"}[steps]
+        assert (
+            f"growth of the process since before the model was loaded, of the process that took {took}\n"
+            in said.out
+        )
 
 
 def bad_files(folder):
