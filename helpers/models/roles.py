@@ -372,6 +372,11 @@ def _unknown_message(unknown: list[str]) -> str:
         f"{pattern} (first: {next(n for n in unknown if matches(pattern, n))})"
         for pattern in starred(unknown)
     ]
+    if any(".base_layer." in name or ".modules_to_save." in name for name in unknown):
+        return (
+            f"The model holds an adapter of PEFT ({unknown[0]}), whose tensors have no role of their own. Give its base: "
+            "model.unload() takes the adapter away, model.merge_and_unload() adds it to the weights."
+        )
     return (
         f"Parameter names without a known role, {len(unknown)} in all: {'; '.join(lines)}. Name the role of each, "
         f'for example roles={{"{starred(unknown)[0]}": "mlp"}}. Roles: {", ".join(ROLES)}.'

@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -32,7 +32,7 @@ from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import PlanError
 from helpers.models.loading import build_model, gpt_neo_125m_config, weight_hash
 from helpers.models.losses import next_token_loss
-from helpers.models.roles import anatomy
+from helpers.models.roles import AnatomyError, anatomy
 from helpers.training.loop import fit
 from helpers.training.runs import TrainingError, TrainSettings
 from support import tiny
@@ -119,6 +119,26 @@ def test_modules_to_save_unties_the_head_and_ours_does_not():
     assert inner.lm_head.weight is not inner.transformer.wte.modules_to_save["default"].weight
     ours = with_lora("attention+mlp")
     assert ours.lm_head.weight is ours.transformer.wte.weight
+
+
+@peft_speaks
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(r=3, target_modules=["q_proj"]),
+        LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=["wte"]),
+        IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+        LNTuningConfig(target_modules=["ln_1"]),
+    ],
+    ids=lambda adapter: adapter.peft_type.value,
+)
+def test_an_adapter_of_peft_has_no_roles_and_the_way_to_its_base_is_said(adapter):
+    tuned = get_peft_model(build_model(CONFIG, seed=1), adapter)
+    with pytest.raises(
+        AnatomyError, match=r"holds an adapter of PEFT \(base_model.*Give its base: model\.unload\(\)"
+    ):
+        FreezePlan.parse(freeze="attention").apply(tuned)
+    assert FreezePlan.parse(freeze="attention").apply(tuned.unload()).n_trainable > 0
 
 
 def test_merged_lora_takes_no_part_in_the_loss_and_is_not_trained():
