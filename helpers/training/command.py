@@ -255,6 +255,7 @@ def answer(app: typer.Typer, arguments: list[str] | None, name: str) -> int:
     if empty := empty_word(arguments):  # as a shell's variable that is not set: it would mean "the default"
         say(f"error: {empty} is empty. Give a name.")
         return 2
+    arguments = with_home(arguments)
     try:
         command = get_command(app)
         # Not its `main`, which has ends of its own for Ctrl-C and a closed pipe.
@@ -319,6 +320,19 @@ def empty_word(arguments: list[str]) -> str | None:
         if is_given and not value.strip() and option != "--prompt":
             return option if option.startswith("--") else "An argument"
     return None
+
+
+def with_home(arguments: list[str]) -> list[str]:
+    """The words of a command with the home folder in the place of a leading ``~``, but for a prompt.
+
+    A shell puts it in where ``~`` stands alone in front; ``--out=~/RUN``, and what is quoted, comes as it was typed.
+    """
+    found = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, mark, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        is_prompt = "--prompt" in (before, option)
+        found.append(word if is_prompt else option + mark + os.path.expanduser(value))
+    return found
 
 
 def interrupted(line: str) -> int:

@@ -17,6 +17,7 @@ from helpers.profiles import ROOT
 from helpers.training import command, interrupts, reports
 from helpers.training import shell as train
 from helpers.training.folders import where_it_stopped
+from tests.support import tiny
 
 TEXT = ROOT / "data" / "plain_tales.txt"
 QUICK = {"--text": TEXT, "--profile": "smoke", "--steps": "2", "--lr": "3e-4", "--length": "32"}
@@ -411,6 +412,51 @@ def test_a_blank_word_is_none_that_means_the_default(arguments, what, capsys):
 
 def test_a_blank_prompt_alone_means_something():
     assert command.empty_word(["--prompt", "", "--text=a", "--prompt="]) is None
+
+
+@pytest.mark.parametrize("form", ["--out=~/RUN", "--out ~/RUN"])
+def test_a_home_folder_that_the_shell_left_as_typed_is_the_readers_own(form, tmp_path, monkeypatch):
+    """Bash puts the home folder in where ~ begins a word, and not behind --out=."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    asked = words(home / "RUN", model=tiny.saved(tmp_path / "model"), batch=4)
+    place = asked.index("--out")
+    assert train.main([*asked[:place], *asked[place + 2 :], *form.split()]) == 0
+    assert (home / "RUN" / "report.json").is_file() and not list(here.iterdir())
+
+
+def test_a_home_folder_stands_in_all_words_but_a_prompt(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("USERPROFILE", "/h")
+    asked = [
+        "export",
+        "--delta",
+        "~/R",
+        "--model=~",
+        "~/a.txt",
+        "--prompt",
+        "~/x",
+        "--prompt=~/x",
+        "a~/b",
+        "--x",
+    ]
+    wanted = [
+        "export",
+        "--delta",
+        "/h/R",
+        "--model=/h",
+        "/h/a.txt",
+        "--prompt",
+        "~/x",
+        "--prompt=~/x",
+        "a~/b",
+        "--x",
+    ]
+    assert command.with_home(asked) == wanted
 
 
 def test_where_no_memory_is_left_for_the_words_it_is_said_all_the_same(capsys, monkeypatch):
