@@ -111,7 +111,8 @@ def explain_cost(
         settings: more of `budget`'s, which win over what is seen in the model.
 
     Raises:
-        BudgetError: a model that was changed by hand, so that its config no longer describes it.
+        BudgetError: a model that was changed by hand, so that its config no longer describes it; or weights of types
+            that no budget knows, such as trainable ones in bfloat16.
         BudgetError, NotPredicted, PlanError: as `budget` raises them.
         TypeError: what is given as the optimizer is none.
     """
@@ -119,6 +120,7 @@ def explain_cost(
     parts = anatomy(model)
     _require_of_config(model, parts)
     trained = plan.trainable_names(parts)
+    _require_of_types(model, trained)
     seen = _seen(model, trained) | settings
     now = budget(model.config, plan, batch, length, **seen)
     usual = {k: v for k, v in seen.items() if k not in ("lora", "frozen_dtype", "bottom")}  # of full training
@@ -157,6 +159,23 @@ def _require_of_config(model: nn.Module, parts: Anatomy) -> None:
             f"The model is not what its config describes: {unlike[0]} was added, taken away, tied or given another shape "
             f"({counted(len(unlike), 'such tensor')}), and the cost is predicted from the config. Set the config's "
             "fields for the change, or explain the model as it was loaded."
+        )
+
+
+def _require_of_types(model: nn.Module, trained: frozenset[str]) -> None:
+    """Raise BudgetError for weights that take other bytes than a budget counts for them."""
+    types = {name: parameter.dtype for name, parameter in named_parameters(model)}
+    frozen = {types[name] for name in types.keys() - trained}
+    unlike = sorted(name for name in trained if types[name] is not torch.float32)
+    if not unlike and frozen not in (set(), {torch.float32}, {torch.bfloat16}):
+        unlike = sorted(name for name in types.keys() - trained if types[name] is not torch.float32)
+    if unlike:
+        kind = str(types[unlike[0]]).removeprefix("torch.")
+        state = "trains" if unlike[0] in trained else "is frozen"
+        raise BudgetError(
+            f"A cost is predicted for weights that train in float32, and frozen ones all in float32 or all in bfloat16; "
+            f"{unlike[0]} {state}, and is in {kind} ({counted(len(unlike), 'such tensor')}). Load the model in float32, and "
+            "cast all of what is frozen to bfloat16, or nothing."
         )
 
 

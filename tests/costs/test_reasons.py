@@ -229,3 +229,48 @@ def test_a_model_that_its_config_no_longer_describes_is_refused(change):
         BudgetError, match="not what its config describes: .* was added, taken away, tied or given"
     ):
         explain_cost(model, NORMS, batch=2, length=16)
+
+
+def cast(*kinds: str, to: torch.dtype):
+    """Cast the weights whose names hold one of these words."""
+
+    def change(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if any(kind in name for kind in kinds):
+                parameter.data = parameter.data.to(to)
+
+    return change
+
+
+TYPES_BY_HAND = {
+    "all in bfloat16": (
+        FreezePlan.full(),
+        cast("", to=torch.bfloat16),
+        "lm_head.weight trains, and is in bfloat16",
+    ),
+    "all in bfloat16, some frozen": (NORMS, cast("", to=torch.bfloat16), "trains, and is in bfloat16"),
+    "what trains, in float64": (NORMS, cast("norm", to=torch.float64), "trains, and is in float64"),
+    "frozen ones in float16": (NORMS, cast("proj", to=torch.float16), "is frozen, and is in float16"),
+    "some of the frozen in bfloat16": (
+        NORMS,
+        cast("mlp", to=torch.bfloat16),
+        "is frozen, and is in bfloat16",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", TYPES_BY_HAND)
+def test_weights_that_take_other_bytes_than_a_budget_counts_are_refused(change):
+    plan, prepare, words = TYPES_BY_HAND[change]
+    model = build_on_meta(UNTIED)
+    prepare(model)
+    with pytest.raises(BudgetError, match=words):
+        explain_cost(model, plan, batch=2, length=16)
+
+
+def test_where_a_cost_is_predicted_it_counts_the_bytes_that_the_weights_take():
+    for prepare in (lambda model: None, frozen_in_bfloat16):
+        model = build_on_meta(UNTIED)
+        prepare(model)
+        held = sum(p.nbytes for p in model.parameters())
+        assert explain_cost(model, NORMS, batch=2, length=16).now.bytes["parameters"] == held
