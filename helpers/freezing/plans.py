@@ -179,9 +179,14 @@ def _remember(model: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> N
 
 
 def _require_trainable(parameters: dict[str, nn.Parameter]) -> None:
-    """Raise PlanError where a tensor that should train holds whole numbers: it can have no gradient."""
+    """Raise PlanError where a tensor that should train can have no gradient: it holds whole numbers, or was made in inference mode."""
     whole = []
     for name, parameter in parameters.items():
+        if parameter.is_inference():
+            raise PlanError(
+                f"The plan would train {name}, which was made under torch.inference_mode and takes part in no gradient. "
+                "Make or load the model again outside of that; the model is unchanged."
+            )
         if not (parameter.is_floating_point() or parameter.is_complex()):
             kind = str(parameter.dtype).removeprefix("torch.")
             whole.append(f"{name} ({kind})")

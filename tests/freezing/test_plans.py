@@ -187,6 +187,23 @@ def test_tensors_of_whole_numbers_are_named_three_at_most(n, more):
         FreezePlan.full().apply(model)
 
 
+@pytest.mark.parametrize(
+    "plan", [FreezePlan.full(), MAIN, FreezePlan.only("norms")], ids=lambda plan: plan.slug
+)
+def test_a_model_made_in_inference_mode_is_refused_and_left_as_it_was(plan):
+    with torch.inference_mode():
+        model = build_model(AutoConfig.for_model("llama", **FAMILIES["llama"]))
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(PlanError, match="made under torch.inference_mode .* again outside of that"):
+        plan.apply(model)
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    undo(model)  # nothing was remembered
+    plain = build_model(AutoConfig.for_model("llama", **FAMILIES["llama"]))
+    with torch.inference_mode():
+        ledger = plan.apply(plain)
+    assert ledger.n_trainable == sum(p.numel() for p in plain.parameters() if p.requires_grad)
+
+
 def test_complex_numbers_can_be_trained():
     model = build_model(AutoConfig.for_model("llama", **FAMILIES["llama"]))
     weight = model.model.layers[0].mlp.up_proj.weight

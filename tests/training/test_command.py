@@ -17,7 +17,7 @@ from helpers.profiles import ROOT
 from helpers.training import command, interrupts, reports
 from helpers.training import shell as train
 from helpers.training.folders import where_it_stopped
-from tests.support import tiny
+from support import tiny
 
 TEXT = ROOT / "data" / "plain_tales.txt"
 QUICK = {"--text": TEXT, "--profile": "smoke", "--steps": "2", "--lr": "3e-4", "--length": "32"}
