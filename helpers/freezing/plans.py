@@ -179,7 +179,7 @@ def _remember(model: nn.Module, parameters: list[tuple[str, nn.Parameter]]) -> N
 
 
 def _require_trainable(parameters: dict[str, nn.Parameter]) -> None:
-    """Raise PlanError where a tensor that should train can have no gradient: it holds whole numbers, or was made in inference mode."""
+    """Raise PlanError where a tensor that should train can have no gradient: of whole numbers, or of inference mode."""
     whole = []
     for name, parameter in parameters.items():
         if parameter.is_inference():

@@ -327,11 +327,11 @@ def load_tokenizer(source: str | Path):
         tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
         n_tokens, most = len(tokenizer), max(tokenizer.get_vocab().values(), default=0)
     except Exception as error:
-        raise ModelError(why_not(source, error, part="tokenizer")) from error
+        missing = _lacks_vocabulary(folder) if (folder / "config.json").is_file() else None
+        raise ModelError(missing or why_not(source, error, part="tokenizer")) from error
     if n_tokens < 2:  # transformers makes an empty one where the files are missing
         raise ModelError(
-            f"'{source}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
-            "Save the tokenizer beside the model with save_pretrained."
+            _lacks_vocabulary(folder) or f"The tokenizer of '{source}' knows no words. Get the model again."
         )
     rows = _vocabulary_rows(folder)
     if rows is not None and most >= rows:
@@ -341,6 +341,24 @@ def load_tokenizer(source: str | Path):
             "(resize_token_embeddings) and save the model again."
         )
     return tokenizer
+
+
+def _lacks_vocabulary(folder: Path) -> str | None:
+    """What a folder lacks that no tokenizer can be without, in one line; None: nothing."""
+    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "vocab.txt")):
+        return None
+    others = sorted(
+        path.name for kind in ("*.model", "*.tiktoken", "tekken.json") for path in folder.glob(kind)
+    )
+    if others:
+        return (
+            f"'{folder}' has no tokenizer.json: its tokenizer is in {others[0]}, which other packages read. Load it once "
+            "where sentencepiece and tiktoken are installed, and save it with save_pretrained, which writes tokenizer.json."
+        )
+    return (
+        f"'{folder}' has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
+        "Save the tokenizer beside the model with save_pretrained."
+    )
 
 
 def _vocabulary_rows(folder: Path) -> int | None:

@@ -475,6 +475,22 @@ def test_a_tokenizer_without_an_entry_is_told_which(mini):
     assert "the entry 'added_tokens' is missing" in refusal(load_tokenizer, mini)
 
 
+@pytest.mark.parametrize("stays", [True, False], ids=["tokenizer_config.json stays", "it is gone too"])
+@pytest.mark.parametrize("kind", [None, "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_whose_words_are_missing_is_told_which_file(mini, kind, stays):
+    """transformers fails, asks for other packages, or makes an empty one, by the class that the files name."""
+    (mini / "tokenizer.json").unlink()
+    edited(mini / "tokenizer_config.json", lambda r: r.update(tokenizer_class=kind))
+    if not stays:
+        (mini / "tokenizer_config.json").unlink()
+    assert "no tokenizer files (tokenizer.json, or vocab.json" in refusal(load_tokenizer, mini)
+    (mini / "tokenizer.model").write_bytes(
+        b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02"
+    )  # as older Llama folders have it
+    said = refusal(load_tokenizer, mini)
+    assert "its tokenizer is in tokenizer.model" in said and "which writes tokenizer.json" in said
+
+
 @pytest.mark.parametrize("name", ["_orig_mod.lm_head.weight", "module.lm_head.weight"])
 def test_a_model_of_the_hub_with_a_wrappers_names_says_how_to_read_it(name):
     report = {"unexpected_keys": {name}, "missing_keys": {"lm_head.weight"}, "mismatched_keys": set()}
