@@ -260,7 +260,7 @@ def require_token_ids(input_ids: torch.Tensor) -> None:
 def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
     """Refuse windows that are no token ids of this model, or too long: ids from 0 to its vocabulary's last.
 
-    Rotary positions have no last one, so there the length is free.
+    Rotary positions have no last one, so there the length is free; but for those of the dynamic kind.
 
     Raises:
         NoValuesError: the model is on the meta device.
@@ -280,11 +280,29 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
             f"Windows of {windows.size(1)} tokens are longer than the model has positions ({limit}). Cut the text into "
             f"windows of {limit} or fewer."
         )
+    _require_steady_positions(model, config, windows.size(1), limit)
     least, most = torch.stack(windows.aminmax()).tolist()  # one wait for the device in each step, not two
     if not 0 <= least <= most < n_words:
         raise LossError(
             f"The windows must hold token ids of the model, 0 to {n_words - 1}; found {least} to {most}. Use the "
             "tokenizer that belongs to the model, and whole windows without padding."
+        )
+
+
+def _require_steady_positions(model: nn.Module, config, length: int, limit: int | None) -> None:
+    """Raise LossError where dynamic rotary positions would depend on the texts that were read before.
+
+    Beyond the limit transformers stretches them to the longest text so far, and takes that back at a text below it.
+    """
+    if limit is None or length < limit or "dynamic" not in str(getattr(config, "rope_parameters", None)):
+        return
+    kept = (item for module in model.modules() for item in vars(module).items())
+    longest = max((int(value) for name, value in kept if name.endswith("max_seq_len_cached")), default=0)
+    if max(length, longest) > limit:
+        raise LossError(
+            f"Windows of {length} tokens: this model's rotary positions (rope_type 'dynamic') stretch beyond {limit} "
+            "tokens, to the longest text that it has read so far, so a loss would depend on what came before. Cut the "
+            f"text into windows of fewer than {limit}, or set another rope_type."
         )
 
 

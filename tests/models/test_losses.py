@@ -1,5 +1,7 @@
 """The chunked loss equals the plain one, in value and in every gradient."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -429,6 +431,49 @@ def test_rotary_positions_have_no_last_one():
     assert loss.item() / n_tokens == pytest.approx(
         model(input_ids=windows, labels=windows).loss.item(), abs=1e-5
     )
+
+
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}
+PLAIN = {"rope_type": "default", "rope_theta": 100.0}
+STRETCHING = {
+    "llama": {"rope_parameters": DYNAMIC, "hidden_size": 16},
+    "gemma3_text": {
+        "rope_parameters": {"full_attention": DYNAMIC, "sliding_attention": PLAIN},
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", STRETCHING)
+def test_positions_that_stretch_to_the_longest_text_read_are_right_or_refused(kind):
+    """transformers goes back to the model's own positions at a text below the limit, and not at the limit itself."""
+    model = build_model(tiny.family(kind, max_position_embeddings=8, **STRETCHING[kind]).config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3)  # so that positions matter
+    windows = torch.randint(3, 64, (2, 16), generator=torch.Generator().manual_seed(0))
+    fresh = {n: own_losses(copy.deepcopy(model), windows[:, :n]) for n in (6, 8)}
+    for before in (16, 5, 12):
+        with torch.no_grad():
+            model(input_ids=windows[:, :before])
+        for n in (8, 6, 8):  # 6 takes the stretch back
+            try:
+                found = losses.token_losses(model, windows[:, :n])
+            except LossError as error:
+                assert n == 8 < before and "rope_type 'dynamic'" in str(error)
+                assert not torch.allclose(own_losses(model, windows[:, :n]), fresh[n], atol=1e-4)
+            else:
+                assert torch.allclose(found, fresh[n], atol=1e-5)
+    for read in (token_losses, next_token_loss, held_out_loss, Retention):
+        with pytest.raises(LossError, match="Windows of 9 tokens: .* longest text that it has read"):
+            read(model, windows[:, :9])
+
+
+def own_losses(model, ids):
+    """The loss of each token by the model's own forward: (batch, time - 1)."""
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
 
 LEARNED = {"num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
