@@ -36,7 +36,9 @@ MOST_BYTES = 10**9  # of a text; with its tokens it takes about 20 bytes of memo
 PIECE = 1 << 17  # characters given to the tokenizer at once; it needs about 200 bytes for each of them
 MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's characters cannot read it
 RUN, LEAST_RUN = 64, 8  # characters in a row, and tokens, that stand in two parts by no chance
-WORTH_SAYING = 0.01  # of the held-out text repeated in the train part
+WORTH_SAYING = 0.01  # of the held-out text repeated in the train part; of a text that is markup
+# HTML's tags and entities, and TeX's commands: a page that was saved without its head, or a chapter of a TeX book.
+MARKUP = re.compile(r"</?[A-Za-z][\w:-]*(?:\s[^<>]*)?/?>|<!--[^<>]*-->|&(?:#\w+|[A-Za-z]\w*);|\\[A-Za-z]+")
 DAMAGED = (
     0.001  # more than this share of traces, and the text was read in a wrong encoding before it came here
 )
@@ -291,6 +293,7 @@ class Corpus:
     ``begin`` is the mark with which each window begins, or "" (see `begin_ids`). ``share_repeated`` is the share of
     the dev and test parts that stands in the train part too, in runs of `RUN` characters: what is tested there was learned.
     ``marks`` counts the words of the text that the tokenizer reads as marks of its own, such as <|endoftext|>.
+    ``share_markup`` is the share of the text that is tags, entities and commands; ``markup`` is the first of them.
     """
 
     name: str
@@ -306,6 +309,8 @@ class Corpus:
     begin: str = ""
     share_repeated: float = 0.0
     marks: Counter[str] = field(default_factory=Counter)
+    share_markup: float = 0.0
+    markup: str = ""
 
     @property
     def n_tokens(self) -> dict[str, int]:
@@ -337,7 +342,12 @@ class Corpus:
             f"; {mark} stands in it {counted(n, 'time')}, and is read as a mark of the tokenizer's, not as letters"
             for mark, n in self.marks.items()
         )
-        return f"{repeated}{self.share_used:.1%} of the file is used{changed}{marks}{begin}"
+        markup = (
+            f"; {self.share_markup:.0%} of the text is markup, such as {self.markup}, and is learned like its words"
+            if self.share_markup >= WORTH_SAYING
+            else ""
+        )
+        return f"{repeated}{self.share_used:.1%} of the file is used{markup}{changed}{marks}{begin}"
 
 
 def load_corpus(
@@ -389,7 +399,15 @@ def load_corpus(
         share_repeated=_share_repeated(train, held_out, len(marks), run),
         begin=tokenizer.decode(marks),
         marks=_marks_in(tokenizer, book),
+        share_markup=sum(len(found[0]) for found in MARKUP.finditer(book)) / len(book),
+        markup=_shortened(MARKUP.search(book)),
     )
+
+
+def _shortened(found: re.Match | None, most: int = 40) -> str:
+    """What was found, in one line of at most so many characters; "" where nothing was."""
+    words = " ".join(found[0].split()) if found else ""
+    return words if len(words) <= most else f"{words[: most - 1]}…"
 
 
 def windows(tokenizer, text: str, length: int, what: str = "The text") -> Dataset:

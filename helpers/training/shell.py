@@ -386,6 +386,7 @@ def run(setup: Setup, prompt: str | None) -> dict:
         "text_share_used": corpus.share_used,
         "text_share_changed": corpus.share_changed,
         "text_share_repeated": corpus.share_repeated,
+        "text_share_markup": corpus.share_markup,
         "profile": setup.profile.name,
         "versions": versions(),
         "machine": machine_class(),

@@ -652,6 +652,34 @@ def test_held_out_text_that_was_trained_on_is_said(tmp_path):
         assert ("stands in the train part too" in str(corpus)) == (share > 0)
 
 
+MARKED_UP = {
+    "a page without its head": ('<p class="noindent">{}<br/></p>', '<p class="noindent">', 0.32),
+    "entities": ("&#8220;{}&rdquo; &nbsp;", "&#8220;", 0.24),
+    "TeX": ("\\chapter{{{0}}} \\emph{{so}}", "\\chapter", 0.15),
+    "a few tags": ("{0} {0} {0} {0} {0} {0} <i>{0}</i> {0} {0} {0}", "", 0.009),
+    "less and greater": ("if a < b and c > d & e; {}", "", 0.0),
+    "addresses": ("write to <ann@example.org> or <https://example.org/a>; {}", "", 0.0),
+}
+
+
+@pytest.mark.parametrize("form", MARKED_UP)
+def test_markup_that_would_be_learned_like_words_is_said(form, tmp_path):
+    letters = random.Random(2)
+    line, first, share = MARKED_UP[form]
+    text = "\n\n".join(line.format("".join(letters.choices("abcdefgh ", k=60))) for _ in range(60))
+    corpus = load_corpus(write(tmp_path / "t.txt", text), TOKENIZER, 16)
+    assert corpus.share_markup == pytest.approx(share, abs=0.02)
+    assert (f"of the text is markup, such as {first}, and is learned" in str(corpus)) == bool(first)
+
+
+def test_a_long_tag_is_shortened_and_the_courses_own_texts_have_no_markup(tmp_path):
+    text = "\n\n".join(f"<a\nhref='{'x' * 60}'>{'abc def ' * 9}</a>" for _ in range(60))
+    corpus = load_corpus(write(tmp_path / "t.txt", text), TOKENIZER, 16)
+    assert corpus.markup == f"<a href='{'x' * 30}…"
+    for path in sorted(DATA.glob("*.txt")):
+        assert load_corpus(path, TOKENIZER, 64).share_markup == 0, path
+
+
 def test_a_few_repeated_tokens_are_chance(tmp_path):
     run = "sixty-three letters in a row, which are one less than a run has"
     assert len(run) == 63
