@@ -483,6 +483,11 @@ def why_not(source: str | Path, error: Exception, part: str = "model") -> str:
     """Return one line a reader can act on, from whatever transformers raised."""
     folder = Path(str(source))
     said = in_one_line(error)
+    if folder.is_dir() and isinstance(error, UnicodeEncodeError):
+        return (
+            f"The {part} in {ascii(str(source))} cannot be loaded: the folder's name is no text in Python's encoding of file "
+            "names here. Set PYTHONUTF8=1 in the environment, or give the folder a name of plain letters."
+        )
     if not folder.is_dir():
         if _looks_like_path(str(source)):
             found = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 MIN_CHAPTERS = 5
@@ -75,7 +76,7 @@ def chapters(text: str) -> list[Chapter]:
     """
     headings = []  # (kind, start, end, title)
     for paragraph in PARAGRAPH.finditer(text):
-        bare = _bare(paragraph[0])
+        bare = _bare(_composed(paragraph[0]))
         kind = _heading_kind(bare)
         if kind is not None:
             title = " ".join(bare.strip("# \n").split())
@@ -87,6 +88,11 @@ def chapters(text: str) -> list[Chapter]:
     return [
         Chapter(title, text[start:end], start) for (start, _, title), end in zip(headings, ends, strict=False)
     ]  # no heading: no chapter
+
+
+def _composed(paragraph: str) -> str:
+    """A paragraph with each letter as one character: ư may stand as u and its hook, and 장 as three letters."""
+    return unicodedata.normalize("NFC", paragraph) if len(paragraph) <= 4 * MAX_HEADING else paragraph
 
 
 def _bare(paragraph: str) -> str:

@@ -475,6 +475,19 @@ def test_a_tokenizer_without_an_entry_is_told_which(mini):
     assert "the entry 'added_tokens' is missing" in refusal(load_tokenizer, mini)
 
 
+def test_a_folder_whose_name_is_no_text_is_told_what_to_set(mini, tmp_path):
+    """A name in another encoding than Python's: the libraries in Rust read UTF-8 alone."""
+    strange = tmp_path / "B\udcfccher"
+    try:
+        strange.mkdir()
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this system's file names are text alone")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(mini / name, strange)
+    said = refusal(load_tokenizer, strange)
+    assert "B\\udcfccher' cannot be loaded: the folder's name is no text" in said and "PYTHONUTF8=1" in said
+
+
 @pytest.mark.parametrize("stays", [True, False], ids=["tokenizer_config.json stays", "it is gone too"])
 @pytest.mark.parametrize("kind", [None, "LlamaTokenizer", "GPT2Tokenizer", "PreTrainedTokenizerFast"])
 def test_a_tokenizer_whose_words_are_missing_is_told_which_file(mini, kind, stays):

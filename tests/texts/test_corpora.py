@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import urllib.request
 
 import numpy as np
@@ -346,6 +347,22 @@ def test_a_heading_is_seen(line):
     found = chapters(f"Before.\n\n{line}\n\nText.\n")
     assert [c.title for c in found] == [" ".join(line.split())]
     assert found[0].text == f"{line}\n\nText.\n"
+
+
+@pytest.mark.parametrize(
+    "title", ["Chương 12\nBốn mươi cái đinh", "Capítulo 5", "제12장 {}", "CHAPITRE PREMIER\nLa forêt"]
+)
+def test_a_heading_of_letters_in_parts_is_seen_too(title):
+    """As a Mac may write them: each letter, then its accents. A Korean title is then twice as long."""
+    title = title.format("바다를 건너간 사람들의 아주 긴 이야기 " * 2).strip()
+    whole = "".join(f"{title}\n\nWords of a chapter. {'and more ' * 40}\n\n" for _ in range(6))
+    apart = unicodedata.normalize("NFD", whole)
+    assert (
+        [c.title for c in chapters(apart)]
+        == [c.title for c in chapters(whole)]
+        == [" ".join(title.split())] * 6
+    )
+    assert "".join(c.text for c in chapters(apart)) == apart
 
 
 @pytest.mark.parametrize(
