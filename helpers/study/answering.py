@@ -54,6 +54,7 @@ def carry_out(
     try:
         setup = prepare(words)
         out = setup.out
+        print(textwrap.fill(str(setup.ready.corpus), WIDTH), flush=True)  # before what takes long
         found = compare(setup, clock, began)
         said = report(setup, found)
         write_json(out / REPORT_FILE, said)
@@ -75,6 +76,7 @@ def report(setup: Setup, found: Compared) -> dict:
         "what": setup.what,
         "model": setup.ready.profile.model,
         "text": setup.words.text,
+        "text_is_read": str(setup.ready.corpus),
         "chosen": choice and {"recipe": titled(choice), "place": choice.place},
         "read": None if choice is None else what_is_read(choice),
         "rows": [] if choice is None else [row(found, recipe) for recipe in choice.ranked],

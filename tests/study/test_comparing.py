@@ -91,6 +91,15 @@ def test_the_answer_is_a_table_a_sentence_a_picture_a_command_and_what_is_not_kn
     assert max(map(len, lines)) <= 80
 
 
+def test_how_the_text_is_read_is_said_first(whole):
+    """Its split, and what would make the answer worth little: parts that repeat, markup, letters that are changed."""
+    out, said = whole
+    corpus = comparing.prepare(words(out.parent, out.parent / "never")).ready.corpus
+    assert "80% train, 8% dev, 12% test" in str(corpus) and corpus.shares in str(corpus)
+    assert " ".join(said.split()).startswith(str(corpus))
+    assert json.loads((out / "report.json").read_text("utf-8"))["text_is_read"] == str(corpus)
+
+
 def test_the_command_trains_the_model_that_was_measured(whole, tmp_path, capsys):
     """All but the replay: there `course train` lets the base write more windows."""
     out, _ = whole
