@@ -8,10 +8,11 @@ autograd keeps under a plan is not guessed: PyTorch itself decides it, as it wil
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
+from threading import get_ident
 from unittest import mock
 
 import pandas as pd
@@ -34,6 +35,7 @@ from helpers.freezing import (
     skipping,
 )
 from helpers.models import (
+    ONE_AT_A_TIME,
     AnatomyError,
     LossError,
     ModelError,
@@ -213,7 +215,7 @@ def budget(
     if replay is not None:
         check_step(config, replay.batch, replay.length, dtype, loss, optimizer)
     shapes = FakeTensorMode() if on_shapes else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), shapes, _never_packed(), _experts_in_one():
+    with _on_a_plain_machine(), shapes, _never_packed(), _experts_in_one():
         try:
             model = _build(config, attention)
             if lora is not None:
@@ -327,10 +329,30 @@ def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+@contextmanager
+def _on_a_plain_machine() -> Iterator[None]:
+    """Whatever the caller has switched on: a step in float32 on the CPU with gradients, and one such step at a time."""
+    with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
+        with torch.autocast("cpu", enabled=False), torch.autograd.set_detect_anomaly(False):
+            yield
+
+
+@contextmanager
+def _replaced(module, name: str, replacement: Callable) -> Iterator[None]:
+    """Another function in the place of a library's for a while, in this thread alone: others go on as before."""
+    own, here = getattr(module, name), get_ident()
+
+    def either(*args, **kwargs):
+        return (replacement if get_ident() == here else own)(*args, **kwargs)
+
+    with mock.patch.object(module, name, either):
+        yield
+
+
 def _never_packed():
     """Training windows are never packed. transformers looks at the position numbers to see that;
     here there are no numbers, and it would build masks for the general case."""
-    return mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    return _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
 def _experts_in_one():
@@ -342,7 +364,7 @@ def _experts_in_one():
         with torch.autocast("cpu", enabled=False):  # as PyTorch's own, which autocast does not know
             return x.to(matrices.dtype) @ matrices[0]
 
-    return mock.patch.object(moe, "_grouped_mm", product)
+    return _replaced(moe, "_grouped_mm", product)
 
 
 def _build(config, attention: str) -> nn.Module:
@@ -420,8 +442,11 @@ def _kept(model, meter: StepMeter, replay: ReplaySize | None):
     vocabulary, width = own.weight.shape
     head = None
     if not replay.keeps_predictions:
-        head = nn.Linear(width, vocabulary, bias=own.bias is not None).requires_grad_(False)
-    kept = torch.empty(replay.n_windows, replay.length - 1, vocabulary if head is None else width)
+        head = nn.Linear(width, vocabulary, bias=own.bias is not None, dtype=torch.float32).requires_grad_(
+            False
+        )
+    last = vocabulary if head is None else width
+    kept = torch.empty(replay.n_windows, replay.length - 1, last, dtype=torch.float32)
     meter.hold([kept, *(head.parameters() if head is not None else ())])
     return kept, head
 

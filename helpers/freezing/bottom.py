@@ -23,7 +23,15 @@ import torch
 from torch import nn
 from torch._guards import detect_fake_mode
 
-from helpers.models import anatomy, named_modules, named_parameters, next_token_loss
+from helpers.files import require_whole
+from helpers.models import (
+    ONE_AT_A_TIME,
+    anatomy,
+    named_modules,
+    named_parameters,
+    next_token_loss,
+    require_windows,
+)
 
 LIMIT = 2**30  # bytes of memory
 SHORT = 16  # tokens; enough to see where gradients go
@@ -110,7 +118,7 @@ class FrozenBottom:
 
     def _new_room(self) -> torch.Tensor:
         if self.in_memory:
-            return torch.empty(self.n_bytes, dtype=torch.uint8)
+            return torch.empty(self.n_bytes, dtype=torch.uint8, device="cpu")
         with tempfile.TemporaryFile(dir=self._folder) as file:  # it has no name: gone with the process
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a crash later
                 os.posix_fallocate(file.fileno(), 0, self.n_bytes)
@@ -136,12 +144,16 @@ def find_bottom(
         limit: bytes of memory for what is kept. Beyond it a file in ``folder`` holds it.
 
     Raises:
+        LossError, ValueError: no windows of token ids of this model, or a number that none can be.
         BottomError: a tensor below the first block's end trains; something in the bottom is random, such as
             dropout; the blocks do not run one after the other; those above need something else of those below
             than the last one's output; or there is no room for what is kept.
     """
+    require_windows(model, input_ids)
+    require_whole(n_tokens, "n_tokens is of all windows that will be read")
+    require_whole(limit, "limit is in bytes", least=0)
     blocks = frozen_blocks(model, input_ids[:1, :SHORT])
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _own_random_state():
         states = _tried(model, blocks, input_ids)
     n_bytes = n_tokens * states.size(-1) * states.element_size()
     if n_bytes > limit:
@@ -164,7 +176,8 @@ def frozen_blocks(model: nn.Module, input_ids: torch.Tensor) -> list[FrozenBlock
         BottomError: as for `find_bottom`.
     """
     modules = _blocks_of(model)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    # also where the caller keeps no gradients: without them all would seem frozen
+    with _own_random_state(), torch.inference_mode(False), torch.enable_grad():
         turns, _ = _watched(modules, lambda: model(input_ids=input_ids, use_cache=False), 0)
     if [turn.place for turn in turns] != list(range(len(modules))):
         raise BottomError("The model's blocks do not run once each, one after the other.")
@@ -229,10 +242,20 @@ def _blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def _lowest(model: nn.Module, turn: _Turn) -> str:
-    """The first trainable tensor that a block's output depends on."""
+    """The first trainable tensor that a block's output depends on.
+
+    Raises:
+        BottomError: there is none, and the output asks for a gradient all the same.
+    """
     trainable = [(name, p) for name, p in named_parameters(model) if p.requires_grad]
     found = torch.autograd.grad(turn.states.sum(), [p for _, p in trainable], allow_unused=True)
-    return next(name for (name, _), slope in zip(trainable, found, strict=True) if slope is not None)
+    for (name, _), slope in zip(trainable, found, strict=True):
+        if slope is not None:
+            return name
+    raise BottomError(
+        "The output of the first block asks for a gradient, and nothing that trains is below it: a hook asks for it, as "
+        "gradient_checkpointing_enable() adds one. Call model.disable_input_require_grads(), or enable_checkpointing(model)."
+    )
 
 
 @torch.no_grad()
@@ -296,6 +319,13 @@ def _watched(modules: list[nn.Module], read: Callable, seed: int) -> tuple[list[
     torch.manual_seed(seed)
     with _forwards({module: watching(i, module.forward) for i, module in enumerate(modules)}):
         return turns, read()
+
+
+@contextmanager
+def _own_random_state() -> Iterator[None]:
+    """For the time of the block random numbers are drawn, in one thread at a time; then all is as it was before."""
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
 
 
 def _random_state() -> list[bytes]:

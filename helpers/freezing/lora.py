@@ -17,7 +17,16 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from helpers.files import bytes_hash, counted, file_hash, read_record, record_hash, verified, write_tensors
+from helpers.files import (
+    bytes_hash,
+    counted,
+    file_hash,
+    read_record,
+    record_hash,
+    require_whole,
+    verified,
+    write_tensors,
+)
 from helpers.freezing.plans import FreezePlan
 from helpers.freezing.selectors import parse_selectors, select
 from helpers.models import (
@@ -29,6 +38,7 @@ from helpers.models import (
     named_parameters,
     next_token_logits,
     require_seed,
+    seeded,
     tensors_hash,
 )
 
@@ -49,17 +59,20 @@ class LoRALinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight = linear.weight  # (out, in), not a copy: names, ties and hashes stay
         self.bias = linear.bias  # (out,) or None
-        A = nn.init.kaiming_uniform_(torch.empty(rank, linear.in_features), a=math.sqrt(5))
-        B = torch.zeros(linear.out_features, rank)
+        A = torch.empty(rank, linear.in_features, dtype=torch.float32, device="cpu")
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # whatever type and device the weight has
         self.lora_A = nn.Parameter(A.to(linear.weight))  # (r, in), random
-        self.lora_B = nn.Parameter(B.to(linear.weight))  # (out, r), zero: no change at first
+        self.lora_B = nn.Parameter(
+            linear.weight.new_zeros(linear.out_features, rank)
+        )  # (out, r): no change at first
         self.rank = rank
         self.alpha = alpha
         self.kept = None  # W, while the change is merged into it
 
     def change(self) -> torch.Tensor:
-        """Return (alpha / r) B A, what is added to W: of rank r at most."""
-        return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in)
+        """Return (alpha / r) B A, what is added to W: of rank r at most, in W's own type also under autocast."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
@@ -102,6 +115,7 @@ def targets(parts: Anatomy, where: str) -> list[Entry]:
 
 def n_adapter_parameters(config, where: str, rank: int) -> int:
     """Count the parameters of A and B over all target layers, from the config alone: r (in + out) a layer."""
+    require_whole(rank, "LoRA has a rank")
     parts = anatomy(build_on_meta(config))
     n_in_and_out = sum(sum(entry.shape) for entry in targets(parts, where))
     return rank * n_in_and_out
@@ -138,8 +152,7 @@ def insert(model: nn.Module, where: str, rank: int, alpha: float, seed: int = 0)
         name = entry.name.removesuffix(".weight")
         linears[name] = _linear(model, entry, rank, alpha)
     _require_called(model, linears)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         layers = {name: LoRALinear(linear, rank, alpha) for name, linear in linears.items()}
     for name, layer in layers.items():
         _replace(model, name, layer)
@@ -233,7 +246,7 @@ def _require_called(model: nn.Module, linears: dict[str, nn.Linear]) -> None:
     device = next(model.parameters()).device
     try:
         # A compiled part passes over hooks: here it runs as it is written.
-        with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        with seeded(0), torch.compiler.set_stance("force_eager"):
             next_token_logits(model, torch.zeros(1, 3, dtype=torch.long, device=device))
     finally:
         for hook in hooks:
@@ -310,7 +323,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> None:
         )
     parts = anatomy(model)
     layers = {}
-    with torch.random.fork_rng():  # a new layer starts at random: the caller's random state stays
+    with seeded(0):  # a new layer starts at random: the caller's random state stays
         for name, numbers in record["layers"].items():
             linear = _linear(model, parts.entry(f"{name}.weight"), **numbers)
             layers[name] = LoRALinear(linear, **numbers)

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = face(
     {
         "attention": ["COURSE_ATTENTION"],
         "loading": [
+            "ONE_AT_A_TIME",
             "build_model",
             "build_on_meta",
             "choose_device",
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = face(
             "mini_config",
             "require_seed",
             "require_weights",
+            "seeded",
             "tensors_hash",
             "weight_hash",
         ],

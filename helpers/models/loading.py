@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ TOKENIZER_FILES = (
     "vocab.json",
 )
 LARGE = 10**8  # parameters from which a model's memory is looked at before it is built
+ONE_AT_A_TIME = threading.RLock()  # held while something is changed for a moment that all threads share
 
 
 # --- build and load ----------------------------------------------------------------
@@ -125,7 +127,7 @@ def mini_config(**changes) -> GPTNeoConfig:
 
 
 def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
-    """A model with random weights, the same for the same seed.
+    """A model with random weights, the same for the same seed: on the CPU, in float32 unless its config says otherwise.
 
     Args:
         config: any transformers config of a causal language model.
@@ -140,12 +142,25 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
     config = _with_steady_weights(config)
     if rough_size(config) > LARGE and detect_fake_mode() is None:
         require_memory(build_on_meta(config), f"A '{config.model_type}' model of this config")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        implementation = attention_for(config.model_type, attention)
+    implementation = attention_for(config.model_type, attention)
+    with seeded(seed):
         return AutoModelForCausalLM.from_config(
-            config, attn_implementation=implementation, trust_remote_code=False
+            config,
+            attn_implementation=implementation,
+            dtype=config.dtype or torch.float32,
+            trust_remote_code=False,
         )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """For the time of the block PyTorch draws from a seed, on the CPU; then its random state is what it was before.
+
+    All threads share that state, so others wait here for their turn.
+    """
+    with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def require_seed(seed: int) -> int:
@@ -275,7 +290,7 @@ def load_model(
         "trust_remote_code": False,
     }
     try:
-        with _quiet():
+        with ONE_AT_A_TIME, _quiet():
             if any(plain_name(name) != name for name in stored):
                 kind = AutoModelForCausalLM._model_mapping[type(config)]
                 del options["trust_remote_code"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from threading import get_ident
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from helpers.files import require_values
+from helpers.models.loading import ONE_AT_A_TIME
 from helpers.models.model_files import n_positions
 from helpers.models.names import config_of, unwrapped
 
@@ -367,22 +369,23 @@ def plain_trunk(model: nn.Module) -> nn.Module | None:
     if getattr(type(head), "forward", None) is not nn.Linear.forward:
         return None
     parts = {base, head, *base.children(), *model.children()}
-    if any(map(_is_changed, (model, *parts))):
-        return None
-    with torch.inference_mode(False):  # there a tensor does not count the changes made to it
-        ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-        states = head.weight.new_empty(1, 2, head.in_features)
-        logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
     asked: list[tuple] = []  # (module, the tensors it was given), in order
+    with ONE_AT_A_TIME:
+        if any(map(_is_changed, (model, *parts))):
+            return None
+        with torch.inference_mode(False):  # there a tensor does not count the changes made to it
+            ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+            states = head.weight.new_empty(1, 2, head.in_features)
+            logits = head.weight.new_empty(1, 2, head.out_features, dtype=torch.float32)
 
-    def answer(part):
-        return logits if part is head else _OnlyStates(states)
+        def answer(part):
+            return logits if part is head else _OnlyStates(states)
 
-    try:
-        with _recorders(parts, asked, answer), torch.no_grad():
-            made = model.forward(input_ids=ids, use_cache=False).logits
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        return None  # this forward wants more from its parts than states and logits
+        try:
+            with _recorders(parts, asked, answer), torch.no_grad():
+                made = model.forward(input_ids=ids, use_cache=False).logits
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            return None  # this forward wants more from its parts than states and logits
     modules, given = [module for module, _ in asked], [tensors for _, tensors in asked]
     if len(modules) != 2 or modules[0] is head or modules[1] is not head or logits._version > 0:
         return None
@@ -405,10 +408,16 @@ class _OnlyStates:
 
 @contextmanager
 def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
-    """For the time of the block each module notes in ``asked`` what it is given, and gives ``answer(module)``."""
+    """For the time of the block each module notes in ``asked`` what it is given, and gives ``answer(module)``.
+
+    In this thread alone: another one that reads with the model goes on as before.
+    """
+    here = get_ident()
 
     def recorder(module):
         def forward(*args, **kwargs):
+            if get_ident() != here:
+                return type(module).forward(module, *args, **kwargs)
             asked.append((module, [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]))
             return answer(module)
 
