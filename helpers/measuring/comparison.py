@@ -98,10 +98,11 @@ def pairs_by_seed(
     """Recorded runs of two plans with equal text and seed, side by side.
 
     Raises:
-        ComparisonError: no pair, or a pair that is not one (other model, text or retention text; a run diverged).
+        ComparisonError: no pair, a pair that is not one (other model, text or retention text; a run diverged), or two
+            runs of a plan with one seed.
     """
-    by_seed = {r.seed: r for r in require_each(runs_b, RunRecord, RUNS)}
-    pairs = [(a, by_seed[a.seed]) for a in require_each(runs_a, RunRecord, RUNS) if a.seed in by_seed]
+    of_a, of_b = (_by_seed(runs) for runs in (runs_a, runs_b))
+    pairs = [(run, of_b[seed]) for seed, run in of_a.items() if seed in of_b]
     if not pairs:
         raise ComparisonError("No two runs share a seed. Record both plans with the same seeds.")
     if any(not run.is_finished for pair in pairs for run in pair):
@@ -112,6 +113,19 @@ def pairs_by_seed(
                 f"These runs are no pairs: they differ in {key}. Record them again together."
             )
     return pairs
+
+
+def _by_seed(runs: Sequence[RunRecord]) -> dict[int, RunRecord]:
+    """Runs by their seed; ComparisonError where two of them have one seed."""
+    by_seed = {}
+    for run in require_each(runs, RunRecord, RUNS):
+        if run.seed in by_seed:
+            raise ComparisonError(
+                f"Not comparable: two runs of '{run.plan}' on '{run.text}' have the seed {run.seed}, and a pair has one of "
+                "each. Give the runs of one text, one plan and one rate."
+            )
+        by_seed[run.seed] = run
+    return by_seed
 
 
 def forgetting_difference(

@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from helpers.files import require_each, require_kind, require_named
-from helpers.measuring.intervals import Interval, numbers
+from helpers.measuring.intervals import Interval, numbers, probabilities
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNTESTED = "not decided", "not tested here"
@@ -317,6 +317,7 @@ def tested(findings: Sequence[Finding]) -> list[Finding]:
 
 def holm(p_values: Mapping[str, float], error: float = FAMILY_ERROR) -> frozenset[str]:
     """The tests that stand when several are made at once (Holm 1979)."""
+    probabilities(list(p_values.values()))  # NaN is not above any error
     stands = []
     for k, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         if p > error / (len(p_values) - k):

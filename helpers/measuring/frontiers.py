@@ -20,7 +20,7 @@ from scipy.special import stdtr, stdtrit  # Student's t: the distribution and it
 from helpers.files import counted, require_each, seen
 from helpers.measuring.comparison import ComparisonError
 from helpers.measuring.decisions import DEPENDS, LESS, MORE, OPEN, SAME
-from helpers.measuring.intervals import numbers
+from helpers.measuring.intervals import probabilities
 
 WORDS = (LESS, SAME, MORE, DEPENDS, OPEN)
 PATIENCE, CAP, DIVERGED = "patience", "cap", "diverged"  # how a run ended
@@ -547,8 +547,12 @@ def _both_signs(found: Comparison) -> float | None:
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
-    """The p-values of tests that are made at once: each may be compared with the family's error (Holm 1979)."""
-    p_values = numbers(p_values, "What is adjusted are p-values", 0)
+    """The p-values of tests that are made at once: each may be compared with the family's error (Holm 1979).
+
+    Raises:
+        ValueError: a number that is no p-value, from 0 to 1.
+    """
+    p_values = probabilities(p_values)
     order = np.argsort(p_values)
     factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
