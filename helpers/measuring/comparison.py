@@ -7,7 +7,8 @@ what it forgets for what it has learned. So forgetting is read off at the same g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -23,6 +24,7 @@ from helpers.measuring.intervals import (
 )
 from helpers.measuring.recorded import Evaluation, RunRecord
 
+Run = TypeVar("Run")
 RUNS = "What is compared are recorded runs"  # how a refusal of something else begins
 
 
@@ -101,7 +103,7 @@ def pairs_by_seed(
         ComparisonError: no pair, a pair that is not one (other model, text or retention text; a run diverged), or two
             runs of a plan with one seed.
     """
-    of_a, of_b = (_by_seed(runs) for runs in (runs_a, runs_b))
+    of_a, of_b = (by_seed(require_each(runs, RunRecord, RUNS)) for runs in (runs_a, runs_b))
     pairs = [(run, of_b[seed]) for seed, run in of_a.items() if seed in of_b]
     if not pairs:
         raise ComparisonError("No two runs share a seed. Record both plans with the same seeds.")
@@ -115,17 +117,17 @@ def pairs_by_seed(
     return pairs
 
 
-def _by_seed(runs: Sequence[RunRecord]) -> dict[int, RunRecord]:
-    """Runs by their seed; ComparisonError where two of them have one seed."""
-    by_seed = {}
-    for run in require_each(runs, RunRecord, RUNS):
-        if run.seed in by_seed:
+def by_seed(runs: Iterable[Run]) -> dict[int, Run]:
+    """Runs, or their paths, by their seed; ComparisonError where two have one seed."""
+    found = {}
+    for run in runs:
+        if run.seed in found:
             raise ComparisonError(
-                f"Not comparable: two runs of '{run.plan}' on '{run.text}' have the seed {run.seed}, and a pair has one of "
-                "each. Give the runs of one text, one plan and one rate."
+                f"Not comparable: two runs that shall be pairs with others have the seed {run.seed}. Give the runs of one "
+                "text, one plan and one rate."
             )
-        by_seed[run.seed] = run
-    return by_seed
+        found[run.seed] = run
+    return found
 
 
 def forgetting_difference(
