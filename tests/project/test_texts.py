@@ -5,13 +5,21 @@ import re
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
+from itertools import combinations
 
 import pytest
 
 from helpers.profiles import DATA, ROOT
 from helpers.texts.corpora import chapters, read_text, split_text
 
-TEXTS = {"alice_style.txt": 80_000, "edgar_style.txt": 80_000, "plain_tales.txt": 60_000}  # least bytes
+TEXTS = {  # least bytes
+    "alice_style.txt": 80_000,
+    "edgar_style.txt": 80_000,
+    "plain_tales.txt": 60_000,
+    "verse_tales.txt": 54_000,
+}
+VERSE = DATA / "verse_tales.txt"
 VIET = DATA / "viet_tales.txt"
 VIET_LETTERS = "aàáảãạăằắẳẵặâầấẩẫậbcdđeèéẻẽẹêềếểễệghiìíỉĩịklmnoòóỏõọôồốổỗộơờớởỡợpqrstuùúủũụưừứửữựvxyỳýỷỹỵ"
 ORIGINALITY = ROOT.parent / "shared" / "checks" / "originality.py"
@@ -48,7 +56,7 @@ def test_the_text_is_long_enough(name):
 def test_it_has_eight_chapters_or_more_numbered_in_order(text):
     numbers = [c.title.split(".")[0] for c in chapters(text)]
     assert len(numbers) >= 8
-    assert numbers == ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"][: len(numbers)]
+    assert numbers == "I II III IV V VI VII VIII IX X XI XII".split()[: len(numbers)]
 
 
 def test_its_last_two_chapters_are_held_out(text):
@@ -85,8 +93,7 @@ def test_it_borrows_no_name_of_the_originals(text):
 
 def test_no_text_shares_a_run_of_eight_words_with_another():
     seen = {name: set(runs(read_text(DATA / name), 8)) for name in TEXTS}
-    first, second, third = seen.values()
-    assert not (first & second or first & third or second & third)
+    assert [pair for pair in combinations(TEXTS, 2) if seen[pair[0]] & seen[pair[1]]] == []
 
 
 def test_it_shares_no_run_of_eight_words_with_the_real_books(name):
@@ -95,6 +102,24 @@ def test_it_shares_no_run_of_eight_words_with_the_real_books(name):
     done = subprocess.run([sys.executable, ORIGINALITY, DATA / name], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 shared 8-word runs" in done.stdout
+
+
+# --- the text in verse -------------------------------------------------------------
+
+
+def test_the_text_in_verse_has_twelve_cantos_of_like_size_each_with_a_title():
+    found = chapters(read_text(VERSE))
+    assert len(found) == 12 and all(re.fullmatch(r"[IVX]+\. [A-Z].+", c.title) for c in found)
+    assert all(4_300 <= len(c.text) <= 5_300 for c in found)
+
+
+def test_verse_keeps_short_lines_in_stanzas_and_repeats_none_but_a_refrain():
+    text = read_text(VERSE)
+    lines = [line for line in text.split("\n") if line]
+    assert max(map(len, lines)) <= 72
+    assert all(text.startswith(c.title + "\n\n", c.start) for c in chapters(text))
+    again = [line for line, n in Counter(lines).items() if n > 1]
+    assert len(again) == 3 and all(re.fullmatch(r"H\w+, Tib, h\w+ .+\.", line) for line in again)
 
 
 # --- the far text ------------------------------------------------------------------

@@ -80,11 +80,24 @@ def test_the_page_says_how_many_cases_of_those_asked_for_and_names_what_is_missi
         entry(None, None, {}, text="viet"),
     ]
     said = page(records)
-    assert "2 of the 12 cases that were asked for; in 1 a recipe could be chosen" in said
+    assert "2 cases; 12 or more were asked for. In 1 of them a recipe could be chosen" in said
     assert "the shipped miniature (2)" in said and "`viet_tales.txt` (1)" in said and "Python" not in said
     assert "not made yet: further trained, edgar, seed 0; further trained, viet" in said
-    assert "| 1 of 1 | 90% | yes, 1 of 12 cases |" in said and "| 0 of 0 | 100% | not known |" in said
-    assert "SmolLM2" in said and "viet, seed 0 | nothing:" in said
+    assert (
+        "; SmolLM2, viet, seed 0; " in said
+        and "SmolLM2"
+        not in page(
+            [
+                entry(None, None, {}, **dict(zip(("base", "text", "seed"), case, strict=True)))
+                for case in CASES
+            ]
+        ).partition("What was not asked")[2]
+    )
+    assert (
+        "| 1 of 1 | 90% | yes, but in fewer cases than 12 |" in said
+        and "| 0 of 0 | 100% | not known |" in said
+    )
+    assert "viet, seed 0 | nothing:" in said
     assert hits.met(10, 12, 0.9) == "no" and hits.met(11, 12, 0.9) == "yes"
 
 
@@ -132,7 +145,7 @@ def test_a_case_is_made_once_and_a_stopped_study_goes_on(tmp_path, monkeypatch, 
     )  # other code: these cases are not as they would be now, and they stay
     assert hits.packed() == {}
     hits.pack(tmp_path / "nothing")
-    assert read_json(hits.EVIDENCE) == before and "0 of the 12 cases" in hits.PAGE.read_text("utf-8")
+    assert read_json(hits.EVIDENCE) == before and "0 cases; 12 or more" in hits.PAGE.read_text("utf-8")
     monkeypatch.setattr(hits, "CASES", hits.CASES[:1])
     hits.pack(tmp_path / "nothing")
     assert list(read_json(hits.EVIDENCE)) == list(before)
