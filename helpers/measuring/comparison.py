@@ -21,6 +21,7 @@ from helpers.measuring.intervals import (
     jackknife_error,
     numbers,
     paired_interval,
+    require_size,
 )
 from helpers.measuring.recorded import Evaluation, RunRecord
 
@@ -55,7 +56,11 @@ def forgetting_at(evaluations: Sequence[Evaluation], gain: float) -> float | Non
     """Forgetting when the run had gained ``gain`` nats; None where it never did.
 
     Between evaluations by PCHIP (Fritsch and Carlson 1980), which stays monotone; never beyond the last.
+
+    Raises:
+        ValueError: a gain below 0, or none that is a number.
     """
+    require_size(gain, "Forgetting is read at a gain, one number")
     gains, forgotten = frontier(evaluations)
     if len(gains) < 2 or gain > gains[-1]:
         return None
