@@ -55,7 +55,7 @@ BAD = {
     "no text": ({"text": ""}, "--text is empty"),
     "no folder": ({"out": " "}, "--out is empty"),
     "no profile": ({"profile": ""}, "--profile is empty"),
-    "letters that are no text": ({"prompt": "\udce9"}, "--prompt"),
+    "letters that are no text": ({"prompt": "\udce9"}, "set PYTHONUTF8=1"),
     "length 0": ({"length": 0}, "2 tokens or more"),
     "length -3": ({"length": -3}, "2 tokens or more"),
     "steps of 10**30": ({"steps": 10**30}, "n_steps"),
