@@ -7,7 +7,8 @@ what it forgets for what it has learned. So forgetting is read off at the same g
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
@@ -20,9 +21,11 @@ from helpers.measuring.intervals import (
     jackknife_error,
     numbers,
     paired_interval,
+    require_size,
 )
 from helpers.measuring.recorded import Evaluation, RunRecord
 
+Run = TypeVar("Run")
 RUNS = "What is compared are recorded runs"  # how a refusal of something else begins
 
 
@@ -53,7 +56,11 @@ def forgetting_at(evaluations: Sequence[Evaluation], gain: float) -> float | Non
     """Forgetting when the run had gained ``gain`` nats; None where it never did.
 
     Between evaluations by PCHIP (Fritsch and Carlson 1980), which stays monotone; never beyond the last.
+
+    Raises:
+        ValueError: a gain below 0, or none that is a number.
     """
+    require_size(gain, "Forgetting is read at a gain, one number")
     gains, forgotten = frontier(evaluations)
     if len(gains) < 2 or gain > gains[-1]:
         return None
@@ -98,10 +105,11 @@ def pairs_by_seed(
     """Recorded runs of two plans with equal text and seed, side by side.
 
     Raises:
-        ComparisonError: no pair, or a pair that is not one (other model, text or retention text; a run diverged).
+        ComparisonError: no pair, a pair that is not one (other model, text or retention text; a run diverged), or two
+            runs of a plan with one seed.
     """
-    by_seed = {r.seed: r for r in require_each(runs_b, RunRecord, RUNS)}
-    pairs = [(a, by_seed[a.seed]) for a in require_each(runs_a, RunRecord, RUNS) if a.seed in by_seed]
+    of_a, of_b = (by_seed(require_each(runs, RunRecord, RUNS)) for runs in (runs_a, runs_b))
+    pairs = [(run, of_b[seed]) for seed, run in of_a.items() if seed in of_b]
     if not pairs:
         raise ComparisonError("No two runs share a seed. Record both plans with the same seeds.")
     if any(not run.is_finished for pair in pairs for run in pair):
@@ -112,6 +120,19 @@ def pairs_by_seed(
                 f"These runs are no pairs: they differ in {key}. Record them again together."
             )
     return pairs
+
+
+def by_seed(runs: Iterable[Run]) -> dict[int, Run]:
+    """Runs, or their paths, by their seed; ComparisonError where two have one seed."""
+    found = {}
+    for run in runs:
+        if run.seed in found:
+            raise ComparisonError(
+                f"Not comparable: two runs that shall be pairs with others have the seed {run.seed}. Give the runs of one "
+                "text, one plan and one rate."
+            )
+        found[run.seed] = run
+    return found
 
 
 def forgetting_difference(

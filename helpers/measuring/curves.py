@@ -191,8 +191,12 @@ def _is_wider(a: Width, b: Width, step: float) -> bool:
 
 
 def spikes(norms: np.ndarray, warmup: int = 5, width: int = 21) -> float:
-    """Share of steps after the warm-up whose gradient norm is over 3 times the running median of ``width``."""
+    """Share of steps after the warm-up whose gradient norm is over 3 times the running median of ``width``.
+
+    A step without a norm (NaN) is none of them, and hides none beside it.
+    """
     after = numbers(norms, "Spikes are counted among gradient norms")[warmup:]
+    after = after[~np.isnan(after)]
     if len(after) == 0:
         return 0.0
     medians = [np.median(after[max(0, i - width // 2) : i + width // 2 + 1]) for i in range(len(after))]
@@ -204,7 +208,7 @@ def norm_summary(norms: np.ndarray, warmup: int = 5) -> GradientNorms:
 
     Returns:
         median, largest, spikes (see `spikes`), and quarters: the mean of the last quarter of the
-        steps over that of the first.
+        steps over that of the first. A step without a norm (NaN) is left out of all but ``largest``, which is NaN then.
 
     Raises:
         ValueError: no norm, or none that is a number.
@@ -220,7 +224,7 @@ def norm_summary(norms: np.ndarray, warmup: int = 5) -> GradientNorms:
     quarter = max(1, len(after) // 4)
     found = {
         "median": np.nanmedian(after),
-        "largest": np.nanmax(after),
+        "largest": np.max(after),
         "spikes": spikes(norms, warmup),
         "quarters": np.nanmean(after[-quarter:]) / np.nanmean(after[:quarter]),
     }

@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from helpers.files import require_each, require_kind, require_named
-from helpers.measuring.intervals import Interval, numbers
+from helpers.measuring.intervals import Interval, numbers, probabilities, require_size
 
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 UNDECIDED, UNTESTED = "not decided", "not tested here"
@@ -54,6 +54,7 @@ def decide(difference: Interval, smallest: float, claimed: str) -> str:
     require_kind(difference, Interval, JUDGED)
     if claimed not in SIGN:
         raise ValueError(f"A claim puts a difference on one side, {' or '.join(SIGN)}; found {claimed!r}.")
+    require_size(smallest, "The smallest difference that counts is one number")
     sign = SIGN[claimed]
     low, high = sorted((sign * difference.low, sign * difference.high))
     if math.isnan(low):
@@ -115,6 +116,7 @@ def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_
     """
     for one in (loss_90, loss_95):
         require_kind(one, Interval, JUDGED)
+    require_size(margin, "The margin of what is equal is one number")
     if math.isnan(loss_90.low):
         return UNDECIDED
     if -margin < loss_90.low and loss_90.high < margin:
@@ -125,6 +127,7 @@ def decide_equal(loss_90: Interval, loss_95: Interval, margin: float = SMALLEST_
 def decide_at_least(ratio: Interval, least: float) -> str:
     """Is a ratio at least ``least``? *Holds* if its whole interval is; *does not hold* if none of it is."""
     require_kind(ratio, Interval, JUDGED)
+    require_size(least, "The least ratio is one number")
     if math.isnan(ratio.low):
         return UNDECIDED
     if ratio.low >= least:
@@ -317,6 +320,7 @@ def tested(findings: Sequence[Finding]) -> list[Finding]:
 
 def holm(p_values: Mapping[str, float], error: float = FAMILY_ERROR) -> frozenset[str]:
     """The tests that stand when several are made at once (Holm 1979)."""
+    probabilities(list(p_values.values()))  # NaN is not above any error
     stands = []
     for k, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         if p > error / (len(p_values) - k):

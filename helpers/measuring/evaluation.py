@@ -223,7 +223,7 @@ def sample_text(
             f"A sample goes on with a text, for a whole number of tokens, 0 or more; found {prompt!r} and {n_tokens!r}."
         )
     require_tokenizer(tokenizer)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
     begin = begin_ids(tokenizer)
     if ids[: len(begin)] != begin:
         ids = [*begin, *ids]

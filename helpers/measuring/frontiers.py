@@ -18,9 +18,9 @@ import numpy as np
 from scipy.special import stdtr, stdtrit  # Student's t: the distribution and its quantile
 
 from helpers.files import counted, require_each, seen
-from helpers.measuring.comparison import ComparisonError
+from helpers.measuring.comparison import ComparisonError, by_seed
 from helpers.measuring.decisions import DEPENDS, LESS, MORE, OPEN, SAME
-from helpers.measuring.intervals import numbers
+from helpers.measuring.intervals import probabilities
 
 WORDS = (LESS, SAME, MORE, DEPENDS, OPEN)
 PATIENCE, CAP, DIVERGED = "patience", "cap", "diverged"  # how a run ended
@@ -430,31 +430,36 @@ def compare(
         full: the paths of full training's tuning runs, one list a rate: they say what a level is.
 
     Raises:
-        TypeError, ComparisonError: what is no list of paths, or paths that have not the same windows.
+        TypeError, ComparisonError: what is no list of paths, paths that have not the same windows, or two of one seed.
     """
     recipe, reference = (require_each(p, Path, "Recipes have paths, one a run") for p in (recipe, reference))
     full = require_each(full, Sequence, "Full training has rates, each with paths")
     full = [require_each(paths, Path, "A rate of full training has paths, one a run", 1) for paths in full]
-    seeds = sorted({p.seed for p in recipe} & {p.seed for p in reference})
-    pairs = [[next(p for p in paths if p.seed == s) for s in seeds] for paths in (recipe, reference)]
+    pairs = _pairs(recipe, reference)
     n_diverged = sum(p.ended == DIVERGED for paths in (recipe, reference) for p in paths)
-    if reason := _why_not(len(seeds), n_diverged, full):
-        return _without(reason, len(seeds), rules)
+    if reason := _why_not(len(pairs[0]), n_diverged, full):
+        return _without(reason, len(pairs[0]), rules)
     gain = full_gain([stacked(paths) for paths in full])
     if gain[0] - stdtrit(len(gain) - 2, (1 + rules.level) / 2) * jackknife(gain[1:]) <= 0:
-        return _without("full training gained nothing on this text", len(seeds), rules)
+        return _without("full training gained nothing on this text", len(pairs[0]), rules)
     levels = np.multiply.outer(rules.levels, gain)
     a, b = (stacked(paths).at_levels(levels) for paths in pairs)
     rows = tuple(_level(i, levels[i, 0], a, b, rules) for i in range(len(levels)))
     is_read = np.array([r.difference is not None for r in rows])
     if is_read.sum() < rules.least_levels:
-        return _without(_unread(rows, pairs, rules), len(seeds), rules, rows)
+        return _without(_unread(rows, pairs, rules), len(pairs[0]), rules, rows)
     mean = Readings(
         *((x - y)[is_read].mean(0) for x, y in ((a.by_dev, b.by_dev), (a.by_retention, b.by_retention)))
     )
     smallest = float(np.mean([r.smallest for r in rows if r.smallest is not None]))
     return Comparison(
-        rows, mean.measured(), smallest, _prose(*pairs, float(levels[is_read][-1, 0])), "", len(seeds), rules
+        rows,
+        mean.measured(),
+        smallest,
+        _prose(*pairs, float(levels[is_read][-1, 0])),
+        "",
+        len(pairs[0]),
+        rules,
     )
 
 
@@ -462,14 +467,23 @@ def gain_within(recipe: Sequence[Path], reference: Sequence[Path], budget: float
     """The recipe's gain minus the reference's at a budget of forgetting, in pairs.
 
     None: no pair, a run diverged, or a path begins beyond the budget.
+
+    Raises:
+        ComparisonError: two paths of a recipe with one seed.
     """
-    seeds = sorted({p.seed for p in recipe} & {p.seed for p in reference})
-    pairs = [[next(p for p in paths if p.seed == s) for s in seeds] for paths in (recipe, reference)]
-    if not seeds or any(p.ended == DIVERGED for paths in (recipe, reference) for p in paths):
+    pairs = _pairs(recipe, reference)
+    if not pairs[0] or any(p.ended == DIVERGED for paths in (recipe, reference) for p in paths):
         return None
     a, b = (stacked(paths).within(budget) for paths in pairs)
     found = a - b
     return found.measured() if found.is_known else None
+
+
+def _pairs(recipe: Sequence[Path], reference: Sequence[Path]) -> list[list[Path]]:
+    """The paths of the seeds that both have, in the same order."""
+    of_each = [by_seed(paths) for paths in (recipe, reference)]
+    seeds = sorted(of_each[0].keys() & of_each[1].keys())
+    return [[paths[seed] for seed in seeds] for paths in of_each]
 
 
 def _level(i: int, gain: float, a: Readings, b: Readings, rules: Rules) -> LevelDifference:
@@ -547,8 +561,12 @@ def _both_signs(found: Comparison) -> float | None:
 
 
 def holm_adjusted(p_values: Sequence[float]) -> list[float]:
-    """The p-values of tests that are made at once: each may be compared with the family's error (Holm 1979)."""
-    p_values = numbers(p_values, "What is adjusted are p-values", 0)
+    """The p-values of tests that are made at once: each may be compared with the family's error (Holm 1979).
+
+    Raises:
+        ValueError: a number that is no p-value, from 0 to 1.
+    """
+    p_values = probabilities(p_values)
     order = np.argsort(p_values)
     factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))

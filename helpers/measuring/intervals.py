@@ -30,6 +30,25 @@ def numbers(values: Sequence[float], what: str, least: int = 1, finite: bool = F
     return found.astype(np.float64)
 
 
+def require_size(value: float, what: str) -> None:
+    """Raise ValueError unless this is one finite number, 0 or more; ``what`` says of what."""
+    (found,) = numbers([value], what, finite=True)
+    if found < 0:
+        raise ValueError(f"{what}, 0 or more; found {value!r}.")
+
+
+def probabilities(values: Sequence[float]) -> np.ndarray:
+    """Return p-values as float64, (n,).
+
+    Raises:
+        ValueError: one that does not lie from 0 to 1.
+    """
+    found = numbers(values, "What is adjusted are p-values", 0)
+    if not ((found >= 0) & (found <= 1)).all():
+        raise ValueError(f"A p-value lies from 0 to 1; found {found.tolist()[:5]}.")
+    return found
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over pairs with its 95% interval and the parts of its half-width.
@@ -86,9 +105,14 @@ def paired_interval(
         n_gain_blocks: how many blocks of these.
 
     Raises:
-        ValueError: no pair, or something else than numbers.
+        ValueError: no pair, something else than finite numbers, a level outside 0 to 1, or an error below 0.
     """
-    d = numbers(differences, "An interval over pairs needs one number a pair")
+    d = numbers(differences, "An interval over pairs needs one number a pair", finite=True)
+    if not 0 < level < 1:
+        raise ValueError(f"The level of an interval lies between 0 and 1, such as 0.95; found {level!r}.")
+    for error in (window_error, gain_error):
+        if error is not None and error < 0:  # NaN is that of a single window: then nothing is decided
+            raise ValueError(f"A standard error is 0 or more; found {error!r}.")
     tail = (1 + level) / 2
     window_half = float(stdtrit(n_blocks - 1, tail) * window_error)
     gain_half = None if gain_error is None else float(stdtrit(n_gain_blocks - 1, tail) * gain_error)

@@ -33,6 +33,7 @@ PARTS = ("train", "dev", "test")
 NEAR = 0.02  # a cut may miss its place by this share of the text
 MIN_HELD_OUT = 0.05  # less than this share of a text in the held-out chapters makes no test
 MOST_BYTES = 10**9  # of a text; with its tokens it takes about 20 bytes of memory for each
+TRIED = 5_000  # characters that are read twice, to see whether the tokens are the same
 PIECE = 1 << 17  # characters given to the tokenizer at once; it needs about 200 bytes for each of them
 MAX_CHANGED = 0.05  # a tokenizer that changes more than this share of a text's characters cannot read it
 RUN, LEAST_RUN = 64, 8  # characters in a row, and tokens, that stand in two parts by no chance
@@ -521,22 +522,44 @@ def _dataset(rows: np.ndarray) -> Dataset:
 
 
 def _tokens(tokenizer, text: str) -> tuple[np.ndarray, Counter[str]]:
-    """The ids of a text, int32, and its characters (spaces aside) that the ids do not give back."""
+    """The ids of a text, int32, and its characters (spaces aside) that the ids do not give back.
+
+    An accent that stands apart from its letter in one of them, and with it as one character in the other, is no change.
+    """
     ids: list[np.ndarray] = []
     changed: Counter[str] = Counter()
+    _require_one_reading(tokenizer, text[:TRIED])
     for piece in _pieces(text):
-        # verbose=False: a whole book is longer than the model's context, and no cause for a warning.
-        try:
-            found = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-        except Exception as error:  # the tokenizers' own library raises nothing narrower
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise TextError(
-                f"The tokenizer cannot read the text ({reason}). Give the one that load_tokenizer gives for the model."
-            ) from error
+        found = _ids(tokenizer, piece)
         back = tokenizer.decode(found, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        changed += Counter(piece.replace(" ", "")) - Counter(back.replace(" ", ""))
+        changed += _letters(piece) - _letters(back)
         ids.append(np.array(found, dtype=np.int32))
     return np.concatenate(ids), changed
+
+
+def _ids(tokenizer, piece: str) -> list[int]:
+    try:  # verbose=False: a whole book is longer than the model's context, and no cause for a warning.
+        return tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+    except Exception as error:  # the tokenizers' own library raises nothing narrower
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TextError(
+            f"The tokenizer cannot read the text ({reason}). Give the one that load_tokenizer gives for the model."
+        ) from error
+
+
+def _require_one_reading(tokenizer, text: str) -> None:
+    """Raise TextError for a tokenizer that draws the tokens of a text at random."""
+    if _ids(tokenizer, text) != _ids(tokenizer, text):
+        raise TextError(
+            "The tokenizer cuts the same text into other tokens each time, so no two losses on it can be compared: it drops "
+            'merges at random, or draws its pieces. Set "dropout" to null in its tokenizer.json, or enable_sampling to '
+            "false in its sp_model_kwargs."
+        )
+
+
+def _letters(text: str) -> Counter[str]:
+    """The characters of a text, spaces aside, each letter as one with its accents (Unicode's form NFC)."""
+    return Counter(unicodedata.normalize("NFC", text).replace(" ", ""))
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -156,7 +156,7 @@ def fit(
     micro = settings.micro_batch or settings.batch
     while True:
         try:
-            with in_mode(model, training=True):
+            with in_mode(model, training=True), _own_precision(model):
                 bottom, reason = kept_bottom(
                     model, windows, settings, micro, replay, cache_frozen, cache_limit, folder
                 )
@@ -187,6 +187,11 @@ def fit(
             raise lost_process(folder) from error
         finally:
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
+
+
+def _own_precision(model: nn.Module) -> torch.autocast:
+    """Switch off an autocast around `fit`: the settings alone say in which precision a run computes."""
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
 
 
 def _require_gradients_on(model: nn.Module, windows: torch.Tensor) -> None:

@@ -252,7 +252,8 @@ def require_words(args: TrainWords) -> None:
             profiles.usable_path(word, f"--{name}")
         elif "\0" in word or any(0xD800 <= ord(letter) < 0xE000 for letter in word):
             raise ProfileError(
-                f"--{name} holds bytes that are no text in this terminal's encoding. Write it in UTF-8."
+                f"--{name} holds bytes that are no text in this terminal's encoding. Write it in UTF-8, and set "
+                "PYTHONUTF8=1 in the environment."
             )
 
 
@@ -268,7 +269,7 @@ def require_batch(batch: int, corpus: Corpus) -> None:
 
 def require_prompt(prompt: str | None, tokenizer, config) -> None:
     """Raises TextError where a prompt leaves no room for a sample."""
-    limit, n_tokens = n_positions(config), len(tokenizer(prompt)["input_ids"]) if prompt else 0
+    limit, n_tokens = n_positions(config), len(tokenizer(prompt, verbose=False)["input_ids"]) if prompt else 0
     if limit and limit < SAMPLE:
         raise TextError(
             f"The model has {limit} positions, and the sample that is shown before and after needs {SAMPLE}. "

@@ -110,6 +110,9 @@ def test_pairs_share_a_seed_and_everything_but_the_plan():
         pairs_by_seed(a[:1], b)
     with pytest.raises(ComparisonError, match="retention_hash"):
         pairs_by_seed(a, [a_run(1, [(0.1, 0.2)], retention_hash="other")])
+    for left, right in ((a, [*b, b[0]]), ([*a, a[1]], b)):  # such as the runs of two rates
+        with pytest.raises(ComparisonError, match="two runs .* have the seed 1"):
+            pairs_by_seed(left, right)
 
 
 def test_the_forgetting_difference_has_the_sign_of_a_minus_b():
@@ -181,6 +184,13 @@ def test_spikes_are_found_against_the_running_median():
     norms[[40, 70]] = 10
     assert spikes(norms) == pytest.approx(2 / 95)
     assert spikes(np.ones(3)) == 0.0
+
+
+def test_a_step_without_a_norm_hides_no_spike_beside_it():
+    norms = np.ones(100)
+    norms[[40, 70]] = 10
+    norms[45] = np.nan
+    assert spikes(norms) == pytest.approx(2 / 94)
 
 
 # --- decisions ---------------------------------------------------------------------

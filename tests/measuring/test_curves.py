@@ -15,6 +15,7 @@ from helpers.measuring.curves import (
     is_stable,
     is_steadier,
     levelling,
+    norm_summary,
     overfitted_from,
     width,
 )
@@ -183,6 +184,15 @@ def test_stable_gradients_have_few_spikes_and_no_drift():
     assert is_stable(calm)
     for change in ({"spikes": 0.02}, {"quarters": 2.5}, {"largest": math.inf}):
         assert not is_stable(replace(calm, **change))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_run_with_a_norm_that_is_no_number_was_not_stable(bad):
+    norms = np.ones(40)
+    assert is_stable(norm_summary(norms))
+    norms[20] = bad
+    found = norm_summary(norms)
+    assert not is_stable(found) and found.median == found.quarters == 1.0
 
 
 def test_overfitted_points_begin_after_the_best_dev_loss():

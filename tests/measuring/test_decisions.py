@@ -182,6 +182,8 @@ def test_holm_allows_the_smallest_p_less_than_the_largest():
     assert holm({"a": 0.02, "b": 0.02, "c": 0.02}) == frozenset()
     assert holm({"a": 0.001, "b": 0.03, "c": 0.04}) == {"a"}
     assert holm({}) == frozenset()
+    with pytest.raises(ValueError, match="from 0 to 1; found"):  # NaN is not above any error
+        holm({"a": math.nan})
 
 
 def lower(mean, half, limits=()):

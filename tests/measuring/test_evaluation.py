@@ -24,7 +24,8 @@ from helpers.measuring.evaluation import (
 )
 from helpers.measuring.intervals import block_error, estimate
 from helpers.models import LossError, next_token_loss, token_losses
-from helpers.models.loading import build_model, build_on_meta
+from helpers.models.loading import build_model, build_on_meta, load_tokenizer
+from helpers.profiles import DATA
 from helpers.training import TrainingError, TrainSettings, fit
 from support import tiny
 
@@ -280,7 +281,7 @@ def test_a_sample_begins_as_a_text_does_and_goes_on_with_its_prompt(begin, end):
     class Numbers:
         """Reads and writes ids as numbers; adds its marks where it is asked to."""
 
-        def __call__(self, prompt, add_special_tokens=True):
+        def __call__(self, prompt, add_special_tokens=True, verbose=True):
             ids = [5] if prompt == "a" else [int(word) for word in prompt.split()]
             return {"input_ids": [*begin, *ids, *end] if add_special_tokens else ids}
 
@@ -298,6 +299,13 @@ def test_a_sample_begins_as_a_text_does_and_goes_on_with_its_prompt(begin, end):
         ValueError, match="The prompt has .* tokens, but the model has 24 positions. Shorten it."
     ):
         ids("5 " * 25)  # asking for fewer tokens would not help
+
+
+def test_a_prompt_that_is_too_long_is_told_in_one_line_without_a_warning_of_transformers():
+    tokenizer = load_tokenizer(DATA / "gpt-neo-mini")
+    with pytest.raises(ValueError, match="402 tokens"):
+        sample_text(model(), tokenizer, "word " * 400)
+    assert not tokenizer.deprecation_warnings
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,15 @@ def test_a_clear_difference_below_the_smallest_that_counts_is_not_less(rng, full
     assert found.mean_distance.interval()[1] < 0 and found.word == SAME
 
 
+def test_two_paths_of_one_seed_are_no_pair(rng, full):
+    once, twice = noisy(rng, 0.05), [*noisy(rng, 0.1), *noisy(rng, 0.2, seeds=1)]
+    for left, right in ((once, twice), (twice, once)):
+        with pytest.raises(ComparisonError, match="two runs .* have the seed 0"):
+            compare(left, right, full, RULES)
+        with pytest.raises(ComparisonError, match="two runs .* have the seed 0"):
+            gain_within(left, right, 0.03)
+
+
 def test_two_pairs_decide_nothing(rng, full):
     found = compare(noisy(rng, 0.05, seeds=2), noisy(rng, 0.1, seeds=2), full, RULES)
     assert found.word == OPEN and found.mean_distance is not None

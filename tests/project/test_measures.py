@@ -181,6 +181,16 @@ def test_every_measure_is_tried():
         ("falls_share", ([1.0, math.nan],)),
         ("paired_interval", ([],)),
         ("paired_interval", (np.zeros((2, 2)),)),
+        *[("paired_interval", ([0.1, bad, 0.2],)) for bad in (math.nan, math.inf)],
+        *[("paired_interval", ([0.1, 0.2], 0.0, 20, level)) for level in (95, 1.0, 0.0, math.nan)],
+        ("paired_interval", ([0.1, 0.2], -0.1)),
+        *[("forgetting_at", ([], bad)) for bad in (-0.1, math.nan)],
+        *[
+            (name, (*given, bad))
+            for name, given in (("counts", (INTERVAL,)), ("decide_at_least", (INTERVAL,)), ("decide_equal", (INTERVAL,) * 2))
+            for bad in (-0.1, math.nan, math.inf, "0.1")
+        ],
+        *[("holm_adjusted", ([0.5, bad],)) for bad in (math.nan, 1.2, -0.1)],
         ("over_gains", ([],)),
         ("over_texts", ([],)),
         ("over_texts", (["x"],)),

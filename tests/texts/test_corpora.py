@@ -791,6 +791,39 @@ def words_tokenizer(*known, lowercase=False):
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
 
 
+def test_a_tokenizer_that_draws_its_tokens_is_refused():
+    """BPE dropout: a merge is left out at random, so that a text has other tokens each time."""
+    text = "all hills call " * 40
+    letters = ["[UNK]", "Ġ", *sorted(set(text) - {" "}), "ll"]
+    bpe = Tokenizer(
+        models.BPE({c: i for i, c in enumerate(letters)}, [("l", "l")], unk_token="[UNK]", dropout=0.3)
+    )
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    with pytest.raises(TextError, match='into other tokens each time.* Set "dropout" to null'):
+        windows(PreTrainedTokenizerFast(tokenizer_object=bpe), text, 16)
+    bpe.model.dropout = None
+    assert (
+        len(windows(PreTrainedTokenizerFast(tokenizer_object=bpe), text, 16))
+        == 40 * (len("all hills call ") - 3) // 16
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_an_accent_beside_its_letter_or_on_it_is_no_change(tmp_path, form):
+    """As a Mac writes a French text, and as Qwen's tokenizer reads any."""
+    one_form = byte_tokenizer()
+    one_form.backend_tokenizer.normalizer = getattr(normalizers, form)()
+    text = "Été après été, la forêt où l'élève dort.\n\n" * 40
+    found = {
+        kind: load_corpus(write(tmp_path / f"{kind}.txt", unicodedata.normalize(kind, text)), one_form, 32)
+        for kind in ("NFC", "NFD")
+    }
+    assert all(corpus.share_changed == 0 and "changes" not in corpus.shares for corpus in found.values())
+    whole = {kind: one_form.decode(tensor_of(corpus.test)[0]) for kind, corpus in found.items()}
+    assert whole["NFC"][:20] == whole["NFD"][:20] == unicodedata.normalize(form, text)[:20]
+
+
 def test_a_tokenizer_that_does_not_know_the_words_is_refused():
     with pytest.raises(
         TextError, match=r"The text would lose 53% of its characters: .*'\w'.* Give a text in"

@@ -13,7 +13,9 @@ import pytest
 import typer
 
 from helpers import profiles
+from helpers.models.loading import load_tokenizer, mini_config
 from helpers.profiles import ROOT
+from helpers.texts import TextError
 from helpers.training import command, interrupts, reports
 from helpers.training import shell as train
 from helpers.training.folders import where_it_stopped
@@ -53,7 +55,7 @@ BAD = {
     "no text": ({"text": ""}, "--text is empty"),
     "no folder": ({"out": " "}, "--out is empty"),
     "no profile": ({"profile": ""}, "--profile is empty"),
-    "letters that are no text": ({"prompt": "\udce9"}, "--prompt"),
+    "letters that are no text": ({"prompt": "\udce9"}, "set PYTHONUTF8=1"),
     "length 0": ({"length": 0}, "2 tokens or more"),
     "length -3": ({"length": -3}, "2 tokens or more"),
     "steps of 10**30": ({"steps": 10**30}, "n_steps"),
@@ -408,6 +410,13 @@ def test_a_signal_that_is_ignored_stays_ignored_and_the_others_come_back():
 def test_a_blank_word_is_none_that_means_the_default(arguments, what, capsys):
     assert command.answer(typer.Typer(), arguments, "course") == 2
     assert capsys.readouterr().err == f"error: {what} is empty. Give a name.\n"
+
+
+def test_a_prompt_of_no_room_is_told_without_a_warning_of_transformers():
+    tokenizer = load_tokenizer(ROOT / "data" / "gpt-neo-mini")
+    with pytest.raises(TextError, match="The prompt has 402 tokens"):
+        train.require_prompt("word " * 400, tokenizer, mini_config())
+    assert not tokenizer.deprecation_warnings
 
 
 def test_a_blank_prompt_alone_means_something():

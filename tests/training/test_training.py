@@ -487,6 +487,18 @@ def test_where_gradients_are_switched_off_nothing_trains_and_it_is_said(off):
     assert [p.requires_grad for p in model.parameters()] == flags
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_settings_alone_say_in_which_precision_a_run_computes(precision):
+    def heard(model):
+        return {"held_out_loss": next_token_loss(model, make_windows(2))[0].item()}
+
+    alone, plain = train(precision=precision, evaluate=heard)
+    with torch.autocast("cpu", torch.bfloat16):
+        around, result = train(precision=precision, evaluate=heard)
+    assert weight_hash(around) == weight_hash(alone)
+    assert result.history.evaluations == plain.history.evaluations
+
+
 @pytest.mark.parametrize("what", ["model", "tensor of windows"])
 def test_what_was_made_under_inference_mode_is_not_trained_on(what):
     made = {

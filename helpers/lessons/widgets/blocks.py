@@ -82,7 +82,7 @@ class Passage:
         Raises:
             ModelError: no token in the text, or a model that shows no weights.
         """
-        ids = self.tokenizer(text)["input_ids"][
+        ids = self.tokenizer(text, verbose=False)["input_ids"][
             : min(MOST_TOKENS, n_positions(self.model.config) or MOST_TOKENS)
         ]
         if not ids:

@@ -84,7 +84,7 @@ def side_by_side(
         ModelError: no word in the prompt, a seed that is none, or more tokens than the model has positions.
     """
     require_seed(seed)
-    start = tokenizer(prompt)["input_ids"]
+    start = tokenizer(prompt, verbose=False)["input_ids"]
     limit = min((n_positions(m.config) or len(start) + n_tokens) for m in models.values())
     if not start:
         raise ModelError("The prompt is empty. Write at least one word.")
