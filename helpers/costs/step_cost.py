@@ -23,7 +23,7 @@ from transformers import masking_utils
 from transformers.integrations import moe
 
 from helpers.costs.meter import KINDS, Flops, StepMeter
-from helpers.files import seen
+from helpers.files import require_kind, require_whole, seen
 from helpers.freezing import (
     BottomError,
     FreezePlan,
@@ -45,6 +45,7 @@ from helpers.models import (
     enable_checkpointing,
     n_positions,
     next_token_loss,
+    own_precision,
     require_config,
 )
 
@@ -76,6 +77,9 @@ class ReplaySize:
     length: int = 256
     keeps_predictions: bool = False
 
+    def __post_init__(self):
+        require_whole(self.n_windows, "n_windows are those that a replay keeps")
+
 
 @dataclass(frozen=True)
 class LoraSize:
@@ -96,6 +100,9 @@ class BottomSize:
 
     n_tokens: int
     in_memory: bool = True
+
+    def __post_init__(self):
+        require_whole(self.n_tokens, "n_tokens is of all windows that are read", least=0)
 
 
 @dataclass(frozen=True)
@@ -258,6 +265,8 @@ def budget_or_reason(*args, **settings) -> tuple[Budget | None, str]:
 
 def compare(a: Budget, b: Budget) -> dict[str, float]:
     """What ``b`` costs as a share of ``a``: 0.9 is ten percent less. Speed-up is ``1 / step_flops``."""
+    for one in (a, b):
+        require_kind(one, Budget, "A cost is compared with another, each as budget gives it")
     return {
         "trainable": b.n_trainable / a.n_trainable,
         "state_bytes": b.state_bytes / a.state_bytes,
@@ -333,7 +342,7 @@ def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
 def _on_a_plain_machine() -> Iterator[None]:
     """Whatever the caller has switched on: a step in float32 on the CPU with gradients, and one such step at a time."""
     with ONE_AT_A_TIME, torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
-        with torch.autocast("cpu", enabled=False), torch.autograd.set_detect_anomaly(False):
+        with own_precision("cpu"), torch.autograd.set_detect_anomaly(False):
             yield
 
 

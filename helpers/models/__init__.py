@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = face(
             "load_model",
             "load_tokenizer",
             "mini_config",
+            "own_precision",
             "require_seed",
             "require_weights",
             "seeded",

@@ -39,7 +39,7 @@ from helpers.models.model_files import (
     weight_files,
     why_not,
 )
-from helpers.models.names import named_parameters, plain_name
+from helpers.models.names import named_parameters, plain_name, unwrapped
 
 __all__ = [
     "ModelError",
@@ -163,6 +163,21 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def own_precision(device_type: str) -> Iterator[None]:
+    """For the time of the block no autocast of the caller holds; one that begins inside keeps no copies of weights.
+
+    PyTorch keeps such copies until the outermost autocast ends: a training inside one would compute with those of its
+    first step to the end.
+    """
+    torch.autocast_increment_nesting()
+    if torch.autocast_decrement_nesting() == 0:
+        yield
+        return
+    with torch.autocast(device_type, enabled=False, cache_enabled=False):
+        yield
+
+
 def require_seed(seed: int) -> int:
     """Return a seed that PyTorch and NumPy both take.
 
@@ -191,6 +206,7 @@ def enable_checkpointing(model: nn.Module, use_reentrant: bool = False) -> None:
     ``use_reentrant=True`` is PyTorch's older way. It loses the gradient of a block whose input
     needs none, as under frozen embeddings; notebook 08 shows it.
     """
+    model = unwrapped(model)
     # transformers renamed it within version 5
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": use_reentrant})
@@ -408,7 +424,7 @@ def _require_device(device: str | torch.device) -> torch.device:
         ) from error
 
 
-def choose_precision(asked: str, device: torch.device) -> str:
+def choose_precision(asked: str, device: str | torch.device) -> str:
     """ "float32" or "bfloat16" for the matrix products of training.
 
     "auto" gives bfloat16 where the GPU computes in it, else float32. Never float16: GPT-Neo's
@@ -421,7 +437,7 @@ def choose_precision(asked: str, device: torch.device) -> str:
         return asked
     if asked != "auto":
         raise ModelError(f"Precision '{asked}' is not known. Choose float32, bfloat16 or auto.")
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    on_gpu = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bfloat16" if on_gpu else "float32"
 
 

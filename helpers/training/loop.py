@@ -41,6 +41,7 @@ from helpers.models import (
     config_of,
     divergence_loss,
     next_token_loss,
+    own_precision,
     require_next_token_model,
     require_windows,
 )
@@ -119,7 +120,8 @@ def fit(
     has dropout: that strikes other numbers in smaller parts.
 
     The model trains in train mode (its dropout is on), is measured in eval mode, and is given back in
-    the mode in which it came, after an error as well.
+    the mode in which it came, after an error as well. The random state of Python, NumPy and PyTorch is set by
+    the run's seed, and stands afterwards where the run left it.
 
     Under a launcher every process calls this with the same arguments: ``batch`` is that of all
     processes together, and only the main one writes. All of them evaluate, so that none waits.
@@ -137,14 +139,15 @@ def fit(
 
     Raises:
         BottomError: with ``cache_frozen=True``, where a frozen bottom cannot be computed once. The model is unchanged.
-        TrainingError: gradients switched off, windows or choices of another form, a replay of another vocabulary, a
-            non-finite loss, a folder that holds another run, or a GPU too small.
+        TrainingError: a model wrapped for several devices, gradients switched off, windows or choices of another
+            form, a replay of another vocabulary, a non-finite loss, a folder that holds another run, or a GPU too small.
         LockError: another process is at work in the folder, or it cannot be made or written.
         PlanError: the plan does not fit the model.
         LossError: the model does not predict the next token, or its config adds a term to the loss.
         ProcessError: another process of the run has ended, or a batch smaller than their number.
     """
     require_plan(plan)
+    _require_bare(model)
     _require_gradients_on(model, windows)
     _require_windows(model, windows)
     _require_choices(model, replay, cache_frozen, cache_limit)
@@ -156,7 +159,7 @@ def fit(
     micro = settings.micro_batch or settings.batch
     while True:
         try:
-            with in_mode(model, training=True), _own_precision(model):
+            with in_mode(model, training=True), own_precision(next(model.parameters()).device.type):
                 bottom, reason = kept_bottom(
                     model, windows, settings, micro, replay, cache_frozen, cache_limit, folder
                 )
@@ -189,9 +192,13 @@ def fit(
             locks.give_back(folder)  # `Run.resume` took it; after an error it is free as well
 
 
-def _own_precision(model: nn.Module) -> torch.autocast:
-    """Switch off an autocast around `fit`: the settings alone say in which precision a run computes."""
-    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+def _require_bare(model: nn.Module) -> None:
+    """Raise TrainingError for a model in a wrapper that spreads its work: the loop does that itself."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise TrainingError(
+            f"The model is wrapped in {type(model).__name__}. Give the model inside (model.module): fit shares the work "
+            "out itself, where `accelerate launch` starts several processes."
+        )
 
 
 def _require_gradients_on(model: nn.Module, windows: torch.Tensor) -> None:

@@ -21,8 +21,18 @@ from accelerate import Accelerator
 from torch import nn
 
 from helpers.costs import ReplaySize
+from helpers.files import require_whole
 from helpers.measuring import CACHE_LIMIT, evaluating, log_probabilities
-from helpers.models import base_predictions, config_of, last_states, plain_trunk, require_seed, weight_hash
+from helpers.models import (
+    base_predictions,
+    config_of,
+    last_states,
+    own_precision,
+    plain_trunk,
+    require_seed,
+    require_windows,
+    weight_hash,
+)
 from helpers.training.processes import own_share, sum_over_processes
 from helpers.training.runs import TrainingError, TrainSettings, batch_rows
 
@@ -46,6 +56,7 @@ class Replay:
 
     Raises:
         TrainingError: a weight, batch or set of windows that no step can have.
+        LossError: windows that are longer than the base has positions, or a setting of `require_windows`.
         ModelError: a seed that is none.
     """
 
@@ -69,7 +80,7 @@ class Replay:
             raise TrainingError(f"A step needs 1 replay window or more; found {batch!r}.")
         require_seed(seed)
         self.n_words = config_of(base).get_text_config().vocab_size
-        if not isinstance(windows, torch.Tensor):
+        if not isinstance(windows, torch.Tensor) or windows.is_meta:
             raise TrainingError(
                 f"Replay windows must be a tensor, (n, length); found {type(windows).__name__}."
             )
@@ -83,6 +94,8 @@ class Replay:
                 f"Replay windows must hold token ids of the model, int64, 0 to {self.n_words - 1}; found "
                 f"{windows.dtype}, {windows.min().item():g} to {windows.max().item():g}."
             )
+        require_windows(base, windows)
+        require_whole(limit, "limit is in bytes", least=0)
         self.windows, self.weight, self.batch, self.seed = windows, weight, batch, seed
         is_small = 4 * windows[:, 1:].numel() * self.n_words <= limit
         self.keeps_predictions = is_small or plain_trunk(base) is None  # else its states alone would not do
@@ -102,11 +115,14 @@ class Replay:
     @torch.no_grad()
     def _read(self, base: nn.Module) -> torch.Tensor:
         parts = self.windows.split(AT_A_TIME)
-        with evaluating(base):
+        device = next(base.parameters()).device
+        with (
+            evaluating(base),
+            own_precision(device.type),
+        ):  # as in `fit`: no caller's precision
             if self.keeps_predictions:
                 return torch.cat([log_probabilities(base, part) for part in parts])
             trunk = plain_trunk(base)
-            device = next(base.parameters()).device
             return torch.cat([last_states(trunk, part.to(device)) for part in parts])
 
     @property

@@ -132,6 +132,25 @@ def test_what_the_caller_has_switched_on_changes_no_result(context, name):
     require_same(found, EXPECTED[name])
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_run_in_bfloat16_inside_an_autocast_computes_with_the_weights_of_each_step(is_on):
+    def losses() -> list[float]:
+        settings = training.TrainSettings(6, 1e-2, 4, precision="bfloat16", warmup=0)
+        result = training.fit(copy.deepcopy(MODEL), PLAN, WINDOWS, settings, progress=False)
+        return [step["loss"] for step in result.history.steps]
+
+    expected = losses()
+    assert expected[-1] < expected[0] - 0.1  # with the copies of the first step it would hardly fall
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+        assert losses() == expected
+
+
+def test_a_replay_is_read_in_the_bases_own_precision():
+    expected = training.Replay(MODEL, WINDOWS).kept
+    with torch.autocast("cpu", torch.bfloat16):
+        require_same(training.Replay(MODEL, WINDOWS).kept, expected)
+
+
 def global_state() -> dict:
     return {
         "torch": torch.get_rng_state().tolist(),
