@@ -14,7 +14,15 @@ from torch import nn
 from helpers.costs.step_cost import MIB, BottomSize, Budget, BudgetError, LoraSize, budget, compare
 from helpers.files import counted
 from helpers.freezing import FreezePlan, LoRALinear, PlanError, require_optimizers, require_plan
-from helpers.models import Anatomy, Entry, anatomy, build_on_meta, named_modules, named_parameters
+from helpers.models import (
+    Anatomy,
+    Entry,
+    anatomy,
+    build_on_meta,
+    config_of,
+    named_modules,
+    named_parameters,
+)
 
 STALE, WEIGHTS, TRAINED, ACTIVATIONS, LOGITS = (
     "moments of frozen tensors",
@@ -122,9 +130,9 @@ def explain_cost(
     trained = plan.trainable_names(parts)
     _require_of_types(model, trained)
     seen = _seen(model, trained) | settings
-    now = budget(model.config, plan, batch, length, **seen)
+    now = budget(config_of(model), plan, batch, length, **seen)
     usual = {k: v for k, v in seen.items() if k not in ("lora", "frozen_dtype", "bottom")}  # of full training
-    full = budget(model.config, FreezePlan.full(), batch, length, **usual)
+    full = budget(config_of(model), FreezePlan.full(), batch, length, **usual)
     lowest = min((e for e in parts.entries if e.name in trained), key=_height)
     stale = _stale_bytes(model, trained, optimizer)
     changes = {name: now.peak_bytes - other.peak_bytes for name, other in _changed(model, plan, now, seen)}
@@ -152,7 +160,7 @@ def explain_cost(
 def _require_of_config(model: nn.Module, parts: Anatomy) -> None:
     """Raise BudgetError for a model whose tensors are not those of its config, from which the step is predicted."""
     mine = {e.name: (e.shape, e.aliases) for e in parts.entries if e.part != "lora"}
-    its = {e.name: (e.shape, e.aliases) for e in anatomy(build_on_meta(model.config)).entries}
+    its = {e.name: (e.shape, e.aliases) for e in anatomy(build_on_meta(config_of(model))).entries}
     unlike = sorted(name for name in mine.keys() | its if mine.get(name) != its.get(name))
     if unlike:
         raise BudgetError(
@@ -181,7 +189,7 @@ def _require_of_types(model: nn.Module, trained: frozenset[str]) -> None:
 
 def _seen(model: nn.Module, trained: frozenset[str]) -> dict:
     """What `budget` must know of a model beside its config."""
-    found = {"attention": "eager" if model.config._attn_implementation == "eager" else "fast"}
+    found = {"attention": "eager" if config_of(model)._attn_implementation == "eager" else "fast"}
     layers = {name: m for name, m in named_modules(model).items() if isinstance(m, LoRALinear)}
     if layers:
         where = "+".join(f"name:{name}.weight" for name in layers)
@@ -220,7 +228,7 @@ def _kept(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> tuple[
     if "bottom" in seen:
         return None, 0
     try:
-        kept = budget(model.config, plan, now.batch, now.length, **seen | {"bottom": BottomSize(1)})
+        kept = budget(config_of(model), plan, now.batch, now.length, **seen | {"bottom": BottomSize(1)})
     except BudgetError:
         return None, 0
     return compare(now, kept)["step_flops"], kept.bytes["buffers"] - now.bytes["buffers"]
@@ -253,7 +261,7 @@ def _changed(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> Ite
     """The changes that are tried, each alone, with the budget of the step that it would give."""
 
     def step(plan=plan, batch=now.batch, **changes) -> Budget:
-        return budget(model.config, plan, batch, now.length, **seen | changes)
+        return budget(config_of(model), plan, batch, now.length, **seen | changes)
 
     if not seen.get("checkpointing"):
         yield "gradient checkpointing", step(checkpointing=True)
@@ -263,7 +271,7 @@ def _changed(model: nn.Module, plan: FreezePlan, now: Budget, seen: dict) -> Ite
     if now.batch > 1:
         parts = 2 * seen.get("n_parts", 1)
         yield "half the windows at a time, in twice as many parts", step(batch=now.batch // 2, n_parts=parts)
-    narrower = _with_frozen_half(plan, anatomy(build_on_meta(model.config)))
+    narrower = _with_frozen_half(plan, anatomy(build_on_meta(config_of(model))))
     if narrower is not None:
         yield f"freezing the first half too ({narrower.flag})", step(narrower)
 

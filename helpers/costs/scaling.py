@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import pandas as pd
 import torch
 from transformers import GPTNeoConfig, LlamaConfig
 
-from helpers.costs.step_cost import MIB, Budget, budget
+from helpers.costs.step_cost import MIB, Budget, BudgetError, budget
+from helpers.files import require_whole
 from helpers.freezing import COURSE_PLANS, FreezePlan, PlanError, n_adapter_parameters
 from helpers.models import anatomy, build_on_meta
 
@@ -136,6 +138,11 @@ class Plan:
         Args:
             frozen: bytes a frozen number takes: `FLOAT32`, or `BFLOAT16` where frozen weights are kept in it.
         """
+        require_whole(n_devices, "n_devices is how many share the model")
+        if frozen not in (FLOAT32, BFLOAT16):
+            raise BudgetError(
+                f"A frozen number takes {BFLOAT16} or {FLOAT32} bytes; found frozen={frozen!r}."
+            )
         if n_devices == 1:
             spared = (FLOAT32 - frozen) * (self.predicted.n_parameters - self.predicted.n_trainable)
             state = self.state_bytes(frozen)
@@ -150,11 +157,16 @@ class Plan:
 
     def fewest(self, gib: float, frozen: int = FLOAT32, most: int = 8) -> int | None:
         """The fewest devices of ``gib`` GiB on which it fits, or None where ``most`` are not enough."""
+        if not isinstance(gib, Real) or not gib > 0:
+            raise BudgetError(f"A device has memory, in GiB, above 0; found {gib!r}.")
+        require_whole(most, "most is how many devices there may be")
         room = RESERVE * gib * GIB
         return next((n for n in range(1, most + 1) if self.need(n, frozen).total <= room), None)
 
     def fewest_of(self, card: str, most: int = 8) -> int | None:
         """As `fewest` for a card of `DEVICES`; frozen weights are in bfloat16 where the card computes in it."""
+        if card not in DEVICES:
+            raise BudgetError(f"The card {card!r} is not known. Choose one of: {', '.join(DEVICES)}.")
         return self.fewest(DEVICES[card], FLOAT32 if card in WITHOUT_BFLOAT16 else BFLOAT16, most)
 
 

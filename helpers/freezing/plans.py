@@ -310,6 +310,7 @@ COURSE_PLANS: dict[str, FreezePlan] = {key: named.plan for key, named in PLANS.i
 
 def key_of(plan: FreezePlan) -> str:
     """What records call a plan: its key in `PLANS`; its slug where it has none."""
+    require_plan(plan)
     return next((key for key, named in PLANS.items() if named.plan == plan), plan.slug)
 
 

@@ -76,6 +76,7 @@ def select(anatomy: Anatomy, selector: str) -> frozenset[str]:
         PlanError: it takes none; the message lists what the model has, or the nearest names.
     """
     require_anatomy(anatomy)
+    parse_selectors(selector)
     kind, _, rest = selector.partition(":")
     if kind == "name" and rest:
         return _by_name(anatomy, rest)

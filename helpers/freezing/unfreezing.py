@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ from helpers.files import counted
 from helpers.freezing.plans import FreezePlan, require_plan
 from helpers.freezing.proof import require_optimizers
 from helpers.models import anatomy
+
+NUMBERS = frozenset(("lr", "eps", "momentum", "weight_decay"))  # settings of optimizers
 
 
 class UnfreezingError(RuntimeError):
@@ -107,10 +110,10 @@ def _require_fit(optimizer: torch.optim.Optimizer, is_of_model: bool, settings: 
             f"{type(optimizer).__name__} knows no setting {', '.join(unknown)}; a group of it has "
             f"{', '.join(sorted(optimizer.defaults))}."
         )
-    numbers = {name: value for name, value in settings.items() if isinstance(value, (int, float))}
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise UnfreezingError(f"The setting {name} must be a finite number; found {value}.")
+    for name in sorted(settings.keys() & NUMBERS):
+        value = settings[name]
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise UnfreezingError(f"The setting {name} must be a finite number, 0 or more; found {value!r}.")
 
 
 def _held(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from helpers.files import require_values
+from helpers.files import require_values, seen
 from helpers.models.loading import ONE_AT_A_TIME
 from helpers.models.model_files import n_positions
 from helpers.models.names import config_of, unwrapped
@@ -162,10 +162,12 @@ def next_token_loss(
         (loss, n_tokens): a scalar with gradient, and how many tokens it sums over.
 
     Raises:
-        LossError: no token ids, padding before a real token, or a model set to add a term to its loss.
+        LossError: no token ids, labels or a mask of another form, padding before a real token, or a model set to add a
+            term to its loss.
     """
     require_no_extra_terms(model)
     require_windows(model, input_ids)
+    _require_beside(model, input_ids, labels, attention_mask)
     targets = shifted_labels(input_ids, labels, attention_mask)  # (batch, time - 1)
     n_tokens = int((targets != IGNORE).sum())
     trunk = plain_trunk(model)
@@ -188,7 +190,11 @@ def divergence_loss(
         input_ids: (batch, time) without padding.
         base_of: gives the base's log-probabilities of some of the batch * (time - 1) predictions, in text order:
             (chunk, vocab), float32. They are overwritten.
+
+    Raises:
+        LossError: no token ids.
     """
+    require_windows(model, input_ids)
     trunk = plain_trunk(model)
     if trunk is not None:
         return _over_chunks(last_states(trunk, input_ids), model, _divergence(base_of))
@@ -288,6 +294,31 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
         raise LossError(
             f"The windows must hold token ids of the model, 0 to {n_words - 1}; found {least} to {most}. Use the "
             "tokenizer that belongs to the model, and whole windows without padding."
+        )
+
+
+def _require_beside(model: nn.Module, input_ids: torch.Tensor, labels, attention_mask) -> None:
+    """Raise LossError for labels or a mask that do not stand beside the tokens, one for one, or hold other values."""
+    n_words, shape = config_of(model).get_text_config().vocab_size, tuple(input_ids.shape)
+
+    def beside(given) -> bool:
+        return isinstance(given, torch.Tensor) and given.shape == input_ids.shape
+
+    def are_words(given) -> bool:
+        is_word = (given >= 0) & (given < n_words)
+        return given.dtype in (torch.int64, torch.int32) and bool((is_word | (given == IGNORE)).all())
+
+    if labels is not None and not (beside(labels) and are_words(labels)):
+        raise LossError(
+            f"The labels must be token ids beside the tokens, {shape}, int64: each 0 to {n_words - 1}, or {IGNORE} where "
+            f"nothing is to be predicted; found {seen(labels)}."
+        )
+    if attention_mask is not None and not (
+        beside(attention_mask) and bool(((attention_mask == 0) | (attention_mask == 1)).all())
+    ):
+        raise LossError(
+            f"The attention mask must stand beside the tokens, {shape}: 1 for a real token, 0 for padding; found "
+            f"{seen(attention_mask)}."
         )
 
 
@@ -503,8 +534,9 @@ def require_no_leak(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         The logits of all tokens but the last, (1, time - 1, vocab), without gradient.
 
     Raises:
-        LossError: it sees later tokens.
+        LossError: it sees later tokens, or these are no token ids.
     """
+    require_token_ids(input_ids)
     other = input_ids.clone()
     other[:, -1] = (other[:, -1] + 1) % config_of(model).get_text_config().vocab_size
     with torch.no_grad():

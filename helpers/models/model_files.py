@@ -68,11 +68,7 @@ def require_readable(source: str | Path, names: tuple[str, ...]) -> None:
 
 def require_config(config, source: str | Path = "") -> None:
     """Raise ModelError unless a decoder can be built from a config; nothing is allocated for it."""
-    if not isinstance(config, PretrainedConfig):
-        raise ModelError(
-            f"A config of transformers is needed, such as model.config or load_config('data/gpt-neo-mini'); found "
-            f"{type(config).__name__}."
-        )
+    _require_kind(config)
     whose = f"The config of '{source}'" if str(source) else f"This '{config.model_type}' config"
     _require_decoder(config, whose)
     require_size(config, whose)
@@ -91,6 +87,15 @@ def require_config(config, source: str | Path = "") -> None:
         ) from error
 
 
+def _require_kind(config) -> None:
+    """Raise ModelError for what is no config."""
+    if not isinstance(config, PretrainedConfig):
+        raise ModelError(
+            f"A config of transformers is needed, such as model.config or load_config('data/gpt-neo-mini'); found "
+            f"{type(config).__name__}."
+        )
+
+
 def shape_of(config) -> nn.Module:
     """Build the model with shapes but no numbers: no memory."""
     with torch.device("meta"):
@@ -99,6 +104,7 @@ def shape_of(config) -> nn.Module:
 
 def require_size(config, whose: str = "") -> None:
     """Raise ModelError for a config of more layers or parameters than any model has. It takes no time."""
+    _require_kind(config)
     whose = whose or f"This '{config.model_type}' config"
     n_layers, n_parameters = _number(config, "num_hidden_layers"), rough_size(config)
     if n_layers > MOST_LAYERS:

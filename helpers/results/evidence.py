@@ -40,7 +40,7 @@ from helpers.measuring import (
     test_gain,
 )
 from helpers.profiles import DATA, STUDIED
-from helpers.study import is_recorded, read_record, read_runs
+from helpers.study import RecordError, is_recorded, read_record, read_runs
 
 EVIDENCE = DATA / "evidence"
 AUTHORS = ("alice", "edgar")
@@ -131,8 +131,12 @@ def read_evidence(model: str, folder: Path = EVIDENCE) -> Evidence:
     """Read what `helpers/study/runner.py` and `helpers/study/bases.py` wrote.
 
     Raises:
-        RecordError: a damaged file, which it names.
+        RecordError: a model that was not studied, or a damaged file, which it names.
     """
+    if model not in RATES:
+        raise RecordError(
+            f"No study of {model!r} is recorded. Those that can be read are of: {', '.join(RATES)}."
+        )
     rates = read_record(folder / RATES[model], {"chosen": dict})
     rates.setdefault("smallest_forgetting", {})
     runs, long, tuning = (read_runs(folder / kind / model) for kind in ("runs", "long", "tuning"))

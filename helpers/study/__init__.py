@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = face(
         "packing": ["pack", "unpack"],
         "records": ["is_recorded", "read_record", "read_runs"],
         "second_study": ["LORA", "LORA_LAYERS", "plan_of"],
-        "tables": ["stored"],
+        "tables": ["RecordError", "stored"],
     },
     modules=["laboratory"],
 )

@@ -20,8 +20,9 @@ from numbers import Real
 import torch
 from torch import nn
 
+from helpers.files import require_named
 from helpers.freezing import parse_selectors, select
-from helpers.models import Anatomy, anatomy
+from helpers.models import Anatomy, anatomy, named_buffers, named_parameters
 
 Base = nn.Module | Mapping[str, torch.Tensor]
 Share = float | Mapping[str, float]
@@ -72,9 +73,10 @@ def rewind(model: nn.Module, base: Base, share: Share, roles: dict[str, str] | N
     parts = anatomy(model, roles)
     values = _values(model, parts, base)
     shares = shares_of(parts, share)
+    tensors = dict(named_parameters(model))
     with torch.no_grad():
         for name, value in values.items():
-            tensor = model.get_parameter(name)
+            tensor = tensors[name]
             tensor.copy_(_between(value.to(tensor.device), tensor, shares.get(name, 1.0)))
 
 
@@ -84,14 +86,15 @@ def rewound(
 ) -> Iterator[nn.Module]:
     """``with rewound(model, base, 0.4):`` rewinds for a while; the tuned weights come back, bit for bit."""
     names = _values(model, anatomy(model, roles), base)  # those that may differ
-    tuned = {name: model.get_parameter(name).detach().clone() for name in names}
+    tensors = dict(named_parameters(model))
+    tuned = {name: tensors[name].detach().clone() for name in names}
     try:
         rewind(model, base, share, roles)
         yield model
     finally:
         with torch.no_grad():
             for name, tensor in tuned.items():
-                model.get_parameter(name).copy_(tensor)
+                tensors[name].copy_(tensor)
 
 
 def choose_share(
@@ -167,8 +170,9 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
         raise RewindError("The base is the tuned model itself. Give the base as it was before the training.")
     if not isinstance(base, (nn.Module, Mapping)):
         raise RewindError(f"The base is a model, or name to value; found {type(base).__name__}.")
-    given = dict(base.named_parameters()) if isinstance(base, nn.Module) else base
-    buffers = dict(model.named_buffers())
+    given = dict(named_parameters(base)) if isinstance(base, nn.Module) else base
+    tensors, buffers = dict(named_parameters(model)), dict(named_buffers(model))
+    require_named(given, torch.Tensor, "The base's values have names", least=0)
     first_names = _first_names(parts)
     values: dict[str, torch.Tensor] = {}
     for name, value in given.items():
@@ -183,7 +187,7 @@ def _values(model: nn.Module, parts: Anatomy, base: Base) -> dict[str, torch.Ten
                 "one that it was trained from."
             )
         first = first_names[name]
-        _require_alike(name, value.detach(), model.get_parameter(first))
+        _require_alike(name, value.detach(), tensors[first])
         if first in values and not torch.equal(values[first], value):
             raise RewindError(
                 f"'{name}' and '{first}' are one tensor in the model, and the base has two values "

@@ -109,6 +109,10 @@ class TrainSettings:
             raise TrainingError(f"micro_batch must be 1 or more, and whole; found {self.micro_batch}.")
         if self.precision not in ("float32", "bfloat16"):
             raise TrainingError(f"Precision {self.precision!r} is not known. Choose float32 or bfloat16.")
+        for name, value in list(vars(self).items()):  # NumPy's numbers go into no record, and seed nothing
+            if isinstance(value, Real) and not isinstance(value, bool):
+                plain = int(value) if isinstance(value, Integral) else float(value)
+                object.__setattr__(self, name, plain)
 
     def rate_at(self, step: int) -> float:
         return self.rate * min(1.0, (step + 1) / self.warmup) if self.warmup else self.rate
