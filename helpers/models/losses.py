@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from helpers.files import require_values, seen
 from helpers.models.loading import ONE_AT_A_TIME
-from helpers.models.model_files import n_positions
+from helpers.models.model_files import in_one_line, n_positions
 from helpers.models.names import config_of, unwrapped
 
 IGNORE = -100  # the label of a position that has nothing to predict, as in PyTorch
@@ -68,8 +68,7 @@ class _ChunkedLoss(torch.autograd.Function):
 def row_length(n_words: int) -> int:
     """Numbers in a stored row of logits: the vocabulary, rounded up to a multiple of 16.
 
-    A matrix product that writes rows of 50,257 numbers takes half as long again as one whose
-    rows all begin on a cache line of 64 bytes.
+    A matrix product takes half as long again where rows do not begin on a cache line of 64 bytes.
     """
     return -(-n_words // 16) * 16
 
@@ -162,8 +161,7 @@ def next_token_loss(
         (loss, n_tokens): a scalar with gradient, and how many tokens it sums over.
 
     Raises:
-        LossError: no token ids, labels or a mask of another form, padding before a real token, or a model set to add a
-            term to its loss.
+        LossError: no token ids, other labels, padding before a real token, or a model set to add a term to its loss.
     """
     require_no_extra_terms(model)
     require_windows(model, input_ids)
@@ -190,9 +188,6 @@ def divergence_loss(
         input_ids: (batch, time) without padding.
         base_of: gives the base's log-probabilities of some of the batch * (time - 1) predictions, in text order:
             (chunk, vocab), float32. They are overwritten.
-
-    Raises:
-        LossError: no token ids.
     """
     require_windows(model, input_ids)
     trunk = plain_trunk(model)
@@ -297,29 +292,27 @@ def require_windows(model: nn.Module, windows: torch.Tensor) -> None:
         )
 
 
-def _require_beside(model: nn.Module, input_ids: torch.Tensor, labels, attention_mask) -> None:
+def _require_beside(model: nn.Module, input_ids: torch.Tensor, labels, mask) -> None:
     """Raise LossError for labels or a mask that do not stand beside the tokens, one for one, or hold other values."""
     n_words, shape = config_of(model).get_text_config().vocab_size, tuple(input_ids.shape)
 
     def beside(given) -> bool:
         return isinstance(given, torch.Tensor) and given.shape == input_ids.shape
 
-    def are_words(given) -> bool:
-        is_word = (given >= 0) & (given < n_words)
-        return given.dtype in (torch.int64, torch.int32) and bool((is_word | (given == IGNORE)).all())
-
-    if labels is not None and not (beside(labels) and are_words(labels)):
+    if labels is not None and not (beside(labels) and _are_words(labels, n_words)):
         raise LossError(
             f"The labels must be token ids beside the tokens, {shape}, int64: each 0 to {n_words - 1}, or {IGNORE} where "
             f"nothing is to be predicted; found {seen(labels)}."
         )
-    if attention_mask is not None and not (
-        beside(attention_mask) and bool(((attention_mask == 0) | (attention_mask == 1)).all())
-    ):
+    if mask is not None and not (beside(mask) and bool(((mask == 0) | (mask == 1)).all())):
         raise LossError(
-            f"The attention mask must stand beside the tokens, {shape}: 1 for a real token, 0 for padding; found "
-            f"{seen(attention_mask)}."
+            f"The attention mask must be {shape}, 1 for a token, 0 for padding; found {seen(mask)}."
         )
+
+
+def _are_words(labels: torch.Tensor, n_words: int) -> bool:
+    are_words = (labels >= 0) & (labels < n_words) | (labels == IGNORE)
+    return labels.dtype in (torch.int64, torch.int32) and bool(are_words.all())
 
 
 def _require_steady_positions(model: nn.Module, config, length: int, limit: int | None) -> None:
@@ -439,10 +432,7 @@ class _OnlyStates:
 
 @contextmanager
 def _recorders(modules: set[nn.Module], asked: list, answer: Callable):
-    """For the time of the block each module notes in ``asked`` what it is given, and gives ``answer(module)``.
-
-    In this thread alone: another one that reads with the model goes on as before.
-    """
+    """For the time of the block, in this thread alone, modules note what they are given, and give ``answer(module)``."""
     here = get_ident()
 
     def recorder(module):
@@ -598,7 +588,7 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise LossError(
-            f"This '{kind}' model cannot be run on these token ids ({_first_line(error)}). "
+            f"This '{kind}' model cannot be run on these token ids ({in_one_line(error)}). "
             "Choose a causal language model, and the tokenizer that belongs to it."
         ) from error
     mean = F.cross_entropy(_at_least_float32(logits).flatten(0, 1), input_ids[:, 1:].flatten().long()).item()
@@ -608,7 +598,3 @@ def require_next_token_model(model: nn.Module, input_ids: torch.Tensor) -> None:
             f"The own loss of this '{kind}' model is not the next-token loss (found {found}, "
             f"expected {mean:.4f}), and the course trains on nothing else. Choose another model."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
