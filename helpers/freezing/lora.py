@@ -37,6 +37,7 @@ from helpers.models import (
     named_modules,
     named_parameters,
     next_token_logits,
+    own_precision,
     require_seed,
     seeded,
     tensors_hash,
@@ -59,20 +60,17 @@ class LoRALinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self.weight = linear.weight  # (out, in), not a copy: names, ties and hashes stay
         self.bias = linear.bias  # (out,) or None
-        A = torch.empty(rank, linear.in_features, dtype=torch.float32, device="cpu")
-        nn.init.kaiming_uniform_(A, a=math.sqrt(5))  # whatever type and device the weight has
+        A = nn.init.kaiming_uniform_(torch.empty(rank, linear.in_features), a=math.sqrt(5))
+        B = torch.zeros(linear.out_features, rank)
         self.lora_A = nn.Parameter(A.to(linear.weight))  # (r, in), random
-        self.lora_B = nn.Parameter(
-            linear.weight.new_zeros(linear.out_features, rank)
-        )  # (out, r): no change at first
+        self.lora_B = nn.Parameter(B.to(linear.weight))  # (out, r), zero: no change at first
         self.rank = rank
         self.alpha = alpha
         self.kept = None  # W, while the change is merged into it
 
     def change(self) -> torch.Tensor:
-        """Return (alpha / r) B A, what is added to W: of rank r at most, in W's own type also under autocast."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in)
+        """Return (alpha / r) B A, what is added to W: of rank r at most."""
+        return self.alpha / self.rank * self.lora_B @ self.lora_A  # (out, in)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)  # (batch, time, in) -> (batch, time, out)
@@ -180,7 +178,8 @@ def merge(model: nn.Module) -> None:
     for layer in layers_of(model).values():
         if layer.kept is None:
             layer.kept = layer.weight.clone()
-            layer.weight += layer.change()
+            with own_precision(layer.weight.device.type):
+                layer.weight += layer.change()
 
 
 @torch.no_grad()

@@ -154,13 +154,18 @@ def build_model(config, seed: int = 0, attention: str = "fast") -> nn.Module:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """For the time of the block PyTorch draws from a seed, on the CPU; then its random state is what it was before.
+    """For the time of the block PyTorch draws from a seed, in float32 on the CPU; then all is what it was before.
 
-    All threads share that state, so others wait here for their turn.
+    All threads share its random state and default type, so others wait here for their turn.
     """
     with ONE_AT_A_TIME, torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         torch.default_generator.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextmanager
