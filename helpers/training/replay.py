@@ -116,10 +116,7 @@ class Replay:
     def _read(self, base: nn.Module) -> torch.Tensor:
         parts = self.windows.split(AT_A_TIME)
         device = next(base.parameters()).device
-        with (
-            evaluating(base),
-            own_precision(device.type),
-        ):  # as in `fit`: no caller's precision
+        with evaluating(base), own_precision(device.type):  # as in `fit`
             if self.keeps_predictions:
                 return torch.cat([log_probabilities(base, part) for part in parts])
             trunk = plain_trunk(base)
